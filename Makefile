@@ -1,0 +1,91 @@
+# Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Any Python 3.11 or 3.12; the first found is taken.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := $(VENV)/uv/bin/uv
+STAMP  := $(VENV)/.installed
+# Threads of the tests' torch: two workers share the machine.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(STAMP) ## Install everything into .venv (uv from PyPI, locked requirements)
+
+$(UV):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; say where it is: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)/uv
+	$(VENV)/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+
+$(STAMP): $(UV) pyproject.toml requirements/dev.txt
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## The main job, without a cluster: compress a small teacher on real text
+	@$(BIN)/python examples/demo/corpus.py
+	@$(BIN)/compression run examples/demo.yaml --workdir out/demo
+
+.PHONY: demo-teacher
+demo-teacher: $(STAMP) ## Train the demo's teacher anew (half an hour on 2 cores); TEACHER_ARGS="--steps 20 --output DIR"
+	@$(BIN)/python examples/demo/corpus.py
+	@$(BIN)/python examples/demo/teacher.py $(TEACHER_ARGS)
+
+.PHONY: test
+test: lint types test-unit ## Lint, types, and every test that needs no cluster: what CI runs
+
+.PHONY: test-unit
+test-unit: $(STAMP) ## The tests alone; TESTS=tests/operator narrows them
+	$(BIN)/python -m pytest -m "not cluster" $(TESTS)
+
+.PHONY: test-cluster
+test-cluster: $(STAMP) ## The tests on a real cluster, which they bring up themselves (root, Debian; half an hour)
+	$(BIN)/python -m pytest -m cluster $(TESTS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(STAMP) ## pyright: strict on operator/, basic on the rest
+	$(BIN)/pyright
+
+.PHONY: format
+format: $(STAMP) ## Let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: crds
+crds: $(STAMP) ## Write crds/ from the models, and what the chart has of them and of its values
+	$(BIN)/python -m compression_operator.api.crd
+	cp crds/*.yaml charts/compression-operator/files/
+	$(BIN)/python charts/document.py
+
+.PHONY: lock
+lock: $(UV) ## Pin requirements/*.in anew (hashes, no index addresses)
+	@for use in operator pipeline dev; do \
+		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+			--no-header --no-annotate --output-file requirements/$$use.txt requirements/$$use.in || exit 1; done
+
+.PHONY: clean
+clean: ## Remove what the demo made
+	rm -rf out
+
+.PHONY: cluster
+cluster: ## A real Kubernetes cluster on this machine (Go builds it once, into the cache); eval "$(make -s cluster)"
+	@$(PYTHON) -m tests.cluster up $(if $(STATE),--state $(STATE))
+
+.PHONY: cluster-down
+cluster-down: ## Take that cluster down, without a trace
+	@$(PYTHON) -m tests.cluster down $(if $(STATE),--state $(STATE))

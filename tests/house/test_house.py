@@ -1,0 +1,147 @@
+"""The rules of the house that a machine can check: who imports whom, what is locked, how long a file is."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from compression_operator.api.manifest import World, load
+
+ROOT = Path(__file__).parents[2]
+OPERATOR = ROOT / "operator" / "compression_operator"
+PIPELINE = ROOT / "pipeline" / "compression_pipeline"
+
+LAYERS = ("jobs", "plan", "reconcile", "controller", "service", "main", "__main__")
+"""Modules of the operator, each of which may import those before it and none after."""
+
+LONGEST = 400
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def imported(path: Path, package: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, relative ones resolved."""
+    here = path.relative_to(package.parent).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def locked(name: str) -> dict[str, str]:
+    """Package -> version of a lock file."""
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    pins = (re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", line) for line in lines)
+    return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
+
+
+@pytest.mark.parametrize("path", sources(OPERATOR), ids=lambda path: str(path.relative_to(OPERATOR)))
+def test_the_operator_takes_nothing_from_the_pipeline_but_its_configuration(path: Path) -> None:
+    foreign = {
+        name
+        for name in imported(path, OPERATOR)
+        if name.split(".")[0] in ("torch", "megatron", "modelopt", "transformers")
+        or (name.startswith("compression_pipeline") and not name.startswith("compression_pipeline.config"))
+    }
+    assert not foreign
+
+
+@pytest.mark.parametrize("path", sources(PIPELINE), ids=lambda path: str(path.relative_to(PIPELINE)))
+def test_the_pipeline_takes_nothing_from_the_operator(path: Path) -> None:
+    assert not [name for name in imported(path, PIPELINE) if name.startswith("compression_operator")]
+
+
+def test_imports_of_the_operator_run_one_way() -> None:
+    ranks = {f"compression_operator.{layer}": rank for rank, layer in enumerate(LAYERS)}
+    for layer in LAYERS:
+        own = ranks[f"compression_operator.{layer}"]
+        above = [n for n in imported(OPERATOR / f"{layer}.py", OPERATOR) if ranks.get(n, -1) > own]
+        assert not above, f"{layer}.py imports {above}"
+    for path in sources(OPERATOR / "api"):
+        outside = [
+            name
+            for name in imported(path, OPERATOR)
+            if name.startswith("compression_operator.") and not name.startswith("compression_operator.api")
+        ]
+        assert not outside, f"{path.name} imports {outside}"
+
+
+def test_the_configuration_needs_pydantic_alone() -> None:
+    code = (
+        "import sys, compression_pipeline.config as _; "
+        "print(*{'torch', 'numpy', 'transformers', 'kopf', 'kubernetes', 'yaml'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+def test_the_source_roots_are_no_packages() -> None:
+    # An operator/__init__.py would shadow Python's own module.
+    assert not (OPERATOR.parent / "__init__.py").exists()
+    assert not (PIPELINE.parent / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("name", ["operator", "pipeline", "dev"])
+def test_locks_have_hashes_and_no_addresses(name: str) -> None:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    assert not re.search(r"https?://|--index|--find-links", text)
+    pins = re.findall(r"(?m)^[A-Za-z0-9].*\n.*", text)
+    assert len(pins) >= len(locked(name)) > 10
+    assert [pin for pin in pins if "--hash=sha256:" not in pin] == []
+
+
+def test_the_operator_installs_without_torch() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    heavy = {"torch", "megatron-core", "nvidia-modelopt", "transformers", "numpy"}
+    assert not heavy & set(locked("operator"))
+    assert not heavy & {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+
+
+@pytest.mark.parametrize(("use", "extra"), [("operator", None), ("pipeline", "pipeline")])
+def test_what_is_locked_is_what_the_project_asks_for(use: str, extra: str | None) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
+    pins = locked(use)
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+@pytest.mark.parametrize("folder", ["operator", "pipeline", "examples", "benchmarks", "tests"])
+def test_files_are_short_enough_to_be_read(folder: str) -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in sources(ROOT / folder)
+        if (count := len(path.read_text().splitlines())) > LONGEST
+    }
+    assert not long
+
+
+def test_the_readme_names_only_commands_that_exist() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"(?m)^\$ make ([a-z-]+)", readme))
+    assert targets
+    assert targets <= set(re.findall(r"(?m)^([a-z-]+):", makefile))
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme):
+        assert (ROOT / picture).is_file(), picture
+
+
+@pytest.mark.parametrize("world", list(World))
+def test_the_readme_s_manifest_is_valid_everywhere(world: World, tmp_path: Path) -> None:
+    text = re.search(r"## The manifest\n\n```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert text
+    path = tmp_path / "run.yaml"
+    path.write_text(text[1])
+    assert load(path, world).metadata.name == "llama-8b"
