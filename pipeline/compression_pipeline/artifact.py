@@ -1,0 +1,332 @@
+"""The store: artifacts published as a whole or not at all, and the folders of attempts.
+
+<store>/artifacts/<phase>-<key>/         published by rename; manifest.json says what it is and what is in it
+<store>/work/<fingerprint>/<attempt>/    private to an attempt: drafts, checkpoints
+<store>/work/<fingerprint>/published.json   where an artifact's key isn't the step's fingerprint (prepare)
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from .config import ConfigModel
+from .config.fingerprint import SCHEMA_VERSION
+from .errors import UserError
+
+MANIFEST = "manifest.json"
+VERSIONED = ("torch", "megatron-core", "nvidia-modelopt", "transformers", "tokenizers", "compression-operator")
+"""Distributions whose versions a manifest records, where installed."""
+
+_CHUNK = 8 * 1024**2
+
+
+class FileRecord(ConfigModel):
+    """One file of an artifact."""
+
+    size: int
+    sha256: str
+
+
+class _Record(ConfigModel):
+    # Written by this version or a later one: what is unknown is left alone.
+    model_config = ConfigDict(extra="ignore")
+
+
+class Manifest(_Record):
+    """`manifest.json`: what the artifact is, from what, and every file in it."""
+
+    schema_version: int = SCHEMA_VERSION
+    phase: str
+    key: str
+    config: dict[str, Any] = Field(description="The configuration of the job that made it, as it was told.")
+    inputs: dict[str, str] = Field(description="Role of each input -> its artifact's name, or what a source was.")
+    files: dict[str, FileRecord] = Field(description="Path within the artifact -> size and SHA-256.")
+    result: dict[str, Any]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    created: datetime
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact."""
+
+    name: str
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face checkpoint in it."""
+        return self.path / "model"
+
+    @property
+    def data(self) -> Path:
+        """The tokenized text in it."""
+        return self.path / "data"
+
+
+class Watched(_Record):
+    """A local file, or folder, that something was made from, and how it looked then: cheap to look at again."""
+
+    path: str
+    size: int
+    changed: int = Field(description="Time of change in ns.")
+
+    @classmethod
+    def now(cls, path: Path) -> "Watched":
+        """Raises OSError."""
+        status = path.stat()
+        return cls(path=str(path), size=status.st_size, changed=status.st_mtime_ns)
+
+    def unchanged(self) -> bool:
+        """Whether it still looks like that."""
+        try:
+            return Watched.now(Path(self.path)) == self
+        except OSError:
+            return False
+
+
+class Published(_Record):
+    """`published.json`: the artifact that a step made whose key was not known before it ran."""
+
+    artifact: str
+    watched: list[Watched] = Field(default=[], description="What it was made from, of local files.")
+
+
+class Store:
+    """One tree that all runs of a storage share."""
+
+    def __init__(self, root: Path, *, drafts: Path | None = None) -> None:
+        """`drafts`: folder in the store in which drafts are made; an attempt's own, so that leftovers can be told."""
+        self.root = root
+        self.artifacts = root / "artifacts"
+        self._drafts = drafts or root / "work" / "drafts"
+
+    def find(self, name: str) -> Artifact | None:
+        """The artifact, where it is published and whole: its manifest can be read and every file has its size."""
+        path = self.artifacts / name
+        manifest = _manifest(path)
+        if manifest is None or f"{manifest.phase}-{manifest.key}" != name or _missing(path, manifest):
+            return None
+        return Artifact(name, path, manifest)
+
+    def open(self, name: str) -> Artifact:
+        """The artifact. Raises UserError that says what is missing."""
+        found = self.find(name)
+        if found is not None:
+            return found
+        path = self.artifacts / name
+        if not path.is_dir():
+            raise UserError(f"the store {self.root} has no artifact {name}; run the phase that makes it")
+        manifest = _manifest(path)
+        if manifest is None:
+            raise UserError(f"{path / MANIFEST} is missing or can't be read; remove {path} and run again")
+        missing = _missing(path, manifest) or MANIFEST
+        raise UserError(f"{path / missing} is missing or not whole; remove {path} and run again")
+
+    def find_published(self, phase: str, fingerprint: str) -> Artifact | None:
+        """What the step of this fingerprint has published, where its sources are still what they were."""
+        found = self.find(f"{phase}-{fingerprint}")
+        if found is not None:
+            return found
+        try:
+            record = Published.model_validate_json((self._work(fingerprint) / "published.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return self.find(record.artifact) if all(found.unchanged() for found in record.watched) else None
+
+    def record_published(self, fingerprint: str, record: Published) -> None:
+        """Remember which artifact the step of this fingerprint made."""
+        folder = self._work(fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".published.{uuid.uuid4().hex}"
+        try:
+            temporary.write_text(record.model_dump_json(by_alias=True))
+            temporary.replace(folder / "published.json")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def attempt_folder(self, fingerprint: str, attempt: int) -> Path:
+        """The folder private to an attempt, made where it isn't there. Raises UserError for a read-only store."""
+        folder = self._work(fingerprint) / str(attempt)
+        self._make(folder)
+        return folder
+
+    def earlier_attempts(self, fingerprint: str) -> list[Path]:
+        """Folders of all attempts at this fingerprint so far, this one's too, newest first."""
+        work = self._work(fingerprint)
+        numbers = (int(path.name) for path in work.iterdir() if path.name.isdecimal()) if work.is_dir() else ()
+        return [work / str(number) for number in sorted(numbers, reverse=True)]
+
+    @contextmanager
+    def draft(self, phase: str, key: str) -> "Iterator[Draft]":
+        """A private folder to fill and publish; what isn't published is removed on the way out.
+
+        Raises UserError for a read-only store.
+        """
+        path = self._drafts / f"draft-{phase}-{key}-{uuid.uuid4().hex[:8]}"
+        self._make(path)
+        self._make(self.artifacts)
+        try:
+            yield Draft(self, phase, key, path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def remove_drafts(self, fingerprint: str) -> None:
+        """Remove what earlier attempts left unpublished (killed in mid-write). For who holds the heartbeat only."""
+        for attempt in self.earlier_attempts(fingerprint):
+            for path in attempt.glob("draft-*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _work(self, fingerprint: str) -> Path:
+        return self.root / "work" / fingerprint
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise UserError(
+                    f"the store {self.root} can't be written ({error.strerror}); mount it writable for this user"
+                ) from error
+            if error.errno in (errno.ENOTDIR, errno.EEXIST):
+                raise UserError(f"the store {self.root} is no folder ({error.filename}: {error.strerror})") from error
+            raise
+
+
+class Draft:
+    """An artifact in the making; `path` is its folder."""
+
+    def __init__(self, store: Store, phase: str, key: str, path: Path) -> None:
+        self.path = path
+        self.name = f"{phase}-{key}"
+        self._store = store
+        self._phase = phase
+        self._key = key
+        self._hashed: dict[str, FileRecord] = {}
+
+    def hashed(self, file: Path, sha256: str) -> None:
+        """Tell the SHA-256 of a file of the draft that was hashed while it was written, so it isn't read again."""
+        self._hashed[file.relative_to(self.path).as_posix()] = FileRecord(size=file.stat().st_size, sha256=sha256)
+
+    def publish(
+        self,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        result: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Write the manifest, force everything to disk, rename. The winner of a lost race is returned instead.
+
+        `config`, `result` and `metrics` are JSON-ready. Raises OSError (a full disk leaves nothing behind).
+        """
+        files = {
+            path.relative_to(self.path).as_posix(): path for path in sorted(self.path.rglob("*")) if path.is_file()
+        }
+        manifest = Manifest(
+            phase=self._phase,
+            key=self._key,
+            config=dict(config),
+            inputs=dict(inputs),
+            files={name: self._record(name, path) for name, path in files.items()},
+            result=dict(result),
+            metrics=dict(metrics or {}),
+            versions=versions(),
+            created=datetime.now(UTC),
+        )
+        (self.path / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=1) + "\n")
+        for path in files.values():
+            sync(path)
+        for folder in [path for path in self.path.rglob("*") if path.is_dir()]:
+            sync(folder)
+        sync(self.path / MANIFEST)
+        sync(self.path)
+        return self._rename(manifest)
+
+    def _record(self, name: str, path: Path) -> FileRecord:
+        known = self._hashed.get(name)
+        if known is not None and known.size == path.stat().st_size:
+            return known
+        return FileRecord(size=path.stat().st_size, sha256=sha256(path))
+
+    def _rename(self, manifest: Manifest) -> Artifact:
+        target = self._store.artifacts / self.name
+        while True:
+            try:
+                self.path.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                winner = self._store.find(self.name)
+                if winner is not None:
+                    return winner
+                # Something of this name that isn't whole: damaged since it was published. Out of the way with it.
+                with suppress(FileNotFoundError):
+                    target.rename(self._store.artifacts / f".damaged-{self.name}-{uuid.uuid4().hex[:8]}")
+                continue
+            sync(self._store.artifacts)
+            return Artifact(self.name, target, manifest)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what shapes results, as installed; nothing is imported."""
+    found = {"python": python_version()}
+    for name in VERSIONED:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _manifest(path: Path) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _missing(path: Path, manifest: Manifest) -> str | None:
+    """The first file of the manifest that isn't there with its size."""
+    for name, record in manifest.files.items():
+        try:
+            if (path / name).stat().st_size == record.size:
+                continue
+        except OSError:
+            pass
+        return name
+    return None
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems don't sync folders; the files themselves must be.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)

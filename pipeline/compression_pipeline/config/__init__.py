@@ -1,0 +1,77 @@
+"""Typed configuration of every phase: pydantic only, no torch. The CRD embeds these models.
+
+The control plane imports nothing else from the pipeline.
+"""
+
+from .architecture import Architecture, Family
+from .base import ConfigModel, Operational, Rule
+from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
+from .export import ExportConfig, ExportDtype
+from .fingerprint import digest, fingerprint, semantic_fields
+from .phases import (
+    CONFIG_VARIABLE,
+    JOBS,
+    RESULTS,
+    TERMINATION_VARIABLE,
+    DistillJob,
+    DistillResult,
+    ExportJob,
+    ExportResult,
+    FinetuneJob,
+    FinetuneResult,
+    JobConfig,
+    Phase,
+    PrepareJob,
+    PrepareResult,
+    PruneJob,
+    PruneResult,
+    ResolvedSource,
+)
+from .pruning import PruneConfig
+from .sources import DatasetConfig, DocumentFormat, TeacherConfig
+from .students import student_architecture, student_faults
+from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision, TrainingConfig
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "JOBS",
+    "RESULTS",
+    "TERMINATION_MESSAGE_LIMIT",
+    "TERMINATION_VARIABLE",
+    "Architecture",
+    "ConfigModel",
+    "DatasetConfig",
+    "DistillConfig",
+    "DistillJob",
+    "DistillResult",
+    "DocumentFormat",
+    "EvaluateConfig",
+    "ExitClass",
+    "ExportConfig",
+    "ExportDtype",
+    "ExportJob",
+    "ExportResult",
+    "Family",
+    "FinetuneConfig",
+    "FinetuneJob",
+    "FinetuneResult",
+    "JobConfig",
+    "Operational",
+    "Phase",
+    "Precision",
+    "PrepareJob",
+    "PrepareResult",
+    "PruneConfig",
+    "PruneJob",
+    "PruneResult",
+    "ResolvedSource",
+    "Rule",
+    "TeacherConfig",
+    "Termination",
+    "TrainingConfig",
+    "digest",
+    "fingerprint",
+    "semantic_fields",
+    "student_architecture",
+    "student_faults",
+]

@@ -1,0 +1,59 @@
+"""Fingerprints: a hash of what a step makes, and of nothing else.
+
+In: the schema version, the phase's semantic fields that differ from their defaults, the keys of its inputs. Out: names,
+absolute paths, images, resources, layouts, intervals, secrets (fields marked `Operational` never enter).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from .base import Operational
+
+SCHEMA_VERSION = 1
+"""Raised when the meaning of an artifact changes, so that nothing older is taken for it."""
+
+KEY_LENGTH = 32
+"""Hex digits of a key: 128 bits of SHA-256, short enough for a Kubernetes label value."""
+
+
+def semantic_fields(model: BaseModel) -> dict[str, Any]:
+    """The fields of `model` that shape what is made, in camelCase, those at their default left out."""
+    found: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if any(isinstance(mark, Operational) for mark in field.metadata):
+            continue
+        if not field.is_required() and value == field.get_default(call_default_factory=True):
+            continue
+        alias = field.alias or name
+        if isinstance(value, BaseModel):
+            found[alias] = semantic_fields(value)
+        else:
+            found[alias] = model.model_dump(mode="json", by_alias=True, include={name})[alias]
+    return found
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, cut to `KEY_LENGTH` hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def fingerprint(
+    phase: str, configuration: Mapping[str, BaseModel | str | int | None], inputs: Mapping[str, str]
+) -> str:
+    """Fingerprint of one step.
+
+    `configuration` maps the name of each configuration block of the phase (e.g. "distill", "evaluate") to its model or
+    plain value, `inputs` the role of each input (e.g. "data", "teacher") to the key of the artifact that fills it.
+    """
+    blocks = {
+        name: semantic_fields(block) if isinstance(block, BaseModel) else block
+        for name, block in configuration.items()
+        if block is not None
+    }
+    return digest({"version": SCHEMA_VERSION, "phase": phase, "configuration": blocks, "inputs": dict(inputs)})

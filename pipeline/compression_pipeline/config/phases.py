@@ -1,0 +1,178 @@
+"""What a job is told: one typed configuration per phase, as JSON in the environment variable COMPRESSION_CONFIG."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from .architecture import Architecture
+from .base import ConfigModel
+from .export import ExportConfig
+from .pruning import PruneConfig
+from .sources import DatasetConfig, TeacherConfig
+from .training import DistillConfig, EvaluateConfig, FinetuneConfig
+
+CONFIG_VARIABLE = "COMPRESSION_CONFIG"
+TERMINATION_VARIABLE = "COMPRESSION_TERMINATION_MESSAGE"
+"""Path of the termination message; /dev/termination-log where it isn't set."""
+
+
+class Phase(StrEnum):
+    """The phases, in their order."""
+
+    PREPARE = "prepare"
+    FINETUNE = "finetune"
+    PRUNE = "prune"
+    DISTILL = "distill"
+    EXPORT = "export"
+
+
+class JobConfig(ConfigModel):
+    """What every phase is told.
+
+    Artifacts are named `<phase>-<key>` and lie in `<store>/artifacts/`. An attempt's own files (checkpoints, heartbeat)
+    lie in `<store>/work/<fingerprint>/<attempt>/`.
+    """
+
+    run: str
+    step: str = Field(description="Name of the step, e.g. distill-width; unique within the run.")
+    student: str | None = None
+    attempt: int = Field(ge=1)
+    fingerprint: str = Field(pattern="^[0-9a-f]{32}$")
+    store: str = Field(description="Absolute path of the store.")
+    grace_period_seconds: int = Field(default=300, ge=1)
+    processes_per_node: int = Field(default=1, ge=1, description="Ranks that the launcher starts on this node.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of one rank. Default: processors / ranks.")
+
+
+class PrepareJob(JobConfig):
+    """Fetch the teacher, look at it, tokenize the text. Its artifact: `model/` (the teacher as it came) and `data/`."""
+
+    teacher: TeacherConfig
+    dataset: DatasetConfig
+    source_roots: dict[str, str] = Field(
+        default={},
+        description='Where sources are found: "file" -> folder that file: paths are relative to, '
+        '"pvc://claim" -> mount point of the claim.',
+    )
+
+
+class FinetuneJob(JobConfig):
+    """Correct the teacher. Its artifact: `model/`, the corrected teacher as a Hugging Face checkpoint."""
+
+    data: str = Field(description="Artifact with the tokenized text (prepare's).")
+    teacher: str = Field(description="Artifact with the teacher (prepare's).")
+    sequence_length: int
+    finetune: FinetuneConfig
+    evaluate: EvaluateConfig
+
+
+class PruneJob(JobConfig):
+    """Cut the student out of the (corrected) teacher. Its artifact: `model/`, importance scores and plot."""
+
+    data: str
+    teacher: str = Field(description="Artifact with the (corrected) teacher: finetune's, or prepare's without one.")
+    sequence_length: int
+    prune: PruneConfig
+
+
+class DistillJob(JobConfig):
+    """Train the student on the teacher's logits. Its artifact: `model/` and, for export's proof, reference logits.
+
+    The reference logits are float32, of the weights rounded to each dtype that an export may have.
+    """
+
+    data: str
+    teacher: str
+    pruned: str = Field(description="Artifact with the pruned student (prune's).")
+    sequence_length: int
+    distill: DistillConfig
+    evaluate: EvaluateConfig
+
+
+class ExportJob(JobConfig):
+    """Write the student as a Hugging Face checkpoint with its card, and prove it. Its artifact: `model/`."""
+
+    data: str
+    teacher: str
+    pruned: str
+    distilled: str = Field(description="Artifact with the distilled student (distill's).")
+    export: ExportConfig
+
+
+JOBS: dict[Phase, type[JobConfig]] = {
+    Phase.PREPARE: PrepareJob,
+    Phase.FINETUNE: FinetuneJob,
+    Phase.PRUNE: PruneJob,
+    Phase.DISTILL: DistillJob,
+    Phase.EXPORT: ExportJob,
+}
+
+
+class ResolvedSource(ConfigModel):
+    """What a source turned out to be."""
+
+    source: str = Field(description="The source as the manifest names it.")
+    revision: str | None = Field(default=None, description="Commit on the Hub.")
+    digest: str = Field(description="Digest of the content.")
+
+
+class PrepareResult(ConfigModel):
+    """What prepare reports: everything that the planner needs to go on."""
+
+    key: str = Field(description="Key of the artifact, made from the content of the sources: artifacts/prepare-<key>.")
+    teacher: Architecture
+    teacher_parameters: int
+    resolved_teacher: ResolvedSource
+    resolved_dataset: ResolvedSource
+    documents: int
+    train_tokens: int
+    validation_tokens: int
+    cached: bool = False
+
+
+class FinetuneResult(ConfigModel):
+    """What finetune reports. Losses are mean nats per token over evaluate.samples sequences."""
+
+    teacher_loss: float
+    corrected_teacher_loss: float
+    tokens_per_second: float | None = None
+    cached: bool = False
+
+
+class PruneResult(ConfigModel):
+    """What prune reports."""
+
+    student: Architecture
+    parameters: int
+    compression_ratio: float = Field(description="Student parameters / teacher parameters.")
+    kept_layers: list[int] = Field(description="Layers of the teacher that the student keeps, counted from 1.")
+    cached: bool = False
+
+
+class DistillResult(ConfigModel):
+    """What distill reports; teacher is the (corrected) one it learnt from."""
+
+    teacher_loss: float
+    pruned_loss: float
+    distilled_loss: float
+    tokens_per_second: float | None = None
+    cached: bool = False
+
+
+class ExportResult(ConfigModel):
+    """What export reports."""
+
+    parameters: int
+    relative_error: float = Field(description="max |exported - reference| / max |reference| of the logits, fp32.")
+    bytes: int
+    sample: str = Field(description="Prompt and greedy continuation by plain transformers (at most 1,000 characters).")
+    cached: bool = False
+
+
+RESULTS: dict[Phase, type[ConfigModel]] = {
+    Phase.PREPARE: PrepareResult,
+    Phase.FINETUNE: FinetuneResult,
+    Phase.PRUNE: PruneResult,
+    Phase.DISTILL: DistillResult,
+    Phase.EXPORT: ExportResult,
+}

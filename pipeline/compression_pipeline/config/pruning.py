@@ -1,0 +1,90 @@
+"""What a student keeps of its teacher (structured pruning, Minitron, arXiv 2407.14679)."""
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from .base import ConfigModel, Rule, cel_indivisible, indivisible
+
+LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer; the first is 1.")]
+
+
+def _divisible(path: str, size: Callable[["PruneConfig"], int | None]) -> Rule:
+    template = "%d is not divisible by %d"
+
+    def check(prune: "PruneConfig") -> str | None:
+        value = size(prune)
+        if value is None or value % prune.divisor == 0:
+            return None
+        return indivisible(template, (value, prune.divisor), value, prune.divisor)
+
+    value, divisor = f"self.{path}", "self.divisor"
+    return Rule(
+        path,
+        check,
+        cel=f"!has({value}) || {value} % {divisor} == 0",
+        message=cel_indivisible(template, (value, divisor), value, divisor),
+    )
+
+
+def _prunes_something(prune: "PruneConfig") -> bool:
+    sizes = (prune.hidden_size, prune.ffn_hidden_size, prune.attention_heads, prune.layers, prune.drop_layers)
+    return any(size is not None for size in sizes)
+
+
+class PruneConfig(ConfigModel):
+    """The student's sizes. A size that isn't given stays the teacher's."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        _divisible("hiddenSize", lambda prune: prune.hidden_size),
+        _divisible("ffnHiddenSize", lambda prune: prune.ffn_hidden_size),
+        Rule.of(
+            "dropLayers",
+            "excludes layers; name the layers to drop or say how many to keep, not both",
+            lambda prune: prune.layers is None or prune.drop_layers is None,
+            "!has(self.layers) || !has(self.dropLayers)",
+        ),
+        Rule.of(
+            "",
+            "prunes nothing; give hiddenSize, ffnHiddenSize, attentionHeads, layers or dropLayers",
+            _prunes_something,
+            "has(self.hiddenSize) || has(self.ffnHiddenSize) || has(self.attentionHeads) || has(self.layers) || "
+            "has(self.dropLayers)",
+        ),
+    )
+
+    hidden_size: int | None = Field(default=None, ge=1, le=1_048_576, description="Width of the residual stream.")
+    ffn_hidden_size: int | None = Field(
+        default=None, ge=1, le=4_194_304, description="Width of the feed-forward block (intermediate_size)."
+    )
+    attention_heads: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Query heads. A multiple of the teacher's key/value heads; each group of heads keeps equally many.",
+    )
+    layers: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Layers to keep, the most important by block influence. Excludes dropLayers.",
+    )
+    drop_layers: list[LayerNumber] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1023,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Layers to drop, counted from 1. Of 32 layers, 16 to 31 leaves 1 to 15 and 32, the last. "
+        "Excludes layers.",
+    )
+    divisor: int = Field(
+        default=64,
+        ge=1,
+        le=4096,
+        description="hiddenSize and ffnHiddenSize must be multiples of it. 64 suits tensor cores; lower it for small "
+        "models.",
+    )
+    calibration_samples: int = Field(
+        default=1024, ge=1, le=1_048_576, description="Training sequences that importance is measured on."
+    )

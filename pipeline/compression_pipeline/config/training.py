@@ -1,0 +1,122 @@
+"""Settings of the training phases: teacher correction (finetune) and distillation."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from .base import ConfigModel, Operational, Rule, cel_format, cel_indivisible, indivisible
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward pass; master weights are float32 either way."""
+
+    AUTO = "Auto"  # BF16 on GPU, FP32 on CPU
+    BF16 = "BF16"
+    FP32 = "FP32"
+
+
+_PARTIAL = "%d is not divisible by microBatchSize (%d)"
+_WARMS_TOO_LONG = "%d must be less than steps (%d), at most: %d; where you give none, the default counts"
+
+
+def _whole_micro_batches(training: "TrainingConfig") -> str | None:
+    batch, micro = training.global_batch_size, training.micro_batch_size
+    return indivisible(_PARTIAL, (batch, micro), batch, micro) if batch % micro else None
+
+
+def _warms_up_before_the_end(training: "TrainingConfig") -> str | None:
+    warmup, steps = training.warmup_steps, training.steps
+    return _WARMS_TOO_LONG % (warmup, steps, steps - 1) if warmup >= steps else None
+
+
+class TrainingConfig(ConfigModel):
+    """What both training phases share."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "globalBatchSize",
+            _whole_micro_batches,
+            cel="self.globalBatchSize % self.microBatchSize == 0",
+            message=cel_indivisible(
+                _PARTIAL, ("self.globalBatchSize", "self.microBatchSize"), "self.globalBatchSize", "self.microBatchSize"
+            ),
+        ),
+        Rule(
+            "warmupSteps",
+            _warms_up_before_the_end,
+            cel="self.warmupSteps < self.steps",
+            message=cel_format(_WARMS_TOO_LONG, "self.warmupSteps", "self.steps", "self.steps - 1"),
+        ),
+        Rule.of(
+            "minLearningRate",
+            "must not be above learningRate, the peak of the schedule",
+            lambda training: training.min_learning_rate <= training.learning_rate,
+            "self.minLearningRate <= self.learningRate",
+        ),
+    )
+
+    steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
+    global_batch_size: int = Field(
+        default=1152, ge=1, le=1_048_576, description="Sequences in one optimizer step, over all ranks."
+    )
+    micro_batch_size: Annotated[int, Operational()] = Field(
+        default=1, ge=1, le=65_536, description="Sequences in one forward pass of one rank. Lower it to save memory."
+    )
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="Peak learning rate, reached after warm-up.")
+    min_learning_rate: float = Field(
+        default=1e-5, ge=0, le=1, description="Learning rate at the end of the cosine schedule."
+    )
+    warmup_steps: int = Field(default=40, ge=0, le=10_000_000, description="Steps of linear warm-up, fewer than steps.")
+    weight_decay: float = Field(default=0.1, ge=0, le=10, description="AdamW weight decay.")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first moment decay.")
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's second moment decay.")
+    clip_gradient: float = Field(default=1.0, ge=0, le=1e6, description="Global gradient norm limit; 0 turns it off.")
+    seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed of the order of the training sequences.")
+    precision: Precision = Field(default=Precision.AUTO, description="BF16 or FP32. Auto: BF16 on GPU, FP32 on CPU.")
+    deterministic: Annotated[bool, Operational()] = Field(
+        default=False, description="Deterministic GPU kernels, for bit-exact resume on GPU. CPU runs always are."
+    )
+    checkpoint_interval: Annotated[int, Operational()] = Field(
+        default=100, ge=1, le=10_000_000, description="Steps between checkpoints."
+    )
+    keep_checkpoints: Annotated[int, Operational()] = Field(
+        default=2, ge=1, le=1000, description="Checkpoints kept while the phase runs."
+    )
+    validation_interval: Annotated[int, Operational()] = Field(
+        default=100, ge=1, le=10_000_000, description="Steps between validations."
+    )
+    log_interval: Annotated[int, Operational()] = Field(
+        default=1, ge=1, le=100_000, description="Steps between progress lines."
+    )
+
+
+class FinetuneConfig(TrainingConfig):
+    """Teacher correction: a short training of the teacher on the dataset that its students will learn from.
+
+    Defaults follow Minitron in practice (arXiv 2408.11796): a fifth of the peak learning rate and 120 warm-up steps.
+    """
+
+    learning_rate: float = Field(default=2e-5, gt=0, le=1, description="Peak learning rate, reached after warm-up.")
+    min_learning_rate: float = Field(
+        default=2e-6, ge=0, le=1, description="Learning rate at the end of the cosine schedule."
+    )
+    warmup_steps: int = Field(
+        default=120, ge=0, le=10_000_000, description="Steps of linear warm-up, fewer than steps."
+    )
+
+
+class DistillConfig(TrainingConfig):
+    """Knowledge distillation from the (corrected) teacher: forward KL on logits at temperature 1."""
+
+
+class EvaluateConfig(ConfigModel):
+    """How validation loss is measured, everywhere it is: teacher, corrected teacher, pruned and distilled student."""
+
+    samples: int = Field(
+        default=256,
+        ge=1,
+        le=1_048_576,
+        description="Validation sequences, always the same ones, that every validation loss is a mean over. All, "
+        "where the split has fewer.",
+    )

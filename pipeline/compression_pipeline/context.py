@@ -1,0 +1,69 @@
+"""What a phase is given besides its configuration: where to write, whom to tell, which rank it is, when to stop."""
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from .artifact import Store
+from .config import JobConfig
+from .errors import Interrupted
+from .events import Events
+
+
+class StopFlag:
+    """Set by SIGTERM. A signal only raises the flag; the phase looks at it where it can stop cleanly."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    def watch(self) -> None:
+        """Take SIGTERM; ignore SIGINT, which a terminal sends to every process while the launcher decides for all."""
+        signal.signal(signal.SIGTERM, self._raise)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.raised = True
+
+
+@dataclass
+class Context:
+    """One rank's view of its job."""
+
+    store: Store
+    events: Events
+    folder: Path  # this attempt's own
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    stop: StopFlag = field(default_factory=StopFlag)
+
+    @classmethod
+    def of(cls, job: JobConfig, environment: Mapping[str, str] = os.environ, stop: StopFlag | None = None) -> "Context":
+        """The context of this process, its rank as the launcher (or torchrun) set it.
+
+        Raises UserError where the store can't be written.
+        """
+        rank = int(environment.get("RANK", "0"))
+        root = Path(job.store)
+        folder = Store(root).attempt_folder(job.fingerprint, job.attempt)
+        return cls(
+            store=Store(root, drafts=folder),
+            events=Events(silent=rank != 0),
+            folder=folder,
+            rank=rank,
+            local_rank=int(environment.get("LOCAL_RANK", "0")),
+            world_size=int(environment.get("WORLD_SIZE", "1")),
+            stop=stop or StopFlag(),
+        )
+
+    def stop_requested(self) -> bool:
+        """Whether this process has seen SIGTERM; ranks that train together agree on it with a collective each step."""
+        return self.stop.raised
+
+    def stop_if_requested(self) -> None:
+        """For phases of one process: raises Interrupted once SIGTERM was seen."""
+        if self.stop.raised:
+            raise Interrupted("was told to stop (SIGTERM)")

@@ -1,0 +1,128 @@
+"""Errors that know their exit class, and the sentences for faults that any phase may meet."""
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from .config import ExitClass
+
+
+class PhaseError(Exception):
+    """Base: a phase ends, and why is one sentence for a person."""
+
+    exit_class: ExitClass = ExitClass.TRANSIENT
+
+
+class UserError(PhaseError):
+    """Only an edit helps: bad input, impossible sizes, CUDA out of memory, NaN loss."""
+
+    exit_class = ExitClass.USER_ERROR
+
+
+class TransientError(PhaseError):
+    """A passing fault: another attempt may succeed."""
+
+    exit_class = ExitClass.TRANSIENT
+
+
+class Interrupted(PhaseError):
+    """Told to stop (SIGTERM); whatever was trained is in a checkpoint."""
+
+    exit_class = ExitClass.INTERRUPTED
+
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+# What libraries that write files in C++ or Rust (torch, safetensors, Arrow) say instead of raising OSError.
+_DISK_FULL_TEXT = re.compile(r"No space left on device|Disk quota exceeded|os error 28|errno 28\b", re.IGNORECASE)
+# What torch's zip writer says over the OSError that stopped it: it closes the archive that was not written whole.
+_TORN_TEXT = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed")
+_NEARLY_FULL_BYTES = 16 * 1024**2
+"""Less free space than this, and a write that failed without a reason failed for want of space."""
+_PORT_TAKEN_TEXT = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
+
+
+def classify(error: BaseException) -> PhaseError:
+    """The fault as one sentence with its exit class; a `PhaseError` is what it is already.
+
+    What isn't known counts as passing: the next attempt is cheap beside a run that is given up for nothing.
+    """
+    if isinstance(error, PhaseError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("was told to stop (SIGINT)")
+    if disk_full(error):
+        return _no_space(error.filename if isinstance(error, OSError) else None)
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return _not_whole(error.filename or "a file", str(error.strerror))
+    if isinstance(error, OSError) and error.errno in _READ_ONLY and error.filename:
+        return UserError(f"{error.filename} may not be written or read ({error.strerror}); check the permissions "
+                         f"and that its volume is mounted writable")  # fmt: skip
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch":
+        return UserError(
+            f"the GPU is out of memory ({_last_line(error)}); lower microBatchSize or sequenceLength, or use more GPUs"
+        )
+    if isinstance(error, MemoryError):
+        return TransientError("out of memory; raise the job's memory limit")
+    return TransientError(f"{type(error).__name__}: {_last_line(error)}")
+
+
+def torn_write(error: BaseException, folder: Path) -> PhaseError | None:
+    """What stopped torch from writing its files into `folder`, in one sentence; None where it wasn't the writing.
+
+    torch's writer may say no more than that its archive is incomplete; then the free space of the file system decides.
+    """
+    reasons = [one for one in causes(error) if isinstance(one, OSError) and one.errno]
+    if disk_full(error):
+        return _no_space(folder)
+    if any(one.errno == errno.EFBIG for one in reasons):
+        return _not_whole(folder, os.strerror(errno.EFBIG))
+    if not any(_TORN_TEXT.search(str(one)) for one in causes(error)):
+        return None
+    volume = os.statvfs(folder)
+    if volume.f_bavail * volume.f_frsize < _NEARLY_FULL_BYTES:
+        return _no_space(folder)
+    return _not_whole(folder, str(reasons[0].strerror) if reasons else _last_line(error))
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether the fault, or what it came from, is a file system without space."""
+    return any(
+        (isinstance(one, OSError) and one.errno in _DISK_FULL) or _DISK_FULL_TEXT.search(str(one))
+        for one in causes(error)
+    )
+
+
+def port_taken(error: BaseException) -> bool:
+    """Whether the fault, or what it came from, is a TCP port that someone else listens on."""
+    return any(
+        (isinstance(one, OSError) and one.errno == errno.EADDRINUSE) or _PORT_TAKEN_TEXT.search(str(one))
+        for one in causes(error)
+    )
+
+
+def _no_space(path: str | Path | None) -> TransientError:
+    where = f" while writing {path}" if path else ""
+    return TransientError(f"the disk is full{where}; free some space or enlarge the volume of the store")
+
+
+def _not_whole(path: str | Path, why: str) -> TransientError:
+    return TransientError(
+        f"{path} could not be written whole ({why}); check the limits and the free space of the store's volume"
+    )
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The fault, and what it came from, the newest first."""
+    found: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in found:
+        found.append(one)
+        one = one.__cause__ or one.__context__
+    return found
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:1000] if lines else "no message"

@@ -1,0 +1,230 @@
+"""The model card: what was made from what, on which data, how, how good it is, and how to load it."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compression_pipeline.artifact import Artifact, versions
+from compression_pipeline.config import (
+    Architecture,
+    ConfigModel,
+    DistillJob,
+    DistillResult,
+    ExportConfig,
+    FinetuneJob,
+    FinetuneResult,
+    PrepareJob,
+    PrepareResult,
+    PruneJob,
+    PruneResult,
+    ResolvedSource,
+)
+
+SIZES = (
+    ("Parameters", "parameters"),
+    ("Layers", "layers"),
+    ("Hidden size", "hidden_size"),
+    ("Feed-forward size", "ffn_hidden_size"),
+    ("Attention heads", "attention_heads"),
+    ("Key/value heads", "query_groups"),
+    ("Head dimension", "head_dim"),
+    ("Vocabulary", "vocabulary_size"),
+)
+HYPERPARAMETERS = (
+    ("Steps", "steps"),
+    ("Global batch size (sequences)", "global_batch_size"),
+    ("Peak learning rate", "learning_rate"),
+    ("Final learning rate (cosine)", "min_learning_rate"),
+    ("Warm-up steps", "warmup_steps"),
+    ("Weight decay", "weight_decay"),
+    ("Adam betas", "adam_betas"),
+    ("Gradient clipping", "clip_gradient"),
+    ("Seed", "seed"),
+)
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """The phases that led to a student, as their artifacts tell."""
+
+    prepare: PrepareResult
+    prepared: PrepareJob
+    finetuned: tuple[FinetuneJob, FinetuneResult] | None
+    prune: tuple[PruneJob, PruneResult]
+    distill: tuple[DistillJob, DistillResult]
+    calibration_samples: int
+    validation_sequences: int
+
+    @classmethod
+    def read(cls, data: Artifact, teacher: Artifact, pruned: Artifact, distilled: Artifact) -> "Ancestry":
+        """From the manifests; the teacher's artifact is finetune's, or prepare's without one."""
+        finetuned = None
+        if teacher.manifest.phase == "finetune":
+            finetuned = _job(teacher, FinetuneJob, FinetuneResult)
+        prepared, result = _job(data, PrepareJob, PrepareResult)
+        return cls(
+            prepare=result,
+            prepared=prepared,
+            finetuned=finetuned,
+            prune=_job(pruned, PruneJob, PruneResult),
+            distill=_job(distilled, DistillJob, DistillResult),
+            calibration_samples=pruned.manifest.metrics["calibrationSamples"],
+            validation_sequences=distilled.manifest.metrics["validationSequences"],
+        )
+
+
+def model_card(ancestry: Ancestry, export: ExportConfig, sample: str, relative_error: float) -> str:
+    """README.md: Hugging Face's metadata header and a page. It names no run: two runs may share one export."""
+    pruned = ancestry.prune[1]
+    student, teacher = pruned.student, ancestry.prepare.teacher
+    name = _name(ancestry.prepare.resolved_teacher.source)
+    parts = [
+        _header(ancestry),
+        f"# {name} compressed to {short_number(student.parameters)} parameters",
+        f"A {student.family} model of {student.parameters:,} parameters, "
+        f"{100 * pruned.compression_ratio:.1f} % of its teacher's {teacher.parameters:,}: pruned by the importance of "
+        "its parts, then distilled from the teacher (Minitron, [2407.14679](https://arxiv.org/abs/2407.14679) and "
+        "[2408.11796](https://arxiv.org/abs/2408.11796)), by compression-operator.",
+        "## Load it",
+        _code(
+            "python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'folder = "."  # where this file lies, or the name of its repository\n'
+            f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{export.dtype.value}")\n'
+            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+            'inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)\n'
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))",
+        ),
+        "A prompt and its greedy continuation:" if sample else "",
+        _code("text", sample) if sample else "",
+        "## Sizes",
+        _table(("", "Teacher", "This model"), _sizes(teacher, student)),
+        "## Validation loss",
+        "Mean negative log-likelihood per token (nats), and its exponential, over the same "
+        f"{ancestry.validation_sequences:,} sequences of {ancestry.distill[0].sequence_length:,} tokens of the "
+        "validation split.",
+        _table(("Model", "Loss", "Perplexity"), _losses(ancestry)),
+        "## How it was made",
+        *_phases(ancestry),
+        "## From what",
+        _table(("", "Source", "Revision", "Digest of the content"), _sources(ancestry.prepare)),
+        "The logits of these files in plain transformers were compared with those of the model that was trained "
+        f"(float32 arithmetic, weights in {export.dtype.value}): relative error {relative_error:.1g}.",
+        "Made with " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".",
+        "The terms of the teacher and of the data hold for this model too.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def short_number(count: int) -> str:
+    """A number of parameters as people say it: 4.51B, 63.2M, 870K."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _job(artifact: Artifact, job: type[Any], result: type[Any]) -> tuple[Any, Any]:
+    return job.model_validate(artifact.manifest.config), result.model_validate(artifact.manifest.result)
+
+
+def _header(ancestry: Ancestry) -> str:
+    teacher, dataset = ancestry.prepare.resolved_teacher.source, ancestry.prepare.resolved_dataset.source
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if teacher.startswith("hf://"):
+        fields["base_model"] = teacher.removeprefix("hf://")
+    if dataset.startswith("hf://"):
+        fields["datasets"] = [dataset.removeprefix("hf://")]
+    fields["tags"] = ["compression-operator", "minitron", "pruned", "distilled"]
+    # JSON scalars and lists are YAML.
+    lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
+    return "\n".join(["---", *lines, "---"])
+
+
+def _sizes(teacher: Architecture, student: Architecture) -> list[tuple[str, ...]]:
+    rows = [(label, f"{getattr(teacher, field):,}", f"{getattr(student, field):,}") for label, field in SIZES]
+    return [*rows, ("Tied embeddings", *("yes" if each.tied_embeddings else "no" for each in (teacher, student)))]
+
+
+def _losses(ancestry: Ancestry) -> list[tuple[str, ...]]:
+    result = ancestry.distill[1]
+    rows: list[tuple[str, float]] = []
+    if ancestry.finetuned is not None:
+        rows.append(("Teacher as it came", ancestry.finetuned[1].teacher_loss))
+        rows.append(("Teacher, corrected on this data", result.teacher_loss))
+    else:
+        rows.append(("Teacher", result.teacher_loss))
+    rows += [("Student, pruned", result.pruned_loss), ("**Student, distilled (this model)**", result.distilled_loss)]
+    return [(label, f"{loss:.4f}", f"{math.exp(min(loss, 700)):.2f}") for label, loss in rows]
+
+
+def _phases(ancestry: Ancestry) -> list[str]:
+    (prune, pruned), (distill, _) = ancestry.prune, ancestry.distill
+    prepare = ancestry.prepare
+    parts = [
+        f"**Data.** {prepare.documents:,} documents, {prepare.train_tokens:,} tokens to train on and "
+        f"{prepare.validation_tokens:,} to validate on."
+    ]
+    if ancestry.finetuned is not None:
+        job = ancestry.finetuned[0]
+        parts += [
+            f"**Teacher correction.** The teacher was trained on the data, sequences of {job.sequence_length} tokens.",
+            _table(("Setting", "Value"), _settings(job.finetune)),
+        ]
+    kept = pruned.kept_layers
+    layers = f"all {len(kept)} layers" if len(kept) == prepare.teacher.layers else f"layers {_ranges(kept)} of "
+    layers += "" if len(kept) == prepare.teacher.layers else f"{prepare.teacher.layers} (counted from 1)"
+    how = "" if prune.prune.layers is None or len(kept) == prepare.teacher.layers else " by block influence"
+    parts += [
+        "**Pruning.** NVIDIA ModelOpt's mcore_minitron; importance from the activations of "
+        f"{ancestry.calibration_samples:,} sequences of {prune.sequence_length:,} tokens. "
+        f"Kept: {layers}{how}; the other sizes as in the table above.",
+        "**Distillation.** Forward KL divergence from the teacher's to the student's next-token distribution, "
+        "temperature 1, mean over tokens; no other loss. Sequences of "
+        f"{distill.sequence_length} tokens; NVIDIA Megatron-Core and ModelOpt.",
+        _table(("Setting", "Value"), _settings(distill.distill)),
+    ]
+    return parts
+
+
+def _settings(settings: ConfigModel) -> list[tuple[str, ...]]:
+    values = {**settings.model_dump(), "adam_betas": None}
+    values["adam_betas"] = f"{values['adam_beta1']}, {values['adam_beta2']}"
+    return [(label, str(values[field])) for label, field in HYPERPARAMETERS]
+
+
+def _sources(prepare: PrepareResult) -> list[tuple[str, ...]]:
+    def row(label: str, source: ResolvedSource) -> tuple[str, ...]:
+        return label, f"`{source.source}`", f"`{source.revision}`" if source.revision else "", f"`{source.digest}`"
+
+    return [row("Teacher", prepare.resolved_teacher), row("Data", prepare.resolved_dataset)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _code(language: str, text: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words: 1-4, 7, 9-10."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _name(source: str) -> str:
+    """The last part of a source: hf://owner/name, file:folder/name or pvc://claim/folder/name."""
+    return source.rstrip("/").rpartition("/")[2].removeprefix("file:") or source

@@ -1,0 +1,157 @@
+"""Hugging Face's tensors to Megatron's (local layer specification) and back, bit for bit.
+
+Megatron fuses what Hugging Face keeps apart. `linear_qkv` holds, for each KV group in turn, the group's query heads,
+its key head and its value head, each `head_dim` rows; `linear_fc1` holds the gate's rows, then the up projection's.
+Rotary embeddings rotate halves on both sides, so no rows are permuted within a head.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from compression_pipeline.config import Architecture
+from compression_pipeline.errors import UserError
+
+from .files import inspect_weights
+from .names import EMBEDDING, FINAL_NORM, OUTPUT, expected_shapes, layer_prefix
+from .writer import write_checkpoint
+
+# Megatron's name -> Hugging Face's, where one tensor is one tensor.
+WHOLE = {EMBEDDING: "embedding.word_embeddings.weight", FINAL_NORM: "decoder.final_layernorm.weight"}
+LAYER_WHOLE = {
+    "input_layernorm.weight": "input_layernorm.weight",
+    "post_attention_layernorm.weight": "pre_mlp_layernorm.weight",
+    "self_attn.o_proj.weight": "self_attention.linear_proj.weight",
+    "self_attn.q_norm.weight": "self_attention.q_layernorm.weight",
+    "self_attn.k_norm.weight": "self_attention.k_layernorm.weight",
+    "mlp.down_proj.weight": "mlp.linear_fc2.weight",
+}
+QKV = "self_attention.linear_qkv"
+FC1 = "mlp.linear_fc1.weight"
+MEGATRON_OUTPUT = "output_layer.weight"
+
+
+def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, architecture: Architecture) -> Tensor:
+    """Weights (rows, hidden) or biases (rows,) of query, key and value in Megatron's order, by KV group."""
+    groups, head_dim = architecture.query_groups, architecture.head_dim
+    rest = query.shape[1:]
+    parts = [tensor.reshape(groups, -1, head_dim, *rest) for tensor in (query, key, value)]
+    return torch.cat(parts, dim=1).reshape(-1, *rest)
+
+
+def split_qkv(fused: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of `fuse_qkv`."""
+    groups, head_dim = architecture.query_groups, architecture.head_dim
+    heads = architecture.attention_heads // groups
+    rest = fused.shape[1:]
+    parts = fused.reshape(groups, heads + 2, head_dim, *rest).split([heads, 1, 1], dim=1)
+    query, key, value = (part.reshape(-1, *rest) for part in parts)
+    return query, key, value
+
+
+def to_megatron(architecture: Architecture, tensor: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) in Megatron's layout; `tensor` gives Hugging Face's by name, and is asked for each once."""
+    yield WHOLE[EMBEDDING], tensor(EMBEDDING)
+    for layer in range(architecture.layers):
+        source, target = layer_prefix(layer), f"decoder.layers.{layer}."
+        for theirs, ours in LAYER_WHOLE.items():
+            if architecture.qk_norm or not theirs.endswith(("q_norm.weight", "k_norm.weight")):
+                yield target + ours, tensor(source + theirs)
+        for kind in ("weight", "bias") if architecture.qkv_bias else ("weight",):
+            parts = (tensor(f"{source}self_attn.{part}_proj.{kind}") for part in "qkv")
+            yield f"{target}{QKV}.{kind}", fuse_qkv(*parts, architecture=architecture)
+        gate, up = tensor(f"{source}mlp.gate_proj.weight"), tensor(f"{source}mlp.up_proj.weight")
+        yield target + FC1, torch.cat((gate, up))
+    yield WHOLE[FINAL_NORM], tensor(FINAL_NORM)
+    if not architecture.tied_embeddings:
+        yield MEGATRON_OUTPUT, tensor(OUTPUT)
+
+
+def to_huggingface(architecture: Architecture, tensor: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) in Hugging Face's layout; `tensor` gives Megatron's by name."""
+    yield EMBEDDING, tensor(WHOLE[EMBEDDING])
+    for layer in range(architecture.layers):
+        source, target = f"decoder.layers.{layer}.", layer_prefix(layer)
+        for theirs, ours in LAYER_WHOLE.items():
+            if architecture.qk_norm or not theirs.endswith(("q_norm.weight", "k_norm.weight")):
+                yield target + theirs, tensor(source + ours)
+        for kind in ("weight", "bias") if architecture.qkv_bias else ("weight",):
+            parts = split_qkv(tensor(f"{source}{QKV}.{kind}"), architecture)
+            for part, value in zip("qkv", parts, strict=True):
+                yield f"{target}self_attn.{part}_proj.{kind}", value
+        gate, up = tensor(source + FC1).chunk(2)
+        yield f"{target}mlp.gate_proj.weight", gate
+        yield f"{target}mlp.up_proj.weight", up
+    yield FINAL_NORM, tensor(WHOLE[FINAL_NORM])
+    if not architecture.tied_embeddings:
+        yield OUTPUT, tensor(MEGATRON_OUTPUT)
+
+
+def megatron_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a GPTModel of `architecture`, by Megatron's name."""
+    expected = expected_shapes(architecture)
+    tensors = to_megatron(architecture, lambda name: torch.empty(expected[name], device="meta"))
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+class CheckpointReader:
+    """Tensors of a checkpoint by name, read one at a time: a model is never in memory twice."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError for everything that `files.inspect_weights` does."""
+        self.files = inspect_weights(folder)
+        self._open = {
+            name: safe_open(str(folder / name), framework="pt", device="cpu") for name in self.files.weight_files
+        }
+
+    def __call__(self, name: str) -> Tensor:
+        return self._open[self.files.tensors[name].file].get_tensor(name)
+
+
+def load_into(model: nn.Module, architecture: Architecture, folder: Path) -> None:
+    """Fill a GPTModel (or anything with Megatron's parameter names) from a Hugging Face checkpoint.
+
+    Values are converted to the dtype of the parameters they fill. Raises UserError where the checkpoint is damaged or
+    isn't of `architecture`'s sizes.
+    """
+    reader = CheckpointReader(folder)
+    if expected_shapes(reader.files.architecture) != expected_shapes(architecture):
+        raise UserError(f"{folder}: the checkpoint has other sizes than expected; run the phase that made it again")
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in to_megatron(architecture, reader):
+            parameter = parameters.pop(name, None)
+            if parameter is None or parameter.shape != tensor.shape:
+                found = "nothing" if parameter is None else list(parameter.shape)
+                raise RuntimeError(f"{name}: the model has {found}, the checkpoint {list(tensor.shape)}")
+            parameter.copy_(tensor)
+    if parameters:
+        raise RuntimeError(f"the checkpoint has nothing for the model's {', '.join(parameters)}")
+
+
+def write(
+    state: Mapping[str, Tensor],
+    architecture: Architecture,
+    folder: Path,
+    *,
+    template: Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a model as a Hugging Face checkpoint into `folder`.
+
+    `state` has full tensors by Megatron's names. `template` is the folder of the checkpoint it descends from: its
+    config.json is the template, its tokenizer, generation config and licence files come along. `dtype`: type of the
+    written weights, by default that of the state's. `max_shard_size` in Hugging Face's units (5GB is 5e9 bytes).
+    """
+    write_checkpoint(
+        to_huggingface(architecture, state.__getitem__),
+        architecture,
+        folder,
+        template=template,
+        dtype=dtype or next(iter(state.values())).dtype,
+        max_shard_size=max_shard_size,
+    )

@@ -1,0 +1,79 @@
+"""A sentence by the exported student: where it starts, and how it goes on."""
+
+import struct
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+PROMPT_WORDS = 12
+DOCUMENTS = 100
+"""Documents looked at for one that is long enough."""
+
+LONGEST = 1000
+"""Characters of a sample."""
+
+_IDX_MAGIC = b"MMIDIDX\x00\x00"
+_TOKEN_TYPES = {4: numpy.int32, 8: numpy.uint16}
+
+
+def documents(prefix: Path) -> Iterator[list[int]]:
+    """Token ids of the sequences of a Megatron indexed dataset, one after the other; no Megatron needed.
+
+    Its index: the magic, u64 version, u8 token type, u64 sequences, u64 documents, then i32 lengths (little-endian).
+    """
+    with Path(f"{prefix}.idx").open("rb") as file:
+        if file.read(len(_IDX_MAGIC)) != _IDX_MAGIC:
+            raise ValueError(f"{prefix}.idx is not an index of Megatron's")
+        _, code, count, _ = struct.unpack("<QBQQ", file.read(25))
+        lengths = numpy.fromfile(file, numpy.int32, count)
+    tokens = numpy.memmap(f"{prefix}.bin", dtype=_TOKEN_TYPES[code], mode="r")
+    start = 0
+    for length in lengths.tolist():
+        yield tokens[start : start + length].tolist()
+        start += length
+
+
+def default_prompt(prefix: Path, tokenizer: Any) -> str:
+    """The first words of a document of the dataset at `prefix`: the first one that has more of them."""
+    fallback = ""
+    for tokens in islice(documents(prefix), DOCUMENTS):
+        words = tokenizer.decode(tokens, skip_special_tokens=True).split()
+        if len(words) > PROMPT_WORDS:
+            return " ".join(words[:PROMPT_WORDS])
+        fallback = fallback or " ".join(words)
+    return fallback
+
+
+def continue_greedily(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
+    """`prompt` and the continuation that a transformers model finds most likely, at most `LONGEST` characters."""
+    from transformers import GenerationConfig
+
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    if inputs["input_ids"].shape[1] == 0:  # an empty prompt, and a tokenizer that starts with nothing
+        return ""
+    told = model.generation_config
+    # A configuration of its own: the model's may ask for sampling.
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=tokens,
+        bos_token_id=told.bos_token_id,
+        eos_token_id=told.eos_token_id,
+        pad_token_id=told.pad_token_id if told.pad_token_id is not None else _first(told.eos_token_id),
+    )
+    output = model.generate(**inputs, generation_config=greedy)
+    continuation = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return clean(prompt + continuation)
+
+
+def clean(text: str) -> str:
+    """Text fit for a report: no control characters, no character cut in half at the end, at most `LONGEST` long."""
+    printable = "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
+    return printable[:LONGEST].rstrip("\ufffd").strip()
+
+
+def _first(token: Any) -> Any:
+    """One end-of-text token; generation configs may list several."""
+    return token[0] if isinstance(token, list) else token

@@ -1,0 +1,65 @@
+"""What the estimators share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from compression_pipeline.config import Architecture
+
+Scores = Mapping[str, Tensor]
+"""Axis -> scores, float32 on the CPU, higher is more important.
+
+hidden: [hidden size]; ffn: [layers, FFN size]; heads: [layers, heads]; layers: [layers].
+"""
+
+
+class Estimator(ABC):
+    """Watches the forward passes of a GPTModel and scores the parts of one axis."""
+
+    def __init__(self, model: nn.Module, architecture: Architecture) -> None:
+        """Hang hooks into `model`; call `close` when done."""
+        self.architecture = architecture
+        self.device = next(model.parameters()).device
+        self._handles: list[Any] = []
+        self.attach(model)
+
+    @abstractmethod
+    def attach(self, model: Any) -> None:
+        """Register the hooks, with `hook`, and make the accumulators."""
+
+    @abstractmethod
+    def scores(self) -> Tensor:
+        """The scores over everything seen so far by all ranks; every rank calls it."""
+
+    def hook(self, module: nn.Module, function: Any, *, with_kwargs: bool = False) -> None:
+        """Call `function` after every forward pass of `module`."""
+        self._handles.append(module.register_forward_hook(function, with_kwargs=with_kwargs))
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def zeros(self, *shape: int) -> Tensor:
+        """An accumulator on the model's device. Double: sums over a thousand samples lose nothing."""
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+    def over_ranks(self, sums: Tensor) -> Tensor:
+        """The sum over the data-parallel ranks, on the CPU."""
+        total = sums.clone()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        return total.cpu()
+
+
+def squared_means(activations: Tensor) -> Tensor:
+    """[sequence, batch, channels] -> [channels]: |x| averaged over each sequence, squared, summed over the batch.
+
+    The square root of its sum over all batches is the L2 norm over samples of the mean magnitude.
+    """
+    return activations.detach().float().abs().mean(dim=0).square().sum(dim=0).double()

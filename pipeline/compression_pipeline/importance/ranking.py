@@ -1,0 +1,77 @@
+"""From scores to what a student keeps: pure, on the CPU."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compression_pipeline.config import Architecture, PruneConfig
+
+from .base import Scores
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the student keeps, in the order in which it will have it. None: the axis stays as it is.
+
+    `hidden`: channels [kept]; `ffn`: neurons of each layer [layers, kept]; `heads`: heads of each layer [layers, kept],
+    counted over the layer, group after group; `layers`: layers counted from 0, ascending.
+    """
+
+    hidden: Tensor | None
+    ffn: Tensor | None
+    heads: Tensor | None
+    layers: list[int]
+
+    def to_json(self) -> dict[str, Any]:
+        """For people and tools: `layers` counted from 1, everything else from 0; width as kept in the kept layers."""
+        kept = self.layers
+        return {
+            "layers": [layer + 1 for layer in kept],
+            "hidden": None if self.hidden is None else self.hidden.tolist(),
+            "ffn": None if self.ffn is None else self.ffn[kept].tolist(),
+            "heads": None if self.heads is None else self.heads[kept].tolist(),
+        }
+
+
+def choose(scores: Scores, teacher: Architecture, prune: PruneConfig) -> Choice:
+    """Pick the highest scores on every axis that `prune` makes smaller.
+
+    Ties go to the lower index, so the choice is a function of the scores alone.
+    """
+    return Choice(
+        hidden=_top(scores["hidden"], prune.hidden_size, teacher.hidden_size),
+        ffn=_top(scores["ffn"], prune.ffn_hidden_size, teacher.ffn_hidden_size),
+        heads=_heads(scores["heads"], prune.attention_heads, teacher),
+        layers=_layers(scores["layers"], teacher, prune),
+    )
+
+
+def descending(scores: Tensor) -> Tensor:
+    """Indices along the last dimension, best first, ties in their order."""
+    return scores.argsort(dim=-1, descending=True, stable=True)
+
+
+def _top(scores: Tensor, wanted: int | None, has: int) -> Tensor | None:
+    if wanted is None or wanted == has:
+        return None
+    return descending(scores)[..., :wanted]
+
+
+def _heads(scores: Tensor, wanted: int | None, teacher: Architecture) -> Tensor | None:
+    """Each KV group keeps equally many of its query heads: those with the highest scores in it."""
+    if wanted is None or wanted == teacher.attention_heads:
+        return None
+    groups = teacher.query_groups
+    width = teacher.attention_heads // groups
+    within = descending(scores.view(-1, groups, width))[..., : wanted // groups]
+    return (within + torch.arange(groups)[:, None] * width).flatten(start_dim=1)
+
+
+def _layers(scores: Tensor, teacher: Architecture, prune: PruneConfig) -> list[int]:
+    if prune.drop_layers:
+        return [layer for layer in range(teacher.layers) if layer + 1 not in prune.drop_layers]
+    if prune.layers is None:
+        return list(range(teacher.layers))
+    return sorted(descending(scores)[: prune.layers].tolist())

@@ -1,0 +1,128 @@
+"""One job at a time per fingerprint: a file that is touched while a job works.
+
+No flock, which is unreliable on network volumes. Ages are differences of two times that the volume itself gave, so
+clocks needn't agree. Should two jobs ever hold it, nothing is torn: publishing is atomic and the first wins.
+"""
+
+import errno
+import os
+import time
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from compression_pipeline.config import ConfigModel
+from compression_pipeline.machine import machine_id, process_start
+
+BEAT_SECONDS = 5.0
+STALE_SECONDS = 30.0
+"""Six missed beats. A network volume may answer late, and a paused process must not lose its step for a hiccup."""
+
+_NOT_LINKED = frozenset({errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
+"""The name is taken, or the volume has no hard links (SMB, object storage)."""
+
+
+class Holder(ConfigModel):
+    """Content of the heartbeat file: who holds it."""
+
+    token: str
+    job: str  # run/step/attempt: the launchers of one job's nodes know each other by it
+    machine: str
+    pid: int
+    start: str | None
+    since: datetime
+
+    @property
+    def alive(self) -> bool | None:
+        """Whether its process runs; None where this machine can't know."""
+        if self.machine != machine_id() or self.start is None:
+            return None
+        return process_start(self.pid) == self.start
+
+    def __str__(self) -> str:
+        return f"{self.job} (host {self.machine.partition(' ')[0]}, process {self.pid})"
+
+
+class Heartbeat:
+    """The heartbeat of one fingerprint, from the eyes of one job."""
+
+    def __init__(self, folder: Path, job: str, *, probe: Path) -> None:
+        """`folder`: `<store>/work/<fingerprint>`. `probe`: our own folder on that volume, touched to learn its time."""
+        pid = os.getpid()
+        self._path = folder / "heartbeat"
+        self._probe = probe
+        self._next = 0.0
+        self.me = Holder(
+            token=uuid.uuid4().hex,
+            job=job,
+            machine=machine_id(),
+            pid=pid,
+            start=process_start(pid),
+            since=datetime.now(UTC),
+        )
+
+    def claim(self) -> Holder | None:
+        """Take the heartbeat; where another job keeps it, that one. Raises OSError."""
+        content = self.me.model_dump_json(by_alias=True)
+        temporary = self._path.with_name(f".heartbeat.{self.me.token}")
+        try:
+            temporary.write_text(content)
+            try:
+                os.link(temporary, self._path)  # atomic, and fails where it exists
+            except OSError as error:
+                if error.errno not in _NOT_LINKED:
+                    raise
+                if (other := self.other()) is not None:
+                    return other
+                temporary.replace(self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._next = time.monotonic() + BEAT_SECONDS
+        return self.holder_unless_me()
+
+    def other(self) -> Holder | None:
+        """The job that holds the heartbeat and is alive as far as can be told; None where it is free or stale."""
+        try:
+            with self._path.open() as file:  # opened, for network volumes show fresh times only then
+                changed = os.fstat(file.fileno()).st_mtime
+                holder = Holder.model_validate_json(file.read())
+        except (OSError, ValidationError):
+            return None
+        if holder.token == self.me.token or holder.alive is False:
+            return None
+        return holder if self._volume_time() - changed < STALE_SECONDS else None
+
+    def holder_unless_me(self) -> Holder | None:
+        """Who holds the heartbeat, where it isn't this job."""
+        try:
+            holder = Holder.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return None if holder.token == self.me.token else holder
+
+    def beat(self) -> Holder | None:
+        """Touch the heartbeat when it is time; returns who took it, if another job did."""
+        if time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + BEAT_SECONDS
+        taker = self.holder_unless_me()
+        if taker is None:
+            with suppress(OSError):  # a full or hung volume: the next beat may succeed
+                os.utime(self._path)
+        return taker
+
+    def release(self) -> None:
+        """Remove the heartbeat if it is ours, so that nobody waits."""
+        with suppress(OSError):
+            if self.holder_unless_me() is None:
+                self._path.unlink(missing_ok=True)
+
+    def _volume_time(self) -> float:
+        try:
+            os.utime(self._probe)
+            return self._probe.stat().st_mtime
+        except OSError:
+            return time.time()

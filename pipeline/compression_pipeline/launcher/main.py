@@ -1,0 +1,193 @@
+"""`python -m compression_pipeline PHASE`: cached, or wait, or run; then the termination message and the exit code."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from compression_pipeline.artifact import Artifact, Store
+from compression_pipeline.config import CONFIG_VARIABLE, JOBS, ExitClass, JobConfig, Phase, Termination
+from compression_pipeline.errors import Interrupted, PhaseError, UserError, classify
+from compression_pipeline.events import Events
+from compression_pipeline.machine import adopt_orphans, oom_kills
+
+from . import outcome, termination
+from .heartbeat import BEAT_SECONDS, Heartbeat
+from .ranks import Layout, Ranks, command, environment
+from .signals import Signals
+
+WAITING_SECONDS = 60.0
+"""Between two lines that say that the job still waits: less than any deadline on a silent job."""
+
+LOST_PEER_SECONDS = 15.0
+"""What ranks get to end by themselves once one of them is lost; then they are killed, for they may hang on it."""
+
+PORT_RETRIES = 3
+
+
+def main(arguments: Sequence[str], own: Mapping[str, str] = os.environ) -> int:
+    """Run one phase; returns the exit code (see `ExitClass`)."""
+    path = termination.path_of(own)
+    try:
+        phase, job = _job(arguments, own)
+        signals = Signals(own)
+        ended = _Launcher(phase, job, own, signals).run()
+    except Exception as error:
+        fault = classify(error)
+        if not isinstance(error, PhaseError):
+            traceback.print_exc()
+        ended = Termination.model_validate({"class": fault.exit_class, "message": str(fault)})
+    if ended.message:
+        name = arguments[0] if arguments else "compression"
+        sys.stderr.write(f"{name}: {ended.exit_class.value}: {ended.message}\n")
+    termination.write(ended, path)
+    return ended.exit_class.code
+
+
+def _job(arguments: Sequence[str], own: Mapping[str, str]) -> tuple[Phase, JobConfig]:
+    phases = ", ".join(phase.value for phase in Phase)
+    if len(arguments) != 1 or arguments[0] not in set(Phase):
+        raise UserError(f"usage: python -m compression_pipeline PHASE, one of {phases}")
+    phase = Phase(arguments[0])
+    if not own.get(CONFIG_VARIABLE):
+        raise UserError(
+            f"the environment variable {CONFIG_VARIABLE} is missing; it holds the job's configuration as JSON"
+        )
+    try:
+        return phase, JOBS[phase].model_validate_json(own[CONFIG_VARIABLE])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise UserError(f"{CONFIG_VARIABLE}: {where}: {first['msg']}") from error
+
+
+class _Launcher:
+    def __init__(self, phase: Phase, job: JobConfig, own: Mapping[str, str], signals: Signals) -> None:
+        self._phase = phase
+        self._job = job
+        self._own = own
+        self._signals = signals
+        self._store = Store(Path(job.store))
+        self._layout = Layout.of(phase, job, own)
+        self._events = Events(silent=not self._layout.leads)
+
+    def run(self) -> Termination:
+        cached = self._published()
+        if cached is not None:
+            return self._adopt(cached)
+        folder = self._store.attempt_folder(self._job.fingerprint, self._job.attempt)
+        name = f"{self._job.run}/{self._job.step}/{self._job.attempt}"
+        heartbeat = Heartbeat(folder.parent, name, probe=folder)
+        cached = self._wait_for_turn(heartbeat)
+        if cached is not None:
+            return self._adopt(cached)
+        try:
+            if self._layout.leads:
+                self._store.remove_drafts(self._job.fingerprint)
+            return self._run_ranks(heartbeat)
+        finally:
+            if self._layout.leads:
+                heartbeat.release()
+
+    def _published(self) -> Artifact | None:
+        return self._store.find_published(self._phase.value, self._job.fingerprint)
+
+    def _adopt(self, artifact: Artifact) -> Termination:
+        result: dict[str, Any] = artifact.manifest.result | {"cached": True}
+        self._events.info(f"{artifact.name} is published already")
+        self._events.result(result)
+        return Termination.model_validate({"class": ExitClass.DONE, "result": result})
+
+    def _wait_for_turn(self, heartbeat: Heartbeat) -> Artifact | None:
+        """Until no other job works on this step. What that one published, if it did.
+
+        On the nodes without rank 0: until the node with it has its turn. Raises Interrupted.
+        """
+        say_again = 0.0
+        while True:
+            if self._layout.leads:
+                other = heartbeat.claim()
+            else:
+                holder = heartbeat.holder_unless_me()
+                other = None if holder is not None and holder.job == heartbeat.me.job else holder or heartbeat.me
+            cached = self._published()
+            if other is None or cached is not None:
+                if cached is not None and self._layout.leads:
+                    heartbeat.release()
+                return cached
+            if time.monotonic() >= say_again:
+                self._events.info(f"waits for {other}, which makes the same artifact")
+                say_again = time.monotonic() + WAITING_SECONDS
+            self._signals.wait(BEAT_SECONDS / 5)
+            if self._signals.reason is not None:
+                raise Interrupted(self._signals.reason)
+
+    def _run_ranks(self, heartbeat: Heartbeat) -> Termination:
+        adopt_orphans()
+        for _ in range(PORT_RETRIES):
+            folder = self._outcome_folder()
+            try:
+                ended, port_taken = self._attempt(heartbeat, folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            if not port_taken or self._layout.nodes > 1 or self._signals.stopping:
+                break
+            self._events.warning("the port of the ranks was taken meanwhile; tries another")
+        return ended
+
+    def _outcome_folder(self) -> Path:
+        """Not in the store where that can be helped: a full store must not keep a rank from saying so."""
+        try:
+            return Path(tempfile.mkdtemp(prefix="compression-outcomes-"))
+        except OSError:
+            attempt = self._store.attempt_folder(self._job.fingerprint, self._job.attempt)
+            return Path(tempfile.mkdtemp(prefix="outcomes-", dir=attempt))
+
+    def _attempt(self, heartbeat: Heartbeat, folder: Path) -> tuple[Termination, bool]:
+        """Run the ranks to their end. The verdict, and whether nothing but a taken port was in the way."""
+        killed_before = oom_kills()
+        told = environment(self._own, self._job, self._phase, self._layout, folder)
+        ranks = Ranks(command(self._phase, self._layout), told)
+        stop_at: float | None = None  # when the grace period is over
+        lost_at: float | None = None  # when peers of a lost rank are killed
+        survivors: frozenset[int] = frozenset()  # ranks that still ran when another was lost
+        taken_by = None
+        grace_over = False
+        while (code := ranks.poll()) is None:
+            now = time.monotonic()
+            if stop_at is None and (self._signals.stopping or taken_by is not None):
+                stop_at = now + self._job.grace_period_seconds
+                ranks.terminate()
+            if lost_at is None and self._layout.processes > 1 and outcome.failed(seen := outcome.read(folder)):
+                lost_at = now + LOST_PEER_SECONDS
+                survivors = outcome.running(seen)
+            grace_over = stop_at is not None and now >= stop_at
+            if grace_over or (lost_at is not None and now >= lost_at):
+                code = ranks.kill()
+                break
+            if self._layout.leads and taken_by is None:
+                taken_by = heartbeat.beat()
+            self._signals.wait(min(1.0, *(at - now for at in (stop_at, lost_at) if at is not None), BEAT_SECONDS))
+        outcomes = outcome.read(folder)
+        ranks.kill()
+        if taken_by is not None:
+            said = f"{taken_by} took over this step, for this job's heartbeat had stopped"
+            return Termination.model_validate({"class": ExitClass.INTERRUPTED, "message": said}), False
+        ended = outcome.judge(
+            outcome.without_killed(outcomes, survivors),
+            code,
+            expected=self._layout.processes,
+            stopping=self._signals.stopping,
+            killed=grace_over,
+            oom_kills=oom_kills() - killed_before,
+        )
+        if self._signals.reason is not None and ended.exit_class is ExitClass.INTERRUPTED and not grace_over:
+            ended = ended.model_copy(update={"message": self._signals.reason})
+        return ended, ended.exit_class is ExitClass.TRANSIENT and any(o.port_taken for o in outcomes)

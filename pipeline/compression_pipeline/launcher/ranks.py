@@ -1,0 +1,121 @@
+"""The rank processes of this node: how they are started, told to stop, and made sure to be gone."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from compression_pipeline.config import JobConfig, Phase
+from compression_pipeline.machine import children, free_port, processors
+
+from .outcome import FOLDER_VARIABLE
+
+LAUNCHER_VARIABLE = "COMPRESSION_LAUNCHER_PID"
+HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+ALONE = frozenset({Phase.PREPARE, Phase.EXPORT})
+"""Phases of one rank, whatever the job was given."""
+
+_WORKER = "compression_pipeline.worker"
+_TORCHRUN = "compression_pipeline.launcher.torchrun"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Nodes and ranks of the job, as the training operator (PET_*, MASTER_*) and the configuration say."""
+
+    nodes: int
+    node: int
+    processes: int  # on this node
+    master: str
+    port: int | None  # None: of one node, whichever is free
+
+    @classmethod
+    def of(cls, phase: Phase, job: JobConfig, environment: Mapping[str, str]) -> "Layout":
+        if phase in ALONE:
+            return cls(1, 0, 1, "127.0.0.1", None)
+        nodes = int(environment.get("PET_NNODES", "1"))
+        node = int(environment.get("PET_NODE_RANK", environment.get("RANK", "0"))) if nodes > 1 else 0
+        if nodes == 1:
+            return cls(1, 0, job.processes_per_node, "127.0.0.1", None)
+        master = environment.get("PET_MASTER_ADDR", environment.get("MASTER_ADDR", ""))
+        port = environment.get("PET_MASTER_PORT", environment.get("MASTER_PORT", "29500"))
+        return cls(nodes, node, job.processes_per_node, master, int(port))
+
+    @property
+    def leads(self) -> bool:
+        """Whether rank 0 is on this node."""
+        return self.node == 0
+
+
+def command(phase: Phase, layout: Layout) -> list[str]:
+    """One rank is started as it is, which saves torchrun's own import of torch (4 s); several by torchrun."""
+    if layout.nodes * layout.processes == 1:
+        return [sys.executable, "-m", _WORKER, phase.value]
+    if layout.nodes == 1:
+        where = ["--standalone"]  # torchrun finds a port of its own
+    else:
+        where = [f"--node-rank={layout.node}", f"--master-addr={layout.master}", f"--master-port={layout.port}"]
+    return [
+        *(sys.executable, "-m", _TORCHRUN, f"--nnodes={layout.nodes}"),
+        *(f"--nproc-per-node={layout.processes}", *where, "-m", _WORKER, phase.value),
+    ]
+
+
+def environment(own: Mapping[str, str], job: JobConfig, phase: Phase, layout: Layout, outcomes: Path) -> dict[str, str]:
+    """The environment of the ranks: only prepare may talk to the Hub."""
+    found = dict(own)
+    found[FOLDER_VARIABLE] = str(outcomes)
+    found[LAUNCHER_VARIABLE] = str(os.getpid())
+    found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(job.grace_period_seconds)
+    if job.threads is not None:
+        found["OMP_NUM_THREADS"] = str(job.threads)
+    else:
+        found.setdefault("OMP_NUM_THREADS", str(max(1, processors() // layout.processes)))
+    if phase is not Phase.PREPARE:
+        found["HF_HUB_OFFLINE"] = "1"
+        for name in HUB_SECRETS:
+            found.pop(name, None)
+    # torchrun takes PET_* as defaults of its options; the options are all given.
+    found = {name: value for name, value in found.items() if not name.startswith("PET_")}
+    if layout.nodes * layout.processes == 1:
+        found |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
+        found |= {"MASTER_ADDR": layout.master, "MASTER_PORT": str(free_port())}
+    return found
+
+
+class Ranks:
+    """The started processes."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
+        """Starts them; their output goes where ours goes. Raises OSError."""
+        # A group of their own: a Ctrl-C in a terminal is for the launcher, which stops them in order.
+        self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and modules)
+            arguments, env=dict(environment), stdin=subprocess.DEVNULL, process_group=0
+        )
+
+    def poll(self) -> int | None:
+        """The exit code (negative: signal) of the first process once it has ended."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """SIGTERM: torchrun passes it on to the ranks, a single rank takes it itself."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> int:
+        """SIGKILL to all of them and everything they started; returns when all are gone."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        code = self._process.wait()
+        # Ranks of torchrun have sessions of their own. Orphans come to us (see `adopt_orphans`).
+        while orphans := children():
+            for pid in orphans:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+        return code

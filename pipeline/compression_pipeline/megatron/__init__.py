@@ -1,0 +1,1 @@
+"""The engine: Megatron-Core called directly. Import its modules inside a `runtime(...)` block."""

@@ -1,0 +1,80 @@
+"""Knowledge distillation by ModelOpt's Megatron plugin: a student that runs its teacher along."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compression_pipeline.losses import LOSSES
+
+from .data import Batch
+from .modelopt import modelopt
+
+TEACHER_PREFIX = "_teacher_model."
+
+
+def combine(student: Any, teacher: Any, *, loss: str = "logitsKL") -> Any:
+    """Turn a GPTModel into one whose forward pass runs the teacher too, in place; returns it.
+
+    The teacher is frozen: no gradients, eval mode in every forward pass, absent from state dicts and sharded state
+    dicts (so from checkpoints), and not trainable (so without optimizer state). While training, the student computes
+    no language-model loss: it would only be thrown away.
+    """
+    with modelopt():
+        import modelopt.torch.distill as mtd
+        from modelopt.torch.distill.plugins.megatron import (
+            DistillationConfig,
+            adjust_distillation_model_for_mcore,
+        )
+
+        criterion: Any = LOSSES[loss](student.config)
+        mode: Any = [("kd_loss", {"teacher_model": teacher, "criterion": criterion, "loss_balancer": None})]
+        model: Any = mtd.convert(student, mode=mode)
+        adjust_distillation_model_for_mcore(model, DistillationConfig(skip_lm_loss=True, criterion=criterion))
+    return model
+
+
+def student_parameters(model: Any) -> dict[str, Tensor]:
+    """Parameters of the student within a combined model, by their names in a plain GPTModel."""
+    return {name: tensor for name, tensor in model.named_parameters() if not name.startswith(TEACHER_PREFIX)}
+
+
+class DistillationLoss:
+    """The engine's loss function of a combined model: the criterion's mean over tokens, and nothing else."""
+
+    def __init__(self, model: Any) -> None:
+        """`model`: what `combine` returned; the engine calls it wrapped, the loss looks into it."""
+        self._model = model
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """Run teacher and student; what they made stays in the model, ModelOpt's hooks keep it."""
+        return model(batch.tokens, batch.positions, None, labels=batch.labels)
+
+    def reduce(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean over all tokens of the batch (there is no padding, so none is masked)."""
+        return self._model.compute_kd_loss(loss_reduction_fn=lambda result: result[0].mean())
+
+
+class StudentAlone:
+    """A combined model's student as a GPTModel to measure: its forward pass leaves the teacher out."""
+
+    def __init__(self, model: Any) -> None:
+        """`model`: what `combine` returned."""
+        self._model = model
+
+    @property
+    def training(self) -> bool:
+        return self._model.training
+
+    def eval(self) -> None:
+        """Put the student into eval mode."""
+        self._model.eval()
+
+    def train(self, mode: bool = True) -> None:
+        """Put the student into training mode (or not)."""
+        self._model.train(mode)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Tensor:
+        # The instance's own forward, ModelOpt's, runs the teacher whatever the flag says; the class's heeds it.
+        with self._model.only_student_forward():
+            return type(self._model).forward(self._model, *arguments, **named)

@@ -1,0 +1,125 @@
+"""What a training phase remembers of its steps: `history.json`, and the same as TensorBoard scalars."""
+
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic.alias_generators import to_camel, to_snake
+
+TENSORBOARD = "tensorboard"
+
+MOST_ENTRIES = 10_000
+"""Steps that a history holds at most; a longer run keeps every second one, every third, ..."""
+
+
+@dataclass(frozen=True)
+class StepEntry:
+    """One optimizer step; steps count from 1."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+    """Of this step alone, over all ranks, without validation and checkpoints."""
+
+
+@dataclass(frozen=True)
+class ValidationEntry:
+    """The validation loss after a step (0: before training)."""
+
+    step: int
+    loss: float
+
+
+@dataclass
+class History:
+    """Losses over the whole run, attempts before this one included."""
+
+    total_steps: int
+    train: list[StepEntry] = field(default_factory=list)
+    validation: list[ValidationEntry] = field(default_factory=list)
+
+    def add_step(self, entry: StepEntry) -> None:
+        """Keep a step, if it is one of those that a history of this length keeps (the last one always is)."""
+        stride = math.ceil(self.total_steps / MOST_ENTRIES)
+        if entry.step % stride == 0 or entry.step == self.total_steps:
+            self.train.append(entry)
+
+    def add_validation(self, entry: ValidationEntry) -> None:
+        """Keep a validation."""
+        self.validation.append(entry)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Median over the steps: the rate of training itself, whatever stood still meanwhile."""
+        rates = sorted(entry.tokens_per_second for entry in self.train)
+        return rates[len(rates) // 2] if rates else None
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"totalSteps": ..., "train": [{"step": ..., "loss": ..., "learningRate": ...}], "validation": [...]}`."""
+        return {
+            "totalSteps": self.total_steps,
+            "train": [_camel(asdict(entry)) for entry in self.train],
+            "validation": [_camel(asdict(entry)) for entry in self.validation],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "History":
+        """The inverse of `to_json`; Python's JSON gives every float back to the last bit."""
+        return cls(
+            total_steps=content["totalSteps"],
+            train=[StepEntry(**_snake(entry)) for entry in content["train"]],
+            validation=[ValidationEntry(**_snake(entry)) for entry in content["validation"]],
+        )
+
+
+class Scalars:
+    """TensorBoard event files of a run, written as it goes; a resumed run's are whole from its first step on."""
+
+    def __init__(self, folder: Path, history: History) -> None:
+        """Start anew in `<folder>/tensorboard` with what `history` already knows."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+        self._writer: SummaryWriter = SummaryWriter(str(folder / TENSORBOARD))
+        for entry in history.train:
+            self.add_step(entry)
+        for entry in history.validation:
+            self.add_validation(entry)
+
+    def add_step(self, entry: StepEntry) -> None:
+        """Write one step's figures."""
+        self._add("train/loss", entry.loss, entry.step)
+        self._add("train/learning_rate", entry.learning_rate, entry.step)
+        self._add("train/gradient_norm", entry.gradient_norm, entry.step)
+        self._add("train/tokens_per_second", entry.tokens_per_second, entry.step)
+
+    def add_validation(self, entry: ValidationEntry) -> None:
+        """Write a validation loss."""
+        self._add("validation/loss", entry.loss, entry.step)
+
+    def close(self) -> None:
+        """Flush what is still in memory and close the file."""
+        self._writer.close()
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        self._writer.add_scalar(name, value, step, walltime=time.time(), new_style=True)
+
+
+def publish_curves(history: History, attempt: Path, artifact: Path) -> None:
+    """Put `history.json` and the attempt's TensorBoard files into an artifact."""
+    (artifact / "history.json").write_text(json.dumps(history.to_json(), indent=1) + "\n", encoding="utf-8")
+    shutil.copytree(attempt / TENSORBOARD, artifact / TENSORBOARD)
+
+
+def _camel(fields: dict[str, Any]) -> dict[str, Any]:
+    return {to_camel(name): value for name, value in fields.items()}
+
+
+def _snake(fields: dict[str, Any]) -> dict[str, Any]:
+    return {to_snake(name): value for name, value in fields.items()}

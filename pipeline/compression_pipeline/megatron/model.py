@@ -1,0 +1,128 @@
+"""Megatron-Core models of the shapes that an `Architecture` describes.
+
+Megatron itself is imported inside the functions: see `runtime`.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as functional
+
+from compression_pipeline.config import Architecture
+from compression_pipeline.errors import UserError
+
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+def transformer_config(architecture: Architecture, runtime: Runtime) -> "TransformerConfig":
+    """Megatron's configuration of a model of this architecture.
+
+    No dropout, and no fusions that need Transformer Engine or Apex. Weights are left uninitialised: they always come
+    from a checkpoint.
+    """
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    return TransformerConfig(
+        num_layers=architecture.layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+        num_attention_heads=architecture.attention_heads,
+        num_query_groups=architecture.query_groups,
+        kv_channels=architecture.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=architecture.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=architecture.qkv_bias,
+        qk_layernorm=architecture.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=runtime.dtype,
+        pipeline_dtype=runtime.dtype,
+        bf16=runtime.dtype is torch.bfloat16,
+        use_cpu_initialization=not runtime.on_gpu,
+        perform_initialization=False,
+        deterministic_mode=runtime.on_gpu and runtime.deterministic,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int) -> "GPTModel":
+    """A model on the runtime's device and in its type, its weights uninitialised, to be loaded from a checkpoint.
+
+    Megatron's local layer spec with torch's fused attention; the vocabulary is not padded, so shapes are those of the
+    Hugging Face checkpoint. Call it with `attention_mask=None`.
+
+    Raises:
+        UserError: the RoPE scaling is of a kind that isn't known.
+    """
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+
+    from .attention import FusedAttention
+
+    frequencies = rope_frequencies(architecture)
+    spec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = FusedAttention
+    model = GPTModel(
+        config=transformer_config(architecture, runtime),
+        transformer_layer_spec=spec,
+        vocab_size=architecture.vocabulary_size,
+        max_sequence_length=sequence_length,
+        share_embeddings_and_output_weights=architecture.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=architecture.rope_theta,  # type: ignore[arg-type]  # Megatron says int and takes any number
+    )
+    # Megatron's own scaling knows one parameter of Llama 3.1's four.
+    model.rotary_pos_emb.inv_freq = frequencies.to(runtime.device)
+    # Norms are made in float32 whatever the configuration says.
+    return model.to(device=runtime.device, dtype=runtime.dtype)
+
+
+def rope_frequencies(architecture: Architecture) -> torch.Tensor:
+    """Inverse frequencies of the rotary embedding, [head_dim / 2], float32, as Hugging Face computes them.
+
+    Source: transformers 4.57, modeling_rope_utils.py (`default`, `linear` and `llama3`).
+
+    Raises:
+        UserError: `rope_scaling` is of another kind, or one of its fields is missing.
+    """
+    exponents = torch.arange(0, architecture.head_dim, 2, dtype=torch.int64).to(torch.float32) / architecture.head_dim
+    frequencies = 1.0 / (architecture.rope_theta**exponents)
+    scaling = architecture.rope_scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise UserError(
+            f"config.json: rope_scaling of type {kind!r} isn't supported; known are {', '.join(ROPE_TYPES)}"
+        )
+    try:
+        if kind == "linear":
+            frequencies = frequencies / scaling["factor"]
+        elif kind == "llama3":
+            frequencies = _llama3(frequencies, scaling)
+    except KeyError as missing:
+        raise UserError(f"config.json: rope_scaling of type {kind!r} needs the field {missing}") from None
+    return frequencies
+
+
+def _llama3(frequencies: torch.Tensor, scaling: dict[str, Any]) -> torch.Tensor:
+    """Llama 3.1: long wavelengths divided by `factor`, short ones kept, a smooth passage between."""
+    factor, context = scaling["factor"], scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelength = 2 * math.pi / frequencies
+    scaled = torch.where(wavelength > context / low, frequencies / factor, frequencies)
+    smooth = (context / wavelength - low) / (high - low)
+    between = (1 - smooth) * scaled / factor + smooth * scaled
+    medium = ~(wavelength < context / high) & ~(wavelength > context / low)
+    return torch.where(medium, between, scaled)

@@ -1,0 +1,60 @@
+"""ModelOpt, imported late and lightly, and taught what it lacks for Megatron's local layer spec.
+
+Import ModelOpt's modules only inside a `modelopt()` block. What it prints there is dropped: stdout is a job's channel,
+and what it has to say (whole tensors, layer by layer) the artifacts say better. Its warnings pass.
+"""
+
+import contextlib
+import importlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+OPTIONAL = ("transformers", "diffusers", "peft", "accelerate", "deepspeed")
+"""Libraries that ModelOpt has plugins for and does without where they are not installed."""
+
+
+@contextlib.contextmanager
+def modelopt() -> Iterator[None]:
+    """Use ModelOpt's pruning and distillation of Megatron models inside this block."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        _import()
+        yield
+
+
+def _import() -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        # ModelOpt's plugins for Hugging Face models would import transformers, datasets and torch's compiler: 4 of 6
+        # seconds, for nothing here. None in sys.modules is Python's way to say that a module is not there.
+        for name in OPTIONAL:
+            if name not in sys.modules:
+                sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+                stack.callback(sys.modules.pop, name)
+        importlib.import_module("modelopt.torch.prune.plugins.mcore_minitron")
+        importlib.import_module("modelopt.torch.distill.plugins.megatron")
+    _register_rms_norm()
+
+
+def _register_rms_norm() -> None:
+    """ModelOpt knows the norms of Transformer Engine and Apex; the local layer spec has torch's."""
+    from modelopt.torch.nas.modules import _DynamicLayerNorm
+    from modelopt.torch.nas.registry import DMRegistry
+    from torch import nn
+
+    if nn.RMSNorm in DMRegistry:
+        return
+
+    @DMRegistry.register({nn.RMSNorm: "nn.RMSNorm"})
+    class _DynamicRMSNorm(_DynamicLayerNorm):  # pyright: ignore[reportUnusedClass]  # registered by its decorator
+        """torch.nn.RMSNorm whose width is shared with the residual stream."""
+
+        def _setup(self, *, num_features: Any) -> None:
+            narrow: Any = self._cut_to_active_features
+            shape: Any = self._get_normalized_shape
+            self._register_hparam("num_features", num_features)
+            self._register_dynamic_attribute("weight", narrow)
+            self._register_dynamic_attribute("normalized_shape", shape)

@@ -1,0 +1,259 @@
+"""The process's place in the world: ranks, device, process group, seeds, threads.
+
+This is the one module that knows that there may be no GPU. On a machine with one it starts NCCL and touches nothing of
+Megatron's. Without one the same training code runs on the CPU over gloo, and Megatron, which takes a CUDA device for
+granted in a dozen places, is told where it is (`_cpu_adaptations`). Nothing wraps tensor operations, so the training
+loop pays nothing for it.
+
+Modules that import Megatron at their top are best imported inside a `runtime` block: without a GPU the first import of
+Megatron is made there, without torch's compiler, which saves two seconds and changes nothing (it is off on CPU).
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from compression_pipeline.config import JobConfig, Precision
+from compression_pipeline.errors import TransientError, UserError
+from compression_pipeline.machine import processors
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process computes."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    dtype: torch.dtype
+    """Type of parameters and arithmetic: bfloat16 or float32. Optimizer state and master weights are float32."""
+    deterministic: bool
+    threads: int
+    """CPU threads of this process."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+@contextlib.contextmanager
+def runtime(
+    job: JobConfig, *, precision: Precision = Precision.AUTO, deterministic: bool = False, seed: int = 1234
+) -> Iterator[Runtime]:
+    """Join the process group and set Megatron up; leave everything as it was at the end.
+
+    RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are read from the environment as torchrun sets them; a
+    process without them is a world of its own and opens no port.
+
+    Raises:
+        UserError: the precision can't be had on this device.
+        TransientError: the ranks could not meet (the port is taken, a peer did not come).
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    gpu = torch.cuda.is_available()
+    if gpu and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {rank} finds {torch.cuda.device_count()} GPUs on its node; "
+            f"processesPerNode ({job.processes_per_node}) must not be larger"
+        )
+    device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    threads = job.threads or max(1, processors() // job.processes_per_node)
+    with contextlib.ExitStack() as stack:
+        dtype = _dtype(precision, gpu)
+        stack.enter_context(_threads(threads))
+        _import_megatron(gpu)
+        stack.enter_context(_gpu_settings(device, deterministic) if gpu else _cpu_adaptations())
+        stack.enter_context(_process_group(device, rank, world_size))
+        stack.enter_context(_parallel_state())
+        _seed(seed, gpu)
+        yield Runtime(
+            rank=rank,
+            local_rank=local_rank,
+            world_size=world_size,
+            device=device,
+            dtype=dtype,
+            deterministic=deterministic or not gpu,
+            threads=threads,
+        )
+
+
+def _dtype(precision: Precision, gpu: bool) -> torch.dtype:
+    if precision is Precision.AUTO:
+        return torch.bfloat16 if gpu else torch.float32
+    if precision is Precision.BF16 and not gpu:
+        raise UserError("precision: BF16 needs a GPU and there is none; set Auto or FP32")
+    return torch.bfloat16 if precision is Precision.BF16 else torch.float32
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _import_megatron(gpu: bool) -> None:
+    """The first import of Megatron, without its complaints that Transformer Engine and Apex are missing."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)
+        if not gpu:
+            # Megatron decorates functions with torch.compile when it is imported. With dynamo off that would give the
+            # plain functions back, after importing the compiler.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+            _replace(stack, torch, "compile", lambda model=None, **_: model or (lambda function: function))
+        for module in ("models.gpt.gpt_layer_specs", "optimizer", "pipeline_parallel.schedules"):
+            importlib.import_module(f"megatron.core.{module}")
+
+
+@contextlib.contextmanager
+def _gpu_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
+    torch.cuda.set_device(device)
+    # Read by cuBLAS when it is first used, so it is early enough here.
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def _process_group(device: torch.device, rank: int, world_size: int) -> Iterator[None]:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+    if world_size == 1:
+        options["store"] = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # documented, but not in __all__
+    if os.environ.get("MASTER_ADDR", "localhost") in ("localhost", "127.0.0.1", "::1"):
+        # All ranks are on this machine; gloo would otherwise look the host's name up, which may lead nowhere.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=10), **options)
+    except (RuntimeError, ValueError) as error:  # torch.distributed's own errors are RuntimeErrors
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        message = " ".join(str(error).split("\n")[0].split())
+        raise TransientError(f"rank {rank} of {world_size} could not join the others at {where}: {message}") from error
+    try:
+        yield
+    except BaseException:
+        # A peer may be dead: NCCL's clean-up would wait for it. The end of the process frees everything.
+        if backend == "gloo":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _parallel_state() -> Iterator[None]:
+    """Megatron's groups: data parallel over all ranks."""
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel()
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def _seed(seed: int, gpu: bool) -> None:
+    import numpy
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    if gpu:
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+        model_parallel_cuda_manual_seed(seed)
+
+
+class _CpuTorch(ModuleType):
+    """`torch` as those Megatron modules see it that write `device="cuda"`: here that means the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        return torch.zeros(*size, **options)
+
+    @staticmethod
+    def tensor(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
+        return torch.tensor(data, **options)
+
+
+@contextlib.contextmanager
+def _cpu_adaptations() -> Iterator[None]:
+    """Tell Megatron (and ModelOpt's Megatron plugins) that the current device is the CPU.
+
+    What is replaced, and why: `torch.cuda.current_device`, `set_device`, `synchronize`, `Tensor.cuda` and
+    `Module.cuda` name or move to the device that isn't there; four modules write `device="cuda"`; optimizer and
+    gradient clipping recognise float32 parameters by `Tensor.type() == "torch.cuda.FloatTensor"`; dropout, which is
+    off, asks for the CUDA random generator; gloo refuses to gather tensors of no dimension.
+    """
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.pipeline_parallel import schedules
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    with contextlib.ExitStack() as stack:
+        cpu = torch.device("cpu")
+        _replace(stack, torch.cuda, "current_device", lambda: cpu)
+        _replace(stack, torch.cuda, "set_device", lambda device: None)
+        _replace(stack, torch.cuda, "synchronize", lambda device=None: None)
+        _replace(stack, torch.nn.Module, "cuda", lambda self, device=None: self)
+        _replace(stack, torch.Tensor, "cuda", lambda self, *_, **__: self)
+
+        type_of = torch.Tensor.type
+
+        def cuda_type_of(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            found = type_of(tensor, *arguments, **options)
+            return found.replace("torch.", "torch.cuda.", 1) if isinstance(found, str) else found
+
+        _replace(stack, torch.Tensor, "type", cuda_type_of)
+
+        cpu_torch = _CpuTorch()
+        for module in (clip_grads, optimizer, schedules, utils):
+            _replace(stack, module, "torch", cpu_torch)
+        tracker = megatron_random.CudaRNGStatesTracker
+        _replace(stack, tracker, "fork", lambda self, *_, **__: contextlib.nullcontext())
+
+        gather = dist.all_gather_into_tensor
+
+        def gather_any(output: torch.Tensor, source: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            return gather(output, source.reshape(1) if source.dim() == 0 else source, *arguments, **options)
+
+        _replace(stack, dist, "all_gather_into_tensor", gather_any)
+        yield
+
+
+def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute for as long as `stack` is open."""
+    if name in vars(owner):
+        stack.callback(setattr, owner, name, vars(owner)[name])
+    else:  # inherited (torch.Tensor's methods are its C base's)
+        stack.callback(delattr, owner, name)
+    setattr(owner, name, value)

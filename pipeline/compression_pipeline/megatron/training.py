@@ -1,0 +1,288 @@
+"""The training loop of both training phases: Megatron's data-parallel training of any loss.
+
+Stopping: SIGTERM only raises a flag; each step's collective tells all ranks of it, and they checkpoint after the same
+step. A loss or gradient norm that isn't finite stops the run before the optimizer touches the weights. Where a rank
+dies, its peers' next collective fails; they make no other.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+
+from compression_pipeline.config import TrainingConfig
+from compression_pipeline.context import Context
+from compression_pipeline.errors import Interrupted, UserError
+
+from .checkpoint import Checkpoints
+from .data import Batch, TrainingData
+from .flops import peak_flops
+from .history import History, Scalars, StepEntry, ValidationEntry
+from .optimizer import Optimizer
+from .runtime import Runtime
+from .schedule import learning_rate
+
+if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.transformer.module import MegatronModule
+
+
+SILENCE_SECONDS = 60.0
+"""Longest time of training without a line of progress, whatever logInterval says."""
+
+
+class LossFunction(Protocol):
+    """What is minimized, in the two halves that Megatron's schedules know."""
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The model's output for a batch (`model` may be wrapped: call it, don't look inside)."""
+        ...
+
+    def reduce(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The scalar loss of that output: the mean over the batch's tokens."""
+        ...
+
+
+class LanguageModelLoss:
+    """Mean cross entropy of the next token, in nats."""
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Losses of all tokens, [sequences, sequence length]."""
+        return model(batch.tokens, batch.positions, None, labels=batch.labels)
+
+    def reduce(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Their mean."""
+        return output.float().mean()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one step computed, the same on all ranks."""
+
+    loss: float
+    gradient_norm: float
+    stop: bool
+
+
+def train(
+    model: "MegatronModule",
+    *,
+    loss: LossFunction,
+    settings: TrainingConfig,
+    data: TrainingData,
+    validate: Callable[[], float],
+    flops_per_token: float,
+    runtime: Runtime,
+    context: Context,
+    checkpoints: Checkpoints,
+) -> History:
+    """Train `model` in place, from the newest checkpoint if there is one; every rank calls it.
+
+    Args:
+        validate: measures the validation loss; called before the first step, every `validation_interval` steps and
+            after the last.
+        flops_per_token: operations that a trained token needs, for the utilization (`flops.training_flops`).
+        checkpoints: where the state is kept. They stay; remove them once the result is published.
+
+    Raises:
+        UserError: the loss or the gradient norm is not finite.
+        Interrupted: told to stop; the state is in a checkpoint.
+    """
+    return _Loop(model, loss, settings, data, validate, flops_per_token, runtime, context, checkpoints).run()
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: "MegatronModule",
+        loss: LossFunction,
+        settings: TrainingConfig,
+        data: TrainingData,
+        validate: Callable[[], float],
+        flops_per_token: float,
+        runtime: Runtime,
+        context: Context,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._settings = settings
+        self._data = data
+        self._validate = validate
+        self._runtime = runtime
+        self._context = context
+        self._checkpoints = checkpoints
+        self._history = History(settings.steps)
+        self._scalars: Scalars | None = None
+        self._saved: int | None = None
+        self._tokens_per_step = settings.global_batch_size * data.sequence_length
+        self._flops_per_token = flops_per_token / runtime.world_size
+        self._peak = peak_flops(torch.cuda.get_device_name(runtime.device)) if _bf16_gpu(runtime) else None
+        self._wrapped = data_parallel(model)
+        self._optimizer = Optimizer(self._wrapped, settings, runtime)
+
+    def run(self) -> History:
+        settings, first = self._settings, 0
+        if settings.warmup_steps >= settings.steps:
+            self._context.events.warning(
+                f"warmupSteps: {settings.warmup_steps} of {settings.steps} steps are warm-up: the learning rate only "
+                "rises; lower it, or train longer"
+            )
+        resumed = self._checkpoints.load(self._model, self._optimizer)
+        if resumed is not None:
+            first, self._history, self._saved = resumed.step, resumed.history, resumed.step
+            self._context.events.info(f"goes on from step {first} ({resumed.path})")
+        if self._runtime.rank == 0:
+            self._scalars = Scalars(self._context.folder, self._history)
+        try:
+            if resumed is None:
+                self._measure(0)
+            self._wrapped.train()
+            clock = _Clock(first)
+            for step in range(first, settings.steps):
+                started = time.perf_counter()
+                figures = self._step(step)
+                self._record(step, figures, time.perf_counter() - started, clock)
+                done = step + 1
+                last = done == settings.steps
+                if last or done % settings.validation_interval == 0:
+                    self._measure(done)
+                if figures.stop or last or done % settings.checkpoint_interval == 0:
+                    self._save(done)
+                if figures.stop and not last:
+                    raise Interrupted(f"was told to stop (SIGTERM) after step {done}; it is in a checkpoint")
+        finally:
+            if self._scalars is not None:
+                self._scalars.close()
+        return self._history
+
+    def _step(self, step: int) -> Figures:
+        """Forward, backward, and the optimizer's step unless something isn't finite."""
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        self._wrapped.zero_grad_buffer()
+        self._optimizer.zero_gradients()
+        results = get_forward_backward_func()(
+            forward_step_func=self._forward_step,
+            data_iterator=cast("Any", iter(self._data.batches(step))),
+            model=self._wrapped,
+            num_microbatches=self._data.micro_batches,
+            seq_length=self._data.sequence_length,
+            micro_batch_size=self._data.micro_batch_size,
+            forward_only=False,
+        )
+        norm = self._optimizer.gradient_norm()
+        figures = self._agree(torch.stack([result["loss"] for result in results]).mean(), norm)
+        if not (math.isfinite(figures.loss) and math.isfinite(norm)):
+            self._stop_at(step + 1, figures)
+        self._optimizer.step(learning_rate(step, self._settings), norm)
+        return figures
+
+    def _forward_step(
+        self, batches: Iterator[Batch], model: torch.nn.Module
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]]:
+        batch = next(batches)
+
+        def reduce(output: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            loss = self._loss.reduce(output, batch)
+            # A copy: Megatron divides the loss itself, in place, by the number of micro batches.
+            return loss, {"loss": loss.detach().clone()}
+
+        return self._loss.forward(model, batch), reduce
+
+    def _agree(self, loss: torch.Tensor, norm: float) -> Figures:
+        """The mean loss, and whether any rank was told to stop: one collective for both."""
+        stop = torch.tensor(float(self._context.stop_requested()), device=loss.device)
+        shared = torch.stack([loss.float(), stop])
+        dist.all_reduce(shared)
+        total, stops = shared.tolist()
+        return Figures(total / self._runtime.world_size, norm, stops > 0)
+
+    def _stop_at(self, step: int, figures: Figures) -> None:
+        newest = self._checkpoints.newest()
+        kept = f"the checkpoint {newest} is kept" if newest else "there is no checkpoint yet"
+        what = "loss" if not math.isfinite(figures.loss) else "gradient norm"
+        value = figures.loss if what == "loss" else figures.gradient_norm
+        raise UserError(
+            f"the {what} is {value} at step {step}; the weights of step {step - 1} were left alone and {kept}; "
+            "lower learningRate, raise warmupSteps, or look at the data"
+        )
+
+    def _record(self, step: int, figures: Figures, seconds: float, clock: "_Clock") -> None:
+        settings, done = self._settings, step + 1
+        entry = StepEntry(
+            step=done,
+            loss=figures.loss,
+            learning_rate=learning_rate(step, settings),
+            gradient_norm=figures.gradient_norm,
+            tokens_per_second=self._tokens_per_step / seconds,
+        )
+        self._history.add_step(entry)
+        if self._scalars is not None:
+            self._scalars.add_step(entry)
+        clock.steps += 1
+        clock.busy += seconds
+        # A job that says nothing for long counts as hung, however seldom its user wants to hear of it.
+        if done % settings.log_interval == 0 or done == settings.steps or clock.busy >= SILENCE_SECONDS:
+            rate = clock.steps * self._tokens_per_step / clock.busy
+            self._context.events.progress(
+                done,
+                settings.steps,
+                loss=entry.loss,
+                tokens_per_second=round(rate, 1),
+                eta_seconds=clock.remaining(done, settings.steps),
+                learning_rate=entry.learning_rate,
+                gradient_norm=entry.gradient_norm,
+                teraflops_per_device=round(rate * self._flops_per_token / 1e12, 3),
+                model_flops_utilization=rate * self._flops_per_token / self._peak if self._peak else None,
+            )
+            clock.steps, clock.busy = 0, 0.0
+
+    def _measure(self, step: int) -> None:
+        entry = ValidationEntry(step, self._validate())
+        self._history.add_validation(entry)
+        if self._scalars is not None:
+            self._scalars.add_validation(entry)
+        self._context.events.metric("validationLoss", entry.loss, step)
+
+    def _save(self, step: int) -> None:
+        if self._saved != step:
+            self._checkpoints.save(step, self._model, self._optimizer, self._history)
+            self._saved = step
+
+
+class _Clock:
+    """Time since the loop began, and since the last progress line."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self._began = time.monotonic()
+        self.steps = 0
+        self.busy = 0.0
+
+    def remaining(self, done: int, total: int) -> float:
+        """Seconds until the end, at the pace so far, validation and checkpoints included."""
+        return (time.monotonic() - self._began) / (done - self._first) * (total - done)
+
+
+def _bf16_gpu(runtime: Runtime) -> bool:
+    return runtime.on_gpu and runtime.dtype is torch.bfloat16
+
+
+def data_parallel(model: "MegatronModule") -> "DistributedDataParallel":
+    """The model in Megatron's data parallelism: gradients are summed in float32, in one contiguous buffer."""
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+
+    config = cast("Any", model.config)
+    config.finalize_model_grads_func = finalize_model_grads
+    return DistributedDataParallel(
+        config, DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True), model
+    )

@@ -1,0 +1,36 @@
+"""Validation loss: the same tokens and the same mean in every phase, so that all figures compare."""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.distributed as dist
+
+from .data import ValidationData
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+
+def validation_loss(model: "GPTModel", data: ValidationData, runtime: Runtime, *, batch_size: int) -> float:
+    """Mean loss per token in nats over all sequences of `data`, shared among the ranks. Every rank gets it.
+
+    Sums are taken in float64. The model is put into eval mode meanwhile.
+
+    Args:
+        model: a GPTModel (unwrapped) that returns losses [sequences, sequence length] where it is given labels.
+        batch_size: sequences in one forward pass.
+    """
+    training = model.training
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    with torch.no_grad():
+        for start in range(runtime.rank * batch_size, len(data), runtime.world_size * batch_size):
+            batch = data.batch(range(start, min(start + batch_size, len(data))), runtime.device)
+            losses = cast("torch.Tensor", model(batch.tokens, batch.positions, None, labels=batch.labels))
+            totals[0] += losses.double().sum()
+            totals[1] += losses.numel()
+    model.train(training)
+    dist.all_reduce(totals)
+    loss, tokens = totals.tolist()
+    return loss / tokens

@@ -1,0 +1,138 @@
+"""distill: the student learns from the (corrected) teacher what pruning made it forget."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from compression_pipeline.config import Architecture, DistillJob, DistillResult, ExportDtype
+from compression_pipeline.context import Context
+from compression_pipeline.errors import UserError
+from compression_pipeline.huggingface import conversion
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.megatron.model import build
+from compression_pipeline.megatron.runtime import Runtime, runtime
+from compression_pipeline.proof import SEQUENCES, TOKENS, Reference, kept_positions
+
+if TYPE_CHECKING:
+    from compression_pipeline.megatron.data import ValidationData
+
+
+def run(job: DistillJob, context: Context) -> DistillResult:
+    """Distill the student and publish it as `distill-<fingerprint>`.
+
+    The artifact: `model/`, `history.json`, `tensorboard/`, and `reference.safetensors` for export's proof.
+
+    Raises:
+        UserError: teacher and student don't share a vocabulary, the text is too short, the batch does not divide among
+            the ranks, the loss is not finite.
+        Interrupted: told to stop; another attempt goes on from the checkpoint.
+    """
+    settings = job.distill
+    teacher, student = (read_architecture(context.store.open(name).model) for name in (job.teacher, job.pruned))
+    if teacher.vocabulary_size != student.vocabulary_size:
+        raise UserError(
+            f"the student {job.pruned} has {student.vocabulary_size:,} tokens and the teacher {job.teacher} "
+            f"{teacher.vocabulary_size:,}; prune the student out of this teacher"
+        )
+    with runtime(
+        job, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
+    ) as current:
+        return distill(job, context, current, teacher, student)
+
+
+def distill(
+    job: DistillJob, context: Context, runtime: Runtime, teacher: Architecture, student: Architecture
+) -> DistillResult:
+    """`run` within a runtime that is there already, of models of these sizes."""
+    # Megatron is imported by these, and is best imported within the runtime.
+    from compression_pipeline.megatron.checkpoint import Checkpoints
+    from compression_pipeline.megatron.data import TrainingData, ValidationData
+    from compression_pipeline.megatron.distillation import DistillationLoss, StudentAlone, combine, student_parameters
+    from compression_pipeline.megatron.flops import forward_flops, training_flops
+    from compression_pipeline.megatron.history import publish_curves
+    from compression_pipeline.megatron.training import train
+    from compression_pipeline.megatron.validation import validation_loss
+
+    settings, length = job.distill, job.sequence_length
+    text, teacher_files = context.store.open(job.data).data, context.store.open(job.teacher).model
+    student_files = context.store.open(job.pruned).model
+    validation = ValidationData(text, sequence_length=length, samples=job.evaluate.samples)
+    data = TrainingData(text, settings, runtime, sequence_length=length, cache=context.folder / "order")
+
+    def loss_of(model: Any) -> float:
+        return validation_loss(model, validation, runtime, batch_size=data.micro_batch_size)
+
+    models: list[Any] = []
+    for architecture, files in ((teacher, teacher_files), (student, student_files)):
+        models.append(build(architecture, runtime, sequence_length=length))
+        conversion.load_into(models[-1], architecture, files)
+    teacher_loss = loss_of(models[0])
+    context.events.metric("teacherLoss", teacher_loss)
+    model = combine(models[1], models[0])
+    checkpoints = Checkpoints(context, job.fingerprint, runtime, keep=settings.keep_checkpoints)
+    history = train(
+        model,
+        loss=DistillationLoss(model),
+        settings=settings,
+        data=data,
+        validate=lambda: loss_of(StudentAlone(model)),
+        flops_per_token=training_flops(student, length) + forward_flops(teacher, length),
+        runtime=runtime,
+        context=context,
+        checkpoints=checkpoints,
+    )
+    result = DistillResult(
+        teacher_loss=teacher_loss,
+        pruned_loss=history.validation[0].loss,
+        distilled_loss=history.validation[-1].loss,
+        tokens_per_second=history.tokens_per_second,
+    )
+    if runtime.rank == 0:
+        state = student_parameters(model)
+        with context.store.draft("distill", job.fingerprint) as draft:
+            conversion.write(state, student, draft.path / "model", template=student_files)
+            publish_curves(history, context.folder, draft.path)
+            reference(state, student, validation, runtime).write(draft.path)
+            draft.publish(
+                config=job.to_json(),
+                inputs={"data": job.data, "teacher": job.teacher, "pruned": job.pruned},
+                result=result.to_json(),
+                metrics={
+                    "tokensPerSecond": history.tokens_per_second,
+                    "recovered": recovered(result),
+                    "validationSequences": len(validation),
+                },
+            )
+    checkpoints.clear()
+    return result
+
+
+def recovered(result: DistillResult) -> float | None:
+    """Share of the validation loss that pruning cost which distillation won back; None where it cost nothing."""
+    cost = result.pruned_loss - result.teacher_loss
+    return (result.pruned_loss - result.distilled_loss) / cost if cost > 0 else None
+
+
+def reference(
+    state: Mapping[str, Tensor], student: Architecture, validation: "ValidationData", runtime: Runtime
+) -> Reference:
+    """Logits of the first validation sequences in float32, from weights rounded to each type that an export may have.
+
+    A model of its own: ModelOpt leaves attributes on a distilled one that break its forward pass.
+    """
+    length = min(validation.sequence_length, TOKENS)
+    batch = validation.batch(range(min(SEQUENCES, len(validation))), runtime.device)
+    tokens, places = batch.tokens[:, :length], batch.positions[:, :length]
+    positions = kept_positions(len(tokens), length, student.vocabulary_size)
+    model = build(student, dataclasses.replace(runtime, dtype=torch.float32), sequence_length=length).eval()
+    logits: dict[ExportDtype, Tensor] = {}
+    with torch.no_grad():
+        for dtype in ExportDtype:
+            for name, parameter in model.named_parameters():
+                parameter.copy_(state[name].to(getattr(torch, dtype.value)))
+            output = cast("Tensor", model(tokens, places, cast("Any", None)))
+            logits[dtype] = output[:, positions.to(output.device)].float().cpu()
+    return Reference(tokens.cpu(), positions, logits)

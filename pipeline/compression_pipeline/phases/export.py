@@ -1,0 +1,102 @@
+"""export: write the student as a Hugging Face checkpoint with its card, and prove that it is the one that was trained.
+
+Needs neither Megatron nor ModelOpt.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compression_pipeline.config import Architecture, ExportDtype, ExportJob, ExportResult
+from compression_pipeline.context import Context
+from compression_pipeline.errors import UserError
+from compression_pipeline.huggingface.card import Ancestry, model_card
+from compression_pipeline.huggingface.conversion import CheckpointReader
+from compression_pipeline.huggingface.files import inspect
+from compression_pipeline.huggingface.names import expected_shapes
+from compression_pipeline.huggingface.sample import continue_greedily, default_prompt
+from compression_pipeline.huggingface.writer import write_checkpoint
+from compression_pipeline.machine import processors
+from compression_pipeline.proof import Reference, relative_error
+
+TOLERANCE = 1e-4
+"""Largest relative error of the logits. Two implementations of the same arithmetic differ by less than 1e-5."""
+
+
+def run(job: ExportJob, context: Context) -> ExportResult:
+    """Export the student and publish it as `export-<fingerprint>`: `model/`, which is all that a user needs.
+
+    Raises UserError where the type can't hold the weights, or where plain transformers doesn't compute from the files
+    what the trained student computes.
+    """
+    data, teacher, pruned, distilled = map(context.store.open, (job.data, job.teacher, job.pruned, job.distilled))
+    ancestry = Ancestry.read(data, teacher, pruned, distilled)
+    torch.set_num_threads(job.threads or processors())
+    reference = Reference.read(distilled.path)
+    reader = CheckpointReader(distilled.model)
+    student, settings = reader.files.architecture, job.export
+    check_range(reference, settings.dtype)
+    with context.store.draft("export", job.fingerprint) as draft:
+        folder = draft.path / "model"
+        context.events.info(f"writes {student.parameters:,} parameters as {settings.dtype.value}")
+        write_checkpoint(
+            ((name, reader(name)) for name in expected_shapes(student)),
+            student,
+            folder,
+            template=distilled.model,
+            dtype=getattr(torch, settings.dtype.value),
+            max_shard_size=settings.max_shard_size,
+        )
+        context.stop_if_requested()
+        inspect(folder)
+        model, tokenizer = load(folder)
+        error = prove(model, reference, settings.dtype, student)
+        context.events.metric("relativeError", error)
+        context.stop_if_requested()
+        prompt = settings.sample_prompt or default_prompt(data.data / "validation", tokenizer)
+        sample = continue_greedily(model, tokenizer, prompt, settings.sample_tokens)
+        (folder / "README.md").write_text(model_card(ancestry, settings, sample, error), encoding="utf-8")
+        result = ExportResult(
+            parameters=student.parameters,
+            relative_error=error,
+            bytes=sum(path.stat().st_size for path in folder.iterdir()),
+            sample=sample,
+        )
+        draft.publish(
+            config=job.to_json(),
+            inputs={"data": job.data, "teacher": job.teacher, "pruned": job.pruned, "distilled": job.distilled},
+            result=result.to_json(),
+        )
+    return result
+
+
+def check_range(reference: Reference, dtype: ExportDtype) -> None:
+    """Refuse a type whose range the weights, or what they compute, don't fit in."""
+    if not reference.logits[dtype].isfinite().all():
+        raise UserError(f"export.dtype: {dtype.value} can't hold this student's weights; use bfloat16 or float32")
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """The checkpoint as any user loads it, in float32: (model, tokenizer)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def prove(model: Any, reference: Reference, dtype: ExportDtype, student: Architecture) -> float:
+    """Relative error of the logits of `model` against those of the student that was trained, rounded to `dtype`.
+
+    Raises UserError where it is above `TOLERANCE`, or where the model has not as many parameters as it should.
+    """
+    blame = "the export is not the student that was trained; please report this with the manifest and this job's log"
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count != student.parameters:
+        raise UserError(f"transformers finds {count:,} parameters instead of {student.parameters:,}: {blame}")
+    with torch.no_grad():
+        logits = model(reference.tokens).logits[:, reference.positions]
+    error = relative_error(logits, reference.logits[dtype])
+    if not error <= TOLERANCE:
+        raise UserError(f"the logits differ by {error:.1e} of the largest one (at most {TOLERANCE:.0e}): {blame}")
+    return error

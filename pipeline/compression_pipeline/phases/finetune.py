@@ -1,0 +1,81 @@
+"""Teacher correction: train the teacher for a while on the text that its students will learn from."""
+
+from typing import TYPE_CHECKING
+
+from compression_pipeline.config import FinetuneJob, FinetuneResult
+from compression_pipeline.context import Context
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.megatron.runtime import Runtime, runtime
+
+if TYPE_CHECKING:
+    from compression_pipeline.megatron.history import History
+
+
+def run(job: FinetuneJob, context: Context) -> FinetuneResult:
+    """Train the teacher and publish it as `finetune-<fingerprint>`: `model/`, `history.json`, `tensorboard/`.
+
+    Raises:
+        UserError: the text is too short, the batch does not divide among the ranks, the loss is not finite.
+        Interrupted: told to stop; another attempt goes on from the checkpoint.
+    """
+    settings = job.finetune
+    with runtime(
+        job, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
+    ) as current:
+        return correct(job, context, current)
+
+
+def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneResult:
+    """`run` within a runtime that is there already."""
+    # Megatron is imported by these, and is best imported within the runtime.
+    from compression_pipeline.huggingface import conversion
+    from compression_pipeline.megatron.checkpoint import Checkpoints
+    from compression_pipeline.megatron.data import TrainingData, ValidationData
+    from compression_pipeline.megatron.flops import training_flops
+    from compression_pipeline.megatron.history import publish_curves
+    from compression_pipeline.megatron.model import build
+    from compression_pipeline.megatron.training import LanguageModelLoss, train
+    from compression_pipeline.megatron.validation import validation_loss
+
+    settings = job.finetune
+    text, teacher = context.store.open(job.data).data, context.store.open(job.teacher)
+    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
+    cache = context.folder / "order"
+    data = TrainingData(text, settings, runtime, sequence_length=job.sequence_length, cache=cache)
+    architecture = read_architecture(teacher.model)
+    model = build(architecture, runtime, sequence_length=job.sequence_length)
+    conversion.load_into(model, architecture, teacher.model)
+    checkpoints = Checkpoints(context, job.fingerprint, runtime, keep=settings.keep_checkpoints)
+    history = train(
+        model,
+        loss=LanguageModelLoss(),
+        settings=settings,
+        data=data,
+        validate=lambda: validation_loss(model, validation, runtime, batch_size=data.micro_batch_size),
+        flops_per_token=training_flops(architecture, job.sequence_length),
+        runtime=runtime,
+        context=context,
+        checkpoints=checkpoints,
+    )
+    result = _result(history)
+    if runtime.rank == 0:
+        with context.store.draft("finetune", job.fingerprint) as draft:
+            conversion.write(dict(model.named_parameters()), architecture, draft.path / "model", template=teacher.model)
+            publish_curves(history, context.folder, draft.path)
+            draft.publish(
+                config=job.to_json(),
+                inputs={"data": job.data, "teacher": job.teacher},
+                result=result.to_json(),
+                metrics={"tokensPerSecond": history.tokens_per_second},
+            )
+    checkpoints.clear()
+    return result
+
+
+def _result(history: "History") -> FinetuneResult:
+    losses = history.validation
+    return FinetuneResult(
+        teacher_loss=losses[0].loss,
+        corrected_teacher_loss=losses[-1].loss,
+        tokens_per_second=history.tokens_per_second,
+    )

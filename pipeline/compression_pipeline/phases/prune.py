@@ -1,0 +1,160 @@
+"""prune: measure what matters, cut the student out of the teacher, check what came out."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compression_pipeline.config import (
+    Architecture,
+    Precision,
+    PruneConfig,
+    PruneJob,
+    PruneResult,
+    TrainingConfig,
+    student_architecture,
+    student_faults,
+)
+from compression_pipeline.config.base import indivisible
+from compression_pipeline.context import Context
+from compression_pipeline.errors import UserError
+from compression_pipeline.huggingface import conversion
+from compression_pipeline.huggingface.files import CheckpointFiles, inspect
+from compression_pipeline.huggingface.writer import save_tensors
+from compression_pipeline.importance import AXES, Choice, Scores, choose, measure
+from compression_pipeline.importance.plot import plot
+from compression_pipeline.megatron.model import build
+from compression_pipeline.megatron.runtime import Runtime, runtime
+
+CALIBRATION_SEED = 1234
+"""Seed of the order from which the calibration samples are the first."""
+
+CALIBRATION_TOKENS = 8192
+"""Tokens in one forward pass of the calibration, about; at least one sequence."""
+
+TORCH_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def run(job: PruneJob, context: Context) -> PruneResult:
+    """Make the student `job.prune` of the teacher and publish it.
+
+    The artifact: `model/`, `importance.safetensors` (scores by axis), `chosen.json` (what was kept), and
+    `importance.png` and `.svg`.
+
+    Raises UserError, before anything is loaded, where the teacher can't give such a student.
+    """
+    data, teacher_artifact = context.store.open(job.data), context.store.open(job.teacher)
+    files = inspect(teacher_artifact.model)
+    teacher, prune = files.architecture, job.prune
+    check_sizes(teacher, prune)
+    student = student_architecture(teacher, prune)
+    dtype = stored_type(files)
+    # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
+    precision = Precision.AUTO if dtype is torch.bfloat16 else Precision.FP32
+    with runtime(job, precision=precision) as current:
+        sequences = Calibration(data.data, current, job.sequence_length, prune.calibration_samples, context.folder)
+        model = build(teacher, current, sequence_length=job.sequence_length)
+        conversion.load_into(model, teacher, teacher_artifact.model)
+        started = time.monotonic()
+        scores = measure(model, teacher, sequences.batches(context), AXES)
+        seconds = time.monotonic() - started
+        choice = choose(scores, teacher, prune)
+        from compression_pipeline.megatron.minitron import cut
+
+        cut(model, teacher, student, choice, divisor=prune.divisor, folder=context.folder)
+        result = PruneResult(
+            student=student,
+            parameters=student.parameters,
+            compression_ratio=student.parameters / teacher.parameters,
+            kept_layers=[layer + 1 for layer in choice.layers],
+        )
+        if current.rank == 0:
+            tokens = sequences.count * job.sequence_length
+            metrics = {
+                "calibrationSamples": sequences.count,
+                "calibrationTokens": tokens,
+                "calibrationSeconds": seconds,
+                "calibrationTokensPerSecond": tokens / seconds,
+            }
+            with context.store.draft("prune", job.fingerprint) as draft:
+                state = dict(model.named_parameters())
+                conversion.write(state, student, draft.path / "model", template=teacher_artifact.model, dtype=dtype)
+                write_scores(scores, choice, teacher, draft.path)
+                draft.publish(
+                    config=job.to_json(),
+                    inputs={"data": job.data, "teacher": job.teacher},
+                    result=result.to_json(),
+                    metrics=metrics,
+                )
+    return result
+
+
+def check_sizes(teacher: Architecture, prune: PruneConfig) -> None:
+    """Everything that can be wrong with the student's sizes, before anything is loaded.
+
+    Raises UserError with all faults.
+    """
+    faults = [f"{field}: {sentence}" for field, sentence in student_faults(teacher, prune)]
+    for field, wanted, has in (
+        ("hiddenSize", prune.hidden_size, teacher.hidden_size),
+        ("ffnHiddenSize", prune.ffn_hidden_size, teacher.ffn_hidden_size),
+    ):
+        if wanted is not None and wanted != has and wanted % prune.divisor:
+            said = indivisible("%d is not divisible by %d (divisor)", (wanted, prune.divisor), wanted, prune.divisor)
+            faults.append(f"{field}: {said}")
+    if faults:
+        raise UserError("; ".join(f"prune.{fault}" for fault in faults))
+
+
+def stored_type(files: CheckpointFiles) -> torch.dtype:
+    """The type of a checkpoint's weights; float32 where they are of several."""
+    kinds = {entry.dtype for entry in files.tensors.values()}
+    return TORCH_TYPES.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+
+
+class Calibration:
+    """The sequences that importance is measured on, shared among the ranks."""
+
+    def __init__(self, folder: Path, current: Runtime, sequence_length: int, samples: int, cache: Path) -> None:
+        """The first `samples` training sequences in Megatron's order, no sequence twice; fewer where there are fewer.
+
+        Raises UserError where the text is shorter than one sequence.
+        """
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+        from compression_pipeline.megatron.data import TrainingData, text_length
+
+        available = (text_length(IndexedDataset(str(folder / "train"))) - 1) // sequence_length
+        self.count = max(1, min(samples, available))  # with none at all TrainingData says so
+        self._runtime = current
+        self._data = TrainingData(
+            folder,
+            TrainingConfig(steps=self.count, global_batch_size=1, seed=CALIBRATION_SEED),
+            # Sequences are asked for one by one here, so no batch has to divide among the ranks.
+            dataclasses.replace(current, world_size=1),
+            sequence_length=sequence_length,
+            cache=cache / "calibration",
+        )
+        self._size = max(1, CALIBRATION_TOKENS // sequence_length)
+        self._positions = torch.arange(sequence_length, device=current.device)
+
+    def batches(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's (tokens, positions), with progress told; raises Interrupted on SIGTERM."""
+        mine = range(self._runtime.rank, self.count, self._runtime.world_size)
+        for start in range(0, len(mine), self._size):
+            context.stop_if_requested()
+            tokens = torch.stack([self._data.sequence(index)[:-1] for index in mine[start : start + self._size]])
+            yield tokens.to(self._runtime.device), self._positions.expand(len(tokens), -1)
+            done = min(self.count, (start + len(tokens)) * self._runtime.world_size)
+            context.events.progress(done, self.count, unit="samples")
+
+
+def write_scores(scores: Scores, choice: Choice, teacher: Architecture, folder: Path) -> None:
+    """Scores, choice and picture, beside the model."""
+    save_tensors(scores, folder / "importance.safetensors")
+    (folder / "chosen.json").write_text(json.dumps(choice.to_json()) + "\n")
+    plot(scores, choice, teacher, folder)

@@ -1,0 +1,64 @@
+"""What prune measured and what it kept, as far as the report shows it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCORES = "importance.safetensors"
+CHOSEN = "chosen.json"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Scores of one axis of one layer (or of the whole model), and the indices that were kept, counted from 0."""
+
+    scores: Sequence[float]
+    kept: Sequence[int]
+
+    @property
+    def kept_share(self) -> float | None:
+        """Share of all importance that the kept ones hold."""
+        total = sum(self.scores)
+        return sum(self.scores[i] for i in self.kept) / total if total > 0 else None
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores and choices. Layers are counted from 1, everything else from 0; ffn and heads are of the kept layers."""
+
+    layers: Mapping[int, float] = field(default_factory=dict)
+    hidden: Axis | None = None
+    ffn: Mapping[int, Axis] = field(default_factory=dict)
+    heads: Mapping[int, Axis] = field(default_factory=dict)
+
+
+def read_importance(folder: Path) -> Importance:
+    """What the prune artifact in `folder` measured and chose.
+
+    Raises OSError, ValueError, KeyError, IndexError or TypeError where that can't be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        scores: dict[str, Any] = {name: array.tolist() for name, array in load_file(folder / SCORES).items()}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    chosen = json.loads((folder / CHOSEN).read_text(encoding="utf-8"))
+    kept: list[int] = chosen["layers"]
+    hidden = scores.get("hidden")
+    return Importance(
+        layers=dict(enumerate(scores.get("layers", []), start=1)),
+        hidden=Axis(hidden, chosen["hidden"]) if hidden and chosen.get("hidden") else None,
+        ffn=_by_layer(scores.get("ffn"), chosen.get("ffn"), kept),
+        heads=_by_layer(scores.get("heads"), chosen.get("heads"), kept),
+    )
+
+
+def _by_layer(scores: list[list[float]] | None, chosen: list[list[int]] | None, kept: list[int]) -> dict[int, Axis]:
+    """`scores` has a row for every layer of the teacher, `chosen` one for every layer that was kept."""
+    if not scores or not chosen:
+        return {}
+    return {layer: Axis(scores[layer - 1], row) for layer, row in zip(kept, chosen, strict=True)}

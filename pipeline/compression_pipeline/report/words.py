@@ -1,0 +1,196 @@
+"""Numbers and findings in words: what a person who decides whether to ship a student wants to read first."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from .data import RunData, StepData, StudentData
+
+WON_BACK = 0.8
+"""Share of the lost validation loss that a student must win back to be called good."""
+
+DASH = "\N{EN DASH}"
+
+
+class Tone(StrEnum):
+    """How a student did; names a style of report.css."""
+
+    GOOD = "good"
+    FAIR = "fair"
+    POOR = "poor"
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to think of one student: a word, a sentence, and what speaks for it in detail."""
+
+    tone: Tone
+    badge: str
+    sentence: str
+    details: Sequence[str] = ()
+
+
+def count(value: float | None) -> str:
+    """A large number in three digits: 1.84 M."""
+    if value is None:
+        return DASH
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units, as Hugging Face counts them."""
+    if value is None:
+        return DASH
+    for number, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if value >= number:
+            return f"{value / number:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def share(value: float | None) -> str:
+    """A share in whole per cent."""
+    return DASH if value is None else f"{value * 100:.0f} %"
+
+
+def loss(value: float | None) -> str:
+    """A loss in nats per token."""
+    return DASH if value is None else f"{value:.3f}"
+
+
+def perplexity(value: float | None) -> str:
+    """The perplexity of a loss in nats per token."""
+    return DASH if value is None or value > 100 else f"{math.exp(value):,.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time that a person can compare: 48 s, 3 min 5 s, 2 h 10 min."""
+    if seconds is None:
+        return DASH
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Ascending numbers with their runs shortened, e.g. "1 to 15, 32"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
+def verdict(student: StudentData) -> Verdict:
+    """The finding on one student, from its figures or from the step where it stands."""
+    recovered, final, teacher = student.recovered, student.distilled_loss, student.teacher_loss
+    details = list(_details(student, final, teacher)) if final is not None and teacher is not None else []
+    unfinished = _unfinished(student)
+    if unfinished is not None:
+        return replace(unfinished, details=details)
+    if final is None or teacher is None:
+        return Verdict(Tone.OPEN, "No figures", "Its validation losses are not known.")
+    of_teacher = f"{share(student.ratio)} of the teacher's parameters"
+    if student.pruned_loss is not None and final > student.pruned_loss:
+        sentence = f"With {of_teacher} it is worse after distillation than before it."
+        return Verdict(Tone.POOR, "Worse than pruned", sentence, details)
+    if final <= teacher:
+        sentence = f"With {of_teacher} it predicts the text as well as its teacher."
+        return Verdict(Tone.GOOD, "Nothing lost", sentence, details)
+    if recovered is None:
+        sentence = f"With {of_teacher} its validation loss is {loss(final)}; pruning alone had cost nothing."
+        return Verdict(Tone.FAIR, "Worse than pruned", sentence, details)
+    sentence = f"With {of_teacher} it won back {share(recovered)} of the validation loss that pruning cost."
+    if recovered >= WON_BACK:
+        return Verdict(Tone.GOOD, f"{share(recovered)} won back", sentence, details)
+    tone = Tone.FAIR if recovered >= WON_BACK / 2 else Tone.POOR
+    return Verdict(tone, f"{share(recovered)} won back", sentence, details)
+
+
+def _unfinished(student: StudentData) -> Verdict | None:
+    """The finding on a student that has no exported checkpoint (yet)."""
+    failed = next((step for step in student.steps if step.state == "Failed"), None)
+    if failed is not None:
+        sentence = f"It failed in {failed.phase}: {failed.message or 'no reason is recorded'}"
+        return Verdict(Tone.POOR, f"Failed in {failed.phase}", sentence)
+    if any(step.state == "Skipped" for step in student.steps):
+        return Verdict(Tone.POOR, "Never ran", "A step that it needs failed, so it was not made.")
+    waiting = next((step for step in student.steps if step.state != "Succeeded"), None)
+    if waiting is None and student.steps:
+        return None
+    if waiting is None or waiting.state == "Pending":
+        where = f"It waits for {waiting.phase}." if waiting else "Its steps are not planned yet."
+        return Verdict(Tone.OPEN, "Not finished", where)
+    step, total = waiting.progress.get("step"), waiting.progress.get("totalSteps")
+    progress = f", step {step:,} of {total:,}" if step is not None and total else ""
+    return Verdict(Tone.OPEN, "Not finished", f"It is in {waiting.phase}{progress}.")
+
+
+def _details(student: StudentData, final: float, teacher: float) -> Iterator[str]:
+    gap = final - teacher
+    more = math.expm1(gap)
+    than = f"{more:.1%} higher than".replace("%", " %") if gap > 0 else "no higher than"
+    yield (
+        f"Validation loss {loss(final)}, its teacher's {loss(teacher)}: perplexity {perplexity(final)}, {than} the "
+        f"teacher's {perplexity(teacher)}."
+    )
+    if student.pruned_loss is not None:
+        yield f"Straight after pruning the loss was {loss(student.pruned_loss)}."
+    if student.export is not None:
+        error = student.export.relative_error
+        how = f"are within {error:.1e} of" if error else "equal, to the last bit,"
+        yield (
+            f"The exported checkpoint ({size(student.checkpoint_bytes)}, {student.export_dtype}) was loaded in plain "
+            f"transformers: its logits {how} the trained student's."
+        )
+
+
+def warnings(run: RunData) -> Iterator[str]:
+    """What a reader should know before trusting the figures."""
+    if run.phase not in ("Succeeded",):
+        yield f"The run is {run.phase}, so this page is not complete. {run.message}".strip()
+    teacher = run.teacher
+    if teacher.loss is not None and teacher.corrected_loss is not None and teacher.corrected_loss > teacher.loss:
+        yield (
+            f"Teacher correction made the teacher worse on the validation text ({loss(teacher.loss)} to "
+            f"{loss(teacher.corrected_loss)}): lower finetune.learningRate or finetune.steps."
+        )
+    for student in run.students:
+        yield from _training_warnings(student)
+    for step in run.steps:
+        if step.failures and step.state == "Succeeded":
+            times = "once" if step.failures == 1 else f"{step.failures} times"
+            yield f"{step.name} failed {times} before it succeeded in attempt {step.attempt}."
+    yield from run.gaps
+
+
+def _training_warnings(student: StudentData) -> Iterator[str]:
+    points = [y for _, y in student.history.validation]
+    if student.distilled_loss is None or len(points) < 3:
+        return
+    lowest, last = min(points), points[-1]
+    if last > lowest * 1.01:
+        yield (
+            f"{student.name}: validation loss rose again to {loss(last)} after a low of {loss(lowest)}: fewer "
+            "distill.steps, more text or a lower learning rate may do better."
+        )
+    elif points[-2] - last > 0.01 * last:
+        yield f"{student.name}: validation loss was still falling at the end; more distill.steps would win back more."
+
+
+def step_note(step: StepData) -> str:
+    """What stands beside a step in the table of steps."""
+    if step.cached:
+        return "found in the store, not run again"
+    if step.state == "Succeeded":
+        return f"attempt {step.attempt}" if step.attempt > 1 else ""
+    return step.message

@@ -1,0 +1,35 @@
+"""Make the report's files."""
+
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from .data import load_run
+from .page import distillation_series, manifest_of, render
+from .picture import draw
+
+PAGE = "index.html"
+PICTURE = "loss.png"
+
+
+def write_report(run: Path, store: Path, output: Path) -> Path:
+    """Write `index.html` and, where a student was distilled, `loss.png` into the folder `output`; returns the page.
+
+    `run` is the run.yaml of a work directory, `store` the store that holds its artifacts. An unfinished run gets a page
+    too. Raises UserError where `run` can't be read or is no CompressionRun.
+    """
+    data = load_run(run, store)
+    manifest = manifest_of(yaml.safe_load(run.read_text(encoding="utf-8")))
+    page = render(data, manifest)
+    output.mkdir(parents=True, exist_ok=True)
+    series, levels = distillation_series(data)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".report-") as folder:
+        drafts = [Path(folder) / PAGE]
+        drafts[0].write_text(page, encoding="utf-8")
+        if any(line.points for line in series):
+            drafts.append(Path(folder) / PICTURE)
+            draw(drafts[1], series, levels)
+        for draft in drafts:
+            draft.replace(output / draft.name)
+    return output / PAGE

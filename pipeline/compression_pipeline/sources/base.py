@@ -1,0 +1,78 @@
+"""What every kind of source offers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from compression_pipeline.artifact import Watched
+from compression_pipeline.config import DatasetConfig
+from compression_pipeline.context import Context
+
+
+@dataclass(frozen=True)
+class Place:
+    """A source as the manifest names it, and what is needed to get there."""
+
+    source: str
+    field: str  # of the manifest, for messages: teacher.model or dataset.source
+    revision: str | None
+    roots: Mapping[str, str]  # PrepareJob.source_roots
+    store: Path
+    context: Context
+
+    @property
+    def cache(self) -> Path:
+        """Where downloads are kept."""
+        return self.store / "hub"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source."""
+
+    name: str  # relative to the source, posix
+    size: int  # bytes
+    digest: str  # of the content: SHA-256, or the Hub's (git SHA-1 of small files)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The files of the splits that are asked for."""
+
+    train: tuple[SourceFile, ...]
+    validation: tuple[SourceFile, ...]  # empty: held out of the training documents
+
+
+class Source(Protocol):
+    """A teacher's checkpoint or a dataset's files."""
+
+    @property
+    def private(self) -> bool:
+        """Whether fetched files are the store's own copies, which never change."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """The commit, where the source has such; known once its files were listed."""
+        ...
+
+    def model_files(self) -> tuple[SourceFile, ...]:
+        """The files of the checkpoint: config, tokenizer, safetensors. Raises PhaseError."""
+        ...
+
+    def text_files(self, dataset: DatasetConfig) -> Splits:
+        """The files of the dataset's splits. Raises PhaseError, e.g. for a split that isn't there."""
+        ...
+
+    def fetch(self, files: Sequence[SourceFile]) -> list[Path]:
+        """Where the files lie on this machine, downloaded if they must be. Raises PhaseError."""
+        ...
+
+    def name_of(self, file: SourceFile) -> str:
+        """What messages call a file."""
+        ...
+
+    def watched(self) -> list[Watched]:
+        """Local files and folders of which a change means that the source has changed, as they were when listed."""
+        ...

@@ -1,0 +1,1 @@
+"""Text to tokens: files to rows, rows to documents, documents to Megatron's indexed dataset."""

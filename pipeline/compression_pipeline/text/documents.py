@@ -1,0 +1,47 @@
+"""Rows to documents: one file's rows as they are, or WikiText's lines joined into articles."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from compression_pipeline.config import DocumentFormat
+
+# " = Title = " and not " = = Section = = ".
+_ARTICLE = re.compile(r"\s*=(?!\s*=).*(?<!=)(?<!=\s)=\s*")
+
+
+def resolve(documents: DocumentFormat, source: str) -> DocumentFormat:
+    """What Auto means for this source."""
+    if documents is not DocumentFormat.AUTO:
+        return documents
+    return DocumentFormat.WIKITEXT_ARTICLES if "wikitext" in source.lower() else DocumentFormat.ROWS
+
+
+def rows(texts: Iterable[str]) -> Iterator[str]:
+    """One document a row; rows without text are none."""
+    return (text for text in texts if text and not text.isspace())
+
+
+def wikitext_articles(lines: Iterable[str]) -> Iterator[str]:
+    """Articles: the lines from one level-1 heading (` = Title = `) up to the next, blank lines around them cut off.
+
+    Lines may end in a newline or not. What comes before the first heading is a document of its own.
+    """
+    article: list[str] = []
+    for line in lines:
+        if _ARTICLE.fullmatch(line):
+            yield from _joined(article)
+            article = []
+        article.append(line.rstrip("\n"))
+    yield from _joined(article)
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    text = "\n".join(lines).strip("\n")
+    if text and not text.isspace():
+        yield text
+
+
+FORMATS: dict[DocumentFormat, Callable[[Iterable[str]], Iterator[str]]] = {
+    DocumentFormat.ROWS: rows,
+    DocumentFormat.WIKITEXT_ARTICLES: wikitext_articles,
+}

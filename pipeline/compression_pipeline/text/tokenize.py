@@ -1,0 +1,164 @@
+"""A dataset's files to the indexed datasets of its two splits."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from compression_pipeline.config import DatasetConfig, DocumentFormat
+from compression_pipeline.context import Context
+from compression_pipeline.errors import UserError
+from compression_pipeline.machine import processors
+
+from . import documents
+from .encode import Held, encode
+from .files import TextFile
+from .indexed import IndexedWriter, token_type
+from .tokenizer import TeacherTokenizer
+
+TRAIN = "train"
+VALIDATION = "validation"
+
+PROGRESS_SECONDS = 2.0
+SMALL_TEXT = 4 * 1024**2
+"""Bytes of files up to which starting processes takes longer than they save."""
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What was written: a finished writer for each split."""
+
+    writers: dict[str, IndexedWriter]
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        return sum(writer.tokens for writer in self.writers.values())
+
+    @property
+    def documents(self) -> int:
+        return sum(len(writer.lengths) for writer in self.writers.values())
+
+
+class Tokenization:
+    """Writes `train.bin/.idx` and `validation.bin/.idx` into a folder."""
+
+    def __init__(
+        self, dataset: DatasetConfig, context: Context, checkpoint: Path, tokenizer: TeacherTokenizer, into: Path
+    ) -> None:
+        """`checkpoint`: the folder that `tokenizer` was loaded from; worker processes load it again."""
+        self._dataset = dataset
+        self._context = context
+        self._checkpoint = checkpoint
+        self._tokenizer = tokenizer
+        self._into = into
+        self._format = documents.resolve(dataset.documents, dataset.source)
+
+    def run(self, train: Sequence[TextFile], validation: Sequence[TextFile]) -> Tokenized:
+        """Tokenize. Without validation files, `validationFraction` of the training documents is held out.
+
+        Memory stays bounded: the text streams through. Raises UserError where a split ends up without tokens, and what
+        `TextFile` and `encode` raise; Interrupted once the job is told to stop.
+        """
+        progress = _Progress(self._context, [*train, *validation])
+        if validation:
+            writers = {**self._write(train, progress, TRAIN), **self._write(validation, progress, VALIDATION)}
+        else:
+            writers = self._held_out(train)
+        for name, writer in writers.items():
+            if writer.tokens == 0:
+                raise UserError(self._nothing(name, writers, held_out=not validation))
+            writer.finish()
+        tokenized = Tokenized(writers, progress.seconds)
+        progress.say(tokenized.documents, tokenized.tokens, done=True)
+        return tokenized
+
+    def _held_out(self, files: Sequence[TextFile]) -> dict[str, IndexedWriter]:
+        held = Held(self._dataset.seed, self._dataset.validation_fraction)
+        for _ in range(2):
+            progress = _Progress(self._context, files)
+            writers = self._write(files, progress, TRAIN, held=held)
+            if writers[VALIDATION].lengths or progress.lowest_hash is None:
+                break
+            # Too few documents for such a fraction: once more, with the one that comes first.
+            held = replace(held, at_most=progress.lowest_hash)
+        return writers
+
+    def _write(
+        self, files: Sequence[TextFile], progress: "_Progress", name: str, held: Held | None = None
+    ) -> dict[str, IndexedWriter]:
+        dtype = token_type(self._tokenizer.vocabulary)
+        writers = {one: IndexedWriter(self._into / one, dtype) for one in ([name, VALIDATION] if held else [name])}
+        total = sum(file.path.stat().st_size for file in files)
+        workers = 1 if total < SMALL_TEXT else self._dataset.workers or processors()
+        encoded = encode(self._checkpoint, self._tokenizer, self._documents(files), held, workers=workers)
+        try:
+            for batch in encoded:
+                self._context.stop_if_requested()
+                writers[name].add(batch.kept.tokens, batch.kept.lengths)
+                if held:
+                    writers[VALIDATION].add(batch.held.tokens, batch.held.lengths)
+                progress.add(batch.lowest_hash, len(batch.kept.lengths) + len(batch.held.lengths), batch.tokens)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        return writers
+
+    def _documents(self, files: Sequence[TextFile]) -> Iterator[str]:
+        if self._format is DocumentFormat.WIKITEXT_ARTICLES:
+            # An article may go on in the next file.
+            return documents.wikitext_articles(chain.from_iterable(file.lines() for file in files))
+        return documents.rows(chain.from_iterable(file.rows() for file in files))
+
+    def _nothing(self, name: str, writers: dict[str, IndexedWriter], *, held_out: bool) -> str:
+        source = f"dataset.source: {self._dataset.source}"
+        if not any(writer.lengths for writer in writers.values()):
+            return f"{source} is empty: it has no document with any text in it"
+        if held_out:
+            return (
+                f"{source} has too few different documents to train on some and hold out others; give more, or name a "
+                "dataset.validationSplit"
+            )
+        return f"{source} has no text in its split for {name}; name another with dataset.{name}Split"
+
+
+class _Progress:
+    """Says how far it is, at most every `PROGRESS_SECONDS`."""
+
+    def __init__(self, context: Context, files: Sequence[TextFile]) -> None:
+        self.lowest_hash: int | None = None
+        self._context = context
+        self._files = files
+        self._total = sum(file.path.stat().st_size for file in files)
+        self._start = self._said = time.monotonic()
+        self._documents = self._tokens = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def add(self, lowest_hash: int | None, documents: int, tokens: int) -> None:
+        if lowest_hash is not None:
+            self.lowest_hash = lowest_hash if self.lowest_hash is None else min(self.lowest_hash, lowest_hash)
+        self._documents += documents
+        self._tokens += tokens
+        if time.monotonic() - self._said >= PROGRESS_SECONDS:
+            self._said = time.monotonic()
+            self.say(self._documents, self._tokens)
+
+    def say(self, documents: int, tokens: int, *, done: bool = False) -> None:
+        seconds = max(self.seconds, 1e-9)
+        position = self._total if done else min(self._total, sum(file.position for file in self._files))
+        eta = seconds * (self._total - position) / position if position else None
+        self._context.events.progress(
+            position,
+            self._total,
+            unit="bytes",
+            tokens_per_second=tokens / seconds,
+            eta_seconds=eta,
+            documents=documents,
+            documents_per_second=documents / seconds,
+            tokens=tokens,
+            doing="tokenize",
+        )

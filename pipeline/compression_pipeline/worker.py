@@ -1,0 +1,68 @@
+"""One rank: `python -m compression_pipeline.worker PHASE`, started by the launcher or by torchrun.
+
+It builds the context, runs the phase, and writes how that went to its outcome file.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import CONFIG_VARIABLE, JOBS, ExitClass, Phase
+from .context import Context, StopFlag
+from .errors import PhaseError, classify, port_taken
+from .launcher import outcome
+from .launcher.ranks import LAUNCHER_VARIABLE
+from .machine import die_with_parent
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run this rank of the phase; returns the exit class's code."""
+    _silence_libraries()
+    stop = StopFlag()
+    stop.watch()
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    die_with_parent(int(launcher) if alone and launcher else None)
+    rank = int(os.environ.get("RANK", "0"))
+    told = os.environ.get(outcome.FOLDER_VARIABLE)
+    folder = Path(told) if told else None
+    if folder is not None:
+        outcome.write(folder, rank)
+    try:
+        phase = Phase(arguments[0])
+        job = JOBS[phase].model_validate_json(os.environ[CONFIG_VARIABLE])
+        context = Context.of(job, stop=stop)
+        result = importlib.import_module(f"compression_pipeline.phases.{phase.value}").run(job, context).to_json()
+        context.events.result(result)
+    except BaseException as error:
+        fault = classify(error)
+        if not isinstance(error, PhaseError):
+            traceback.print_exc()
+        if not alone or folder is None:  # a single rank's sentence is the job's, which the launcher says
+            sys.stderr.write(f"rank {rank}: {fault}\n")
+        if folder is not None:
+            taken = port_taken(error)
+            outcome.write(folder, rank, exit_class=fault.exit_class, message=str(fault), port_taken=taken)
+        # Tearing down a process group whose peers are gone may hang; nothing is left to be done here.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(fault.exit_class.code)
+    if folder is not None:
+        outcome.write(folder, rank, exit_class=ExitClass.DONE, result=result if rank == 0 else {})
+    return ExitClass.DONE.code
+
+
+def _silence_libraries() -> None:
+    """Keep out of the log what torch and Megatron say about each other, which nobody who reads it can act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|megatron)\.")
+    warnings.filterwarnings(
+        "ignore", message=r"The \.grad attribute of a Tensor that is not a leaf", module=r"megatron\."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""What the pipeline's tests share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:  # importing it takes seconds that only the engine's tests should pay
+    from launching import Launch
+    from preparing import Preparation
+
+    from compression_pipeline.megatron.runtime import Runtime
+
+
+def pytest_configure() -> None:
+    """The tests run on the CPU, on a machine with a GPU too: what they pin down (gloo, bit-exactness) is the CPU's."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(scope="session")
+def engine() -> "Iterator[Runtime]":
+    """Megatron set up for one rank and one thread on this machine, for the whole test session."""
+    from engine_models import finetune_job
+
+    from compression_pipeline.megatron.runtime import runtime
+
+    with runtime(finetune_job()) as current:
+        yield current
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama checkpoint with a real tokenizer; copy it before you change it."""
+    from tiny import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny-teacher")
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> "Iterator[Launch]":
+    """Starts real launchers that share one store; ends them with the test."""
+    from launching import Launch
+
+    launcher = Launch(tmp_path)
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture
+def preparation(tmp_path: Path, tiny_teacher: Path) -> "Preparation":
+    """Prepare jobs on a store of their own, with the tiny teacher."""
+    from preparing import Preparation
+
+    return Preparation(tmp_path, f"file:{tiny_teacher}")

@@ -1,0 +1,89 @@
+"""Small teacher corrections that tests run, stop and compare."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from engine_models import finetune_job
+from safetensors.torch import load_file
+from stores import DATA, TEACHER, Recorder, context
+
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import FinetuneConfig, FinetuneJob
+from compression_pipeline.errors import Interrupted
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases.finetune import correct
+
+SETTINGS = FinetuneConfig(
+    steps=12,
+    global_batch_size=8,
+    micro_batch_size=4,
+    learning_rate=2e-2,
+    min_learning_rate=1e-3,
+    warmup_steps=3,
+    checkpoint_interval=4,
+    validation_interval=5,
+)
+
+
+def job_in(store: Store, **fields: Any) -> FinetuneJob:
+    settings = fields.pop("settings", SETTINGS)
+    return finetune_job(store=str(store.root), data=DATA, teacher=TEACHER, finetune=settings, **fields)
+
+
+def history_of(store: Store) -> dict[str, Any]:
+    """The published history, but for the speed, which no two runs share."""
+    artifact = store.open("finetune-" + "0" * 32)
+    content = json.loads((artifact.path / "history.json").read_text())
+    for entry in content["train"]:
+        assert entry.pop("tokensPerSecond") > 0
+    return content
+
+
+def weights_of(store: Store) -> dict[str, torch.Tensor]:
+    return load_file(store.open("finetune-" + "0" * 32).model / "model.safetensors")
+
+
+def assert_same_run(store: Store, reference: Store) -> None:
+    """Losses, learning rates, gradient norms, validations and weights agree to the last bit."""
+    assert history_of(store) == history_of(reference)
+    found, expected = weights_of(store), weights_of(reference)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Stopping(Recorder):
+    """Calls `act` when the progress of step `step` is told."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._step = step
+        self._act = act
+
+    def _write(self, event: str, **fields: Any) -> None:
+        super()._write(event, **fields)
+        if event == "progress" and fields["step"] == self._step:
+            self._act()
+
+
+def stop_after(store: Store, step: int, engine: Runtime, attempt: int = 1, **fields: Any) -> None:
+    """An attempt that is told to stop while step `step` ends, and so ends after the next."""
+    current, _ = context(store, attempt=attempt)
+
+    def stop() -> None:
+        current.stop.raised = True
+
+    with pytest.raises(Interrupted, match=f"after step {step + 1}; it is in a checkpoint"):
+        correct(job_in(store, attempt=attempt, **fields), replace(current, events=Stopping(step, stop)), engine)
+
+
+def first_step(events: Recorder) -> int:
+    """The step whose progress was told first."""
+    return next(event["step"] for event in events.seen if event["event"] == "progress")
+
+
+def steps_kept(store: Store) -> list[str]:
+    return sorted(path.name for path in (store.root / "work").glob("*/*/checkpoints/*"))

@@ -1,0 +1,104 @@
+"""`compression run` over the real phases: killed in mid-distillation, run again, and again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tiny import texts, write_checkpoint
+
+MANIFEST = {
+    "apiVersion": "modelcompression.io/v1alpha1",
+    "kind": "CompressionRun",
+    "metadata": {"name": "tiny"},
+    "spec": {
+        "teacher": {"model": "file:teacher"},
+        "dataset": {"source": "file:text.jsonl", "sequenceLength": 32, "validationFraction": 0.1},
+        "students": [{"name": "narrow", "prune": {"ffnHiddenSize": 96, "divisor": 32, "calibrationSamples": 8}}],
+        "distill": {
+            "steps": 40,
+            "globalBatchSize": 2,
+            "microBatchSize": 2,
+            "warmupSteps": 2,
+            "checkpointInterval": 4,
+            "validationInterval": 40,
+        },
+        "evaluate": {"samples": 4},
+        "export": {"dtype": "float32", "sampleTokens": 4},
+    },
+}
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "compression_operator.cli",
+        *arguments,
+        str(root / "run.yaml"),
+        "--workdir",
+        str(root / "work"),
+    ]
+
+
+def events(root: Path, attempt: int) -> list[dict[str, Any]]:
+    """The events of an attempt at distill, as far as they go."""
+    found = list(root.glob(f"work/jobs/tiny-narrow-distill-*-{attempt}/log"))
+    lines = found[0].read_text().splitlines() if found else []
+    return [json.loads(line) for line in lines if line.startswith('{"event"') and line.endswith("}")]
+
+
+def steps(found: list[dict[str, Any]]) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in found if event["event"] == "progress" and "loss" in event}
+
+
+def processes_of(root: Path) -> list[int]:
+    """Every process that a job under `root` started, wherever it has moved since."""
+    mark = f"COMPRESSION_TERMINATION_MESSAGE={root}".encode()
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it has ended, or is not ours
+    return found
+
+
+def test_killed_in_the_middle_it_goes_on_from_its_checkpoint_and_then_has_nothing_to_do(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "teacher")
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()[:40]))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(MANIFEST))
+    with subprocess.Popen(command(tmp_path, "run"), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as first:
+        while max(steps(events(tmp_path, 1)), default=0) < 6:
+            assert first.poll() is None, (tmp_path / "work" / "run.yaml").read_text()
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(tmp_path) == []
+
+    second = subprocess.run(command(tmp_path, "run"), capture_output=True, text=True)
+    assert second.returncode == 0, second.stdout + second.stderr
+    before, after = steps(events(tmp_path, 1)), steps(events(tmp_path, 2))
+    assert min(after) > 4 and max(after) == 40
+    # The killed attempt may have ended right at a checkpoint; mostly it went on, and then its steps come again.
+    assert all(before[step] == loss for step, loss in after.items() if step in before), "to the last bit"
+    assert (tmp_path / "work" / "students" / "narrow" / "model.safetensors").exists()
+    assert (tmp_path / "work" / "report" / "index.html").exists()
+    status = yaml.safe_load((tmp_path / "work" / "run.yaml").read_text())["status"]
+    assert status["phase"] == "Succeeded"
+    assert [(step["name"], step["attempt"]) for step in status["steps"]] == [
+        ("prepare", 1),
+        ("prune-narrow", 1),
+        ("distill-narrow", 2),
+        ("export-narrow", 1),
+    ]
+
+    third = subprocess.run(command(tmp_path, "run"), capture_output=True, text=True)
+    assert third.returncode == 0 and third.stdout.count(": cached\n") == 4

@@ -1,0 +1,260 @@
+"""distill: the gradient is that of the plain recipe, the teacher stays what it is, an interruption changes nothing."""
+
+import contextlib
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import save_model
+from safetensors.torch import load_file
+from stores import DATA, TEACHER, common, context, make_store, publish
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from transformers import AutoModelForCausalLM
+
+from compression_pipeline.artifact import Artifact, Store
+from compression_pipeline.config import (
+    DistillConfig,
+    DistillJob,
+    DistillResult,
+    EvaluateConfig,
+    ExportDtype,
+    PruneConfig,
+    PruneJob,
+)
+from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.huggingface import conversion
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.megatron.model import build
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases import distill as phase
+from compression_pipeline.phases import prune
+from compression_pipeline.proof import Reference, kept_positions, relative_error
+
+PRUNED = "prune-" + "1" * 32
+DISTILLED = "2" * 32
+SETTINGS = {
+    "steps": 8,
+    "global_batch_size": 8,
+    "micro_batch_size": 4,
+    "learning_rate": 3e-3,
+    "warmup_steps": 1,
+    "checkpoint_interval": 3,
+    "validation_interval": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phases find the process group that the tests share: there is one in a process."""
+    for each in (phase, prune):
+        monkeypatch.setattr(each, "runtime", lambda job, **_: contextlib.nullcontext(engine))
+
+
+def pruned_store(root: Path, kind: str = "llama3", **fields: Any) -> Store:
+    """A store with data, a teacher, and a student pruned out of it."""
+    store = make_store(root, kind, **fields)
+    student = PruneConfig(hidden_size=32, ffn_hidden_size=64, divisor=16, calibration_samples=8)
+    job = PruneJob(
+        **common(store, "prune-width", "1" * 32), data=DATA, teacher=TEACHER, sequence_length=32, prune=student
+    )
+    prune.run(job, context(store, "1" * 32)[0])
+    return store
+
+
+def job(store: Store, attempt: int = 1, **settings: Any) -> DistillJob:
+    return DistillJob(
+        **common(store, "distill-width", DISTILLED, attempt),
+        data=DATA,
+        teacher=TEACHER,
+        pruned=PRUNED,
+        sequence_length=32,
+        distill=DistillConfig(**(SETTINGS | settings)),
+        evaluate=EvaluateConfig(samples=6),
+    )
+
+
+def run(store: Store, **settings: Any) -> tuple[DistillResult, Artifact, list[dict[str, Any]]]:
+    told, recorder = context(store, DISTILLED)
+    result = phase.run(job(store, **settings), told)
+    return result, store.open(f"distill-{DISTILLED}"), recorder.seen
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def validation_tokens(store: Store, samples: int = 6, length: int = 32) -> torch.Tensor:
+    """The validation sequences, read without any of the code under test."""
+    import numpy
+
+    tokens = numpy.fromfile(store.open(DATA).data / "validation.bin", dtype=numpy.uint16)
+    rows = [tokens[index * length : index * length + length + 1] for index in range(samples)]
+    return torch.from_numpy(numpy.stack(rows).astype(numpy.int64))
+
+
+def plain_loss(model: Path, store: Store) -> float:
+    """Validation loss by plain transformers."""
+    tokens = validation_tokens(store)
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(tokens[:, :-1]).logits
+    return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
+
+
+def test_the_student_learns(tmp_path: Path) -> None:
+    store = pruned_store(tmp_path)
+    result, artifact, seen = run(store, steps=30)
+    assert result.teacher_loss == pytest.approx(plain_loss(store.open(TEACHER).model, store), abs=1e-5)
+    assert result.pruned_loss == pytest.approx(plain_loss(store.open(PRUNED).model, store), abs=1e-5)
+    assert result.distilled_loss == pytest.approx(plain_loss(artifact.model, store), abs=1e-5)
+    losses = [event["loss"] for event in seen if event["event"] == "progress"]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    history = json.loads((artifact.path / "history.json").read_text())
+    assert [entry["loss"] for entry in history["train"]] == losses
+    assert history["validation"][0]["loss"] == result.pruned_loss
+    assert artifact.manifest.metrics.get("recovered") == phase.recovered(result)
+    assert read_architecture(artifact.model) == read_architecture(store.open(PRUNED).model)
+    assert (artifact.path / "tensorboard").is_dir()
+    assert (artifact.model / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["llama3", "qwen2-tied"])
+def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, engine: Runtime, kind: str) -> None:
+    from compression_pipeline.megatron.data import Batch
+    from compression_pipeline.megatron.distillation import DistillationLoss, combine, student_parameters
+
+    store = pruned_store(tmp_path, kind)
+    models: list[Any] = []
+    for name in (TEACHER, PRUNED):
+        folder = store.open(name).model
+        models.append(build(read_architecture(folder), engine, sequence_length=32))
+        conversion.load_into(models[-1], read_architecture(folder), folder)
+    teacher, student = models
+    before = {name: tensor.detach().clone() for name, tensor in teacher.named_parameters()}
+    plain = build(read_architecture(store.open(PRUNED).model), engine, sequence_length=32)
+    plain.load_state_dict(student.state_dict())
+
+    tokens = torch.randint(0, 320, (4, 33), generator=torch.Generator().manual_seed(0))
+    batch = Batch(tokens[:, :-1].contiguous(), torch.arange(32).expand(4, -1), tokens[:, 1:].contiguous())
+    with torch.no_grad():
+        target = log_softmax(teacher.eval()(batch.tokens, batch.positions, None), -1)
+    found = log_softmax(plain(batch.tokens, batch.positions, None), -1)
+    expected = kl_div(found, target, reduction="none", log_target=True).sum(-1).mean()
+    expected.backward()
+
+    model = combine(student, teacher)
+    model.train()
+    loss = DistillationLoss(model)
+    value = loss.reduce(loss.forward(model, batch), batch)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    parameters = student_parameters(model)
+    assert parameters.keys() == dict(plain.named_parameters()).keys()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-7)
+
+    # Frozen: eval mode within a training model, no gradients, none of it in what is saved.
+    assert model.training
+    assert not teacher.training
+    for name, parameter in teacher.named_parameters():
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+        assert torch.equal(parameter, before[name])
+    assert set(model.state_dict()) == set(plain.state_dict())
+    assert not any("teacher" in name for name in model.sharded_state_dict())
+
+
+def test_the_optimizer_holds_nothing_for_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compression_pipeline.megatron.checkpoint import Checkpoints
+
+    store = pruned_store(tmp_path)
+    states: list[list[str]] = []
+    save = Checkpoints.save
+
+    def watch(self: Any, step: int, model: Any, optimizer: Any, history: Any) -> Path:
+        states.append(sorted(optimizer.sharded_state()))
+        return save(self, step, model, optimizer, history)
+
+    monkeypatch.setattr(Checkpoints, "save", watch)
+    run(store, steps=1)
+    student = read_architecture(store.open(PRUNED).model)
+    names = {name.split(".", 2)[2] for name in states[0]}
+    assert names == set(conversion.megatron_shapes(student))
+
+
+def test_an_interruption_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = pruned_store(tmp_path)
+    whole = copy.deepcopy(run(store)[0])
+    expected = weights(store.open(f"distill-{DISTILLED}").model)
+    store.open(f"distill-{DISTILLED}").path.rename(tmp_path / "aside")
+
+    told, recorder = context(store, DISTILLED)
+    progress = recorder.progress
+
+    def stop_after_five(step: int, total: int, **fields: Any) -> None:
+        told.stop.raised = step == 4  # seen in the next step's collective
+        progress(step, total, **fields)
+
+    monkeypatch.setattr(recorder, "progress", stop_after_five)
+    with pytest.raises(Interrupted, match="after step 5"):
+        phase.run(job(store), told)
+    assert store.find(f"distill-{DISTILLED}") is None
+    told, recorder = context(store, DISTILLED, attempt=2)
+    again = phase.run(job(store, attempt=2), told)
+    assert [event["step"] for event in recorder.seen if event["event"] == "progress"] == [6, 7, 8]
+    assert again.model_dump(exclude={"tokens_per_second"}) == whole.model_dump(exclude={"tokens_per_second"})
+    found = weights(store.open(f"distill-{DISTILLED}").model)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert not list((tmp_path / "work" / DISTILLED).glob("*/checkpoints"))
+
+
+@pytest.mark.parametrize("kind", ["llama31", "llama-wide-heads", "mistral", "qwen2", "qwen3"])
+def test_reference_logits_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
+    store = pruned_store(tmp_path, kind)
+    _, artifact, _ = run(store, steps=2)
+    found = Reference.read(artifact.path)
+    assert torch.equal(found.tokens, validation_tokens(store, samples=2)[:, :-1])
+    assert found.positions.tolist() == list(range(32))
+    for dtype in ExportDtype:
+        model = AutoModelForCausalLM.from_pretrained(artifact.model, dtype=getattr(torch, dtype.value)).float().eval()
+        with torch.no_grad():
+            assert relative_error(model(found.tokens).logits, found.logits[dtype]) < 1e-5
+    assert relative_error(found.logits[ExportDtype.BFLOAT16], found.logits[ExportDtype.FLOAT32]) > 1e-4
+
+
+def test_positions_of_large_vocabularies_are_thinned_out() -> None:
+    assert kept_positions(2, 128, 2048).tolist() == list(range(128))
+    thin = kept_positions(2, 128, 128256).tolist()
+    assert thin[-1] == 127
+    assert len(thin) == len(set(thin)) == 65
+    assert kept_positions(2, 128, 2**25).tolist() == [127]
+
+
+def test_relative_error() -> None:
+    expected = torch.tensor([0.0, -4.0, 2.0])
+    assert relative_error(torch.tensor([0.1, -4.0, 2.0]), expected) == pytest.approx(0.025)
+    assert relative_error(expected, torch.tensor([0.0, float("inf"), 2.0])) == float("inf")
+    assert relative_error(torch.tensor([0.0, float("nan"), 2.0]), expected) == float("inf")
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    store = pruned_store(tmp_path)
+    publish(store, "finetune-other", lambda path: save_model(path / "model", vocab_size=330))
+    told, _ = context(store, DISTILLED)
+    with pytest.raises(UserError, match=r"has 320 tokens and the teacher finetune-other 330"):
+        phase.run(job(store).model_copy(update={"teacher": "finetune-other"}), told)
+
+
+def test_a_missing_artifact_is_named(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with pytest.raises(UserError, match=f"has no artifact {PRUNED}"):
+        run(store)
+
+
+def test_text_shorter_than_one_validation_sequence(tmp_path: Path) -> None:
+    store = pruned_store(tmp_path, validation=20)
+    with pytest.raises(UserError, match="validation tokens are less than one sequence of 32"):
+        run(store)

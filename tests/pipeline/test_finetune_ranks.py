@@ -1,0 +1,161 @@
+"""Teacher correction as processes: ranks that stop together, die, and go on to the last bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_models import finetune_job
+from safetensors.numpy import load_file
+from stores import DATA, TEACHER, context, make_store
+
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import CONFIG_VARIABLE, ExitClass, FinetuneConfig, FinetuneJob
+from compression_pipeline.machine import free_port
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases.finetune import correct
+
+SETTINGS = FinetuneConfig(
+    steps=40,
+    global_batch_size=8,
+    micro_batch_size=2,
+    learning_rate=2e-2,
+    min_learning_rate=1e-3,
+    warmup_steps=3,
+    checkpoint_interval=7,
+    validation_interval=20,
+)
+
+
+def job_in(store: Store, attempt: int, **fields: Any) -> FinetuneJob:
+    return finetune_job(store=str(store.root), data=DATA, teacher=TEACHER, attempt=attempt, finetune=SETTINGS, **fields)
+
+
+class Ranks:
+    """The processes of one attempt, their output in files."""
+
+    def __init__(self, store: Store, folder: Path, attempt: int, count: int) -> None:
+        job = job_in(store, attempt, processes_per_node=count)
+        self.logs = [folder / f"attempt-{attempt}-rank-{rank}.log" for rank in range(count)]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for rank, log in enumerate(self.logs):
+            environment = os.environ | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with log.open("wb") as output:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "compression_pipeline.worker", "finetune"],
+                        env=environment | {CONFIG_VARIABLE: json.dumps(job.to_json())},
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+
+    def wait_for_step(self, step: int) -> None:
+        """Until rank 0 has told of `step`."""
+        while f'"step": {step},' not in self.logs[0].read_text():
+            assert all(process.poll() is None for process in self.processes), self.output()
+            time.sleep(0.005)
+
+    def wait(self) -> list[int]:
+        """Exit codes, once all have ended."""
+        return [process.wait(timeout=180) for process in self.processes]
+
+    def first_step(self) -> int:
+        """The first step that was told of."""
+        told = (json.loads(line) for line in self.logs[0].read_text().splitlines() if line.startswith("{"))
+        return next(event["step"] for event in told if event["event"] == "progress")
+
+    def output(self) -> str:
+        return "\n".join(log.read_text() for log in self.logs)
+
+
+Start = Callable[[Store, int, int], Ranks]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Any:
+    """Starts the ranks of an attempt: (store, attempt, count); whatever still runs at the end is killed."""
+    started: list[Ranks] = []
+
+    def begin(store: Store, attempt: int, count: int) -> Ranks:
+        started.append(Ranks(store, tmp_path, attempt, count))
+        return started[-1]
+
+    yield begin
+    for ranks in started:
+        for process in ranks.processes:
+            process.kill()
+            process.wait()
+
+
+def published(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+    """History without the speed, and weights as bytes."""
+    artifact = store.open("finetune-" + "0" * 32)
+    history = json.loads((artifact.path / "history.json").read_text())
+    for entry in history["train"]:
+        del entry["tokensPerSecond"]
+    weights = load_file(artifact.model / "model.safetensors")
+    return history, {name: weight.tobytes() for name, weight in weights.items()}
+
+
+def finish(store: Store, attempt: int, engine: Runtime) -> None:
+    """The rest of the run, by this process alone."""
+    correct(job_in(store, attempt), context(store, attempt=attempt)[0], engine)
+
+
+def test_a_killed_process_loses_nothing_that_was_saved(tmp_path: Path, start: Start, engine: Runtime) -> None:
+    store, reference = make_store(tmp_path / "killed"), make_store(tmp_path / "undisturbed")
+    killed = start(store, 1, 1)
+    killed.wait_for_step(11)
+    killed.processes[0].send_signal(signal.SIGKILL)
+    assert killed.wait() == [-signal.SIGKILL]
+    assert "FutureWarning" not in killed.output()
+    assert "UserWarning" not in killed.output()
+    finish(store, 2, engine)
+    finish(reference, 1, engine)
+    assert published(store) == published(reference)
+
+
+def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(tmp_path: Path, start: Start, engine: Runtime) -> None:
+    store, reference = make_store(tmp_path / "disturbed"), make_store(tmp_path / "undisturbed")
+
+    undisturbed = start(reference, 1, 2)
+    assert undisturbed.wait() == [0, 0], undisturbed.output()
+
+    killed = start(store, 1, 2)
+    killed.wait_for_step(11)
+    killed.processes[0].send_signal(signal.SIGKILL)
+    # A peer's death is a passing fault, noticed by itself.
+    assert killed.wait() == [-signal.SIGKILL, ExitClass.TRANSIENT.code], killed.output()
+    alone = Store(tmp_path / "alone")
+    shutil.copytree(store.root, alone.root)
+
+    stopped = start(store, 2, 2)
+    stopped.wait_for_step(16)
+    # One rank is told; both stop after the same step.
+    stopped.processes[1].send_signal(signal.SIGTERM)
+    assert stopped.wait() == [ExitClass.INTERRUPTED.code] * 2, stopped.output()
+    lines = [line for log in stopped.logs for line in log.read_text().splitlines() if "SIGTERM" in line]
+    assert len(lines) == 2
+    assert len({line.split(": ", 1)[1] for line in lines}) == 1
+    assert stopped.first_step() == 8  # from the checkpoint of step 7
+
+    resumed = start(store, 3, 2)
+    assert resumed.wait() == [0, 0], resumed.output()
+    assert resumed.first_step() > 16
+    assert published(store) == published(reference)
+
+    # One rank goes on from what two have saved: from the same state, though not to the last bit, since sums are taken
+    # in another order.
+    finish(alone, 2, engine)
+    found, expected = published(alone)[0]["train"], published(reference)[0]["train"]
+    assert found[:7] == expected[:7]
+    assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in expected], rel=1e-3)

@@ -1,0 +1,237 @@
+"""Our importance orders every axis as ModelOpt's own hooks do, and each score is its formula's."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import save_model
+from torch import Tensor
+
+from compression_pipeline.config import Architecture, PruneConfig, student_architecture
+from compression_pipeline.huggingface import conversion
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.importance import AXES, Choice, choose, measure
+from compression_pipeline.importance.plot import plot
+from compression_pipeline.importance.ranking import descending
+from compression_pipeline.megatron.minitron import cut
+from compression_pipeline.megatron.model import build
+from compression_pipeline.megatron.modelopt import modelopt
+from compression_pipeline.megatron.runtime import Runtime
+
+Teacher = tuple[Any, Architecture, Path]
+
+
+def batches(vocabulary: int, count: int = 5, size: int = 3, length: int = 32) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(11)
+    positions = torch.arange(length).expand(size, -1)
+    return [(torch.randint(0, vocabulary, (size, length), generator=generator), positions) for _ in range(count)]
+
+
+@pytest.fixture(params=["llama3", "llama-wide-heads", "qwen2-tied", "qwen3"])
+def teacher(request: pytest.FixtureRequest, tmp_path: Path, engine: Runtime) -> Iterator[Teacher]:
+    folder = save_model(tmp_path / "model", request.param, num_attention_heads=6)
+    architecture = read_architecture(folder)
+    model = build(architecture, engine, sequence_length=32)
+    conversion.load_into(model, architecture, folder)
+    yield model, architecture, folder
+
+
+def later_tokens(length: int = 32) -> Tensor:
+    """The mask that ModelOpt's forward passes need: they run on Megatron's own attention."""
+    return torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
+
+
+def modelopt_scores(model: Any, data: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """What ModelOpt's hooks make of the same forward passes: importance by axis, and its order of the heads."""
+    with modelopt():
+        from modelopt.torch.prune.plugins import mcore_minitron as minitron
+
+        config = minitron.get_mcore_minitron_config(
+            hidden_size_divisor=1, ffn_hidden_size_divisor=1, num_layers_divisor=1
+        )
+        minitron._convert_model_to_dynamic_space(model, config)
+        registry = minitron.ImportanceEstimatorRegistry(model)
+        with torch.no_grad():
+            for tokens, positions in data:
+                model.eval()(tokens, positions, later_tokens())
+        _, layers = registry.get_activations_and_layer_scores()
+        blocks = model.decoder.layers
+        return {
+            "hidden": model.get_hparam("hidden_size").importance,
+            "ffn": torch.stack([block.mlp.get_hparam("ffn_hidden_size").importance for block in blocks]),
+            "heads": torch.stack(
+                [block.self_attention.get_hparam("num_attention_heads").importance for block in blocks]
+            ),
+            "layers": torch.tensor([layers[index + 1] for index in range(len(blocks))]),
+        }
+
+
+def test_order_is_modelopts(teacher: Teacher) -> None:
+    model, architecture, _ = teacher
+    data = batches(architecture.vocabulary_size)
+    ours = measure(model, architecture, data, AXES)
+    theirs = modelopt_scores(model, data)
+    for axis in ("hidden", "ffn", "layers"):
+        assert torch.equal(descending(ours[axis]), descending(theirs[axis].float())), axis
+        ratio = ours[axis] / theirs[axis]
+        spread = ratio.amax(-1) / ratio.amin(-1)  # equal up to the scale that ModelOpt normalizes by
+        assert (spread - 1).abs().max() < 1e-4, axis
+    # ModelOpt keeps the order of the heads, within each group.
+    kept = choose(ours, architecture, PruneConfig(attention_heads=architecture.query_groups)).heads
+    assert kept is not None
+    groups = architecture.query_groups
+    assert torch.equal(kept, theirs["heads"].view(architecture.layers, groups, -1)[:, :, 0])
+
+
+def test_the_student_is_the_one_of_modelopts_own_loop(teacher: Teacher, tmp_path: Path, engine: Runtime) -> None:
+    model, architecture, folder = teacher
+    data = batches(architecture.vocabulary_size)
+    prune = PruneConfig(
+        hidden_size=32, ffn_hidden_size=64, attention_heads=architecture.query_groups * 2, layers=2, divisor=16
+    )
+    student = student_architecture(architecture, prune)
+    choice = choose(measure(model, architecture, data, AXES), architecture, prune)
+    cut(model, architecture, student, choice, divisor=16, folder=tmp_path)
+
+    reference = build(architecture, engine, sequence_length=32)
+    conversion.load_into(reference, architecture, folder)
+    with modelopt():
+        import modelopt.torch.prune as mtp
+        from modelopt.torch.prune.plugins.mcore_minitron import get_mcore_minitron_config
+
+        divisors = {"hidden_size_divisor": 16, "ffn_hidden_size_divisor": 16, "num_layers_divisor": 1}
+        targets = {
+            "hidden_size": 32,
+            "ffn_hidden_size": 64,
+            "num_layers": 2,
+            "num_attention_heads": student.attention_heads,
+        }
+        mode: Any = [("mcore_minitron", get_mcore_minitron_config(**divisors))]
+        nothing: Any = None
+        mtp.prune(
+            reference,
+            mode=mode,
+            constraints={"export_config": targets},
+            dummy_input=nothing,
+            config={"forward_loop": lambda m: [m(tokens, positions, later_tokens()) for tokens, positions in data]},
+        )
+    expected = dict(reference.named_parameters())
+    found = dict(model.named_parameters())
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_scores_are_their_formulas(teacher: Teacher) -> None:
+    """From activations collected once, with the plainest code: no accumulation, one tensor of everything."""
+    model, architecture, _ = teacher
+    data = batches(architecture.vocabulary_size, count=3)
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, tensor: Tensor) -> None:
+        seen.setdefault(name, []).append(tensor.detach().transpose(0, 1).double())  # [batch, sequence, channels]
+
+    handles = []
+    for index, layer in enumerate(model.decoder.layers):
+        watched = {
+            "ffn": layer.mlp.linear_fc2,
+            "heads": layer.self_attention.linear_proj,
+        }
+        for axis, module in watched.items():
+            name = f"{axis}{index}"
+            handles.append(module.register_forward_hook(lambda _, inputs, __, name=name: keep(name, inputs[0])))
+        for axis, module in {"norm-a": layer.input_layernorm, "norm-b": layer.pre_mlp_layernorm}.items():
+            name = f"{axis}{index}"
+            handles.append(module.register_forward_hook(lambda _, __, output, name=name: keep(name, output)))
+        name = f"out{index}"
+        handles.append(layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output[0])))
+    handles.append(model.embedding.register_forward_hook(lambda _, __, output: keep("out-1", output)))
+    ours = measure(model, architecture, data, AXES)
+    for handle in handles:
+        handle.remove()
+    everything = {name: torch.cat(tensors) for name, tensors in seen.items()}
+    for index in range(architecture.layers):
+        ffn = everything[f"ffn{index}"].abs().mean(1).norm(dim=0)
+        torch.testing.assert_close(ours["ffn"][index].double(), ffn, rtol=1e-5, atol=1e-8)
+        heads = everything[f"heads{index}"].abs().mean(1).norm(dim=0)
+        heads = heads.view(architecture.attention_heads, architecture.head_dim).norm(dim=1)
+        torch.testing.assert_close(ours["heads"][index].double(), heads, rtol=1e-5, atol=1e-8)
+        entered, left = everything[f"out{index - 1}"], everything[f"out{index}"]
+        influence = 1 - torch.cosine_similarity(entered, left, dim=-1).mean()
+        torch.testing.assert_close(ours["layers"][index].double(), influence, rtol=1e-4, atol=1e-6)
+    norms = [tensor.abs().mean(1).norm(dim=0) for name, tensor in everything.items() if name.startswith("norm")]
+    assert len(norms) == 2 * architecture.layers
+    torch.testing.assert_close(ours["hidden"].double(), torch.stack(norms).sum(0), rtol=1e-5, atol=1e-8)
+
+
+def test_measuring_leaves_no_trace(teacher: Teacher) -> None:
+    model, architecture, _ = teacher
+    model.train()
+    measure(model, architecture, batches(architecture.vocabulary_size, count=1), AXES)
+    assert model.training
+    assert model.post_process
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_split_into_batches_does_not_matter(teacher: Teacher) -> None:
+    model, architecture, _ = teacher
+    whole = batches(architecture.vocabulary_size, count=1, size=6)
+    tokens, positions = whole[0]
+    split = [(tokens[:1], positions[:1]), (tokens[1:], positions[1:])]
+    one, two = (measure(model, architecture, data, AXES) for data in (whole, split))
+    for axis in AXES:
+        torch.testing.assert_close(one[axis], two[axis], rtol=1e-5, atol=1e-7)
+
+
+def made_up(layers: int = 2, heads: int = 4, groups: int = 2) -> Architecture:
+    return Architecture.model_validate(
+        {
+            "family": "Llama",
+            "layers": layers,
+            "hidden_size": 4,
+            "ffn_hidden_size": 3,
+            "attention_heads": heads,
+            "query_groups": groups,
+            "head_dim": 2,
+            "vocabulary_size": 8,
+        }
+    )
+
+
+def test_choosing() -> None:
+    scores = {
+        "hidden": torch.tensor([1.0, 3.0, 3.0, 0.0]),
+        "ffn": torch.tensor([[0.0, 2.0, 1.0], [5.0, 4.0, 3.0]]),
+        "heads": torch.tensor([[9.0, 8.0, 1.0, 2.0], [1.0, 2.0, 8.0, 9.0]]),
+        "layers": torch.tensor([0.1, 0.2]),
+    }
+    prune = PruneConfig(hidden_size=2, ffn_hidden_size=2, attention_heads=2, layers=1)
+    chosen = choose(scores, made_up(), prune)
+    assert chosen.hidden is not None and chosen.ffn is not None and chosen.heads is not None
+    assert chosen.hidden.tolist() == [1, 2]  # a tie: the lower index first
+    assert chosen.ffn.tolist() == [[1, 2], [0, 1]]
+    assert chosen.heads.tolist() == [[0, 3], [1, 3]]  # one of each group, although group 0 outscores group 1
+    assert chosen.layers == [1]
+    assert chosen.to_json() == {"layers": [2], "hidden": [1, 2], "ffn": [[0, 1]], "heads": [[1, 3]]}
+    untouched = choose(scores, made_up(), PruneConfig(hidden_size=4, attention_heads=4))
+    assert untouched == Choice(None, None, None, [0, 1])
+    assert choose(scores, made_up(), PruneConfig(drop_layers=[1])).layers == [1]
+
+
+def test_plot(tmp_path: Path) -> None:
+    teacher = made_up(layers=20, heads=8)
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        "hidden": torch.rand(4, generator=generator),
+        "ffn": torch.rand(20, 3, generator=generator),
+        "heads": torch.rand(20, 8, generator=generator),
+        "layers": torch.rand(20, generator=generator),
+    }
+    prune = PruneConfig(hidden_size=2, ffn_hidden_size=2, attention_heads=4, layers=9)
+    plot(scores, choose(scores, teacher, prune), teacher, tmp_path)
+    assert (tmp_path / "importance.png").read_bytes().startswith(b"\x89PNG")
+    first = (tmp_path / "importance.svg").read_bytes()
+    assert b"</svg>" in first
+    plot(scores, choose(scores, teacher, prune), teacher, tmp_path)
+    assert (tmp_path / "importance.svg").read_bytes() == first

@@ -1,0 +1,377 @@
+"""The launcher's parts: heartbeat, verdict, termination message, commands and environment."""
+
+import errno
+import json
+import os
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from launching import FINGERPRINT, Launch, Launched, alive, until
+
+from compression_pipeline.config import TERMINATION_MESSAGE_LIMIT, ExitClass, Phase, PruneConfig, PruneJob, Termination
+from compression_pipeline.launcher import heartbeat as heartbeats
+from compression_pipeline.launcher.heartbeat import STALE_SECONDS, Heartbeat
+from compression_pipeline.launcher.outcome import Outcome, judge
+from compression_pipeline.launcher.ranks import Layout, command, environment
+from compression_pipeline.launcher.termination import fitted, write
+
+JOB = PruneJob(
+    run="r",
+    step="prune-width",
+    attempt=1,
+    fingerprint=FINGERPRINT,
+    store="/store",
+    processes_per_node=2,
+    grace_period_seconds=77,
+    data="prepare-x",
+    teacher="prepare-x",
+    sequence_length=8,
+    prune=PruneConfig(layers=2),
+)
+
+
+# -- heartbeat --------------------------------------------------------------------------------------------------------
+
+
+def pulse(folder: Path, job: str) -> Heartbeat:
+    return Heartbeat(folder, job, probe=folder)
+
+
+def held_elsewhere(folder: Path, *, seconds_ago: float) -> Path:
+    """A heartbeat of a job on another machine."""
+    other = pulse(folder, "other/prune/1")
+    path = folder / "heartbeat"
+    path.write_text(other.me.model_copy(update={"machine": "node-7 boot pid"}).model_dump_json(by_alias=True))
+    then = time.time() - seconds_ago
+    os.utime(path, (then, then))
+    return path
+
+
+def test_the_first_job_holds_the_heartbeat_and_the_second_gets_it_when_it_is_released(tmp_path: Path) -> None:
+    first, second = pulse(tmp_path, "a/prune/1"), pulse(tmp_path, "b/prune/1")
+    assert first.claim() is None
+    holder = second.claim()
+    assert holder == first.me
+    assert str(holder).startswith("a/prune/1 (host ")
+    second.release()  # not its own: stays
+    assert second.claim() == first.me
+    first.release()
+    assert second.claim() is None
+
+
+def test_a_heartbeat_that_beats_elsewhere_is_respected_and_one_that_has_stopped_is_taken(tmp_path: Path) -> None:
+    mine = pulse(tmp_path, "a/prune/1")
+    held_elsewhere(tmp_path, seconds_ago=STALE_SECONDS / 2)
+    holder = mine.claim()
+    assert holder is not None
+    assert holder.job == "other/prune/1"
+    held_elsewhere(tmp_path, seconds_ago=STALE_SECONDS + 1)
+    assert mine.claim() is None
+
+
+def test_a_volume_without_hard_links_has_heartbeats_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    first, second = pulse(tmp_path, "a/prune/1"), pulse(tmp_path, "b/prune/1")
+    assert first.claim() is None
+    assert second.claim() == first.me
+    first.release()
+    assert second.claim() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["heartbeat"]
+
+
+def test_a_damaged_heartbeat_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "heartbeat").write_text("{")
+    assert pulse(tmp_path, "a/prune/1").claim() is None
+
+
+def test_beats_touch_the_file_and_notice_who_took_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.0)
+    mine = pulse(tmp_path, "a/prune/1")
+    assert mine.claim() is None
+    path = tmp_path / "heartbeat"
+    os.utime(path, (1, 1))
+    assert mine.beat() is None
+    assert path.stat().st_mtime > 1
+    held_elsewhere(tmp_path, seconds_ago=0)
+    taker = mine.beat()
+    assert taker is not None
+    assert taker.job == "other/prune/1"
+    mine.release()
+    assert path.exists()
+
+
+def test_a_job_whose_step_was_taken_over_stops(launch: Launch) -> None:
+    launched = launch(
+        """
+        def run(job, context):
+            (here / "started").touch()
+            while not context.stop_requested():
+                time.sleep(0.01)
+            from compression_pipeline.errors import Interrupted
+            raise Interrupted("stopped")
+        """
+    )
+    until((launch.folder / "started").exists, "started")
+    held_elsewhere(launch.heartbeat.parent, seconds_ago=0)
+    assert launched.wait() == 143
+    assert "other/prune/1 (host node-7" in launched.termination["message"]
+    assert "took over this step" in launched.termination["message"]
+    assert launch.heartbeat.exists()
+
+
+# -- verdict ----------------------------------------------------------------------------------------------------------
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+GONE = 2**22 + 1  # no process has this id
+
+
+def outcome(rank: int, exit_class: ExitClass | None, *, second: int = 0, message: str = "") -> Outcome:
+    return Outcome(
+        rank=rank,
+        pid=GONE,
+        start="1",
+        time=NOW + timedelta(seconds=second),
+        exit_class=exit_class,
+        message=message or f"rank {rank}",
+        result={"by": rank} if exit_class is ExitClass.DONE and rank == 0 else {},
+    )
+
+
+def verdict(*outcomes: Outcome, code: int = 1, **told: object) -> Termination:
+    given = {"expected": max(len(outcomes), 1), "stopping": False, "killed": False, "oom_kills": 0} | told
+    return judge(outcomes, code, **given)  # pyright: ignore[reportArgumentType] (the defaults' types)
+
+
+def test_all_done() -> None:
+    found = verdict(outcome(0, ExitClass.DONE), outcome(1, ExitClass.DONE), code=0)
+    assert found.exit_class is ExitClass.DONE
+    assert found.result == {"by": 0}
+
+
+def test_a_users_mistake_is_blamed_whatever_came_first() -> None:
+    found = verdict(outcome(0, ExitClass.TRANSIENT), outcome(1, ExitClass.USER_ERROR, second=9))
+    assert (found.exit_class, found.rank, found.message) == (ExitClass.USER_ERROR, 1, "rank 1")
+
+
+def test_the_first_of_several_faults_is_blamed() -> None:
+    found = verdict(outcome(0, ExitClass.TRANSIENT, second=5), outcome(1, ExitClass.TRANSIENT, second=2))
+    assert (found.exit_class, found.rank) == (ExitClass.TRANSIENT, 1)
+
+
+def test_a_rank_that_died_without_a_word_is_blamed_and_not_its_peers() -> None:
+    found = verdict(outcome(0, ExitClass.TRANSIENT, message="connection closed by peer"), outcome(1, None))
+    assert (found.exit_class, found.rank) == (ExitClass.TRANSIENT, 1)
+    assert "most likely by the kernel for lack of memory" in found.message
+    told = verdict(outcome(0, ExitClass.INTERRUPTED), outcome(1, None), oom_kills=1)
+    assert told.message.startswith("rank 1 was killed by the kernel: out of memory;")
+
+
+def test_faults_while_stopping_are_consequences() -> None:
+    found = verdict(outcome(0, ExitClass.INTERRUPTED), outcome(1, ExitClass.TRANSIENT), stopping=True)
+    assert found.exit_class is ExitClass.INTERRUPTED
+    assert verdict(outcome(0, None), code=-15, stopping=True).exit_class is ExitClass.INTERRUPTED
+    assert verdict(outcome(0, None), code=-9, stopping=True, killed=True).message.endswith("so was killed")
+    assert verdict(outcome(0, ExitClass.USER_ERROR), stopping=True).exit_class is ExitClass.USER_ERROR
+
+
+def test_ranks_that_never_started() -> None:
+    found = verdict(code=1, expected=2)
+    assert found.exit_class is ExitClass.TRANSIENT
+    assert "could not be started (exit code 1)" in found.message
+
+
+CLASSES = st.one_of(st.none(), st.sampled_from(ExitClass))
+
+
+@given(st.lists(CLASSES, min_size=1, max_size=6), st.booleans(), st.booleans(), st.integers(-9, 1), st.integers(0, 2))
+def test_a_verdict_is_done_only_when_every_rank_is_and_never_hides_a_users_mistake(
+    classes: list[ExitClass | None], stopping: bool, killed: bool, code: int, oom_kills: int
+) -> None:
+    outcomes = [outcome(rank, one, second=rank) for rank, one in enumerate(classes)]
+    found = verdict(*outcomes, code=code, stopping=stopping, killed=killed, oom_kills=oom_kills)
+    assert (found.exit_class is ExitClass.DONE) == (code == 0 and set(classes) == {ExitClass.DONE})
+    assert (found.exit_class is ExitClass.USER_ERROR) == (ExitClass.USER_ERROR in classes)
+    assert found.message or found.exit_class is ExitClass.DONE
+
+
+# -- termination message ----------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=6000), st.text(max_size=2000))
+def test_a_termination_message_fits_and_stays_what_it_is(message: str, sample: str) -> None:
+    told = {"class": "Done", "message": message, "result": {"sample": sample, "parameters": 3, "deep": {"x": 1.5}}}
+    text = fitted(Termination.model_validate(told))
+    assert len(text.encode()) <= TERMINATION_MESSAGE_LIMIT
+    found = json.loads(text)
+    assert found["class"] == "Done"
+    assert found["result"]["parameters"] == 3
+    assert message.startswith(found["message"].removesuffix("…"))
+    if len(message.encode()) + len(sample.encode()) < 500:
+        assert found["message"] == message
+        assert found["result"]["sample"] == sample
+
+
+def test_a_mounted_termination_file_is_written_in_place(tmp_path: Path) -> None:
+    """In a pod it is a file mounted over an empty one: it can't be replaced, and its folder may be read-only."""
+    path = tmp_path / "log"
+    path.touch()
+    number = path.stat().st_ino
+    (tmp_path / ".log.new").mkdir()  # what a read-only folder does to the new file
+    write(Termination.model_validate({"class": "Done"}), path)
+    assert json.loads(path.read_text())["class"] == "Done"
+    assert path.stat().st_ino == number
+
+
+# -- commands and environment -----------------------------------------------------------------------------------------
+
+
+def test_one_rank_needs_no_torchrun() -> None:
+    alone = JOB.model_copy(update={"processes_per_node": 1})
+    layout = Layout.of(Phase.PRUNE, alone, {"MASTER_ADDR": "r-master-0", "MASTER_PORT": "23456", "PET_NNODES": "1"})
+    assert command(Phase.PRUNE, layout)[1:] == ["-m", "compression_pipeline.worker", "prune"]
+    told = environment({}, alone, Phase.PRUNE, layout, Path("/o"))
+    assert (told["RANK"], told["WORLD_SIZE"], told["LOCAL_RANK"]) == ("0", "1", "0")
+    assert told["MASTER_ADDR"] == "127.0.0.1"
+    assert told["MASTER_PORT"] != "23456"
+
+
+def test_several_ranks_on_one_node_find_a_port_of_their_own() -> None:
+    layout = Layout.of(Phase.PRUNE, JOB, {"PET_NNODES": "1"})
+    arguments = command(Phase.PRUNE, layout)
+    assert arguments[1:3] == ["-m", "compression_pipeline.launcher.torchrun"]
+    assert {"--standalone", "--nproc-per-node=2", "--nnodes=1"} <= set(arguments)
+
+
+def test_several_nodes_meet_where_the_training_operator_says() -> None:
+    injected = {
+        "PET_NNODES": "3",
+        "PET_NODE_RANK": "2",
+        "PET_MASTER_ADDR": "r-master-0",
+        "PET_MASTER_PORT": "23456",
+        "RANK": "2",
+        "WORLD_SIZE": "3",
+        "MASTER_ADDR": "r-master-0",
+        "MASTER_PORT": "23456",
+    }
+    layout = Layout.of(Phase.PRUNE, JOB, injected)
+    assert not layout.leads
+    wanted = {"--nnodes=3", "--nproc-per-node=2", "--node-rank=2", "--master-addr=r-master-0", "--master-port=23456"}
+    assert wanted <= set(command(Phase.PRUNE, layout))
+    assert not [name for name in environment(injected, JOB, Phase.PRUNE, layout, Path("/o")) if name.startswith("PET_")]
+
+
+@pytest.mark.parametrize("phase", [Phase.PREPARE, Phase.EXPORT])
+def test_phases_of_one_rank_have_one_whatever_they_are_told(phase: Phase) -> None:
+    layout = Layout.of(phase, JOB, {"PET_NNODES": "2", "PET_NODE_RANK": "1"})
+    assert command(phase, layout)[1:] == ["-m", "compression_pipeline.worker", phase.value]
+
+
+def test_only_prepare_gets_to_the_hub_and_its_token() -> None:
+    own = {"HF_TOKEN": "secret", "HUGGING_FACE_HUB_TOKEN": "secret", "HOME": "/home"}
+    for phase in Phase:
+        layout = Layout.of(phase, JOB, {})
+        told = environment(own, JOB, phase, layout, Path("/o"))
+        assert told["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "77"
+        assert told["HOME"] == "/home"
+        assert ("secret" in told.values()) == (phase is Phase.PREPARE)
+        assert told.get("HF_HUB_OFFLINE") == (None if phase is Phase.PREPARE else "1")
+
+
+@pytest.mark.parametrize(("threads", "own", "expected"), [(3, "8", "3"), (None, "8", "8")])
+def test_threads(threads: int | None, own: str, expected: str) -> None:
+    job = JOB.model_copy(update={"threads": threads})
+    told = environment({"OMP_NUM_THREADS": own}, job, Phase.PRUNE, Layout.of(Phase.PRUNE, job, {}), Path("/o"))
+    assert told["OMP_NUM_THREADS"] == expected
+
+
+# -- several ranks, under torchrun ------------------------------------------------------------------------------------
+
+RANKS = """
+def run(job, context):
+    (here / f"started-{context.rank}").write_text(str(os.getpid()))
+    while len(list(here.glob("started-*"))) < context.world_size:
+        time.sleep(0.01)
+    return act(context)
+"""
+
+
+MISTAKE = """
+if context.rank == 1:
+    from compression_pipeline.errors import UserError
+    raise UserError("mend it")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that hangs in a collective
+time.sleep(600)
+"""
+
+FAULT = """
+if context.rank == 1:
+    from compression_pipeline.errors import TransientError
+    raise TransientError("the disk is full")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that hangs in a collective, and is killed for it
+time.sleep(600)
+"""
+
+KILLED = """
+if context.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+while not context.stop_requested():
+    time.sleep(0.01)
+raise ConnectionError("peer is gone")
+"""
+
+STOPPED = """
+while not context.stop_requested():
+    time.sleep(0.01)
+from compression_pipeline.errors import Interrupted
+raise Interrupted("stopped")
+"""
+
+DEAF = "time.sleep(600)"
+
+
+def ranks(launch: Launch, act: str) -> Launched:
+    return launch(f"def act(context):\n{indent(act.strip(), '    ')}\n{RANKS}", processesPerNode=2)
+
+
+def processes(folder: Path) -> list[int]:
+    """The two ranks, once both run."""
+    until(lambda: len([p for p in folder.glob("started-*") if p.read_text()]) == 2, "both ranks run")
+    return [int(path.read_text()) for path in sorted(folder.glob("started-*"))]
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "rank", "message"),
+    [
+        ("return Result(of=context.world_size)", 0, None, ""),
+        (MISTAKE, 64, 1, "mend it"),
+        (FAULT, 75, 1, "the disk is full"),
+        (KILLED, 75, 1, "rank 1 was killed (SIGKILL), most likely by the kernel"),
+        (STOPPED, 143, 0, "was told to stop (SIGTERM)"),
+    ],
+)
+def test_ranks_of_torchrun(launch: Launch, act: str, code: int, rank: int | None, message: str) -> None:
+    run = ranks(launch, act)
+    pids = processes(launch.folder)
+    if act == STOPPED:
+        run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == code, run.errors
+    assert run.termination["message"].startswith(message)
+    assert run.termination.get("rank") in ((0, 1) if act == STOPPED else (rank,))
+    assert len(run.events("result")) == (1 if code == 0 else 0)  # rank 0 alone speaks
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_torchrun_and_its_ranks_die_with_a_killed_launcher(launch: Launch) -> None:
+    run = ranks(launch, DEAF)
+    pids = processes(launch.folder)
+    run.process.kill()
+    until(lambda: not [pid for pid in pids if alive(pid)], "the ranks are gone")

@@ -1,0 +1,354 @@
+"""The report: what it says is what the run measured, it stands on its own, and it stands half-finished runs."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from report_run import CORRECTED_LOSS, DEPTH, TEACHER, TEACHER_LOSS, WIDTH, Run
+
+from compression_pipeline.config import Phase
+from compression_pipeline.errors import UserError
+from compression_pipeline.report.charts import SPAN, Label, Level, Series, line_chart, ranked_area, spread, thin, ticks
+from compression_pipeline.report.data import load_run
+from compression_pipeline.report.words import listed
+from compression_pipeline.report.write import write_report
+
+
+class Page(HTMLParser):
+    """A parsed page: its text, tables and attributes. Fails on tags that are not closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.text = ""
+        self._table: list[list[str]] | None = None
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+        if tag == "table":
+            self._table = self.tables.setdefault(dict(attrs).get("class") or str(len(self.tables)), [])
+        elif tag == "tr" and self._table is not None:
+            self._table.append([])
+        elif tag in ("td", "th") and self._table is not None:
+            self._table[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+        if tag == "table":
+            self._table = None
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("style", "script"):
+            return
+        self.text += data
+        if self._table and self._table[-1]:
+            self._table[-1][-1] += data.strip()
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Callable[[Run], Page]:
+    """Writes a run's report and parses it."""
+
+    def write(run: Run) -> Page:
+        page = write_report(run.run_yaml, run.store, tmp_path / "report")
+        return Page(page.read_text(encoding="utf-8"))
+
+    return write
+
+
+def test_figures_are_those_of_the_run(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    page = report(Run(tmp_path).write())
+    head, teacher, corrected, width, depth = page.tables["figures"]
+    assert len({len(row) for row in page.tables["figures"]}) == 1
+    column = {name: number for number, name in enumerate(head)}
+    assert teacher[column["Loss"]] == f"{TEACHER_LOSS:.3f}"
+    assert corrected[column["Loss"]] == f"{CORRECTED_LOSS:.3f}"
+    for student, row in ((WIDTH, width), (DEPTH, depth)):
+        parameters = student.architecture.parameters
+        won_back = (student.pruned - student.distilled) / (student.pruned - CORRECTED_LOSS)
+        assert row[0] == student.name
+        assert row[column["Parameters"]] == f"{parameters / 1e6:.3g} M"
+        assert row[column["Of teacher"]] == f"{parameters / TEACHER.parameters * 100:.0f} %"
+        assert row[column["When pruned"]] == f"{student.pruned:.3f}"
+        assert row[column["Loss"]] == f"{student.distilled:.3f}"
+        assert row[column["Won back"]] == f"{won_back * 100:.0f} %"
+        assert row[column["Weights"]] == f"{parameters * 4 / 1e6:.3g} MB"
+        assert row[column["Training tokens/s"]] == "4,410"
+        assert f"it won back {won_back * 100:.0f} % of the validation loss that pruning cost" in page.text
+    assert "1 to 3, 7 to 8 of 8" in page.text
+    assert "96 channels kept" in page.text
+    assert "256 neurons a layer kept" in page.text
+    assert WIDTH.sample in page.text
+
+
+def test_page_and_picture_stand_on_their_own(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    page = report(Run(tmp_path).write())
+    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    references = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")]
+    assert references
+    assert all(value.startswith(("#", "data:")) for value in references)
+    assert not re.search(r"url\(|@import|https?:|//[a-z]", html)
+    assert "<script" not in html
+    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
+    assert "prefers-color-scheme: dark" in html
+    assert (tmp_path / "report" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["index.html", "loss.png"]
+
+
+def test_how_to_reproduce_it_is_complete(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    run = Run(tmp_path).write()
+    page = report(run)
+    for step in run.steps:
+        assert [step["name"], step["fingerprint"], step["artifact"]] in page.tables["fingerprints"]
+    assert "compression run demo.yaml" in page.text
+    assert "relative to the manifest's folder" in " ".join(page.text.split())
+    assert f'AutoModelForCausalLM.from_pretrained("students/{WIDTH.name}")' in page.text
+    again = yaml.safe_load(page.text[page.text.index("apiVersion:") :])
+    assert again["spec"] == run.resource()["spec"]
+    assert again["metadata"] == {"name": "demo"}
+    assert "status" not in again
+    rows = [row for table in page.tables.values() for row in table]
+    assert ["torch", version("torch")] in rows
+    assert ["distill", "77"] in rows
+
+
+def test_students_of_a_cluster_load_from_the_store(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    run = Run(tmp_path).write()
+    file = tmp_path / "run.yaml"
+    resource = yaml.safe_load(file.read_text())
+    resource["spec"]["storage"] = {"persistentVolumeClaim": {"claimName": "store"}}
+    file.write_text(yaml.safe_dump(resource))
+    said = report(run).text
+    assert "from the store" in said
+    assert 'from_pretrained("artifacts/export-' in said
+    assert "students/" not in said
+
+
+def test_curves_run_from_pruned_to_distilled(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    page = report(Run(tmp_path).write())
+    described = [value for _, name, value in page.attributes if name == "aria-label"]
+    curves = next(value for value in described if value.startswith("Validation loss while distilling"))
+    for student in (WIDTH, DEPTH):
+        assert f"{student.name}: from {student.pruned:.3f} to {student.distilled:.3f}" in curves
+    assert f"corrected teacher: {CORRECTED_LOSS:.3f}" in curves
+
+
+def test_names_and_samples_are_escaped(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    attack = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+    student = replace(WIDTH, name=attack, sample=attack)
+    page = report(Run(tmp_path, [student, replace(DEPTH, until=Phase.PRUNE, failure=attack)], name=attack).write())
+    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "<img" not in html
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert page.text.count(attack) >= 5
+
+
+@pytest.mark.parametrize(
+    ("until", "failure", "says"),
+    [
+        (Phase.DISTILL, "", "It waits for export."),
+        (Phase.PRUNE, "", "It waits for distill."),
+        (Phase.PRUNE, "the loss became NaN at step 7", "It failed in distill: the loss became NaN at step 7"),
+    ],
+)
+def test_a_run_with_an_unfinished_student_has_a_page(
+    until: Phase, failure: str, says: str, tmp_path: Path, report: Callable[[Run], Page]
+) -> None:
+    phase = "Failed" if failure else "Distilling"
+    page = report(Run(tmp_path, [WIDTH, replace(DEPTH, until=until, failure=failure)], phase=phase).write())
+    assert says in page.text
+    assert f"The run is {phase}, so this page is not complete. A reason." in page.text
+    assert "it won back" in page.text  # the other student's verdict stands
+    depth = page.tables["figures"][-1]
+    assert len(depth) == len(page.tables["figures"][0])
+    assert (f"{DEPTH.distilled:.3f}" in depth) == (until is Phase.DISTILL)
+
+
+def test_a_run_that_only_just_began_has_a_page(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    run = Run(tmp_path, phase="Pending")
+    resource = run.resource()
+    for left_out in ({"status"}, set()):
+        kept = {key: value for key, value in resource.items() if key not in left_out}
+        if "status" in kept:
+            kept["status"] = {
+                "phase": "Preparing",
+                "steps": [{"name": "prepare", "phase": "prepare", "state": "Running"}],
+            }
+        run.run_yaml.write_text(yaml.safe_dump(kept))
+        page = report(run)
+        assert "Not finished" in page.text
+        assert not (tmp_path / "report" / "loss.png").exists()
+
+
+def test_what_a_damaged_artifact_would_have_told_is_left_out(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    run = Run(tmp_path).write()
+    by_name = {step["name"]: step["artifact"] for step in run.steps}
+    (run.store / "artifacts" / by_name["distill-depth"] / "history.json").unlink()
+    (run.store / "artifacts" / by_name["prune-width"] / "chosen.json").write_bytes(
+        b"x" * (run.store / "artifacts" / by_name["prune-width"] / "chosen.json").stat().st_size
+    )
+    page = report(run)
+    assert f"{by_name['distill-depth']} is not whole in the store" in page.text
+    assert f"{by_name['prune-width']} has no importance scores that can be read" in page.text
+    assert f"{DEPTH.distilled:.3f}" in page.tables["figures"][-1]  # the status still has it
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"distilled": WIDTH.pruned + 0.2}, "worse after distillation than before it"),
+        ({"distilled": CORRECTED_LOSS - 0.01}, "as well as its teacher"),
+        ({"distilled": WIDTH.pruned - 0.1}, "it won back 12 % of the validation loss"),
+    ],
+)
+def test_verdict_fits_the_figures(
+    change: dict[str, float], warning: str, tmp_path: Path, report: Callable[[Run], Page]
+) -> None:
+    page = report(Run(tmp_path, [replace(WIDTH, **change)]).write())
+    assert warning in page.text
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    for content in ("kind: Deployment\n", "[1, 2]", "a: [", "\0"):
+        (tmp_path / "run.yaml").write_text(content)
+        with pytest.raises(UserError, match=r"run\.yaml: .*; give the run.yaml of a work directory"):
+            load_run(tmp_path / "run.yaml", tmp_path)
+    with pytest.raises(UserError, match="can't be read"):
+        load_run(tmp_path / "missing.yaml", tmp_path)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    run = Run(tmp_path).write()
+    command = [
+        sys.executable,
+        "-m",
+        "compression_pipeline.report",
+        "--run",
+        str(run.run_yaml),
+        "--store",
+        str(run.store),
+    ]
+    done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'out' / 'index.html'}\n"
+    run.run_yaml.unlink()
+    failed = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert failed.returncode == 64
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    run = Run(tmp_path).write()
+    code = (
+        "import sys; from pathlib import Path; from compression_pipeline.report.write import write_report; "
+        f"write_report(Path({str(run.run_yaml)!r}), Path({str(run.store)!r}), Path({str(tmp_path / 'r')!r})); "
+        "print([name for name in ('torch', 'transformers', 'compression_operator') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 20)), min_size=1, max_size=1500, unique_by=lambda p: p[0])
+)
+def test_chart_stays_in_its_field(points: list[tuple[int, float]]) -> None:
+    chart = line_chart("t", [Series("s", sorted(points), 0, dots=True)], levels=[Level("l", 3.0)])
+    assert chart is not None
+    numbers = [float(n) for line in chart.lines for n in re.findall(r"-?\d+\.\d+", line.path)]
+    assert numbers
+    assert all(0 <= n <= SPAN for n in numbers)
+    assert all(-0.01 <= tick.at <= 100.01 for tick in [*chart.x_ticks, *chart.y_ticks])
+
+
+def test_chart_of_nothing_is_none() -> None:
+    assert line_chart("t", [Series("s", [], 0), Series("n", [(0, float("nan"))], 0)], levels=[Level("l", 1)]) is None
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
+def test_labels_never_cover_each_other(places: list[float]) -> None:
+    moved = [label.at for label in spread([Label(place, "x", None) for place in places])]
+    assert all(b - a >= 7.49 for a, b in pairwise(moved))
+    assert max(moved) <= 100
+
+
+def test_labels_move_as_little_as_they_can() -> None:
+    def moved(*places: float) -> list[float]:
+        return [label.at for label in spread([Label(place, "x", None) for place in places], height=8)]
+
+    assert moved(50, 20) == [20, 50]
+    assert moved(50, 50) == [46, 54]
+    assert moved(50, 53, 80) == pytest.approx([47.5, 55.5, 80])
+    assert moved(1, 0) == [0, 8]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6))
+def test_ticks_are_few_and_inside(low: float, extent: float) -> None:
+    found = ticks(low, low + extent)
+    assert 1 <= len(found) <= 7
+    slack = extent * 1e-6 + abs(low) * 1e-9
+    assert all(low - slack <= tick <= low + extent + slack for tick in found)
+
+
+@given(st.lists(st.floats(0, 1e3), max_size=3000), st.integers(1, 400))
+def test_thinning_keeps_the_mean(values: list[float], most: int) -> None:
+    kept = thin(list(enumerate(values)), most)
+    assert len(kept) <= max(most, 0) or len(values) <= most
+    assert (not kept) == (not values)
+    if values:
+        assert min(values) - 1e-9 <= min(y for _, y in kept)
+        assert max(y for _, y in kept) <= max(values) + 1e-9
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=2, max_size=600), st.data())
+def test_ranked_area_says_how_much_importance_was_kept(scores: list[float], data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, len(scores)))
+    area = ranked_area("t", scores, kept, "channels")
+    total = sum(scores)
+    share = sum(sorted(scores, reverse=True)[:kept]) / (total or 1.0)
+    assert area.description.endswith(f"they hold {share:.0%} of the importance")
+    assert area.cut_at == pytest.approx(kept / len(scores) * 100)
+    assert bool(area.cut) == (kept < len(scores))
+
+
+@given(st.sets(st.integers(1, 60)))
+def test_layers_are_listed_as_runs_that_say_the_same(numbers: set[int]) -> None:
+    said: set[int] = set()
+    for part in filter(None, listed(sorted(numbers)).split(", ")):
+        first, _, last = part.partition(" to ")
+        said |= set(range(int(first), int(last or first) + 1))
+    assert said == numbers
+
+
+def test_templates_are_in_the_wheel(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    name = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.split()[-1]
+    with ZipFile(tmp_path / name) as wheel:
+        inside = set(wheel.namelist())
+    templates = root / "pipeline" / "compression_pipeline" / "report" / "templates"
+    assert {f"compression_pipeline/report/templates/{path.name}" for path in templates.iterdir()} <= inside

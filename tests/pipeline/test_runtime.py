@@ -1,0 +1,84 @@
+"""The runtime sets Megatron up, does not linger, and says what is wrong."""
+
+import socket
+
+import pytest
+import torch
+from engine_models import finetune_job, python
+
+from compression_pipeline.config import Precision
+from compression_pipeline.errors import UserError
+from compression_pipeline.megatron.runtime import Runtime, runtime
+
+
+def test_one_rank_is_a_world_of_its_own(engine: Runtime) -> None:
+    assert (engine.rank, engine.world_size, engine.threads) == (0, 1, 1)
+    total = torch.ones(3, device=engine.device)
+    torch.distributed.all_reduce(total)
+    assert total.tolist() == [1, 1, 1]
+
+
+def test_bf16_without_a_gpu_is_refused() -> None:
+    # The precision is looked at before a process group exists, so the session's own is not disturbed.
+    with (
+        pytest.raises(UserError, match="precision: BF16 needs a GPU"),
+        runtime(finetune_job(), precision=Precision.BF16),
+    ):
+        pass
+
+
+def test_everything_is_put_back_and_the_compiler_is_never_imported() -> None:
+    """In a process of its own: the session's runtime is open here."""
+    child = python(
+        """
+        import sys
+        import torch
+        from engine_models import finetune_job
+        before = {"compile": torch.compile, "type": torch.Tensor.type, "device": torch.cuda.current_device}
+        threads = torch.get_num_threads()
+        from compression_pipeline.megatron.runtime import runtime
+        for _ in range(2):  # a second one in the same process works like the first
+            with runtime(finetune_job(threads=1)) as current:
+                assert current.dtype is torch.float32 and torch.get_num_threads() == 1
+                assert torch.zeros(1).type() == "torch.cuda.FloatTensor"
+                assert torch.zeros(1).type(torch.int64).dtype is torch.int64
+                assert torch.distributed.get_backend() == "gloo"
+                gathered = torch.zeros(1)
+                torch.distributed.all_gather_into_tensor(gathered, torch.tensor(3.0))
+                assert gathered.item() == 3
+            after = {"compile": torch.compile, "type": torch.Tensor.type, "device": torch.cuda.current_device}
+            assert after == before and not torch.distributed.is_initialized()
+        assert torch.zeros(1).type() == "torch.FloatTensor"
+        assert "cuda" in vars(torch.nn.Module) and "cuda" not in vars(torch.Tensor)
+        assert "torch._inductor" not in sys.modules and "torch._dynamo" not in sys.modules
+        """
+    )
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+
+
+def test_two_ranks_meet_and_a_taken_port_is_named() -> None:
+    code = """
+        import torch
+        from engine_models import finetune_job
+        from compression_pipeline.errors import TransientError
+        from compression_pipeline.megatron.runtime import runtime
+        try:
+            with runtime(finetune_job()) as current:
+                total = torch.tensor([current.rank + 1.0])
+                torch.distributed.all_reduce(total)
+                print(current.rank, current.world_size, total.item())
+        except TransientError as error:
+            print(error)
+        """
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        taken.listen()
+        alone = python(code, RANK="0", **ranks)
+        output, _ = alone.communicate(timeout=120)
+        assert f"rank 0 of 2 could not join the others at 127.0.0.1:{port}" in output
+    children = [python(code, RANK=str(rank), **ranks) for rank in range(2)]
+    printed = [child.communicate(timeout=120)[0].strip() for child in children]
+    assert printed == ["0 2 3.0", "1 2 3.0"]

@@ -1,0 +1,146 @@
+"""What names say of splits, what makes a checkpoint, and a tokenizer loaded without transformers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import END, texts, write_tokenizer
+
+from compression_pipeline.config import DocumentFormat
+from compression_pipeline.errors import UserError
+from compression_pipeline.sources import checkpoint, splits
+from compression_pipeline.text import documents
+from compression_pipeline.text.tokenizer import load
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train.jsonl", "validation.jsonl", "test.jsonl"], {"train": 1, "validation": 1, "test": 1}),
+        (["a.txt", "b.txt"], {"train": 2}),
+        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], {"train": 2}),
+        (["train/a.jsonl", "train/test.jsonl", "dev/a.jsonl"], {"train": 2, "validation": 1}),
+        (["c4-train.00000-of-01024.json.gz", "c4-validation.00000-of-00008.json.gz"], {"train": 1, "validation": 1}),
+        (["wiki.train.txt", "wiki.valid.txt", "wiki.test.txt"], {"train": 1, "validation": 1, "test": 1}),
+        (["part-00000-of-00002.parquet", "part-00001-of-00002.parquet"], {"train": 2}),
+        (["train_sft-00000-of-00001.parquet", "test_sft-00000-of-00001.parquet"], {"train_sft": 1, "test_sft": 1}),
+        (["train_stations.txt", "development-guide.txt", "contest.txt"], {"train": 3}),  # prose, no splits
+        (["articles.jsonl", "test.jsonl"], {"train": 1, "test": 1}),
+        (["train.jsonl", "notes.txt"], {"train": 1}),
+    ],
+)
+def test_splits_by_name(names: list[str], expected: dict[str, int]) -> None:
+    assert {split: len(files) for split, files in splits.by_name(names).items()} == expected
+
+
+NAMES = st.lists(st.from_regex(r"([a-z]{1,5}/)?(train|dev|test|part)?[-_.a-z0-9]{0,8}\.(txt|jsonl)", fullmatch=True))
+
+
+@given(NAMES)
+def test_a_file_is_in_one_split_at_most_and_there_is_always_something_to_train_on_without_a_word(
+    names: list[str],
+) -> None:
+    unique = sorted(set(names))
+    found = splits.by_name(unique)
+    used = [name for files in found.values() for name in files]
+    assert len(used) == len(set(used))
+    assert set(used) <= set(unique)
+    assert splits.by_name(list(reversed(unique))) == found
+    if set(used) != set(unique):
+        assert "train" in found  # files are left aside only where others say that they are for training
+
+
+def test_a_readme_may_tell_files_in_several_forms() -> None:
+    names = ["a.jsonl", "deep/b.jsonl", "deep/er/c.jsonl", "x.txt"]
+    for files, expected in (
+        ("*.jsonl", {"train": ["a.jsonl"]}),
+        ("**/*.jsonl", {"train": ["a.jsonl", "deep/b.jsonl", "deep/er/c.jsonl"]}),
+        (["a.jsonl", "x.txt"], {"train": ["a.jsonl", "x.txt"]}),
+        ({"train": "deep/*.jsonl", "test": ["a.jsonl"]}, {"train": ["deep/b.jsonl"], "test": ["a.jsonl"]}),
+        ([{"split": "train", "path": "deep/**"}], {"train": ["deep/b.jsonl", "deep/er/c.jsonl"]}),
+    ):
+        configs = [{"config_name": "one", "data_files": files}]
+        assert splits.by_readme(configs, names, None, "hf://x") == expected
+    inside = [{"config_name": "one", "data_dir": "deep", "data_files": "*.jsonl"}]
+    assert splits.by_readme(inside, names, None, "hf://x") == {"train": ["deep/b.jsonl"]}
+    for silent in (None, [], "text", [{"config_name": "one"}]):
+        assert splits.by_readme(silent, names, None, "hf://x") is None
+
+
+def test_what_makes_a_checkpoint() -> None:
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    names = [*shards, "config.json", "tokenizer.json", "consolidated.safetensors", "model.py", "pytorch_model.bin"]
+    assert checkpoint.select(names, "x") == sorted([*shards, "config.json", "tokenizer.json"])
+    with pytest.raises(UserError, match="only as pickle"):
+        checkpoint.select(["config.json", "pytorch_model.bin"], "x")
+    with pytest.raises(UserError, match="no safetensors weights"):
+        checkpoint.select(["config.json", "sub/model.safetensors"], "x")
+
+
+@pytest.mark.parametrize(
+    ("line", "heading"),
+    [
+        (" = Title = \n", True),
+        ("= Title =", True),
+        (" = A = B = ", True),
+        (" = = Section = = \n", False),
+        (" = = = Deeper = = = ", False),
+        ("== Section ==", False),
+        (" where x = 3 ", False),
+        (" = ", False),
+        ("", False),
+    ],
+)
+def test_headings_of_articles(line: str, heading: bool) -> None:
+    found = list(documents.wikitext_articles(["text", line, "more"]))
+    assert len(found) == (2 if heading else 1)
+
+
+@given(st.lists(st.sampled_from(["", " = A = ", " = B = ", " = = C = = ", " text ", "\n"])))
+def test_articles_keep_every_line_and_its_order(lines: list[str]) -> None:
+    joined = [line for text in documents.wikitext_articles(lines) for line in text.split("\n") if line]
+    assert joined == [line for line in lines if line.strip("\n")]
+
+
+def test_auto_looks_at_the_name() -> None:
+    assert documents.resolve(DocumentFormat.AUTO, "hf://Salesforce/WikiText") is DocumentFormat.WIKITEXT_ARTICLES
+    assert documents.resolve(DocumentFormat.AUTO, "hf://allenai/c4") is DocumentFormat.ROWS
+    assert documents.resolve(DocumentFormat.ROWS, "file:wikitext") is DocumentFormat.ROWS
+
+
+@pytest.mark.parametrize(
+    "change", ["plain", "begin token", "token told by the configuration only", "prefix space", "metaspace"]
+)
+def test_ids_are_those_of_transformers(tmp_path: Path, change: str) -> None:
+    """Without special tokens, as Megatron's tokenizer asks for them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import AutoTokenizer
+
+    write_tokenizer(tmp_path)
+    backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    match change:
+        case "begin token":
+            backend.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
+            backend.enable_truncation(16)  # some files come with it; text is never cut
+            told |= {"add_bos_token": True, "bos_token": END}
+        case "token told by the configuration only":
+            flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+            told["added_tokens_decoder"] = {"0": {"content": END, **flags}, "512": {"content": "<|more|>", **flags}}
+        case "prefix space":
+            told["add_prefix_space"] = True
+        case "metaspace":
+            backend = Tokenizer(models.BPE(unk_token=END, byte_fallback=True))
+            backend.pre_tokenizer = pre_tokenizers.Metaspace()
+            trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[END], show_progress=False)
+            backend.train_from_iterator(texts(), trainer)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ours = load(tmp_path)
+    assert (ours.vocabulary, ours.end_of_document) == (len(theirs), theirs.eos_token_id)
+    for text in [*texts()[:5], "a <|more|> b", f"x{END}y", " ünï 漢字 🎉\n\n\tz", ""]:
+        found = ours.backend.encode(text, add_special_tokens=False).ids
+        assert found == theirs.convert_tokens_to_ids(theirs.tokenize(text))
