@@ -1,0 +1,1 @@
+"""The control plane: plans a CompressionRun and reconciles it into jobs. Never imports torch."""

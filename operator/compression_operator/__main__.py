@@ -1,0 +1,84 @@
+"""`python -m compression_operator`: the operator's process."""
+
+import argparse
+import asyncio
+import os
+import sys
+
+from .backends.progress import PERIOD_SECONDS
+from .health import MISSED_SECONDS
+from .kube import NoCluster
+from .leader import LeadershipLost
+from .logs import LOG_FORMATS, configure
+from .main import operate
+from .service import Options, Service, Unusable
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line of the operator; the chart sets it."""
+    parser = argparse.ArgumentParser(prog="compression-operator", description="Reconciles CompressionRuns.")
+    parser.add_argument("--image", required=True, help="pipeline image of runs that name none")
+    parser.add_argument(
+        "--namespace", action="append", default=[], help="namespace to watch, repeatable; none: the whole cluster"
+    )
+    parser.add_argument(
+        "--identity", default=os.environ.get("POD_NAME", "compression-operator"), help="of this replica"
+    )
+    parser.add_argument("--lease-namespace", default=os.environ.get("POD_NAMESPACE", "default"))
+    parser.add_argument("--lease-name", default="compression-operator")
+    parser.add_argument("--leader-election", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--workers", type=int, default=4, help="runs that are looked at at once")
+    parser.add_argument("--resync-seconds", type=float, default=60.0, help="a lost event costs this long at most")
+    parser.add_argument(
+        "--missed-seconds",
+        type=float,
+        default=MISSED_SECONDS,
+        help="/healthz fails once a watch has not told for so long what a list showed",
+    )
+    parser.add_argument(
+        "--progress-seconds", type=float, default=PERIOD_SECONDS, help="between two looks at a run's logs"
+    )
+    parser.add_argument("--host", default="0.0.0.0", help="address of the endpoints")  # noqa: S104 - probes come from outside
+    parser.add_argument("--port", type=int, default=8080, help="port of /healthz, /readyz and /metrics")
+    parser.add_argument(
+        "--per-run-metrics", action=argparse.BooleanOptionalAction, default=True, help="progress and loss of each run"
+    )
+    parser.add_argument("--log-format", choices=LOG_FORMATS, default="text")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until told to stop. Exit code 1 where leadership was lost: Kubernetes starts a fresh process."""
+    given = parse(arguments)
+    configure(given.log_format, given.log_level)
+    options = Options(
+        image=given.image,
+        namespaces=tuple(given.namespace),
+        identity=given.identity,
+        lease_namespace=given.lease_namespace,
+        lease_name=given.lease_name,
+        leader_election=given.leader_election,
+        workers=given.workers,
+        resync_seconds=given.resync_seconds,
+        missed_seconds=given.missed_seconds,
+        progress_seconds=given.progress_seconds,
+        host=given.host,
+        port=given.port,
+        per_run_metrics=given.per_run_metrics,
+    )
+    code = 0
+    try:
+        asyncio.run(_operate(options))
+    except* (LeadershipLost, NoCluster, Unusable) as group:
+        print(f"compression-operator: {group.exceptions[0]}", file=sys.stderr)  # noqa: T201 - the last word of a program
+        code = 1
+    return code
+
+
+async def _operate(options: Options) -> None:
+    await operate(Service(options), options.namespaces)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

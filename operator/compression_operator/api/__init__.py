@@ -1,0 +1,1 @@
+"""The CompressionRun resource: its models are the one source of the CRD."""

@@ -1,0 +1,146 @@
+"""Where a run runs, and the rules that hold over its whole spec (those of one part sit on that part's model)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from compression_pipeline.config import Rule, TrainingConfig
+from compression_pipeline.config.base import cel_format, cel_indivisible, indivisible
+
+if TYPE_CHECKING:
+    from .spec import CompressionRunSpec, PhaseSettings
+
+
+class World(StrEnum):
+    """Where a run runs. It decides which sources can be reached and what must be given."""
+
+    LOCAL = "local"
+    CLUSTER = "cluster"
+
+
+def spec_rules() -> tuple[Rule, ...]:
+    """The rules of CompressionRunSpec."""
+    return (
+        Rule(
+            "distill",
+            _every_student_is_distilled,
+            cel="has(self.distill) || self.students.all(student, has(student.distill))",
+            message=cel_format(_UNDISTILLED, "self.students.filter(student, !has(student.distill))[0].name"),
+        ),
+        _splits_over_ranks("finetune"),
+        _splits_over_ranks("distill"),
+        _students_split_over_ranks(),
+        _unreachable("teacher.model", World.CLUSTER),
+        _unreachable("dataset.source", World.CLUSTER),
+        _unreachable("teacher.model", World.LOCAL),
+        _unreachable("dataset.source", World.LOCAL),
+        Rule(
+            "storage",
+            lambda spec: _STORAGE if spec.storage is None else None,
+            cel="has(self.storage)",
+            sentence=_STORAGE,
+            where="cluster",
+        ),
+    )
+
+
+_UNDISTILLED = "is required, for student %s brings no distill of its own"
+_STORAGE = "is required on a cluster; name the claim that keeps artifacts: persistentVolumeClaim.claimName"
+
+
+def _every_student_is_distilled(spec: CompressionRunSpec) -> str | None:
+    without = [student.name for student in spec.students if student.distill is None]
+    if spec.distill is not None or not without:
+        return None
+    return _UNDISTILLED % without[0]
+
+
+def ranks(settings: PhaseSettings) -> int:
+    """Ranks of one phase's job on a cluster."""
+    return settings.nodes * (settings.gpus_per_node or settings.processes_per_node)
+
+
+def _unsplit_template(phase: str, of_student: bool = False) -> str:
+    owner = "distill.globalBatchSize of student %s: " if of_student else ""
+    return f"{owner}%d is not divisible by microBatchSize x ranks (%d x %d, see phases.{phase})"
+
+
+def _unsplit(spec: CompressionRunSpec, phase: str, training: TrainingConfig | None) -> bool:
+    """Whether a batch of whole micro-batches (anything else is told elsewhere) does not split over its ranks."""
+    if training is None or training.global_batch_size % training.micro_batch_size:
+        return False
+    return training.global_batch_size % (training.micro_batch_size * ranks(getattr(spec.phases, phase))) != 0
+
+
+def _unsplit_sentence(spec: CompressionRunSpec, phase: str, training: TrainingConfig, *student: str) -> str:
+    batch, micro, count = training.global_batch_size, training.micro_batch_size, ranks(getattr(spec.phases, phase))
+    template = _unsplit_template(phase, of_student=bool(student))
+    return indivisible(template, (*student, batch, micro, count), batch, micro * count)
+
+
+def _cel_ranks(phase: str) -> str:
+    settings = f"self.phases.{phase}"
+    per_node = f"({settings}.gpusPerNode > 0 ? {settings}.gpusPerNode : {settings}.processesPerNode)"
+    return f"{settings}.nodes * {per_node}"
+
+
+def _cel_splits(phase: str, training: str) -> str:
+    batch, micro = f"{training}.globalBatchSize", f"{training}.microBatchSize"
+    return f"!has({training}) || {batch} % {micro} != 0 || {batch} % ({micro} * {_cel_ranks(phase)}) == 0"
+
+
+def _cel_unsplit_sentence(phase: str, training: str, *student: str) -> str:
+    batch, micro, count = f"{training}.globalBatchSize", f"{training}.microBatchSize", _cel_ranks(phase)
+    template = _unsplit_template(phase, of_student=bool(student))
+    return cel_indivisible(template, (*student, batch, micro, count), batch, f"{micro} * {count}")
+
+
+def _splits_over_ranks(phase: str) -> Rule:
+    """A training phase's global batch splits over its ranks: on a cluster, for GPUs are taken as found locally."""
+
+    def check(spec: CompressionRunSpec) -> str | None:
+        training = getattr(spec, phase)
+        return _unsplit_sentence(spec, phase, training) if _unsplit(spec, phase, training) else None
+
+    return Rule(
+        f"{phase}.globalBatchSize",
+        check,
+        cel=_cel_splits(phase, f"self.{phase}"),
+        message=_cel_unsplit_sentence(phase, f"self.{phase}"),
+        where="cluster",
+    )
+
+
+def _students_split_over_ranks() -> Rule:
+    """The same for distillations that students bring; a CEL rule can't blame an item of a list, so it names it."""
+
+    def check(spec: CompressionRunSpec) -> str | None:
+        for student in spec.students:
+            if student.distill is not None and _unsplit(spec, "distill", student.distill):
+                return _unsplit_sentence(spec, "distill", student.distill, student.name)
+        return None
+
+    splits = _cel_splits("distill", "student.distill")
+    sentence = _cel_unsplit_sentence("distill", "student.distill", "student.name")
+    return Rule(
+        "students",
+        check,
+        cel=f"self.students.all(student, {splits})",
+        message=f"self.students.filter(student, !({splits})).map(student, {sentence})[0]",
+        where="cluster",
+    )
+
+
+def _unreachable(path: str, world: World) -> Rule:
+    """A source that `world` has no way to."""
+    scheme, sentence = {
+        World.CLUSTER: ("file:", "file: is for local runs; on a cluster use hf://owner/name or pvc://claim/path"),
+        World.LOCAL: ("pvc://", "pvc:// is for clusters; local runs use hf://owner/name or file:path"),
+    }[world]
+    part, field = path.split(".")
+
+    def check(spec: CompressionRunSpec) -> str | None:
+        return sentence if getattr(getattr(spec, part), field).startswith(scheme) else None
+
+    return Rule(path, check, f"!self.{path}.startsWith('{scheme}')", sentence=sentence, where=world.value)

@@ -1,0 +1,56 @@
+"""The resource itself."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from compression_pipeline.config import ConfigModel
+
+from .pods import LabelValue, ObjectName
+from .spec import CompressionRunSpec
+from .status import CompressionRunStatus
+
+GROUP = "modelcompression.io"
+VERSION = "v1alpha1"
+API_VERSION = "modelcompression.io/v1alpha1"
+KIND = "CompressionRun"
+PLURAL = "compressionruns"
+RETRY_ANNOTATION = f"{GROUP}/retry"
+SOURCES_ANNOTATION = f"{GROUP}/sources"
+"""Digest of the local files that the sources name; local runs write it, and raise the generation when it changes."""
+
+
+class ObjectMeta(BaseModel):
+    """The part of metav1.ObjectMeta that the operator reads."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        frozen=True,
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},  # the rest of metav1.ObjectMeta
+    )
+
+    name: ObjectName = Field(description="Name of the run; unique in its namespace.")
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 1
+    resource_version: str = ""
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    labels: dict[str, LabelValue] = {}
+    annotations: dict[str, str] = {}
+
+
+class CompressionRun(ConfigModel):
+    """Compresses a large language model into smaller students: teacher correction, pruning, distillation, export."""
+
+    api_version: Literal["modelcompression.io/v1alpha1"] = API_VERSION
+    kind: Literal["CompressionRun"] = KIND
+    metadata: ObjectMeta = Field(description="Name, namespace, labels and annotations.")
+    spec: CompressionRunSpec = Field(description="What to make: a teacher, the text, and the students.")
+    status: CompressionRunStatus = Field(
+        default=CompressionRunStatus(), description="What the operator has seen and done; never written by hand."
+    )

@@ -1,0 +1,239 @@
+"""`spec` of a CompressionRun: what the user asks for."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from compression_pipeline.config import (
+    ConfigModel,
+    DatasetConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FinetuneConfig,
+    PruneConfig,
+    Rule,
+    TeacherConfig,
+)
+
+from .pods import (
+    QUANTITY,
+    LabelValue,
+    LocalObjectReference,
+    ObjectName,
+    PersistentVolumeClaimRef,
+    Resources,
+    SecretKeyRef,
+    Toleration,
+    Untyped,
+)
+from .rules import spec_rules
+
+DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+
+class Teacher(TeacherConfig):
+    """The model to compress, and the secret that opens it."""
+
+    secret_ref: SecretKeyRef | None = Field(
+        default=None,
+        description="Hub token for a gated teacher or dataset; only prepare sees it. Local runs take HF_TOKEN from the "
+        "environment.",
+    )
+
+
+class Student(ConfigModel):
+    """One smaller model to make."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=40,
+        pattern=DNS_LABEL,
+        examples=["width"],
+        description="Name of the student; unique within the run.",
+    )
+    prune: PruneConfig = Field(description="What the student keeps of the teacher.")
+    distill: DistillConfig | None = Field(
+        default=None, description="Distillation of this student alone; replaces spec.distill as a whole."
+    )
+
+
+class Storage(ConfigModel):
+    """Where artifacts and checkpoints live. Local runs keep them under their work directory."""
+
+    persistent_volume_claim: PersistentVolumeClaimRef = Field(
+        description="Claim that every pod mounts at /compression. ReadWriteMany, unless all pods share one node."
+    )
+
+
+class ImagePullPolicy(StrEnum):
+    """When the pods' image is pulled."""
+
+    ALWAYS = "Always"
+    IF_NOT_PRESENT = "IfNotPresent"
+    NEVER = "Never"
+
+
+class JobTemplate(ConfigModel):
+    """What every job's pods share. Local runs ignore it."""
+
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        description="Pipeline image. Default: the image that the operator was installed with, kept for the whole run.",
+    )
+    image_pull_policy: ImagePullPolicy | None = Field(
+        default=None,
+        description="When the image is pulled. Default: Always for the tag latest, IfNotPresent otherwise.",
+    )
+    image_pull_secrets: list[LocalObjectReference] = Field(
+        default=[],
+        max_length=16,
+        description="Secrets of the run's namespace that open the image's registry.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    node_selector: dict[str, LabelValue] = Field(
+        default={}, max_length=64, description="Labels that nodes must have, e.g. nvidia.com/gpu.product: NVIDIA-H200."
+    )
+    tolerations: list[Toleration] = Field(default=[], max_length=32, description="Taints that the pods tolerate.")
+    affinity: Untyped | None = Field(default=None, description="Affinity of the pods, as in a pod.")
+    topology_spread_constraints: list[Untyped] = Field(
+        default=[], max_length=16, description="How the pods spread over nodes and zones, as in a pod."
+    )
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
+    shared_memory: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=32,
+        pattern=QUANTITY,
+        examples=["16Gi"],
+        description="Size of /dev/shm, a memory volume, e.g. 16Gi. It counts against the memory limit. Default: what "
+        "the node allows.",
+    )
+    pod_template: Untyped | None = Field(
+        default=None,
+        description="A pod template (metadata and spec) merged under the operator's own. Security context, service "
+        "account, host namespaces and hostPath are applied last and cannot be set here.",
+    )
+
+
+class PhaseSettings(ConfigModel):
+    """How the jobs of one phase run. The phases that train take any number of nodes and GPUs."""
+
+    nodes: int = Field(
+        default=1, ge=1, le=1024, description="Pods of the job: a master and nodes - 1 workers. One in a local run."
+    )
+    gpus_per_node: int = Field(
+        default=8,
+        ge=0,
+        le=16,
+        description="GPUs of one pod, and so its ranks; 0 runs on CPU. Local runs take the GPUs that they find.",
+    )
+    processes_per_node: int = Field(
+        default=1, ge=1, le=64, description="Ranks of one pod that has no GPUs. Without effect where it has some."
+    )
+    resources: Resources | None = Field(
+        default=None,
+        description="Requests and limits of the container, as in a pod; GPUs are added. Local runs ignore it.",
+    )
+    retry_limit: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        description="Passing faults that are retried, with growing pauses; one more and the step has failed. "
+        "Interruptions (eviction, a lost node) do not count, mistakes in the manifest are not retried.",
+    )
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=31_536_000,
+        description="Running time after which an attempt has failed; waiting does not count. Default: no limit.",
+    )
+    progress_deadline_seconds: int = Field(
+        default=1800,
+        ge=10,
+        le=604_800,
+        description="Silence of a running job after which it counts as hung: it is stopped and retried.",
+    )
+    termination_grace_period_seconds: int = Field(
+        default=300, ge=1, le=86_400, description="Time to write a checkpoint when a job is stopped."
+    )
+
+
+class SingleProcessSettings(PhaseSettings):
+    """How the jobs of a phase run that is one process, without a GPU unless asked for."""
+
+    nodes: int = Field(default=1, ge=1, le=1, description="Pods of the job. This phase is a single process: always 1.")
+    gpus_per_node: int = Field(default=0, ge=0, le=1, description="GPUs of the pod. The phase needs none.")
+    processes_per_node: int = Field(
+        default=1, ge=1, le=1, description="Ranks of the pod. This phase is a single process: always 1."
+    )
+
+
+class PruneSettings(SingleProcessSettings):
+    """How prune's jobs run: one process, on one GPU unless told otherwise."""
+
+    gpus_per_node: int = Field(
+        default=1,
+        ge=0,
+        le=1,
+        description="GPUs of the pod; 0 runs on CPU. Pruning is a single process, so one GPU holds the teacher.",
+    )
+
+
+class PhaseSettingsByPhase(ConfigModel):
+    """Settings of each phase's jobs."""
+
+    prepare: SingleProcessSettings = Field(
+        default=SingleProcessSettings(), description="Jobs that fetch the teacher and tokenize the text."
+    )
+    finetune: PhaseSettings = Field(default=PhaseSettings(), description="Jobs that correct the teacher.")
+    prune: PruneSettings = Field(default=PruneSettings(), description="Jobs that cut the students out of the teacher.")
+    distill: PhaseSettings = Field(default=PhaseSettings(), description="Jobs that train the students.")
+    export: SingleProcessSettings = Field(
+        default=SingleProcessSettings(), description="Jobs that write the students as Hugging Face checkpoints."
+    )
+
+
+class BackendName(StrEnum):
+    """What runs the jobs on a cluster."""
+
+    PYTORCH_JOB = "PyTorchJob"
+
+
+class CompressionRunSpec(ConfigModel):
+    """A teacher, the text, and the students to make."""
+
+    rules: ClassVar[tuple[Rule, ...]] = spec_rules()
+
+    teacher: Teacher = Field(description="The model to compress.")
+    dataset: DatasetConfig = Field(description="The text that the teacher is corrected on and the students learn from.")
+    finetune: FinetuneConfig | None = Field(
+        default=None, description="Teacher correction before pruning: a short training on the dataset. Absent: skipped."
+    )
+    students: Annotated[list[Student], Field(min_length=1, max_length=32)] = Field(
+        description="The students to make. All share one prepared dataset and one corrected teacher.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    distill: DistillConfig | None = Field(
+        default=None, description="Distillation of every student that does not bring its own."
+    )
+    export: ExportConfig = Field(default=ExportConfig(), description="The Hugging Face checkpoints to write.")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="How validation loss is measured.")
+    storage: Storage | None = Field(
+        default=None,
+        description="Where artifacts live. Required on a cluster; local runs keep them under their work directory.",
+    )
+    job_template: JobTemplate = Field(
+        default=JobTemplate(), description="What every job's pods share. Local runs ignore it."
+    )
+    phases: PhaseSettingsByPhase = Field(
+        default=PhaseSettingsByPhase(), description="Per phase: nodes, GPUs, resources, retries and deadlines."
+    )
+    backend: BackendName = Field(default=BackendName.PYTORCH_JOB, description="What runs the jobs on a cluster.")
+    suspend: bool = Field(
+        default=False, description="Stops running jobs at a checkpoint and starts no more, until it is false again."
+    )
+    max_parallel_jobs: int = Field(default=2, ge=1, le=32, description="Jobs of this run that may run at once.")

@@ -1,0 +1,180 @@
+"""`status` of a CompressionRun: what the operator has seen and done."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from compression_pipeline.config import Architecture, ConfigModel, Phase, ResolvedSource
+
+
+class RunPhase(StrEnum):
+    """One word for the whole run: the phase of its earliest unfinished step."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    FINETUNING = "Finetuning"
+    PRUNING = "Pruning"
+    DISTILLING = "Distilling"
+    EXPORTING = "Exporting"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class StepState(StrEnum):
+    """Where one step stands."""
+
+    PENDING = "Pending"  # waits for its inputs, for a free slot, or for a retry; it has no job that goes on
+    STARTING = "Starting"  # its job exists, or was just asked for; none of its processes runs yet
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SKIPPED = "Skipped"  # an input failed, or a student cannot be made: it does not run
+
+    @property
+    def active(self) -> bool:
+        """Whether the step's newest job goes on."""
+        return self in (StepState.STARTING, StepState.RUNNING)
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more happens to the step unless the run is edited, or a retry asked for."""
+        return self in (StepState.SUCCEEDED, StepState.FAILED, StepState.SKIPPED)
+
+
+def by_key(key: str) -> dict[str, Any]:
+    """Marks a list of objects as a map by one of their fields, so that server-side apply merges it."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+class Condition(ConfigModel):
+    """metav1.Condition."""
+
+    type: str = Field(max_length=316, description="What the condition is about.")
+    status: str = Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")
+    observed_generation: int = Field(
+        default=0, ge=0, description="metadata.generation of the spec that the condition speaks of."
+    )
+    last_transition_time: datetime = Field(description="When status changed last.")
+    reason: str = Field(min_length=1, max_length=1024, description="Why, in one word for programs.")
+    message: str = Field(default="", max_length=32768, description="Why, in a sentence for people.")
+
+
+class Progress(ConfigModel):
+    """Where a step stands; numbers that aren't finite are left out."""
+
+    step: int = Field(description="What is done; optimizer steps where the phase trains.")
+    total_steps: int = Field(description="What there is to do, in the same unit.")
+    loss: float | None = Field(default=None, description="Newest training loss.")
+    tokens_per_second: float | None = Field(default=None, description="Tokens a second, over all ranks.")
+    eta_seconds: int | None = Field(default=None, description="Seconds left at the present speed.")
+
+
+class AttemptRecord(ConfigModel):
+    """Evidence of an attempt that did not succeed."""
+
+    attempt: int = Field(description="Number of the attempt.")
+    job_name: str = Field(description="Name of its job.")
+    exit_class: str = Field(description="UserError, Transient or Interrupted.")
+    message: str = Field(default="", description="What went wrong, in the attempt's own words.")
+    pod: str | None = Field(default=None, description="The pod that told it.")
+    node: str | None = Field(default=None, description="The node that the pod ran on.")
+    completion_time: datetime | None = Field(default=None, description="When it ended.")
+
+
+class Step(ConfigModel):
+    """One step of the plan: a phase, for one student or for all of them."""
+
+    name: str = Field(description="Name of the step, e.g. distill-width; unique within the run.")
+    phase: Phase = Field(description="What the step does.")
+    student: str | None = Field(default=None, description="The student that it is for; none where it is for all.")
+    state: StepState = Field(default=StepState.PENDING, description="Where the step stands.")
+    attempt: int = Field(default=0, description="The newest attempt; 0 before the first.")
+    failures: int = Field(default=0, description="Attempts that count against retryLimit.")
+    job_name: str | None = Field(default=None, description="Job of the newest attempt.")
+    fingerprint: str | None = Field(default=None, description="Unknown until the step's inputs are known.")
+    artifact: str | None = Field(default=None, description="<phase>-<key> in the store, once published.")
+    cached: bool = Field(default=False, description="Whether the artifact was there already.")
+    unseen_since: datetime | None = Field(
+        default=None, description="When the newest attempt's job was asked for; gone once the job has been seen."
+    )
+    start_time: datetime | None = Field(default=None, description="When the newest attempt's first process ran.")
+    completion_time: datetime | None = Field(default=None, description="When the step ended.")
+    retry_time: datetime | None = Field(default=None, description="When the next attempt may start.")
+    message: str = Field(default="", description="What the step waits for, or why it failed.")
+    progress: Progress | None = Field(default=None, description="Where the running attempt stands.")
+    last_failure: AttemptRecord | None = Field(default=None, description="The newest attempt that did not succeed.")
+
+
+class ValidationLoss(ConfigModel):
+    """Mean nats per token over the same validation sequences."""
+
+    teacher: float | None = Field(default=None, description="Of the teacher as it came.")
+    corrected_teacher: float | None = Field(default=None, description="Of the teacher after correction.")
+    pruned: float | None = Field(default=None, description="Of the student as pruning left it.")
+    distilled: float | None = Field(default=None, description="Of the student after distillation.")
+
+
+class StudentStatus(ConfigModel):
+    """The figures of one student."""
+
+    name: str = Field(description="Name of the student.")
+    parameters: int | None = Field(default=None, description="Number of parameters.")
+    compression_ratio: float | None = Field(default=None, description="Student parameters / teacher parameters.")
+    validation_loss: ValidationLoss = Field(
+        default=ValidationLoss(), description="Mean nats per token over the same validation sequences."
+    )
+    tokens_per_second: float | None = Field(default=None, description="Distillation's mean throughput.")
+    artifact: str | None = Field(default=None, description="The exported checkpoint: <store>/artifacts/<this>/model.")
+    sample: str | None = Field(default=None, max_length=1000, description="A generated sentence.")
+
+
+class TeacherStatus(Architecture):
+    """The teacher as prepare found it, and its figures."""
+
+    rope_scaling: dict[str, Any] | None = Field(
+        default=None,
+        description="Hugging Face's rope_scaling, as it is.",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+    parameter_count: int = Field(description="Number of parameters, tied embeddings counted once.")
+    validation_loss: float | None = Field(default=None, description="Of the teacher as it came, where finetune ran.")
+    corrected_validation_loss: float | None = Field(default=None, description="Of the teacher that finetune made.")
+
+
+class Resolved(ConfigModel):
+    """What the sources turned out to be; the keys of all later steps rest on it."""
+
+    key: str = Field(description="Key of prepare's artifact.")
+    teacher: ResolvedSource = Field(description="The teacher that was found.")
+    dataset: ResolvedSource = Field(description="The dataset that was found.")
+
+
+class CompressionRunStatus(ConfigModel):
+    """Everything the operator knows of the run."""
+
+    phase: RunPhase = Field(default=RunPhase.PENDING, description="Phase of the earliest unfinished step.")
+    observed_generation: int = Field(default=0, description="metadata.generation of the spec that was planned last.")
+    conditions: list[Condition] = Field(
+        default=[], json_schema_extra=by_key("type"), description="Ready and its kin, for people and programs."
+    )
+    start_time: datetime | None = Field(default=None, description="When the run was planned first.")
+    completion_time: datetime | None = Field(default=None, description="When the last step ended.")
+    teacher: TeacherStatus | None = Field(default=None, description="The teacher as prepare found it.")
+    resolved: Resolved | None = Field(default=None, description="What the sources turned out to be.")
+    image: str | None = Field(default=None, description="The image resolved at the first start, kept thereafter.")
+    handled_retry: str | None = Field(default=None, description="Last value of the retry annotation acted on.")
+    steps: list[Step] = Field(default=[], json_schema_extra=by_key("name"), description="The steps of the plan.")
+    students: list[StudentStatus] = Field(
+        default=[], json_schema_extra=by_key("name"), description="The figures of each student."
+    )
+
+    def step(self, name: str) -> Step | None:
+        """The step of this name."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    def student(self, name: str) -> StudentStatus | None:
+        """The student of this name."""
+        return next((student for student in self.students if student.name == name), None)

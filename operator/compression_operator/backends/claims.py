@@ -1,0 +1,88 @@
+"""A warning about claims that only one node can mount, for runs whose pods may want them on several. Mostly pure."""
+
+import logging
+from dataclasses import replace
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.conditions import FINISHED
+from compression_operator.jobs import Decision, Notice
+from compression_operator.kube import CLAIMS, ApiError, Kube
+from compression_pipeline.config import Phase
+
+logger = logging.getLogger(__name__)
+
+HOSTNAME = "kubernetes.io/hostname"
+REASON = "ClaimOfOneNode"
+REMEMBERED = 10_000
+
+
+def several(run: CompressionRun) -> str | None:
+    """Why pods of the run may want the claim at the same time; None where they never do, or are kept on one node."""
+    spec = run.spec
+    if HOSTNAME in spec.job_template.node_selector:
+        return None
+    for phase in Phase:
+        nodes = getattr(spec.phases, phase).nodes
+        if nodes > 1:
+            return f"phases.{phase}.nodes is {nodes}"
+    if spec.max_parallel_jobs > 1 and len(spec.students) > 1:
+        return f"maxParallelJobs is {spec.max_parallel_jobs} and there are {len(spec.students)} students"
+    return None
+
+
+def warning(claim: str, modes: list[str], why: str) -> str:
+    """The sentence for a claim of these access modes; empty where it can be mounted everywhere."""
+    if not modes or "ReadWriteMany" in modes:
+        return ""
+    return (
+        f"claim {claim} is {' and '.join(modes)}, and pods of this run may want it on several nodes at once ({why}): "
+        f"use a ReadWriteMany claim, or keep the pods on one node with jobTemplate.nodeSelector {HOSTNAME}"
+    )
+
+
+def advised(run: CompressionRun, decision: Decision, advice: str) -> Decision:
+    """The decision with the warning in the message of Progressing while the run is under way, and told once."""
+    status = decision.status
+    if not advice or status.phase in FINISHED:
+        return decision
+    conditions = [
+        condition.model_copy(update={"message": f"{condition.message}; note that {advice}"})
+        if condition.type == "Progressing"
+        else condition
+        for condition in status.conditions
+    ]
+    known = any(condition.type == "Progressing" and advice in condition.message for condition in run.status.conditions)
+    told = known and run.status.observed_generation == run.metadata.generation
+    notices = decision.notices if told else (*decision.notices, Notice("Warning", REASON, advice))
+    return replace(decision, status=status.model_copy(update={"conditions": conditions}), notices=notices)
+
+
+class ClaimAdvice:
+    """Looks at a run's claim, once for each generation of the run."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._known: dict[str, tuple[int, str]] = {}  # by UID of the run: generation, warning
+
+    async def look(self, run: CompressionRun) -> None:
+        """Find out. What cannot be found out is no reason to hold the run up."""
+        meta, storage = run.metadata, run.spec.storage
+        if storage is None or self._known.get(meta.uid, (None, ""))[0] == meta.generation:
+            return
+        claim, why, sentence = storage.persistent_volume_claim.claim_name, several(run), ""
+        if why is not None:
+            try:
+                body = await self._kube.get(CLAIMS, meta.namespace, claim)
+                sentence = warning(claim, body.get("spec", {}).get("accessModes") or [], why)
+            except ApiError as error:
+                if error.passing:
+                    return
+                # Where it does not exist the scheduler says so, on the run too.
+                logger.warning("cannot read claim %s: %s", claim, error, extra={"run": f"{meta.namespace}/{meta.name}"})
+        self._known[meta.uid] = (meta.generation, sentence)
+        while len(self._known) > REMEMBERED:
+            self._known.pop(next(iter(self._known)))
+
+    def about(self, run: CompressionRun) -> str:
+        """The warning about the run's claim; empty where there is none."""
+        return self._known.get(run.metadata.uid, (0, ""))[1]

@@ -1,0 +1,140 @@
+"""PyTorchJobs on a cluster: made by pure functions, seen through the cache, spoken to through kube.py."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from compression_operator.api.run import GROUP, CompressionRun
+from compression_operator.cache import Body, Cache
+from compression_operator.jobs import Job, JobState, ObservedJob
+from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
+
+from .claims import ClaimAdvice
+from .observation import JOB_NAME, observe_job
+from .progress import LogWatcher
+from .pytorchjob import label_value, pytorch_job
+
+logger = logging.getLogger(__name__)
+
+SELECTOR = "app.kubernetes.io/managed-by=compression-operator"
+"""What the jobs and pods of all runs have in common; watches ask the API server for these alone."""
+
+
+def job_group(body: Body) -> str | None:
+    """Jobs by run: the namespace and the run's name, as the label has it."""
+    run = body["metadata"].get("labels", {}).get(f"{GROUP}/run")
+    return f"{body['metadata']['namespace']}/{run}" if run else None
+
+
+def pod_group(body: Body) -> str | None:
+    """Pods by job: the namespace and the job's name."""
+    job = body["metadata"].get("labels", {}).get(JOB_NAME)
+    return f"{body['metadata']['namespace']}/{job}" if job else None
+
+
+def image_of(run: CompressionRun) -> str:
+    """The image that the run's jobs get: the user's, else the one that was resolved when it was first looked at."""
+    image = run.spec.job_template.image or run.status.image
+    if image is None:
+        raise ValueError(f"no image is known for run {run.metadata.name}")
+    return image
+
+
+class ClusterBackend:
+    """Backend of runs on a cluster (see jobs.Backend)."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        jobs: Cache,
+        pods: Cache,
+        *,
+        logs: LogWatcher,
+        claims: ClaimAdvice,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._kube = kube
+        self._jobs = jobs
+        self._pods = pods
+        self._logs = logs
+        self._claims = claims
+        self._now = now
+        self._had_pods: set[str] = set()  # UIDs of jobs
+        self._taken: dict[str, set[str]] = {}  # by UID of the run: names that others' jobs have
+
+    async def observe(self, run: CompressionRun) -> list[ObservedJob]:
+        """Every job of the run, from the cache; has the logs of those that run looked at."""
+        namespace, now = run.metadata.namespace, self._now()
+        await self._claims.look(run)
+        found: list[ObservedJob] = []
+        running: dict[str, str] = {}
+        for body in self._jobs.members(f"{namespace}/{label_value(run.metadata.name)}"):
+            name, uid = body["metadata"]["name"], body["metadata"]["uid"]
+            pods = self._pods.members(f"{namespace}/{name}")
+            if pods:
+                self._had_pods.add(uid)
+            job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, had_pods=uid in self._had_pods)
+            look = self._logs.look(uid, now)
+            if job.state is JobState.RUNNING and job.ours and job.pod is not None:
+                running[uid] = job.pod
+            found.append(replace(job, progress=look.progress, last_event=look.alive_at(now)))
+        self._logs.follow(f"{namespace}/{run.metadata.name}", running)
+        return found + await self._foreign(run, {job.name for job in found})
+
+    async def create(self, run: CompressionRun, job: Job) -> None:
+        """Create the PyTorchJob. Where one of that name exists it is taken for ours if its labels and owner say so."""
+        namespace = run.metadata.namespace
+        context = {"run": f"{namespace}/{run.metadata.name}", "step": job.step, "job": job.name}
+        try:
+            body = await self._kube.create(PYTORCHJOBS, namespace, pytorch_job(run, job, image=image_of(run)))
+            logger.info("created attempt %d of %s", job.attempt, job.step, extra=context)
+        except ApiError as error:
+            if error.namespace_gone:
+                logger.info("nothing is created any more in a namespace that is being deleted", extra=context)
+                return
+            if error.reason != "AlreadyExists":
+                raise
+            body = await self._kube.get(PYTORCHJOBS, namespace, job.name)
+            if not observe_job(body, (), run_uid=run.metadata.uid, now=self._now()).ours:
+                self._taken.setdefault(run.metadata.uid, set()).add(job.name)
+                logger.warning("the name of the job is taken by one of another owner", extra=context)
+                return
+        # Without this the next pass, before the watch tells of the job, would miss it.
+        self._jobs.put(body)
+
+    async def delete(self, run: CompressionRun, name: str) -> None:
+        """Delete the PyTorchJob; it stays in sight, being deleted, until its pods are gone (foreground deletion)."""
+        namespace = run.metadata.namespace
+        body = self._jobs.get(namespace, name)
+        uid = body["metadata"]["uid"] if body else None
+        going = await self._kube.delete(PYTORCHJOBS, namespace, name, uid=uid, propagation="Foreground")
+        if going is not None:
+            self._jobs.put(going)
+        logger.info("deleted job", extra={"run": f"{namespace}/{run.metadata.name}", "job": name})
+
+    def gone(self, body: Body) -> None:
+        """A job is gone: so is what was remembered of it."""
+        self._had_pods.discard(body["metadata"].get("uid", ""))
+        self._logs.forget(body["metadata"].get("uid", ""))
+
+    def run_gone(self, body: Body) -> None:
+        """A run is gone: nobody asks for its jobs' logs any more."""
+        meta = body["metadata"]
+        self._logs.follow(f"{meta['namespace']}/{meta['name']}", {})
+        self._taken.pop(meta.get("uid", ""), None)
+
+    async def _foreign(self, run: CompressionRun, known: set[str]) -> list[ObservedJob]:
+        """Jobs of others under names that this run needs, while they exist."""
+        names = self._taken.get(run.metadata.uid, set()) - known
+        found: list[ObservedJob] = []
+        for name in sorted(names):
+            try:
+                body = await self._kube.get(PYTORCHJOBS, run.metadata.namespace, name)
+            except ApiError as error:
+                if error.code != 404:
+                    raise
+                self._taken[run.metadata.uid].discard(name)
+                continue
+            found.append(observe_job(body, (), run_uid=run.metadata.uid, now=self._now()))
+        return found

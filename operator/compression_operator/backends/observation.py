@@ -1,0 +1,234 @@
+"""What a PyTorchJob and its pods tell, as an ObservedJob. Pure functions from JSON to values.
+
+The training operator's own verdict is not enough: it recreates a vanished pod inside the same job, calls a job failed
+while a pod of it still writes a checkpoint, and learns two or three seconds late that a container has ended. So the
+pods are looked at, one by one. The two come by watches of their own: where the job's word is ahead of the pods', the
+pods' is waited for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from compression_operator.api.run import GROUP
+from compression_operator.jobs import JobState, ObservedJob
+from compression_pipeline.config import ExitClass
+
+from .podview import EMPTY, Json, PodView, mapping, mappings, view, when
+
+JOB_NAME = "training.kubeflow.org/job-name"
+"""Label that the training operator puts on pods."""
+
+META = (
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "labels",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "uid",
+)
+
+CATCH_UP = timedelta(seconds=30)
+"""Time for which a job's word is taken to be ahead of what is known of its pods."""
+
+SETTLING = timedelta(seconds=5)
+"""Time for the other pods to say how they ended, once one has failed: the one that failed first knows why."""
+
+
+def seen_job(body: Json) -> Json:
+    """The part of a PyTorchJob that is read here; the rest isn't worth its memory."""
+    suspend = mapping(body, "spec", "runPolicy").get("suspend")
+    spec = {"runPolicy": {"suspend": suspend}} if suspend else {}
+    return {"metadata": _meta(body), "spec": spec, "status": dict(mapping(body, "status"))}
+
+
+def seen_pod(body: Json) -> Json:
+    """The part of a pod that is read here."""
+    node = mapping(body, "spec").get("nodeName")
+    return {
+        "metadata": _meta(body),
+        "spec": {"nodeName": node} if node else {},
+        "status": dict(mapping(body, "status")),
+    }
+
+
+def _meta(body: Json) -> Json:
+    meta = mapping(body, "metadata")
+    return {name: meta[name] for name in META if name in meta}
+
+
+def observe_job(
+    body: Json, pods: Sequence[Json], *, run_uid: str, now: datetime, had_pods: bool = False
+) -> ObservedJob:
+    """The job as it stands.
+
+    `pods` are those that carry its name; only those that it owns count. `had_pods`: it is known to have had some, so
+    that where there are none they are gone, and not merely unknown yet.
+    """
+    meta, labels = mapping(body, "metadata"), mapping(body, "metadata", "labels")
+    own = [view(pod) for pod in pods if _owner(pod) == meta.get("uid")]
+    job = _Job(
+        conditions={str(c["type"]): c for c in mappings(mapping(body, "status"), "conditions")},
+        suspended=bool(mapping(body, "spec", "runPolicy").get("suspend")),
+        deleting="deletionTimestamp" in meta,
+        created=when(meta.get("creationTimestamp")),
+        pods=own,
+        pods_known=had_pods or bool(own),
+    )
+    state, interruption = _state(job, now)
+    witness = job.witness
+    shown = witness or next((pod for pod in own if pod.master), None)
+    failed = state is JobState.FAILED
+    over = failed or state is JobState.SUCCEEDED
+    return ObservedJob(
+        name=str(meta.get("name")),
+        step=str(labels.get(f"{GROUP}/step", "")),
+        fingerprint=str(labels.get(f"{GROUP}/fingerprint", "")),
+        attempt=int(labels.get(f"{GROUP}/attempt", "0")),
+        state=state,
+        alive=any(pod.alive for pod in own),
+        ours=_owner(body) == run_uid and f"{GROUP}/fingerprint" in labels,
+        deleting=job.deleting,
+        created=job.created,
+        started=min((pod.started for pod in own if pod.started), default=None),
+        ended=(_ended(job, mapping(body, "status"), witness) if over else None),
+        termination=witness.termination if witness and over else None,
+        exit_code=witness.exit_code if witness and over else None,
+        interrupted=failed and bool(interruption),
+        message=_message(job, state, interruption, witness, now),
+        pod=shown.name if shown else None,
+        node=shown.node if shown else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A job, and what its pods' ends say together."""
+
+    conditions: Mapping[str, Json]
+    suspended: bool
+    deleting: bool
+    created: datetime | None
+    pods: Sequence[PodView]
+    pods_known: bool
+
+    def holds(self, kind: str) -> bool:
+        return self.conditions.get(kind, EMPTY).get("status") == "True"
+
+    def since(self, kind: str) -> datetime | None:
+        return when(self.conditions.get(kind, EMPTY).get("lastTransitionTime"))
+
+    @property
+    def done(self) -> bool:
+        """Whether the master has published its artifact."""
+        return any(pod.master and pod.exit_code == 0 and pod.exit_class is ExitClass.DONE for pod in self.pods)
+
+    @property
+    def failures(self) -> list[PodView]:
+        """Pods that failed on their own account, the most telling first: a user's mistake, then the earliest."""
+        found = [
+            pod
+            for pod in self.pods
+            if pod.exit_code and pod.exit_class is not ExitClass.INTERRUPTED and not pod.disruption
+        ]
+        found = [pod for pod in found if not self._removed(pod, found)]
+        return sorted(found, key=lambda pod: (pod.exit_class is not ExitClass.USER_ERROR, str(pod.ended)))
+
+    @property
+    def interruption(self) -> str:
+        """What the cluster, or somebody, did to a pod; empty where nothing was done."""
+        failures = self.failures
+        for pod in self.pods:
+            if pod.disruption:
+                return pod.disruption
+        for pod in self.pods:
+            if self._removed(pod, failures):
+                return f"pod {pod.name} was deleted"
+        ran = self.since("Running")
+        if self.holds("Running") and ran and any(pod.created and pod.created > ran for pod in self.pods):
+            return "a pod vanished and was made anew; the attempt goes on from its newest checkpoint in a new job"
+        # Pods that fail by themselves stay; only those that somebody removed are not there to tell.
+        if self.holds("Failed") and ran and not failures and not any(pod.alive or pod.exit_code for pod in self.pods):
+            return "a pod vanished"
+        return ""
+
+    @property
+    def vanished(self) -> bool:
+        """Whether a pod was replaced, so that the attempt cannot go on, whatever the training operator says."""
+        ran = self.since("Running")
+        return self.holds("Running") and ran is not None and any(p.created and p.created > ran for p in self.pods)
+
+    @property
+    def witness(self) -> PodView | None:
+        """The pod whose end tells most: one that failed on its own account, else any that failed, else the master."""
+        ended = [pod for pod in self.pods if pod.exit_code is not None]
+        failed = self.failures or sorted((pod for pod in ended if pod.exit_code), key=lambda pod: str(pod.ended))
+        return next(iter(failed), None) or next((pod for pod in ended if pod.master), None)
+
+    def _removed(self, pod: PodView, failures: Sequence[PodView]) -> bool:
+        """Whether the pod was deleted by somebody else than the training operator, which cleans up after a failure."""
+        if pod.deleted is None or self.deleting or self.suspended:
+            return False
+        return not any(other is not pod and other.ended and other.ended <= pod.deleted for other in failures)
+
+
+def _state(job: _Job, now: datetime) -> tuple[JobState, str]:
+    """The job's state, and what interrupted it where it failed for that."""
+    started = any(pod.started for pod in job.pods)
+    going_on = JobState.RUNNING if started else JobState.PENDING
+    if job.done:
+        return JobState.SUCCEEDED, ""
+    if job.holds("Succeeded"):
+        behind = any(pod.master and pod.exit_code is None for pod in job.pods) and _fresh(job.since("Succeeded"), now)
+        return (going_on if behind else JobState.SUCCEEDED), ""
+    if job.suspended and not job.holds("Failed"):
+        return JobState.PENDING, ""
+    interruption, failures = job.interruption, job.failures
+    ended_badly = [pod for pod in job.pods if pod.exit_code]
+    if not (job.holds("Failed") or job.vanished or ended_badly):
+        return going_on, ""
+    told = ended_badly or (interruption and job.pods_known)
+    if job.holds("Failed") and not told and _fresh(job.since("Failed"), now):
+        return going_on, ""  # its pods' end is not known yet
+    if failures and failures[0].exit_class is not ExitClass.USER_ERROR and not interruption:
+        first = min((pod.ended for pod in ended_badly if pod.ended), default=None)
+        if any(pod.alive for pod in job.pods) and first is not None and now - first < SETTLING:
+            return going_on, ""
+    return JobState.FAILED, interruption
+
+
+def _fresh(since: datetime | None, now: datetime) -> bool:
+    return since is not None and now - since < CATCH_UP
+
+
+def _message(job: _Job, state: JobState, interruption: str, witness: PodView | None, now: datetime) -> str:
+    """One sentence on why the job waits or failed; empty where all is well, or a termination message tells."""
+    if state is JobState.FAILED:
+        if interruption:
+            return interruption
+        if witness is not None:
+            return "" if witness.termination else witness.last_words
+        return str(job.conditions.get("Failed", EMPTY).get("message", ""))
+    if state is JobState.SUCCEEDED:
+        return ""
+    if job.suspended or (job.holds("Suspended") and not job.pods):
+        return "suspended: waits to be admitted to its queue"
+    waiting = next((pod.waiting for pod in job.pods if pod.waiting), "")
+    if not waiting and not job.pods and not job.deleting and job.created and now - job.created > CATCH_UP:
+        return "no pods have been made for it: does the training operator run, and may it make pods here?"
+    return waiting
+
+
+def _ended(job: _Job, status: Json, witness: PodView | None) -> datetime | None:
+    """When it ended. A permanent failure may leave completionTime empty (training operator 1.9)."""
+    verdict = job.since("Succeeded") or job.since("Failed")
+    return (witness.ended if witness else None) or when(status.get("completionTime")) or verdict
+
+
+def _owner(body: Json) -> str | None:
+    """UID of the controlling owner."""
+    references = mappings(mapping(body, "metadata"), "ownerReferences")
+    return next((str(ref.get("uid")) for ref in references if ref.get("controller")), None)

@@ -1,0 +1,178 @@
+"""What one pod tells of a job, read from its JSON. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from compression_pipeline.config import ExitClass, Termination
+
+from .pytorchjob import CONTAINER
+
+Json = Mapping[str, Any]
+EMPTY: Json = MappingProxyType({})
+
+REPLICA_TYPE = "training.kubeflow.org/replica-type"
+"""Label that the training operator puts on pods."""
+
+UNPULLED = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError", "InvalidImageName"})
+STUCK = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+"""Waiting reasons that a person has to look at."""
+
+
+@dataclass(frozen=True)
+class PodView:
+    """One pod of a job."""
+
+    name: str
+    uid: str
+    node: str | None
+    master: bool
+    created: datetime | None
+    deleted: datetime | None  # when it was asked to go
+    started: datetime | None  # of the pipeline's container
+    ended: datetime | None
+    exit_code: int | None
+    termination: Termination | None
+    last_words: str  # why the container ended, where it wrote no termination message
+    alive: bool  # whether a process of it may still run
+    disruption: str  # what the cluster did to it; empty where it was left alone
+    waiting: str  # what it waits for that somebody should know of
+
+    @property
+    def exit_class(self) -> ExitClass | None:
+        """How its container ended; None while it has not."""
+        if self.exit_code is None:
+            return None
+        return self.termination.exit_class if self.termination else ExitClass.of_code(self.exit_code)
+
+
+def view(pod: Json) -> PodView:
+    """Read a pod."""
+    meta, status, name = mapping(pod, "metadata"), mapping(pod, "status"), str(mapping(pod, "metadata").get("name"))
+    container = next((c for c in mappings(status, "containerStatuses") if c.get("name") == CONTAINER), EMPTY)
+    terminated = mapping(container, "state", "terminated")
+    asked = when(meta.get("deletionTimestamp"))
+    if asked is not None:
+        asked -= timedelta(seconds=int(meta.get("deletionGracePeriodSeconds") or 0))
+    return PodView(
+        name=name,
+        uid=str(meta.get("uid")),
+        node=mapping(pod, "spec").get("nodeName"),
+        master=mapping(meta, "labels").get(REPLICA_TYPE) == "master",
+        created=when(meta.get("creationTimestamp")),
+        deleted=asked,
+        started=when(mapping(container, "state", "running").get("startedAt") or terminated.get("startedAt")),
+        ended=when(terminated.get("finishedAt")),
+        exit_code=terminated.get("exitCode"),
+        termination=_termination(terminated),
+        last_words=_last_words(terminated),
+        alive=_alive(pod, status),
+        disruption=_disruption(pod, status, terminated, name),
+        waiting=_waiting(status, name),
+    )
+
+
+def _alive(pod: Json, status: Json) -> bool:
+    """A pod on a lost node cannot be asked: it counts as gone. Where all containers have ended nothing runs."""
+    if status.get("phase") in ("Succeeded", "Failed") or _node_lost(pod):
+        return False
+    containers = mappings(status, "containerStatuses")
+    return not containers or not all(mapping(container, "state", "terminated") for container in containers)
+
+
+def _node_lost(pod: Json) -> bool:
+    """Whether the control plane has given up on the pod's node."""
+    status = mapping(pod, "status")
+    if status.get("reason") == "NodeLost":
+        return True
+    return (
+        "deletionTimestamp" in mapping(pod, "metadata") and _condition(status, "Ready").get("reason") == "NodeNotReady"
+    )
+
+
+def _disruption(pod: Json, status: Json, terminated: Json, name: str) -> str:
+    target = _condition(status, "DisruptionTarget")
+    if target.get("status") == "True":
+        return _sentence(f"pod {name}: {target.get('reason')}", target.get("message"))
+    if _node_lost(pod):
+        return f"pod {name}: its node {mapping(pod, 'spec').get('nodeName')} is lost"
+    if terminated.get("reason") == "ContainerStatusUnknown":
+        return _sentence(f"pod {name}: its node lost sight of it", terminated.get("message"))
+    if status.get("phase") != "Failed":
+        return ""
+    for container in mappings(status, "initContainerStatuses"):
+        ended = mapping(container, "state", "terminated")
+        if ended.get("exitCode"):
+            what = f"pod {name}: init container {container.get('name')} ended with code {ended['exitCode']}"
+            return _sentence(what, _tail(ended))
+    # The kubelet ends or refuses pods in many words (Evicted, NodeShutdown, Terminated, OutOfcpu, NodeAffinity,
+    # UnexpectedAdmissionError, ...); what all have in common is a reason of the pod itself.
+    if status.get("reason") and status.get("reason") != "DeadlineExceeded":
+        return _sentence(f"pod {name}: {status['reason']}", status.get("message"))
+    return "" if terminated else f"pod {name} failed before it ran"
+
+
+def _termination(terminated: Json) -> Termination | None:
+    """The termination message, where the launcher wrote one (the log's end stands there where it could not)."""
+    try:
+        return Termination.model_validate_json(str(terminated.get("message") or ""))
+    except ValidationError:
+        return None
+
+
+def _last_words(terminated: Json) -> str:
+    if not terminated.get("exitCode"):
+        return ""
+    if terminated.get("reason") == "OOMKilled":
+        return "the container used more memory than its limit and was killed (OOMKilled): raise its memory limit"
+    return _sentence(f"exit code {terminated['exitCode']}", _tail(terminated))
+
+
+def _tail(terminated: Json) -> str:
+    lines = str(terminated.get("message") or "").strip().splitlines()
+    return lines[-1][:500] if lines else ""
+
+
+def _waiting(status: Json, name: str) -> str:
+    """Why the pod does not run yet, in the scheduler's or the kubelet's words."""
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return f"pod {name} cannot be scheduled: {scheduled.get('message') or scheduled.get('reason')}"
+    for container in (*mappings(status, "initContainerStatuses"), *mappings(status, "containerStatuses")):
+        waiting = mapping(container, "state", "waiting")
+        if waiting.get("reason") in UNPULLED:
+            # The kubelet's words change back and forth between an error and the pause after it: ours do not.
+            why = str(waiting.get("message") or "").rpartition("ErrImagePull: ")[2]
+            return _sentence(f"pod {name}: the image {container.get('image')} cannot be pulled", why)
+        if waiting.get("reason") in STUCK:
+            return _sentence(f"pod {name}: {waiting['reason']}", waiting.get("message"))
+    return ""
+
+
+def _condition(status: Json, kind: str) -> Json:
+    return next((c for c in mappings(status, "conditions") if c.get("type") == kind), EMPTY)
+
+
+def _sentence(what: str, why: Any) -> str:
+    return f"{what}: {why}" if why else what
+
+
+def mapping(body: Json | None, *path: str) -> Json:
+    """The object at a path; empty where there is none."""
+    for name in path:
+        body = cast(Json, (body or EMPTY).get(name) or EMPTY)
+    return body or EMPTY
+
+
+def mappings(body: Json, name: str) -> Sequence[Json]:
+    """A list of objects; empty where there is none."""
+    return cast(Sequence[Json], body.get(name) or ())
+
+
+def when(text: Any) -> datetime | None:
+    """A time of Kubernetes'."""
+    return datetime.fromisoformat(text) if isinstance(text, str) and text else None

@@ -1,0 +1,114 @@
+"""The newest known state of the watched objects, fed by watch events, resync lists and the answers to our own writes.
+
+Reconciling reads from here, so that a pass costs no API calls. Feeding back what our writes returned keeps a pass from
+seeing the world as it was before the last one: a job that was just created is never missing.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Body = Mapping[str, Any]
+Key = tuple[str, str]
+"""(namespace, name)"""
+
+FORGOTTEN = 4096
+"""Deleted objects remembered per kind, so that a late event does not bring one back."""
+
+
+def key_of(body: Body) -> Key:
+    """(namespace, name) of an object."""
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def version_of(body: Body) -> int:
+    """The resourceVersion as a number; Kubernetes 1.35 promises that they compare, etcd's always did."""
+    version = str(body["metadata"].get("resourceVersion", ""))
+    return int(version) if version.isdigit() else 0
+
+
+def whole(body: Body) -> Body:
+    """The object without metadata.managedFields, which nobody reads and which can be the larger half of it.
+
+    The API server keeps them where an update leaves them out.
+    """
+    meta = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    return {**body, "metadata": meta}
+
+
+class Cache:
+    """Objects of one kind, by name and by group (e.g. all jobs of a run)."""
+
+    def __init__(self, group: Callable[[Body], str | None], *, keep: Callable[[Body], Body] = whole) -> None:
+        """`keep` says what of an object is worth its memory: at least the metadata that is read here."""
+        self._group = group
+        self._keep = keep
+        self._objects: dict[Key, Body] = {}
+        self._groups: dict[str, set[Key]] = defaultdict(set)
+        self._deleted: dict[str, None] = {}  # UIDs, oldest first
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, namespace: str, name: str) -> Body | None:
+        """The object, or None where it is not known."""
+        return self._objects.get((namespace, name))
+
+    def all(self) -> list[Body]:
+        """Every object."""
+        return list(self._objects.values())
+
+    def members(self, group: str) -> list[Body]:
+        """The objects of one group, by name."""
+        return [self._objects[key] for key in sorted(self._groups.get(group, ()))]
+
+    def put(self, body: Body) -> bool:
+        """Take note of an object; False where something newer is known already, or that it is gone."""
+        key, known = key_of(body), self._objects.get(key_of(body))
+        if body["metadata"].get("uid") in self._deleted:
+            return False
+        if known is not None and version_of(body) < version_of(known):
+            return False
+        changed = known is None or version_of(body) != version_of(known)
+        if known is not None:
+            self._ungroup(key, known)
+        self._objects[key] = self._keep(body)
+        group = self._group(body)
+        if group is not None:
+            self._groups[group].add(key)
+        return changed
+
+    def remove(self, body: Body) -> bool:
+        """Take note that an object is gone; False where it was not known, or another one has its name now."""
+        key, uid = key_of(body), str(body["metadata"].get("uid"))
+        self._deleted[uid] = None
+        while len(self._deleted) > FORGOTTEN:
+            self._deleted.pop(next(iter(self._deleted)))
+        known = self._objects.get(key)
+        if known is None or known["metadata"].get("uid") != body["metadata"].get("uid"):
+            return False
+        self._ungroup(key, known)
+        del self._objects[key]
+        return True
+
+    def has_gone(self, uid: str) -> bool:
+        """Whether an object is known to have been deleted."""
+        return uid in self._deleted
+
+    def replace_all(self, listed: Sequence[Body], version: int) -> tuple[list[Body], list[Body]]:
+        """Compare with a LIST as of a resourceVersion: what it held that was not known in that state, and what is gone
+        by it. Both are noted. What is newer than the list is not gone: the list was too early to hold it.
+        """
+        keys = {key_of(body) for body in listed}
+        gone = [body for key, body in self._objects.items() if key not in keys and version_of(body) <= version]
+        for body in gone:
+            self.remove(body)
+        return [body for body in listed if self.put(body)], gone
+
+    def _ungroup(self, key: Key, body: Body) -> None:
+        group = self._group(body)
+        if group is None:
+            return
+        self._groups[group].discard(key)
+        if not self._groups[group]:
+            del self._groups[group]

@@ -1,0 +1,1 @@
+"""`compression`: validate, plan, render, run, status, logs, report."""

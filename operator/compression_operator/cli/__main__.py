@@ -1,0 +1,131 @@
+"""The `compression` command."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+# Nothing else at the top: a command imports what it needs, so that --help and a typing error cost nothing.
+
+
+def main(argv: Sequence[str] | None = None, *, job_command: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 well, 1 failed, 2 invalid, 130 interrupted.
+
+    `job_command` starts a job of `run`, the phase appended; the pipeline of this Python by default.
+    """
+    arguments = parser().parse_args(argv)
+    arguments.job_command = job_command
+    from compression_operator.api.faults import InvalidManifest
+    from compression_operator.runs import WorkdirError
+
+    from .common import Code, complain
+
+    command: Callable[[argparse.Namespace], int] = _load(arguments.command_name)
+    try:
+        return int(command(arguments))
+    except InvalidManifest as error:
+        complain(*error.faults)
+        return Code.INVALID
+    except WorkdirError as error:
+        complain(error)
+        return Code.INVALID
+    except KeyboardInterrupt:
+        return Code.INTERRUPTED
+    except BrokenPipeError:
+        # `compression logs | head`: the reader has seen enough. Python would complain again when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Code.SUCCEEDED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the command line."""
+    root = argparse.ArgumentParser(
+        prog="compression", description="Compress a language model: teacher correction, pruning, distillation."
+    )
+    root.add_argument("--version", action="version", version=f"compression {version('compression-operator')}")
+    commands = root.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
+
+    validate = commands.add_parser("validate", help="say whether manifests can be run")
+    validate.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    validate.add_argument("--cluster", action="store_true", help="as on a cluster instead of this machine")
+    _add_set(validate)
+
+    plan = commands.add_parser("plan", help="print the steps, their order and fingerprints")
+    _add_file(plan)
+    _add_workdir(plan)
+    _add_output(plan)
+
+    render = commands.add_parser("render", help="print the PyTorchJobs that a cluster would get")
+    _add_file(render)
+    render.add_argument("--image", default="compression-pipeline", help="image where jobTemplate.image is not set")
+
+    run = commands.add_parser("run", help="run the recipe on this machine; again: goes on where it stopped")
+    _add_file(run)
+    _add_workdir(run)
+    run.add_argument("--store", type=Path, metavar="DIR", help="artifacts, shared with other runs (WORKDIR/store)")
+
+    status = commands.add_parser("status", help="print the run of a work directory")
+    status.add_argument("workdir", type=Path, nargs="?", metavar="WORKDIR")
+    _add_output(status)
+
+    logs = commands.add_parser("logs", help="print what a step wrote")
+    logs.add_argument("step", metavar="STEP", help="e.g. prepare or distill-width")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on printing what comes")
+    logs.add_argument("--raw", action="store_true", help="the lines as they were written")
+    _add_workdir(logs)
+
+    report = commands.add_parser("report", help="build the HTML report anew")
+    report.add_argument("workdir", type=Path, nargs="?", metavar="WORKDIR")
+    return root
+
+
+def _load(name: str) -> Callable[[argparse.Namespace], int]:
+    if name == "run":
+        from .run import run
+
+        return run
+    if name == "logs":
+        from .logs import logs
+
+        return logs
+    if name == "report":
+        from .report import report
+
+        return report
+    from . import inspect
+
+    return {
+        "validate": inspect.validate,
+        "plan": inspect.show_plan,
+        "render": inspect.render,
+        "status": inspect.status,
+    }[name]
+
+
+def _add_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, metavar="FILE", help="the CompressionRun manifest")
+    _add_set(command)
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change a field of the manifest, e.g. spec.distill.steps=200; may be repeated",
+    )
+
+
+def _add_workdir(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workdir", type=Path, metavar="DIR", help="where the run's files are (out/NAME)")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", choices=("yaml", "json"), help="for programs instead of a table")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

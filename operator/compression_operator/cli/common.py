@@ -1,0 +1,103 @@
+"""What the commands share: exit codes, loading a manifest, where a run is."""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compression_operator.api.faults import Fault, InvalidManifest
+from compression_operator.api.manifest import load
+from compression_operator.api.rules import World
+from compression_operator.api.run import CompressionRun
+from compression_operator.runs import Workdir, WorkdirError
+from compression_operator.sources import local_files, local_path, signature
+from compression_pipeline.config import digest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Code(IntEnum):
+    """Exit codes of the command."""
+
+    SUCCEEDED = 0
+    FAILED = 1
+    INVALID = 2
+    INTERRUPTED = 130
+
+
+OUT = Path("out")
+"""Where work directories are by default: one for each run, named like it."""
+
+PLAIN_WIDTH = 140
+"""Columns of a table that goes to a file."""
+
+
+def now() -> datetime:
+    """The clock of the commands, in UTC."""
+    return datetime.now(UTC)
+
+
+def console() -> "Console":
+    """Where results go: as wide as the terminal, or wide enough for the tables."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def complain(*lines: object) -> None:
+    """Say on stderr what is wrong, one line each."""
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def load_local(file: Path, overrides: Sequence[str]) -> CompressionRun:
+    """The manifest as a local run takes it. Raises InvalidManifest, also where a local file isn't there."""
+    run = load(file, World.LOCAL, overrides)
+    faults = [
+        Fault(str(file), path, _why_no_files(local_path(source, source_root(file))))
+        for path, source in (
+            ("spec.teacher.model", run.spec.teacher.model),
+            ("spec.dataset.source", run.spec.dataset.source),
+        )
+        if source.startswith("file:") and not any(local_files(source, source_root(file)))
+    ]
+    if faults:
+        raise InvalidManifest(faults)
+    return run
+
+
+def _why_no_files(path: Path) -> str:
+    return f"{path} is empty" if path.is_dir() else f"{path} does not exist"
+
+
+def source_root(file: Path) -> Path:
+    """What the manifest's `file:` sources are relative to."""
+    return file.absolute().parent
+
+
+def sources_digest(run: CompressionRun, root: Path) -> str:
+    """Digest of the local files that the run's sources name."""
+    return digest([signature(source, root) for source in (run.spec.teacher.model, run.spec.dataset.source)])
+
+
+def default_workdir(run: CompressionRun) -> Path:
+    """`out/<name>`."""
+    return OUT / run.metadata.name
+
+
+def find_workdir(given: Path | None) -> tuple[Workdir, CompressionRun]:
+    """The work directory that is meant, and its run. Raises WorkdirError where there is none, or several."""
+    if given is None:
+        found = sorted(file.parent for file in OUT.glob("*/run.yaml"))
+        if len(found) != 1:
+            which = f"one of {', '.join(str(path) for path in found)}" if found else "there is none in out/"
+            raise WorkdirError(f"say which work directory is meant: {which}")
+        given = found[0]
+    workdir = Workdir(given)
+    run = workdir.read()
+    if run is None:
+        raise WorkdirError(f"{given} holds no run; `compression run FILE --workdir {given}` makes one")
+    return workdir, run

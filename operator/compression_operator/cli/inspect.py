@@ -1,0 +1,147 @@
+"""Commands that look and change nothing: validate, plan, render, status."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compression_operator.api.manifest import load
+from compression_operator.api.rules import World
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import RunPhase
+from compression_operator.plan import Plan, PlannedStep, plan
+from compression_operator.runs import Workdir, to_yaml
+
+from .common import Code, console, default_workdir, find_workdir, load_local, now, source_root, sources_digest
+from .summary import failures, print_students
+from .view import step_seconds, step_word
+
+UNKNOWN = "unknown until prepare has run"
+PLACEHOLDER = "0" * 32
+"""Stands for a fingerprint that isn't known yet in what `render` prints."""
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    """Say whether each manifest can be run. Raises InvalidManifest."""
+    for file in arguments.files:
+        run = load(file, World.CLUSTER, arguments.set) if arguments.cluster else load_local(file, arguments.set)
+        print(f"{file}: {run.metadata.name} is valid")
+    return Code.SUCCEEDED
+
+
+def show_plan(arguments: argparse.Namespace) -> int:
+    """Print the steps in their order. Raises InvalidManifest and WorkdirError."""
+    run = load_local(arguments.file, arguments.set)
+    planned = _planned(run, arguments.file, arguments.workdir or default_workdir(run))
+    if arguments.output is not None:
+        steps = [_step_json(step) for step in planned.steps]
+        print(_dump({"run": run.metadata.name, "steps": steps}, arguments.output), end="")
+        return Code.SUCCEEDED
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("step", "after", "fingerprint"):
+        table.add_column(heading, no_wrap=True)
+    for step in planned.steps:
+        table.add_row(step.name, ", ".join(step.dependencies), step.fingerprint or UNKNOWN)
+    console().print(table)
+    return Code.SUCCEEDED
+
+
+def _planned(run: CompressionRun, file: Path, workdir: Path) -> Plan:
+    """The plan, with what the work directory knows of the sources where they are still the same."""
+    sources = sources_digest(run, source_root(file))
+    stored = Workdir(workdir).read()
+    first = plan(run.spec, sources=sources).steps[0]
+    if stored is None or stored.status.resolved is None:
+        return plan(run.spec, sources=sources)
+    done = next((step for step in stored.status.steps if step.name == first.name), None)
+    same = done is not None and done.fingerprint == first.fingerprint
+    return plan(run.spec, sources=sources, resolved=stored.status.resolved if same else None)
+
+
+def _step_json(step: PlannedStep) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "phase": step.phase.value,
+        "student": step.student,
+        "after": list(step.dependencies),
+        "fingerprint": step.fingerprint,
+        "artifact": step.artifact,
+    }
+
+
+def render(arguments: argparse.Namespace) -> int:
+    """Print the PyTorchJobs that a cluster would get for the first attempt at each step. Raises InvalidManifest."""
+    from compression_operator.backends.pytorchjob import pytorch_job
+
+    run = load(arguments.file, World.CLUSTER, arguments.set)
+    image = run.spec.job_template.image or arguments.image
+    planned = plan(run.spec)
+    whole = with_placeholders(planned)
+    unknown = [step.name for step in planned.steps if step.fingerprint is None]
+    print(f"# PyTorchJobs of run {run.metadata.name} as a cluster gets them, one after the other.")
+    if unknown:
+        print(f"# {PLACEHOLDER} stands for what is {UNKNOWN}: {', '.join(unknown)}.")
+    print("# The owner's uid is the one that the API server gives the run.")
+    owner = run.metadata.model_copy(update={"uid": run.metadata.uid or "<uid>"})
+    for step in whole.steps:
+        job = whole.job(step, run=run.metadata.name, attempt=1)
+        manifest = pytorch_job(run.model_copy(update={"metadata": owner}), job, image=image)
+        print(f"---\n{to_yaml(manifest)}", end="")
+    return Code.SUCCEEDED
+
+
+def with_placeholders(planned: Plan) -> Plan:
+    """The plan with `PLACEHOLDER` where a fingerprint, or the key of an artifact, is not known."""
+    return Plan(
+        tuple(
+            replace(
+                step,
+                fingerprint=step.fingerprint or PLACEHOLDER,
+                artifact=step.artifact or f"{step.phase}-{PLACEHOLDER}",
+            )
+            for step in planned.steps
+        )
+    )
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print the run of a work directory. Raises WorkdirError."""
+    workdir, run = find_workdir(arguments.workdir)
+    if arguments.output is not None:
+        print(_dump(run.to_json(), arguments.output), end="")
+        return Code.SUCCEEDED
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    resting = run.status.phase in (RunPhase.SUCCEEDED, RunPhase.FAILED)
+    idle = not resting and not workdir.in_use
+    hint = f" (nothing is running; continue with: compression run FILE --workdir {workdir.root})" if idle else ""
+    out.print(Text(f"{run.metadata.name}: {run.status.phase}{hint}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("step", "state", "failures", "seconds", "progress", "message"):
+        table.add_column(heading, overflow="fold")
+    for step in run.status.steps:
+        stopped = idle and step.state.active  # its command is gone, and wrote no more
+        seconds, progress = None if stopped else step_seconds(step, now()), step.progress
+        table.add_row(
+            step.name,
+            "stopped" if stopped else step_word(step, step.cached),
+            str(step.failures or ""),
+            "" if seconds is None else f"{seconds:.0f}",
+            "" if progress is None else f"{progress.step}/{progress.total_steps}",
+            Text(step.message),
+        )
+    out.print(table)
+    if any(student.parameters is not None for student in run.status.students):
+        print_students(out, run)
+    for line in failures(workdir, run):
+        out.print(Text(line), soft_wrap=True)
+    return Code.SUCCEEDED
+
+
+def _dump(value: Any, form: str) -> str:
+    return json.dumps(value, indent=2) + "\n" if form == "json" else to_yaml(value)

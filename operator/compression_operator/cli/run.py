@@ -1,0 +1,190 @@
+"""`compression run`: the recipe from a manifest to students, on this machine."""
+
+import argparse
+import asyncio
+import os
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compression_operator.api.run import SOURCES_ANNOTATION, CompressionRun
+from compression_operator.api.status import RunPhase, Step, StepState
+from compression_operator.backends import machine
+from compression_operator.backends.jobfiles import JobFolder
+from compression_operator.backends.local import COMMAND, Place
+from compression_operator.backends.logs import duration
+from compression_operator.backends.published import is_whole
+from compression_operator.plan import plan
+from compression_operator.reconcile import reconcile
+from compression_operator.runs import Workdir, forget, submit
+from compression_pipeline.config import Phase
+
+from . import summary
+from .common import Code, complain, console, default_workdir, load_local, now, source_root, sources_digest
+from .report import build_report
+from .session import INTERRUPTED, Session
+from .view import Cached, LiveView, PlainView, Resumed, View
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the manifest to its end; see Code for what is returned. Raises InvalidManifest and WorkdirError."""
+    file: Path = arguments.file
+    manifest = load_local(file, arguments.set)
+    root = source_root(file)
+    workdir = Workdir(arguments.workdir or default_workdir(manifest))
+    with workdir.locked():
+        workdir.make(arguments.store)
+        moment = now()
+        submitted = submit(
+            workdir,
+            manifest,
+            sources=sources_digest(manifest, root),
+            now=moment,
+            uid=str(uuid.uuid4()),
+            retry=moment.isoformat(),
+        )
+        submitted = forget(workdir, submitted, missing_steps(workdir, submitted))
+        place = Place(
+            jobs=workdir.jobs,
+            store=workdir.store.absolute(),
+            source_root=root,
+            environment=os.environ,
+            processors=machine.processors(),
+            gpus=machine.visible_gpus(os.environ),
+            command=arguments.job_command or COMMAND,
+        )
+        return _run(workdir, submitted, place, how_to_go_on(arguments, file, workdir))
+
+
+def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
+    """Finished steps that must run again, because what they made is gone from the store, or damaged, and still needed.
+
+    Exports are needed; of the others, those that a step reads which is not finished. The rest may be gone. Files are
+    compared by their sizes only, which costs nothing. What is damaged is set aside by the step that makes it again.
+    """
+    states = {step.name: step for step in run.status.steps}
+    same = run.status.observed_generation == run.metadata.generation
+    planned = plan(
+        run.spec,
+        resolved=run.status.resolved,
+        sources=run.metadata.annotations.get(SOURCES_ANNOTATION),
+        kept={step.name: step.fingerprint for step in states.values() if same and step.fingerprint},
+    )
+    wanted: set[str] = set()  # steps that will run
+    missing: list[str] = []
+    for step in reversed(planned.steps):
+        known = states.get(step.name)
+        finished = known is not None and known.state is StepState.SUCCEEDED and known.fingerprint == step.fingerprint
+        if not finished:
+            wanted.add(step.name)
+            continue
+        needed = step.phase is Phase.EXPORT or any(
+            step.name in other.dependencies for other in planned.steps if other.name in wanted
+        )
+        artifact = known.artifact if known else None
+        if needed and (artifact is None or not is_whole(workdir.store, artifact)):
+            wanted.add(step.name)
+            missing.append(step.name)
+    return missing
+
+
+def how_to_go_on(arguments: argparse.Namespace, file: Path, workdir: Workdir) -> str:
+    """The command that goes on where this one stopped."""
+    words = ["compression", "run", str(file), "--workdir", str(workdir.root)]
+    if arguments.store is not None:
+        words += ["--store", str(arguments.store)]
+    for override in arguments.set:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+def _run(workdir: Workdir, run: CompressionRun, place: Place, again: str) -> int:
+    began = now()
+    out = console()
+    cached = _cached_before(run)
+    view = _view(out, cached, _resumed_after(workdir, run))
+    for line in _remarks(run, place):
+        view.say(line)
+    session = Session(workdir, run, place, view, reconcile=reconcile, now=now)
+    try:
+        code = asyncio.run(session.run())
+    except OSError as error:  # the work directory can't be written any more; every job has ended
+        complain(f"gave up: {error}; once the cause is gone, this goes on from the last checkpoint: {again}")
+        return Code.FAILED
+    finally:
+        view.close()
+    ended = session.run_now
+    _finish(workdir, ended, out)
+    if code == INTERRUPTED:
+        complain(f"interrupted; this goes on from the last checkpoint: {again}")
+    elif ended.status.phase is RunPhase.SUSPENDED:
+        complain("suspended: set spec.suspend to false and run again")
+    elif code == Code.FAILED:
+        complain(*summary.failures(workdir, ended), f"once the cause is gone, this tries again: {again}")
+    else:
+        out.print(f"succeeded in {duration((now() - began).total_seconds())}", style="bold green")
+    return code
+
+
+def _finish(workdir: Workdir, run: CompressionRun, out: "Console") -> None:
+    """What a run leaves to look at, as far as it came: the table, the links, the report."""
+    if not any(student.parameters is not None for student in run.status.students):
+        return
+    summary.print_students(out, run)
+    try:
+        links = summary.link_students(workdir, run)
+        for name, path in links.items():
+            out.print(f"checkpoint of {name}: {path}", soft_wrap=True)
+        if links:
+            out.print(f"report: {build_report(workdir)}", soft_wrap=True)
+    except OSError as error:
+        complain(f"the students could not be linked: {error}")
+    except subprocess.CalledProcessError as error:
+        complain(f"the report could not be built: {error.stderr.strip().rpartition(chr(10))[2]}")
+
+
+def _cached_before(run: CompressionRun) -> Cached:
+    """Steps count as cached that were finished before this command began, or found their artifact published."""
+    before = {(step.name, step.fingerprint) for step in run.status.steps if step.state is StepState.SUCCEEDED}
+
+    def cached(step: Step) -> bool:
+        return step.cached or (step.name, step.fingerprint) in before
+
+    return cached
+
+
+def _resumed_after(workdir: Workdir, run: CompressionRun) -> Resumed:
+    """Steps are resumed that have had a job with their present fingerprint, and neither succeeded nor failed."""
+    begun: set[tuple[str, str | None]] = set()
+    for step in run.status.steps:
+        record = JobFolder(workdir.jobs / step.job_name).record() if step.job_name else None
+        if not step.state.final and record is not None and record.fingerprint == step.fingerprint:
+            begun.add((step.name, step.fingerprint))
+
+    def resumed(step: Step) -> bool:
+        return (step.name, step.fingerprint) in begun
+
+    return resumed
+
+
+def _view(out: "Console", cached: Cached, resumed: Resumed) -> View:
+    if out.is_terminal and not out.is_dumb_terminal:
+        return LiveView(out, now=now, cached=cached, resumed=resumed)
+    return PlainView(sys.stdout, now=now, cached=cached, resumed=resumed)
+
+
+def _remarks(run: CompressionRun, place: Place) -> Iterator[str]:
+    """What the manifest asks for that one machine does otherwise."""
+    for phase in Phase:
+        nodes = getattr(run.spec.phases, phase).nodes
+        if nodes > 1:
+            yield f"spec.phases.{phase}.nodes: {nodes} is for clusters; a local run has one node"
+    if not place.gpus:
+        yield f"no GPU found: running on {place.processors} processors"

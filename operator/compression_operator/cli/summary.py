@@ -1,0 +1,99 @@
+"""The end of a run: the table of students, where everything is, and why what failed did."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import StepState, StudentStatus, ValidationLoss
+from compression_operator.runs import Workdir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ABSENT = "-"
+
+
+def recovered(loss: ValidationLoss) -> float | None:
+    """Share of the validation loss lost by pruning that distillation won back: (pruned - distilled) / (pruned - t).
+
+    t is the loss of the teacher that the student learnt from: the corrected one where there is one. None where a figure
+    is missing, or where pruning cost nothing.
+    """
+    teacher = loss.teacher if loss.corrected_teacher is None else loss.corrected_teacher
+    if teacher is None or loss.pruned is None or loss.distilled is None or loss.pruned <= teacher:
+        return None
+    return (loss.pruned - loss.distilled) / (loss.pruned - teacher)
+
+
+def print_students(console: "Console", run: CompressionRun) -> None:
+    """The table of students, and the sentence that each wrote."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold", title=None)
+    table.add_column("student")
+    for heading in (
+        "parameters",
+        "ratio",
+        "loss: teacher",
+        "corrected",
+        "pruned",
+        "distilled",
+        "recovered",
+        "tokens/s",
+    ):
+        table.add_column(heading, justify="right")
+    for student in run.status.students:
+        table.add_row(*_row(student))
+    console.print(table)
+    for student in run.status.students:
+        if student.sample:
+            text = Text.assemble((f"{student.name}: ", "bold"), " ".join(student.sample.split()))
+            console.print(text, soft_wrap=True)
+
+
+def _row(student: StudentStatus) -> Iterator[str]:
+    loss = student.validation_loss
+    won = recovered(loss)
+    yield student.name
+    yield ABSENT if student.parameters is None else f"{student.parameters:,}"
+    yield ABSENT if student.compression_ratio is None else f"{student.compression_ratio:.1%}"
+    for value in (loss.teacher, loss.corrected_teacher, loss.pruned, loss.distilled):
+        yield ABSENT if value is None else f"{value:.4f}"
+    yield ABSENT if won is None else f"{won:.1%}"
+    yield ABSENT if student.tokens_per_second is None else f"{student.tokens_per_second:,.0f}"
+
+
+def link_students(workdir: Workdir, run: CompressionRun) -> dict[str, Path]:
+    """Let `<workdir>/students/<name>` lead to each exported checkpoint; returns those there are. Raises OSError."""
+    workdir.students.mkdir(exist_ok=True)
+    links: dict[str, Path] = {}
+    for student in run.status.students:
+        target = workdir.store / "artifacts" / (student.artifact or "") / "model"
+        if student.artifact is not None and target.is_dir():
+            link = links[student.name] = workdir.students / student.name
+            # Relative, so that the folder may be moved.
+            wanted = os.path.relpath(target, workdir.students)
+            if not link.is_symlink() or str(link.readlink()) != wanted:
+                link.unlink(missing_ok=True)
+                link.symlink_to(wanted)
+    for link in workdir.students.iterdir():
+        if link.is_symlink() and link.name not in links:
+            link.unlink()
+    return links
+
+
+def failures(workdir: Workdir, run: CompressionRun) -> Iterator[str]:
+    """Why the run failed: for each failed step its message and the place of its log."""
+    failed = [step for step in run.status.steps if step.state is StepState.FAILED]
+    for step in failed:
+        yield f"{step.name} failed: {step.message}"
+        last = step.job_name or (step.last_failure.job_name if step.last_failure else None)
+        log = None if last is None else workdir.jobs / last / "log"
+        if log is not None and log.exists():
+            yield f"  its log: {log}"
+    if not failed:
+        # No step is to blame where the students do not fit the teacher.
+        yield from (c.message for c in run.status.conditions if c.type == "Stalled" and c.status == "True")

@@ -1,0 +1,136 @@
+"""CompressionRuns on a cluster, as the controller wants them: read from the cache, status written with a guard."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from .api.run import CompressionRun, ObjectMeta
+from .api.status import CompressionRunStatus
+from .cache import Body, Cache, Key
+from .controller import Conflict
+from .kube import RUNS, ApiError, Kube
+from .troubles import UNREADABLE, Trouble, told
+
+
+class UnreadableRun(Exception):
+    """The stored resource is not a CompressionRun that this version of the operator understands."""
+
+    @property
+    def trouble(self) -> Trouble:
+        """What to tell the user."""
+        return Trouble(UNREADABLE, f"this operator does not understand {self}; edit the run, or upgrade the operator")
+
+
+class ClusterRuns:
+    """Runs of the watched namespaces (see controller.Runs)."""
+
+    def __init__(self, kube: Kube, cache: Cache, *, image: str) -> None:
+        """`image` is what runs get that name none: the one of the day they are first looked at, for good."""
+        self._kube = kube
+        self._cache = cache
+        self._image = image
+        self._parsed: dict[Key, tuple[Body, CompressionRun]] = {}
+
+    async def keys(self) -> list[str]:
+        """Every run that is known."""
+        for key in [key for key in self._parsed if self._cache.get(*key) is None]:
+            del self._parsed[key]
+        return [f"{body['metadata']['namespace']}/{body['metadata']['name']}" for body in self._cache.all()]
+
+    async def get(self, key: str) -> CompressionRun | None:
+        """The newest known state of the run. Raises UnreadableRun."""
+        namespace, _, name = key.partition("/")
+        body = self._cache.get(namespace, name)
+        return self._read((namespace, name), body) if body is not None else None
+
+    def meta(self, key: str) -> ObjectMeta | None:
+        """The metadata of a run, which can be read where the rest cannot."""
+        namespace, _, name = key.partition("/")
+        body = self._cache.get(namespace, name)
+        return ObjectMeta.model_validate(body["metadata"]) if body is not None else None
+
+    def readable(self) -> Iterator[CompressionRun]:
+        """Every run that can be read."""
+        for body in self._cache.all():
+            try:
+                yield self._read((body["metadata"]["namespace"], body["metadata"]["name"]), body)
+            except UnreadableRun:
+                continue
+
+    async def write_status(self, run: CompressionRun, status: CompressionRunStatus) -> CompressionRun:
+        """Replace the status; Conflict where the run has changed since it was read.
+
+        A run that is gone by now has no status to write: that is no error.
+        """
+        key = (run.metadata.namespace, run.metadata.name)
+        known = self._cache.get(*key)
+        if known is None:
+            return run
+        written = await self._write(key, known, status.to_json(), run.metadata.resource_version)
+        return self._read(key, written) if written else run
+
+    async def tell(self, key: str, trouble: Trouble, now: datetime) -> bool:
+        """Write into the run's conditions what keeps it from being looked after; whether that was news.
+
+        Raises Conflict and ApiError.
+        """
+        namespace, _, name = key.partition("/")
+        known = self._cache.get(namespace, name)
+        if known is None or "deletionTimestamp" in known["metadata"]:
+            return False
+        before: Body = known.get("status") or {}
+        status = told(before, trouble, generation=known["metadata"].get("generation", 0), now=now)
+        if status == before:
+            return False
+        await self._write((namespace, name), known, status, known["metadata"]["resourceVersion"])
+        return True
+
+    async def _write(self, key: Key, known: Body, status: Body, version: str) -> Body | None:
+        """Replace the status of a run as of `version`; None where it is gone."""
+        body: dict[str, Any] = {
+            **known,
+            "status": status,
+            "metadata": {**known["metadata"], "resourceVersion": version},
+        }
+        try:
+            written = await self._kube.replace(RUNS, *key, body, subresource="status")
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            if error.code == 409:
+                await self._read_again(key)
+                raise Conflict(str(error)) from error
+            raise
+        self._cache.put(written)
+        return written
+
+    async def _read_again(self, key: Key) -> None:
+        """The cache is behind: ask for the newest state."""
+        try:
+            self._cache.put(await self._kube.get(RUNS, *key))
+        except ApiError as error:
+            # A 409 also says that the run was deleted and made anew under its name; a later event tells.
+            if error.code != 404:
+                raise
+
+    def _read(self, key: Key, body: Body) -> CompressionRun:
+        known = self._parsed.get(key)
+        if known is not None and known[0]["metadata"].get("resourceVersion") == body["metadata"].get("resourceVersion"):
+            return known[1]
+        run = parse(body)
+        if run.status.image is None and run.spec.job_template.image is None:
+            run = run.model_copy(update={"status": run.status.model_copy(update={"image": self._image})})
+        self._parsed[key] = (body, run)
+        return run
+
+
+def parse(body: Body) -> CompressionRun:
+    """The resource as a model. Raises UnreadableRun, which names the first field that is wrong."""
+    try:
+        return CompressionRun.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise UnreadableRun(f"{path} ({first['msg']})") from error

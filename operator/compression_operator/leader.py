@@ -1,0 +1,181 @@
+"""One replica acts, the others watch: a coordination.k8s.io Lease, renewed in time or lost.
+
+kopf's peering is a resource of its own with a minute's memory; a Lease is what every other controller uses. As in
+client-go, a candidate trusts no clock but its own: a lease has expired when *it* has seen no change for the duration.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from .kube import LEASES, ApiError, Kube
+
+logger = logging.getLogger(__name__)
+
+Lease = dict[str, Any]
+
+
+class LeadershipLost(Exception):
+    """The lease could not be renewed in time; another replica may be acting already."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds. `duration` without a change frees the lease, `renew` without a success loses it, `retry` between tries.
+
+    A follower acts at the latest `duration + retry` after the leader's last renewal.
+    """
+
+    duration: int = 10
+    renew: float = 7.0
+    retry: float = 2.0
+
+
+@dataclass
+class Observation:
+    """What one candidate has seen of the lease, by its own clock."""
+
+    version: str = ""
+    since: float = field(default=0.0)  # monotonic seconds at which this version was first seen
+
+    def see(self, lease: Lease, now: float) -> None:
+        """Note that the lease looks like this now."""
+        version = lease["metadata"]["resourceVersion"]
+        if version != self.version:
+            self.version, self.since = version, now
+
+
+def may_take(lease: Lease, identity: str, seen: Observation, now: float) -> bool:
+    """Whether `identity` may write itself into the lease. Pure."""
+    spec: dict[str, Any] = lease.get("spec") or {}
+    holder = spec.get("holderIdentity") or ""
+    if holder in ("", identity):
+        return True
+    return now - seen.since > float(spec.get("leaseDurationSeconds") or 0)
+
+
+def claimed(lease: Lease, identity: str, duration: int, now: datetime) -> Lease:
+    """The lease with `identity` as its holder. Pure."""
+    spec = dict(lease.get("spec") or {})
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if spec.get("holderIdentity") != identity:
+        spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + (1 if "holderIdentity" in spec else 0)
+        spec["acquireTime"] = stamp
+    spec |= {"holderIdentity": identity, "leaseDurationSeconds": duration, "renewTime": stamp}
+    return lease | {"spec": spec}
+
+
+class LeaderElection:
+    """A candidate for the lease `namespace/name`."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        timing: Timing | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._timing = timing or Timing()
+        self._monotonic = monotonic
+        self._seen = Observation()
+        self._held: Lease | None = None
+        self._renewed = 0.0  # monotonic seconds at which the last successful renewal was asked for
+
+    @property
+    def leads(self) -> bool:
+        """Whether this replica holds the lease, and nobody can have taken it by now.
+
+        Asked before every write, for the process may have been stopped since it renewed the lease. Safe from threads.
+        """
+        return self._held is not None and self._monotonic() - self._renewed < self._timing.duration
+
+    async def acquire(self) -> None:
+        """Wait until this replica holds the lease."""
+        waiting = False
+        while True:
+            try:
+                if await self._try():
+                    logger.info("this replica (%s) leads", self._identity)
+                    return
+                if not waiting:
+                    logger.info("another replica leads; this one (%s) watches and waits", self._identity)
+                    waiting = True
+            except ApiError as error:
+                logger.warning("cannot read or write the lease %s/%s: %s", self._namespace, self._name, error)
+            await asyncio.sleep(self._timing.retry)
+
+    async def hold(self) -> None:
+        """Renew until cancelled. Raises LeadershipLost where that failed for too long."""
+        while True:
+            await asyncio.sleep(self._timing.retry)
+            deadline = self._renewed + self._timing.renew
+            problem = f"not renewed for {self._timing.renew:g} s"
+            try:
+                async with asyncio.timeout(max(deadline - self._monotonic(), 0.0)):
+                    if await self._try():
+                        continue
+                problem, deadline = "another replica holds it", 0.0
+            except TimeoutError:
+                deadline = 0.0
+            except ApiError as error:
+                problem = str(error)
+            if self._monotonic() >= deadline:
+                self._held = None
+                raise LeadershipLost(f"lost the lease {self._namespace}/{self._name}: {problem}")
+
+    async def release(self) -> None:
+        """Give the lease up, so that the next replica need not wait for it to expire. Best effort."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        freed = held | {"spec": held["spec"] | {"holderIdentity": ""}}
+        try:
+            await self._kube.replace(LEASES, self._namespace, self._name, freed)
+        except ApiError as error:
+            logger.info("could not release the lease: %s", error)
+
+    async def _try(self) -> bool:
+        """Create, take or renew the lease; False where another replica holds it."""
+        try:
+            lease = await self._kube.get(LEASES, self._namespace, self._name)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            lease = {
+                "apiVersion": LEASES.api_version,
+                "kind": "Lease",
+                "metadata": {"name": self._name, "namespace": self._namespace},
+            }
+            return await self._write(lease, new=True)
+        now = self._monotonic()
+        self._seen.see(lease, now)
+        if not may_take(lease, self._identity, self._seen, now):
+            return False
+        return await self._write(lease, new=False)
+
+    async def _write(self, lease: Lease, *, new: bool) -> bool:
+        asked = self._monotonic()
+        wanted = claimed(lease, self._identity, self._timing.duration, datetime.now(UTC))
+        try:
+            if new:
+                self._held = await self._kube.create(LEASES, self._namespace, wanted)
+            else:
+                self._held = await self._kube.replace(LEASES, self._namespace, self._name, wanted)
+        except ApiError as error:
+            if error.code == 409:  # another replica was faster
+                return False
+            raise
+        self._renewed = asked
+        self._seen.see(self._held, self._monotonic())
+        return True

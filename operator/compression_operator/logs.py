@@ -1,0 +1,51 @@
+"""Logging of the operator: one line a record, for people (text) or for machines (JSON), with run, step and job."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+LOG_FORMATS = ("text", "json")
+CONTEXT = ("run", "step", "job", "reason")
+"""Fields that a record may carry (`extra=`) to say what it is about."""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_context(record),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level, message, then what it is about."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z")
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        context = " ".join(f"{name}={value}" for name, value in _context(record).items())
+        return f"{line}  [{context}]" if context else line
+
+
+def configure(log_format: str, level: str) -> None:
+    """Send everything to standard error; the watching library's own chatter from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for noisy in ("kopf", "urllib3", "asyncio", "aiohttp"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _context(record: logging.LogRecord) -> dict[str, str]:
+    return {name: str(value) for name in CONTEXT if (value := getattr(record, name, None)) is not None}

@@ -1,0 +1,98 @@
+"""kopf wiring, and nothing else: what the watches tell goes to the service, which decides what it means.
+
+Raw event handlers only. kopf's change handlers, daemons and timers would write finalizers and annotations onto the
+users' resources; `on.event` writes nothing.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+
+from .backends.cluster import SELECTOR
+from .kube import PODS, PYTORCHJOBS, RUNS, Resource
+from .service import Service
+
+logger = logging.getLogger(__name__)
+
+STREAM_SECONDS = 600
+"""A watch is closed by the API server and opened anew this often."""
+
+SILENT_SECONDS = 150
+"""A watch that brings nothing for so long, not even a bookmark (one a minute), is dead and opened anew."""
+
+CONNECT_SECONDS = 10
+
+
+def registry_for(service: Service) -> kopf.OperatorRegistry:
+    """Handlers that feed `service`, in a registry of their own."""
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(_login)
+    for resource in (RUNS, PYTORCHJOBS, PODS):
+        _watch(registry, service, resource)
+    return registry
+
+
+def settings_for() -> kopf.OperatorSettings:
+    """kopf's settings: watch what we ask for, write nothing, look at nothing else."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # else it needs to list CRDs and namespaces
+    settings.watching.server_timeout = STREAM_SECONDS
+    settings.watching.inactivity_timeout = SILENT_SECONDS
+    settings.watching.connect_timeout = CONNECT_SECONDS
+    for resource in (PYTORCHJOBS, PODS):
+        settings.watching.label_selectors[resource.group, resource.version, resource.plural] = SELECTOR
+    return settings
+
+
+async def operate(service: Service, namespaces: tuple[str, ...]) -> None:
+    """Watch and work until SIGTERM or SIGINT. Raises LeadershipLost, Unusable, and whatever a watch dies of."""
+    stop, ready = asyncio.Event(), asyncio.Event()
+    watching = asyncio.create_task(
+        kopf.operator(
+            registry=registry_for(service),
+            settings=settings_for(),
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            standalone=True,
+            stop_flag=stop,
+            ready_flag=ready,
+        ),
+        name="kopf",
+    )
+    working = asyncio.create_task(service.run(), name="service")
+    signals = asyncio.create_task(_stop_on_signals(service, ready), name="signals")
+    done, _ = await asyncio.wait((watching, working), return_when=asyncio.FIRST_COMPLETED)
+    service.stop()
+    stop.set()
+    signals.cancel()
+    results = await asyncio.gather(watching, working, return_exceptions=True)
+    for task, result in zip((watching, working), results, strict=True):
+        if isinstance(result, BaseException) and (task in done or task is working):
+            raise result
+
+
+async def _stop_on_signals(service: Service, ready: asyncio.Event) -> None:
+    """Have signals stop the service, and its end the watches.
+
+    With its own handlers, which it has set by then, kopf would wait five seconds for our tasks and then cancel them in
+    the middle of what they do.
+    """
+    await ready.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, service.stop)
+
+
+def _watch(registry: kopf.OperatorRegistry, service: Service, resource: Resource) -> None:
+    @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)
+    async def _(event: Mapping[str, Any], **_: object) -> None:
+        service.fed(resource, event["type"], event["object"])
+
+
+def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """As kube.py does: the pod's service account, else KUBECONFIG."""
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)

@@ -1,0 +1,184 @@
+"""From a spec to the steps that make its students: their order, their inputs, their fingerprints. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.alias_generators import to_camel
+
+from compression_pipeline.config import JOBS, JobConfig, Phase, TeacherConfig, fingerprint
+
+from .api.spec import CompressionRunSpec, PhaseSettings, Student
+from .api.status import Resolved
+from .jobs import Job
+from .names import job_name
+
+BACKEND_FILLS_IN = ""
+"""The store's path, in the configuration of a planned job: only a backend knows it."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step: a phase, for one student or for all of them."""
+
+    name: str
+    phase: Phase
+    student: str | None
+    inputs: Mapping[str, str]  # role (a field of the phase's job) -> the step whose artifact fills it
+    configuration: Mapping[str, Any]  # field of the phase's job -> what shapes the artifact
+    settings: PhaseSettings
+    fingerprint: str | None  # None while the inputs aren't known
+    artifact: str | None  # name in the store; None while it isn't known
+
+    @property
+    def dependencies(self) -> tuple[str, ...]:
+        """The steps that come first, each once."""
+        return tuple(dict.fromkeys(self.inputs.values()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run, each after its inputs."""
+
+    steps: tuple[PlannedStep, ...]
+
+    def get(self, name: str) -> PlannedStep | None:
+        """The step of this name."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    def job(self, step: PlannedStep, *, run: str, attempt: int) -> Job:
+        """The job of one attempt at `step`. Raises ValueError while the step's inputs aren't known."""
+        artifacts = {role: self._artifact(name) for role, name in step.inputs.items()}
+        if step.fingerprint is None or None in artifacts.values():
+            raise ValueError(f"the inputs of {step.name} are not known yet")
+        settings = step.settings
+        config: JobConfig = JOBS[step.phase].model_validate(
+            {
+                "run": run,
+                "step": step.name,
+                "student": step.student,
+                "attempt": attempt,
+                "fingerprint": step.fingerprint,
+                "store": BACKEND_FILLS_IN,
+                "grace_period_seconds": settings.termination_grace_period_seconds,
+                "processes_per_node": settings.gpus_per_node or settings.processes_per_node,
+                **step.configuration,
+                **artifacts,
+            }
+        )
+        return Job(
+            name=job_name(run, step.student, step.phase, step.fingerprint, attempt),
+            step=step.name,
+            phase=step.phase,
+            student=step.student,
+            attempt=attempt,
+            fingerprint=step.fingerprint,
+            config=config,
+            settings=settings,
+        )
+
+    def _artifact(self, name: str) -> str | None:
+        step = self.get(name)
+        return step.artifact if step else None
+
+
+def plan(
+    spec: CompressionRunSpec,
+    *,
+    resolved: Resolved | None = None,
+    sources: str | None = None,
+    kept: Mapping[str, str] | None = None,
+) -> Plan:
+    """The steps of `spec`, breadth first: every student is pruned before the first is distilled, so that what cannot
+    work shows early.
+
+    Fingerprints after prepare rest on the content that prepare found (`resolved`) and are None until it is known; equal
+    content gives equal fingerprints in any run. `sources` is a digest of the local files that the spec names: prepare
+    runs again when they change. `kept` holds fingerprints, by step, that stand as they are: those of the same spec
+    planned earlier, perhaps by another version of the operator.
+    """
+    teacher = step_name(Phase.FINETUNE) if spec.finetune else step_name(Phase.PREPARE)
+    builder = _Builder(spec, resolved, sources, kept or {})
+    builder.add(Phase.PREPARE)
+    if spec.finetune:
+        builder.add(Phase.FINETUNE, data=step_name(Phase.PREPARE), teacher=step_name(Phase.PREPARE))
+    common = {"data": step_name(Phase.PREPARE), "teacher": teacher}
+    for student in spec.students:
+        builder.add(Phase.PRUNE, student, **common)
+    for student in spec.students:
+        builder.add(Phase.DISTILL, student, **common, pruned=step_name(Phase.PRUNE, student.name))
+    for student in spec.students:
+        pruned, distilled = (step_name(phase, student.name) for phase in (Phase.PRUNE, Phase.DISTILL))
+        builder.add(Phase.EXPORT, student, **common, pruned=pruned, distilled=distilled)
+    return Plan(tuple(builder.steps.values()))
+
+
+def step_name(phase: Phase, student: str | None = None) -> str:
+    """`prepare`, `finetune`, `prune-<student>`, `distill-<student>`, `export-<student>`."""
+    return f"{phase}-{student}" if student else phase.value
+
+
+class _Builder:
+    """Collects steps; each finds its inputs among those before it."""
+
+    def __init__(
+        self, spec: CompressionRunSpec, resolved: Resolved | None, sources: str | None, kept: Mapping[str, str]
+    ) -> None:
+        self.steps: dict[str, PlannedStep] = {}
+        self._keys: dict[str, str | None] = {}
+        self._spec = spec
+        self._resolved = resolved
+        self._sources = sources
+        self._kept = kept
+
+    def add(self, phase: Phase, student: Student | None = None, **inputs: str) -> None:
+        """Add a step; `inputs` maps roles to earlier steps."""
+        name = step_name(phase, student.name if student else None)
+        configuration = _configuration(self._spec, phase, student)
+        mark = self._fingerprint(name, phase, configuration, inputs)
+        # prepare's artifact is named by the content it found, so that two ways to the same content share it.
+        resolved_key = self._resolved.key if self._resolved else None
+        key = resolved_key if phase is Phase.PREPARE else mark
+        self._keys[name] = key
+        self.steps[name] = PlannedStep(
+            name=name,
+            phase=phase,
+            student=student.name if student else None,
+            inputs=inputs,
+            configuration=configuration,
+            settings=getattr(self._spec.phases, phase),
+            fingerprint=mark,
+            artifact=f"{phase}-{key}" if key else None,
+        )
+
+    def _fingerprint(
+        self, name: str, phase: Phase, configuration: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> str | None:
+        keys = {role: key for role, step in inputs.items() if (key := self._keys[step]) is not None}
+        if len(keys) < len(inputs):
+            return None
+        if name in self._kept:
+            return self._kept[name]
+        blocks = {to_camel(field): block for field, block in configuration.items()}
+        if phase is Phase.PREPARE:
+            blocks["sources"] = self._sources or None
+        return fingerprint(phase, blocks, keys)
+
+
+def _configuration(spec: CompressionRunSpec, phase: Phase, student: Student | None) -> dict[str, Any]:
+    """What shapes the artifact of a phase, by the fields of its job. All of it enters the fingerprint, names do not."""
+    length = spec.dataset.sequence_length
+    match phase:
+        case Phase.PREPARE:
+            # Without the secret: it opens the teacher and does not change it.
+            teacher = TeacherConfig.model_validate(spec.teacher.model_dump(include=set(TeacherConfig.model_fields)))
+            return {"teacher": teacher, "dataset": spec.dataset}
+        case Phase.FINETUNE:
+            return {"finetune": spec.finetune, "evaluate": spec.evaluate, "sequence_length": length}
+        case Phase.PRUNE:
+            return {"prune": student and student.prune, "sequence_length": length}
+        case Phase.DISTILL:
+            distill = (student and student.distill) or spec.distill
+            return {"distill": distill, "evaluate": spec.evaluate, "sequence_length": length}
+        case Phase.EXPORT:
+            return {"export": spec.export}

@@ -1,0 +1,202 @@
+"""What to do next for one run: (run, observed jobs, now) -> actions and status. Pure: no I/O, no clock, no randomness.
+
+Nothing is remembered outside the status, and nothing in the status is needed for safety: jobs have deterministic names,
+so that an action done twice is done once, and a job that isn't recorded is found in the listing.
+
+A student that cannot be made of its teacher stops the run, as soon as prepare has looked at the teacher: nothing new
+starts until an edit heals it, so no GPU is asked for in vain; jobs that run already go on to their end.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from compression_pipeline.config import Phase, student_faults
+
+from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
+from .api.status import CompressionRunStatus, Step, StepState
+from .conditions import FINISHED, Situation, summarized
+from .jobs import Decision, JobState, ObservedJob
+from .notices import notices
+from .plan import Plan, PlannedStep, plan, step_name
+from .results import figures_that_stand, record
+from .schedule import LISTING_LAG, Limits, Schedule, deletions
+from .steps import deadlines, follow, forgiven, planned_step, seconds
+from .troubles import REASONS as TROUBLES
+
+BLOCKED_SECONDS = 10.0
+"""When to look again while a step waits for a job to be gone, should nobody tell that it is."""
+
+
+def reconcile(run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
+    """What to do for `run`, given every job that was observed for it. Calling it again with the status it returns, and
+    the same jobs and time, gives that status.
+
+    A finished run is looked at again only when it is edited (metadata.generation) or a new retry is asked for.
+    """
+    jobs = _merged(observed)
+    ours = {name: job for name, job in jobs.items() if job.ours}
+    status = run.status
+    look = _Pass(run, ours, foreign=frozenset(jobs) - frozenset(ours), now=now)
+    if _settled(run):
+        return Decision(look.status_told(), tuple(deletions({step.name: step for step in status.steps}, ours)))
+    return look.decide()
+
+
+def _settled(run: CompressionRun) -> bool:
+    status = run.status
+    edited = status.observed_generation != run.metadata.generation
+    return status.phase in FINISHED and not edited and not _retry_asked(run)
+
+
+def _retry_asked(run: CompressionRun) -> bool:
+    token = run.metadata.annotations.get(RETRY_ANNOTATION)
+    return token is not None and token != run.status.handled_retry
+
+
+class _Pass:
+    """One look at a run: the steps are brought up to date in order, then jobs are started and stopped."""
+
+    def __init__(
+        self, run: CompressionRun, jobs: Mapping[str, ObservedJob], *, foreign: frozenset[str], now: datetime
+    ) -> None:
+        self._run = run
+        self._jobs = jobs
+        self._foreign = foreign
+        self._exact_now = now
+        self._now = seconds(now)
+        self._edited = run.status.observed_generation != run.metadata.generation
+        self._forgive = self._edited or _retry_asked(run)
+        self._status = run.status
+        self._steps: dict[str, Step] = {}
+
+    def decide(self) -> Decision:
+        """The decision."""
+        spec = self._run.spec
+        token = self._run.metadata.annotations.get(RETRY_ANNOTATION)
+        self._change(handled_retry=token or self._run.status.handled_retry)
+        steps = self._updated()
+        faults = self._student_faults()
+        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, self._foreign)
+        schedule = Schedule(self._run.metadata.name, steps, self._jobs, self._steps, limits)
+        schedule.decide(self._now)
+        self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
+        self._status = figures_that_stand(self._status, [student.name for student in spec.students])
+        live = sum(job.live for job in self._jobs.values())
+        situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
+        self._status = summarized(self._status, situation, self._now)
+        return Decision(
+            status=self._status,
+            actions=tuple(schedule.actions),
+            notices=notices(self._run.status, self._status),
+            look_again_seconds=self._look_again(steps, blocked=bool(schedule.blocked)),
+            blocked=tuple(schedule.blocked),
+        )
+
+    def status_told(self) -> CompressionRunStatus:
+        """The status of a finished run, its conditions written anew where they tell of trouble that is over by now."""
+        if not any(condition.reason in TROUBLES for condition in self._status.conditions):
+            return self._status
+        faults = list(self._student_faults().values())
+        return summarized(self._status, Situation(self._run.metadata.generation, False, 0, faults), self._now)
+
+    def _change(self, **changes: object) -> None:
+        self._status = self._status.model_copy(update=changes)
+
+    # -- what happened ------------------------------------------------------------------------------------------------
+
+    def _updated(self) -> Plan:
+        """Bring every step up to date; prepare first, because the rest of the plan rests on what it finds."""
+        first = self._planned()
+        prepare = first.steps[0]
+        before = self._run.status.step(prepare.name)
+        known = before and before.state is StepState.SUCCEEDED and before.fingerprint == prepare.fingerprint
+        if not known:
+            self._change(resolved=None)
+        self._update(prepare)
+        steps = self._planned()
+        for planned in steps.steps[1:]:
+            self._update(planned)
+        return steps
+
+    def _planned(self) -> Plan:
+        # Within one generation what was planned stands, whatever version of the operator planned it.
+        before = self._run.status
+        same = not self._edited
+        kept = {step.name: step.fingerprint for step in before.steps if same and step.fingerprint is not None}
+        if before.resolved is None:
+            kept = {name: mark for name, mark in kept.items() if name == step_name(Phase.PREPARE)}
+        sources = self._run.metadata.annotations.get(SOURCES_ANNOTATION)
+        return plan(self._run.spec, resolved=self._status.resolved, sources=sources, kept=kept)
+
+    def _update(self, planned: PlannedStep) -> None:
+        step = planned_step(self._run.status.step(planned.name), planned)
+        if planned.phase is Phase.PREPARE and self._status.resolved is None and step.state is StepState.SUCCEEDED:
+            step = step.model_copy(update={"state": StepState.PENDING})  # what it found was lost
+        step = forgiven(step) if self._forgive else step
+        jobs = [job for job in self._jobs.values() if job.step == planned.name]
+        followed = follow(step, jobs, planned.settings, self._now, halt=self._run.spec.suspend)
+        step = followed.step
+        if followed.result is not None:
+            key = getattr(followed.result, "key", planned.fingerprint)
+            step = step.model_copy(update={"artifact": f"{planned.phase}-{key}"})
+            self._status = record(self._status, step, followed.result)
+        self._steps[planned.name] = step
+
+    def _student_faults(self) -> dict[str, str]:
+        teacher = self._status.teacher
+        if teacher is None or self._status.resolved is None:
+            return {}
+        found: dict[str, str] = {}
+        for index, student in enumerate(self._run.spec.students):
+            sentences = [
+                f"spec.students[{index}].prune.{field}: {sentence}"
+                for field, sentence in student_faults(teacher, student.prune)
+            ]
+            if sentences:
+                found[student.name] = "; ".join(sentences)
+        return found
+
+    # -- when to look again -------------------------------------------------------------------------------------------
+
+    def _look_again(self, steps: Plan, *, blocked: bool) -> float | None:
+        """Seconds until a pause, a deadline or a lag may be over; None where only an event brings news."""
+        times = list(self._times(steps))
+        waits = [max(0.0, (time - self._exact_now).total_seconds()) for time in times]
+        return min([*waits, *([BLOCKED_SECONDS] if blocked else [])], default=None)
+
+    def _times(self, steps: Plan) -> Iterator[datetime]:
+        settings = {planned.name: planned.settings for planned in steps.steps}
+        for step in self._status.steps:
+            if step.state is StepState.PENDING and step.retry_time is not None and step.retry_time > self._now:
+                yield step.retry_time
+            if step.unseen_since is not None and step.job_name not in self._jobs:
+                yield self._now + LISTING_LAG
+            job = self._jobs.get(step.job_name or "")
+            if job is not None and step.state is StepState.RUNNING:
+                yield from (when for when, _ in deadlines(job, settings[step.name]))
+
+
+def _merged(observed: Iterable[ObservedJob]) -> dict[str, ObservedJob]:
+    """The jobs by name. Where a name was listed twice, at different times, the later state counts, and the worst of
+    everything that calls for care.
+    """
+    found: dict[str, ObservedJob] = {}
+    for job in observed:
+        other = found.get(job.name)
+        if other is None:
+            found[job.name] = job
+            continue
+        later = max(other, job, key=_lateness)
+        found[job.name] = replace(
+            later,
+            alive=job.alive or other.alive,
+            ours=job.ours and other.ours,
+            deleting=job.deleting or other.deleting,
+        )
+    return found
+
+
+def _lateness(job: ObservedJob) -> tuple[bool, bool, float]:
+    created = job.created.timestamp() if job.created else 0.0
+    return job.ended_as is not None, job.state is not JobState.PENDING, created

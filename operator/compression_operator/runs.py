@@ -1,0 +1,325 @@
+"""Local runs: one work directory per run, its resource in `run.yaml`, locked by whoever works on it."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Collection, Generator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from compression_pipeline.config import Phase
+
+from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun, ObjectMeta
+from .api.status import CompressionRunStatus, RunPhase
+from .backends.jobfiles import JobFolder, JobRecord, write_atomically
+from .controller import Conflict
+
+
+class WorkdirError(Exception):
+    """The work directory cannot be used; the message is one sentence that says why and what to do."""
+
+
+def key_of(run: CompressionRun) -> str:
+    """The controller's key of a run."""
+    return f"{run.metadata.namespace}/{run.metadata.name}"
+
+
+def _dumper() -> Any:
+    """The C library's dumper where there is one, without anchors: kubectl writes none either."""
+
+    def ignore_aliases(dumper: object, data: object) -> bool:
+        return True
+
+    base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return type("Dumper", (base,), {"ignore_aliases": ignore_aliases})
+
+
+def to_yaml(value: Any) -> str:
+    """YAML as kubectl writes it: block style, keys in their order."""
+    return yaml.dump(value, Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=10_000)
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """The layout of a work directory."""
+
+    root: Path
+
+    @property
+    def run_file(self) -> Path:
+        return self.root / "run.yaml"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def store(self) -> Path:
+        """Artifacts: a folder, or a link to a store shared with other runs."""
+        return self.root / "store"
+
+    @property
+    def students(self) -> Path:
+        return self.root / "students"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    def make(self, shared_store: Path | None = None) -> None:
+        """Make what isn't there, and let `store` lead to the shared one; the lock must be held. Raises WorkdirError."""
+        if shared_store is not None:
+            _make_store(shared_store)
+        try:
+            self.jobs.mkdir(parents=True, exist_ok=True)
+            if shared_store is not None:
+                self._link_store(shared_store.absolute())
+            elif self.store.is_symlink():
+                if not self.store.exists():
+                    raise WorkdirError(f"the store {self.store.readlink()} is gone; mount it, or use another --store")
+                _make_store(self.store.readlink())
+            self.store.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkdirError(_unwritable(error, self.root)) from error
+
+    def _link_store(self, shared: Path) -> None:
+        if self.store.is_symlink():
+            if self.store.readlink() == shared:
+                return
+            self.store.unlink()
+        elif self.store.is_dir():
+            if self.store.samefile(shared):
+                return
+            try:
+                self.store.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise WorkdirError(
+                    f"{self.store} holds this run's artifacts already; leave out --store, or use another --workdir"
+                ) from None
+        self.store.symlink_to(shared)
+
+    @contextlib.contextmanager
+    def locked(self) -> Generator[None]:
+        """Keep every other command from working on this directory, which is made where it isn't there.
+
+        Raises WorkdirError where one works on it already, or where nothing can be written.
+
+        The lock ends with this process, however it ends.
+        """
+        path = self.root / "lock"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise WorkdirError(_unwritable(error, self.root)) from error
+        with os.fdopen(handle, "r+") as file:
+            if not _lock(file.fileno()):
+                holder = file.read().strip() or "unknown"
+                raise WorkdirError(
+                    f"{self.root} is in use by process {holder}; wait for it, stop it, or use another --workdir"
+                )
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a command works on this directory now."""
+        try:
+            with (self.root / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def read(self) -> CompressionRun | None:
+        """The run of this directory, None where there is none. Raises WorkdirError where it cannot be read."""
+        try:
+            loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            return CompressionRun.model_validate(yaml.load(self.run_file.read_bytes(), Loader=loader))  # noqa: S506 - a safe one
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            why = error.strerror if isinstance(error, OSError) else _first_line(error)
+            raise WorkdirError(
+                f"{self.run_file}: cannot be read ({why}); remove it to begin anew, published artifacts are kept"
+            ) from error
+
+    def write(self, run: CompressionRun) -> None:
+        """Replace the run as a whole. Raises OSError."""
+        write_atomically(self.run_file, to_yaml(run.to_json()))
+
+    def forget_jobs(self, which: Callable[[JobRecord], bool]) -> None:
+        """Count these jobs as deleted; their logs stay. Raises OSError."""
+        for folder in map(JobFolder, self.jobs.iterdir()):
+            record = folder.record()
+            if record is not None and which(record):
+                folder.mark_deleted()
+
+
+class LocalRuns:
+    """The one run of a work directory, as the controller wants it. Use it while holding the directory's lock."""
+
+    def __init__(self, workdir: Workdir, run: CompressionRun) -> None:
+        self._workdir = workdir
+        self._run = run
+        self.suspended = False  # set when the command is told to stop: everything ends at a checkpoint
+
+    @property
+    def run(self) -> CompressionRun:
+        """The run as it is stored."""
+        return self._run
+
+    async def keys(self) -> list[str]:
+        """The one key."""
+        return [key_of(self._run)]
+
+    async def get(self, key: str) -> CompressionRun | None:
+        """The run; asked to stop where the command was."""
+        if key != key_of(self._run):
+            return None
+        if not self.suspended:
+            return self._run
+        return self._run.model_copy(update={"spec": self._run.spec.model_copy(update={"suspend": True})})
+
+    async def write_status(self, run: CompressionRun, status: CompressionRunStatus) -> CompressionRun:
+        """Store the status. Raises Conflict where the run was written since it was read, OSError where it can't be."""
+        if run.metadata.resource_version != self._run.metadata.resource_version:
+            raise Conflict(key_of(run))
+        stored = _written(self._run, status=status)
+        self._workdir.write(stored)
+        self._run = stored
+        return stored
+
+
+def submit(
+    workdir: Workdir, manifest: CompressionRun, *, sources: str, now: datetime, uid: str, retry: str
+) -> CompressionRun:
+    """Apply a manifest to the directory, as `kubectl apply` would; returns the run as stored.
+
+    `sources` is the digest of the local files that it names. A changed spec or changed files raise the generation. What
+    failed before is tried again (`retry` becomes the retry annotation's value). Nothing is written where nothing
+    changed. Raises WorkdirError where the directory belongs to another run, or cannot be written.
+    """
+    annotations = {**manifest.metadata.annotations, SOURCES_ANNOTATION: sources}
+    stored = workdir.read()
+    if stored is None:
+        metadata = manifest.metadata.model_copy(
+            update={
+                "uid": uid,
+                "generation": 1,
+                "resource_version": "1",
+                "creation_timestamp": now,
+                "annotations": annotations,
+            }
+        )
+        run = CompressionRun(metadata=metadata, spec=manifest.spec)
+    else:
+        run = _applied(workdir, stored, manifest, annotations, retry)
+    if run != stored:
+        try:
+            if stored is None:
+                # Jobs of a run that is known no more: their names may come again.
+                workdir.forget_jobs(lambda record: True)
+            workdir.write(run)
+        except OSError as error:
+            raise WorkdirError(_unwritable(error, workdir.root)) from error
+    return run
+
+
+def forget(workdir: Workdir, run: CompressionRun, steps: Collection[str]) -> CompressionRun:
+    """Let these finished steps run again, since what they made is gone; returns the run as stored.
+
+    Their jobs are forgotten too (their logs stay), and the generation rises, as a finished run is planned again only
+    then. Raises WorkdirError where nothing can be written.
+    """
+    if not steps:
+        return run
+    changes: dict[str, Any] = {"steps": [step for step in run.status.steps if step.name not in steps]}
+    if Phase.PREPARE in steps:
+        changes["resolved"] = None
+    metadata = run.metadata.model_copy(update={"generation": run.metadata.generation + 1})
+    forgotten = _written(run, metadata=metadata, status=run.status.model_copy(update=changes))
+    try:
+        workdir.forget_jobs(lambda record: record.step in steps)
+        workdir.write(forgotten)
+    except OSError as error:
+        raise WorkdirError(_unwritable(error, workdir.root)) from error
+    return forgotten
+
+
+def _applied(
+    workdir: Workdir, stored: CompressionRun, manifest: CompressionRun, annotations: Mapping[str, str], retry: str
+) -> CompressionRun:
+    if key_of(stored) != key_of(manifest):
+        raise WorkdirError(
+            f"{workdir.root} belongs to run {stored.metadata.name}, the manifest is of {manifest.metadata.name}; "
+            "use another --workdir"
+        )
+    kept = {k: v for k, v in stored.metadata.annotations.items() if k == RETRY_ANNOTATION}
+    annotations = {**kept, **annotations}
+    sources_changed = stored.metadata.annotations.get(SOURCES_ANNOTATION) != annotations[SOURCES_ANNOTATION]
+    edited = stored.spec != manifest.spec or sources_changed
+    if stored.status.phase is RunPhase.FAILED and not edited:
+        annotations[RETRY_ANNOTATION] = retry
+    changes: dict[str, Any] = {"annotations": annotations, "labels": manifest.metadata.labels}
+    if edited:
+        changes["generation"] = stored.metadata.generation + 1
+    metadata = stored.metadata.model_copy(update=changes)
+    if metadata == stored.metadata and not edited:
+        return stored
+    return _written(stored, metadata=metadata, spec=manifest.spec)
+
+
+def _written(run: CompressionRun, **changes: Any) -> CompressionRun:
+    """`run` with changes and the next resourceVersion."""
+    metadata: ObjectMeta = changes.pop("metadata", run.metadata)
+    version = str(int(run.metadata.resource_version or "0") + 1)
+    return run.model_copy(update={"metadata": metadata.model_copy(update={"resource_version": version}), **changes})
+
+
+def _lock(handle: int) -> bool:
+    # `in_use` holds the lock for an instant to look at it, so one refusal is no proof.
+    for _ in range(5):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
+def _make_store(shared: Path) -> None:
+    """Make a shared store where it isn't there. Raises WorkdirError where it can't be made, or written."""
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+        if not os.access(shared, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise WorkdirError(f"cannot write in the store {shared} ({why}); choose another folder with --store") from error
+
+
+def _unwritable(error: OSError, root: Path) -> str:
+    why = (error.strerror or str(error)).lower()
+    return f"cannot write in {error.filename or root} ({why}); choose another folder with --workdir"
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return str(error).partition("\n")[0]

@@ -1,0 +1,195 @@
+"""Which jobs to start and which to stop, once every step is up to date with what its jobs did. Pure.
+
+A job is wanted while a step names it; whatever else of the run's is live is stopped. A step's new attempt waits until
+no other job of it is live, and until none in the run makes the same artifact.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from compression_pipeline.config import Phase
+
+from .api.status import Step, StepState
+from .jobs import Action, CreateJob, DeleteJob, ObservedJob
+from .plan import Plan, PlannedStep
+from .steps import due
+
+LISTING_LAG = timedelta(seconds=30)
+"""Longest time that a listing is taken to lag behind the creation of a job."""
+
+HISTORY = 3
+"""Ended attempts of a step whose jobs stay to be looked at."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What holds jobs back besides their inputs."""
+
+    max_parallel_jobs: int
+    suspended: bool
+    faults: Mapping[str, str]  # by student: why it cannot be made of this teacher
+    foreign: frozenset[str]  # names of jobs that exist and are not this run's
+
+
+@dataclass(frozen=True)
+class _Wait:
+    message: str
+    for_a_job: bool = False  # to be gone
+
+
+class Schedule:
+    """Decides step by step, in the plan's order; collects the actions."""
+
+    def __init__(
+        self, run: str, plan: Plan, jobs: Mapping[str, ObservedJob], steps: Mapping[str, Step], limits: Limits
+    ) -> None:
+        """`jobs`: the run's own, by name. `steps`: by name, up to date with the jobs."""
+        self.steps = dict(steps)
+        self.actions: list[Action] = []
+        self.blocked: list[str] = []
+        self._run = run
+        self._plan = plan
+        self._jobs = jobs
+        self._limits = limits
+        self._live = {job.name: (job.step, job.fingerprint) for job in jobs.values() if job.live}
+        for step in steps.values():
+            if step.state.active and step.job_name and step.fingerprint:
+                self._live[step.job_name] = (step.name, step.fingerprint)
+
+    def decide(self, now: datetime) -> None:
+        """Advance every step; `steps`, `actions` and `blocked` hold the outcome."""
+        for name, step in self.steps.items():
+            if not step.state.active and step.unseen_since is not None:
+                self.steps[name] = self._seen_or_gone(step, step.unseen_since, now)
+        for planned in self._plan.steps:
+            self.steps[planned.name] = self._advanced(planned, self.steps[planned.name], now)
+        # What a step waits for is told once all that can start has started, so that a second look tells the same.
+        for planned in self._plan.steps:
+            self.steps[planned.name] = self._told(planned, self.steps[planned.name], now)
+        self.actions[:0] = deletions(self.steps, self._jobs)
+
+    def _advanced(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
+        if step.state.active:
+            return self._asked_again(planned, step)
+        if step.state in (StepState.SUCCEEDED, StepState.FAILED):
+            return step
+        fault = self._limits.faults.get(planned.student or "")
+        if fault and planned.phase is Phase.PRUNE:
+            return step.model_copy(update={"state": StepState.FAILED, "message": fault, "completion_time": now})
+        skipped = self._why_skipped(planned)
+        if skipped:
+            return step.model_copy(update={"state": StepState.SKIPPED, "message": skipped})
+        if self._wait(planned, step, now) is None:
+            return self._started(planned, step, now)
+        return step.model_copy(update={"state": StepState.PENDING})
+
+    def _told(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
+        wait = self._wait(planned, step, now) if step.state is StepState.PENDING else None
+        if wait is None:
+            return step
+        if wait.for_a_job:
+            self.blocked.append(step.name)
+        return step.model_copy(update={"message": wait.message})
+
+    def _asked_again(self, planned: PlannedStep, step: Step) -> Step:
+        """A step whose job isn't seen asks for it again: by its name it cannot become two."""
+        if step.job_name is None or step.job_name in self._jobs:
+            return step
+        if step.job_name in self._limits.foreign or self._others(step):
+            self.blocked.append(step.name)
+        else:
+            self.actions.append(CreateJob(self._plan.job(planned, run=self._run, attempt=step.attempt)))
+        return step
+
+    def _seen_or_gone(self, step: Step, since: datetime, now: datetime) -> Step:
+        """A step that gave up a job before it was seen stops it unseen, for as long as a listing may lag behind."""
+        if step.job_name and step.job_name not in self._jobs and since <= now < since + LISTING_LAG:
+            self.actions.append(DeleteJob(step.job_name, "no longer wanted"))
+            self._live[step.job_name] = (step.name, "")
+            return step
+        return step.model_copy(update={"unseen_since": None})
+
+    def _why_skipped(self, planned: PlannedStep) -> str | None:
+        failed = next((name for name in planned.dependencies if self._ended_badly(name)), None)
+        if self._limits.faults and planned.phase is not Phase.PREPARE:
+            return f"not started, for {' and '.join(self._limits.faults)} cannot be made of this teacher"
+        return f"not started, for {failed} did not succeed" if failed else None
+
+    def _ended_badly(self, name: str) -> bool:
+        return self.steps[name].state in (StepState.FAILED, StepState.SKIPPED)
+
+    def _wait(self, planned: PlannedStep, step: Step, now: datetime) -> _Wait | None:
+        """What the step waits for; None where it can start."""
+        missing = [name for name in planned.dependencies if self.steps[name].state is not StepState.SUCCEEDED]
+        if missing or planned.fingerprint is None:
+            return _Wait(f"waits for {missing[0] if missing else 'prepare'}")
+        if self._limits.suspended:
+            return _Wait("waits, for the run is suspended")
+        if not due(step, now):
+            return _Wait(f"tries again at {step.retry_time:%H:%M:%S} UTC, after: {_last_words(step)}")
+        others = self._others(step)
+        if others:
+            return _Wait(f"waits for job {others[0]} to end", for_a_job=True)
+        twin = next((owner for owner, mark in self._live.values() if mark == planned.fingerprint), None)
+        if twin:
+            return _Wait(f"waits for {twin}, which makes the same", for_a_job=True)
+        if len(self._live) >= self._limits.max_parallel_jobs:
+            return _Wait(f"waits for a free slot (maxParallelJobs is {self._limits.max_parallel_jobs})")
+        name = self._plan.job(planned, run=self._run, attempt=self._next_attempt(step)).name
+        if name in self._limits.foreign:
+            return _Wait(f"waits for job {name} to be removed, which is not this run's", for_a_job=True)
+        return None
+
+    def _others(self, step: Step) -> list[str]:
+        """Live jobs of the step, its present one left out."""
+        present = step.job_name if step.state.active else None
+        return [name for name, (owner, _) in self._live.items() if owner == step.name and name != present]
+
+    def _next_attempt(self, step: Step) -> int:
+        seen = [job.attempt for job in self._jobs.values() if job.step == step.name]
+        return max([step.attempt, *seen]) + 1
+
+    def _started(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
+        job = self._plan.job(planned, run=self._run, attempt=self._next_attempt(step))
+        self.actions.append(CreateJob(job))
+        self._live[job.name] = (job.step, job.fingerprint)
+        return step.model_copy(
+            update={
+                "state": StepState.STARTING,
+                "attempt": job.attempt,
+                "job_name": job.name,
+                "unseen_since": now,
+                "start_time": None,
+                "completion_time": None,
+                "retry_time": None,
+                "message": "",
+                "progress": None,
+            }
+        )
+
+
+def _last_words(step: Step) -> str:
+    return step.last_failure.message if step.last_failure else step.message
+
+
+def deletions(steps: Mapping[str, Step], jobs: Mapping[str, ObservedJob]) -> Iterator[DeleteJob]:
+    """The run's jobs to stop or to remove, given its steps: live ones that no step names, ended ones of no use."""
+    for job in jobs.values():
+        reason = _why_unwanted(steps.get(job.step), job)
+        if reason and not job.deleting:
+            yield DeleteJob(job.name, reason)
+
+
+def _why_unwanted(step: Step | None, job: ObservedJob) -> str | None:
+    if step is None:
+        return "the run has no such step any more"
+    if step.fingerprint != job.fingerprint:
+        # While a fingerprint is unknown, an ended job may yet turn out to be the right one.
+        kept = step.fingerprint is None and not job.live
+        return None if kept else "its configuration or its inputs changed"
+    if job.name == step.job_name and (step.state.active or step.state is StepState.SUCCEEDED):
+        return None
+    if job.live:
+        return step.message or "another attempt took its place"
+    return f"only the newest {HISTORY} attempts are kept" if job.attempt <= step.attempt - HISTORY else None

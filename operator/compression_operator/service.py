@@ -1,0 +1,314 @@
+"""The operator as one process: caches, controller, leader election, events, endpoints, put together and taken down."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from .api.run import CompressionRun, ObjectMeta
+from .backends.claims import ClaimAdvice, advised
+from .backends.cluster import SELECTOR, ClusterBackend, job_group, pod_group
+from .backends.observation import seen_job, seen_pod
+from .backends.progress import PERIOD_SECONDS, LogWatcher
+from .backends.pytorchjob import label_value
+from .cache import Body, Cache, version_of
+from .clusterruns import ClusterRuns, UnreadableRun
+from .controller import Conflict, Controller
+from .events import EventRecorder
+from .health import MISSED_SECONDS, Probes, WatchHealth, serve
+from .jobs import Decision, Notice, ObservedJob
+from .kube import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource, connect
+from .leader import LeaderElection
+from .metrics import Metrics
+from .reconcile import reconcile
+from .troubles import Trouble, refusal
+
+logger = logging.getLogger(__name__)
+
+CHORES = 1000
+"""Events and the like that wait to be written; more are dropped, for they are never worth memory without end."""
+
+DRAIN_SECONDS = 10.0
+"""Time for passes under way to end once the operator is told to stop."""
+
+SYNC_PAUSE_SECONDS = 2.0
+
+
+class Unusable(Exception):
+    """The cluster is not one that the operator can work in, e.g. for want of a permission or of the PyTorchJob CRD."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an operator is told when it starts."""
+
+    image: str  # what runs that name no image get
+    namespaces: tuple[str, ...] = ()  # empty: the whole cluster
+    identity: str = "compression-operator"  # of this replica: its pod's name
+    lease_namespace: str = "default"
+    lease_name: str = "compression-operator"
+    leader_election: bool = True
+    workers: int = 4
+    resync_seconds: float = 60.0
+    missed_seconds: float = MISSED_SECONDS
+    progress_seconds: float = PERIOD_SECONDS
+    api_threads: int = 8
+    host: str = "0.0.0.0"  # noqa: S104 - kubelet and Prometheus come from outside the pod
+    port: int = 8080
+    per_run_metrics: bool = True
+
+
+class Service:
+    """The operator. `fed` takes what the watches tell; `run` works until `stop`."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._caches: Mapping[Resource, Cache] = {
+            RUNS: Cache(lambda body: f"{body['metadata']['namespace']}/{label_value(body['metadata']['name'])}"),
+            PYTORCHJOBS: Cache(job_group, keep=seen_job),
+            PODS: Cache(pod_group, keep=seen_pod),
+        }
+        self._watches: Mapping[Resource, WatchHealth] = {resource: WatchHealth() for resource in self._caches}
+        self._unsynced: str | None = "the first look at the cluster is not done yet"
+        self._stopping = asyncio.Event()
+        self._controlling: asyncio.Task[None] | None = None
+        self._chores: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(CHORES)
+        self._metrics = Metrics(
+            lambda: self._runs.readable(),
+            lambda: self._controller.queue_depth,
+            self._leads,
+            per_run=options.per_run_metrics,
+        )
+        self._kube = Kube(
+            connect(options.api_threads),
+            threads=options.api_threads,
+            on_request=self._metrics.request,
+            leads=self._leads,
+        )
+        self._election = LeaderElection(self._kube, options.lease_namespace, options.lease_name, options.identity)
+        self._runs = ClusterRuns(self._kube, self._caches[RUNS], image=options.image)
+        self._logs = LogWatcher(self._kube, self._enqueue, period_seconds=options.progress_seconds)
+        self._claims = ClaimAdvice(self._kube)
+        self._backend = ClusterBackend(
+            self._kube, self._caches[PYTORCHJOBS], self._caches[PODS], logs=self._logs, claims=self._claims, now=_now
+        )
+        self._recorder = EventRecorder(self._kube, instance=options.identity, now=_now)
+        self._controller = Controller(
+            self._runs,
+            self._backend,
+            self,
+            reconcile=self._reconcile,
+            now=_now,
+            workers=options.workers,
+            resync_seconds=options.resync_seconds,
+            timed=self._metrics.reconcile_seconds.observe,
+            patience=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
+        )
+
+    # -- what the watches tell ----------------------------------------------------------------------------------------
+
+    def fed(self, resource: Resource, kind: str | None, body: Body) -> None:
+        """An event of a watch: `kind` is ADDED, MODIFIED, DELETED, or None for what was there at first."""
+        uid = body["metadata"]["uid"]
+        if kind == "DELETED":
+            self._watches[resource].told_gone(uid)
+            changed = self._caches[resource].remove(body)
+            self._cleaned(resource, body)
+        else:
+            self._watches[resource].told(uid, version_of(body))
+            changed = self._caches[resource].put(body)
+        if changed:
+            self._enqueue_owner(resource, body)
+
+    def _cleaned(self, resource: Resource, body: Body) -> None:
+        if resource == PYTORCHJOBS:
+            self._backend.gone(body)
+        elif resource == RUNS:
+            self._backend.run_gone(body)
+
+    def _enqueue_owner(self, resource: Resource, body: Body) -> None:
+        """Have the run looked at that an object belongs to."""
+        meta = body["metadata"]
+        if resource == RUNS:
+            self._enqueue(f"{meta['namespace']}/{meta['name']}")
+            return
+        group = job_group(body)
+        for run in self._caches[RUNS].members(group) if group else ():
+            self._enqueue(f"{meta['namespace']}/{run['metadata']['name']}")
+
+    def _enqueue(self, key: str) -> None:
+        self._controller.enqueue(key)
+
+    # -- the controller's questions and news (controller.Reconcile, controller.Listener) ------------------------------
+
+    def _reconcile(self, run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
+        return advised(run, reconcile(run, observed, now), self._claims.about(run))
+
+    def passed(self, run: CompressionRun, decision: Decision) -> None:
+        """A pass went through."""
+        self._metrics.passed(run)
+
+    def noticed(self, run: CompressionRun, notice: Notice) -> None:
+        """Something worth telling: a log line and an Event."""
+        self._notice(run.metadata, notice)
+
+    def _notice(self, about: ObjectMeta, notice: Notice) -> None:
+        level = logging.WARNING if notice.type == "Warning" else logging.INFO
+        context = {"run": f"{about.namespace}/{about.name}", "step": notice.step, "job": notice.job}
+        logger.log(level, "%s", notice.message, extra={**context, "reason": notice.reason})
+        self._later(lambda: self._recorder.record(about, notice))
+
+    def failed(self, key: str, error: Exception, consecutive: int) -> None:
+        """A pass raised."""
+        if isinstance(error, NotLeading):
+            logger.info("%s", error, extra={"run": key})
+            return
+        if isinstance(error, ApiError) and error.namespace_gone:
+            logger.info("its namespace is being deleted: %s", error, extra={"run": key})
+            return
+        self._metrics.reconcile_errors.inc()
+        # A traceback helps with what nobody expected; the API server's refusals speak for themselves.
+        unexpected = not isinstance(error, ApiError | UnreadableRun)
+        logger.error("pass failed (%d in a row): %s", consecutive, error, extra={"run": key}, exc_info=unexpected)
+        if isinstance(error, UnreadableRun):
+            self._later(lambda: self._tell(key, error.trouble))
+        elif isinstance(error, ApiError) and not error.passing:
+            self._later(lambda: self._tell(key, refusal(error.code, str(error))))
+
+    def _later(self, chore: Callable[[], Awaitable[None]]) -> None:
+        try:
+            self._chores.put_nowait(chore)
+        except asyncio.QueueFull:
+            logger.warning("too many events wait to be written; one is dropped")
+
+    async def _tell(self, key: str, trouble: Trouble) -> None:
+        """Tell trouble on the run and by an Event; by that alone where the run cannot even take a status."""
+        try:
+            news = await self._runs.tell(key, trouble, _now())
+        except ApiError as error:
+            if error.passing:
+                raise
+            logger.warning("trouble cannot be told in its status: %s", error, extra={"run": key})
+            news = True
+        about = self._runs.meta(key)
+        if news and about is not None:
+            self._notice(about, Notice("Warning", trouble.reason, trouble.message))
+
+    async def _do_chores(self) -> None:
+        while True:
+            chore = await self._chores.get()
+            try:
+                await chore()
+            except (ApiError, NotLeading, Conflict) as error:
+                logger.warning("could not be told: %s", error)
+            finally:
+                self._chores.task_done()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End: passes under way go through, then the lease is given back."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve the endpoints, wait to lead, then reconcile until `stop`. Raises LeadershipLost and Unusable."""
+        options = self._options
+        server = await serve(Probes(self._live, self._ready, self._metrics.exposition), options.host, options.port)
+        chores = asyncio.create_task(self._do_chores(), name="chores")
+        work = asyncio.create_task(self._work(), name="work")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+            self._controller.stop()
+            if self._controlling is not None and not work.done():
+                # The lease is still renewed meanwhile.
+                await asyncio.wait(
+                    (self._controlling, work), timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                await asyncio.wait((asyncio.create_task(self._chores.join()),), timeout=1.0)
+        finally:
+            for task in (work, stop, chores):
+                task.cancel()
+            await asyncio.gather(work, stop, chores, return_exceptions=True)
+            await self._logs.close()
+            await self._election.release()
+            await server.cleanup()
+            self._kube.close()
+        if not work.cancelled():
+            work.result()
+
+    async def _work(self) -> None:
+        await self._first_sync()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._resync_forever(), name="resync-caches")
+            if self._options.leader_election:
+                await self._election.acquire()
+                group.create_task(self._election.hold(), name="lease")
+            # Whatever the leader before did last: a job of its that came and went must not be made again.
+            await self._sync_until_done()
+            self._controlling = group.create_task(self._controller.run(), name="controller")
+
+    def _leads(self) -> bool:
+        return self._election.leads or not self._options.leader_election
+
+    def _live(self) -> str | None:
+        now = time.monotonic()
+        for resource, watch in self._watches.items():
+            if watch.lag(now) > self._options.missed_seconds:
+                return f"the watch of {resource.plural} missed a change {watch.lag(now):.0f} s ago: it has gone silent"
+        return None
+
+    def _ready(self) -> str | None:
+        return self._unsynced
+
+    async def _first_sync(self) -> None:
+        try:
+            await self._sync_until_done()
+        except ApiError as error:
+            raise Unusable(refusal(error.code, str(error)).message) from error
+        self._unsynced = None
+
+    async def _sync_until_done(self) -> None:
+        """Compare the caches with the truth, trying again where the API server is away. Raises ApiError otherwise."""
+        while True:
+            try:
+                return await self._sync()
+            except ApiError as error:
+                if not error.passing:
+                    raise
+                logger.warning("cannot list, trying again in %g s: %s", SYNC_PAUSE_SECONDS, error)
+                await asyncio.sleep(max(SYNC_PAUSE_SECONDS, error.retry_after))
+
+    async def _resync_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.resync_seconds)
+            try:
+                await self._sync()
+            except ApiError as error:
+                logger.warning("cannot list, trying again in %g s: %s", self._options.resync_seconds, error)
+
+    async def _sync(self) -> None:
+        """Compare the caches with the truth; a lost event costs at most one of these periods."""
+        # Pods come last: what a job tells of its pods is never newer than what is known of them.
+        for resource, selector in ((RUNS, None), (PYTORCHJOBS, SELECTOR), (PODS, SELECTOR)):
+            cache = self._caches[resource]
+            lists = [
+                await self._kube.list(resource, namespace, selector=selector)
+                for namespace in self._options.namespaces or (None,)
+            ]
+            items, version = [body for found in lists for body in found.items], min(found.version for found in lists)
+            changed, gone = cache.replace_all(items, version)
+            for body in gone:
+                self._cleaned(resource, body)
+            for body in (*changed, *gone):
+                self._enqueue_owner(resource, body)
+            if self._unsynced is None:
+                there = {body["metadata"]["uid"]: version_of(body) for body in items}
+                listed = {uid: shown for uid, shown in there.items() if not cache.has_gone(uid)}
+                self._watches[resource].compare(listed, version, time.monotonic())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,247 @@
+"""The life of one step: what a plan and the states of its jobs make of it. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from compression_pipeline.config import ConfigModel, ExitClass
+
+from .api.spec import PhaseSettings
+from .api.status import AttemptRecord, Step, StepState
+from .jobs import JobState, ObservedJob
+from .plan import PlannedStep
+from .results import read_result
+
+FIRST_BACKOFF = timedelta(seconds=10)
+MAX_BACKOFF = timedelta(seconds=600)
+"""Pause after the n-th passing fault of a step: 10 s x 2^(n-1), at most ten minutes."""
+
+INTERRUPTION_PACE = timedelta(seconds=10)
+"""Least time from the start of an interrupted attempt to the next one, so that a node that flaps makes no storm."""
+
+MESSAGE_LIMIT = 1000
+"""Characters of one message in the status: 32 students' steps must fit an object of the API server."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A step after its jobs were looked at, and the result where it has just succeeded."""
+
+    step: Step
+    result: ConfigModel | None = None
+
+
+def seconds(time: datetime) -> datetime:
+    """`time` in UTC, whole seconds: as it stands in a status."""
+    return time.astimezone(UTC).replace(microsecond=0)
+
+
+def cut(message: str) -> str:
+    """`message`, short enough for a status."""
+    return message if len(message) <= MESSAGE_LIMIT else f"{message[: MESSAGE_LIMIT - 1]}…"
+
+
+def planned_step(prior: Step | None, planned: PlannedStep) -> Step:
+    """The step as the plan has it: what was done stands while its fingerprint does.
+
+    While a fingerprint is unknown, for prepare runs again, a finished step stays as it is: equal content will give it
+    the same fingerprint. Attempts are counted on over edits, so no job's name comes twice.
+    """
+    fresh = Step(name=planned.name, phase=planned.phase, student=planned.student, fingerprint=planned.fingerprint)
+    if prior is None:
+        return fresh
+    if planned.fingerprint is None and prior.state is StepState.SUCCEEDED:
+        return prior
+    if planned.fingerprint is not None and prior.fingerprint == planned.fingerprint:
+        return prior
+    kept = {"attempt": prior.attempt, "job_name": prior.job_name, "unseen_since": prior.unseen_since}
+    return fresh.model_copy(update=kept)
+
+
+def forgiven(step: Step) -> Step:
+    """The step with its failures forgotten: the user edited the run or asked for a retry."""
+    match step.state:
+        case StepState.FAILED | StepState.PENDING:
+            cleared = {"failures": 0, "retry_time": None, "completion_time": None, "message": ""}
+            return step.model_copy(update={"state": StepState.PENDING, **cleared})
+        case _:
+            return step
+
+
+def follow(step: Step, jobs: Sequence[ObservedJob], settings: PhaseSettings, now: datetime, *, halt: bool) -> Followed:
+    """The step after a look at `jobs`, all this run's jobs for it. `halt`: the run is suspended, so a job that goes on
+    is no longer wanted.
+    """
+    if step.state in (StepState.SUCCEEDED, StepState.FAILED) or step.fingerprint is None:
+        return Followed(step)
+    candidates = [job for job in jobs if job.fingerprint == step.fingerprint]
+    for job in candidates:
+        result = read_result(step.phase, job)
+        if result is not None:
+            return Followed(_succeeded(step, job, result, now), result)
+    # An attempt that isn't newer than the last one accounted for has been accounted for.
+    first_new = step.attempt if step.state.active else step.attempt + 1
+    job = max((job for job in candidates if job.attempt >= first_new), key=lambda job: job.attempt, default=None)
+    if job is None:
+        return Followed(_unseen(step, now, halt=halt) if step.state.active else step)
+    step = step.model_copy(update={"attempt": job.attempt, "job_name": job.name, "unseen_since": None})
+    return Followed(_with_job(step, job, settings, now, halt=halt))
+
+
+def due(step: Step, now: datetime) -> bool:
+    """Whether the pause before the step's next attempt is over, also where the clock was ahead when it was set."""
+    return step.retry_time is None or not now < step.retry_time <= now + MAX_BACKOFF
+
+
+def deadlines(job: ObservedJob, settings: PhaseSettings) -> Iterable[tuple[datetime, str]]:
+    """When a running job must be stopped, and why; waiting does not count."""
+    started = job.started or job.created
+    if job.state is not JobState.RUNNING or started is None:
+        return
+    waited = timedelta(seconds=job.suspended_seconds)
+    limit = settings.active_deadline_seconds
+    if limit is not None:
+        yield started + waited + timedelta(seconds=limit), f"ran longer than activeDeadlineSeconds ({limit})"
+    silence = settings.progress_deadline_seconds
+    alive_at = max(started, job.last_event or started)
+    yield (
+        alive_at + waited + timedelta(seconds=silence),
+        f"gave no sign of life for progressDeadlineSeconds ({silence}), so it hangs",
+    )
+
+
+def _with_job(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetime, *, halt: bool) -> Step:
+    """The step by the state of its newest job."""
+    match job.ended_as:
+        case ExitClass.DONE:
+            return _passing(step, job, settings, now, job.message or "it ended without a result that can be read")
+        case ExitClass.TRANSIENT:
+            return _passing(step, job, settings, now, _message(job))
+        case ExitClass.USER_ERROR:
+            return _failed(step, job, ExitClass.USER_ERROR, now, _message(job))
+        case ExitClass.INTERRUPTED:
+            return _interrupted(step, job, now)
+        case None:
+            pass
+    overdue = next((why for when, why in deadlines(job, settings) if when <= now), None)
+    if overdue:
+        return _passing(step, job, settings, now, f"the job {overdue}; it was stopped")
+    if job.deleting and not job.alive:
+        return _interrupted(step, job, now)
+    return _halted(step) if halt else _going_on(step, job, now)
+
+
+def _message(job: ObservedJob) -> str:
+    return _said(job) or "the job failed and did not say why"
+
+
+def _said(job: ObservedJob) -> str:
+    return (job.termination.message if job.termination else "") or job.message
+
+
+def _going_on(step: Step, job: ObservedJob, now: datetime) -> Step:
+    runs = job.state is JobState.RUNNING
+    started = (seconds(job.started) if job.started else step.start_time or now) if runs else None
+    return step.model_copy(
+        update={
+            "state": StepState.RUNNING if runs else StepState.STARTING,
+            "start_time": started,
+            "completion_time": None,
+            "retry_time": None,
+            "message": cut(job.message),
+            "progress": job.progress or step.progress,
+        }
+    )
+
+
+def _succeeded(step: Step, job: ObservedJob, result: Any, now: datetime) -> Step:
+    return step.model_copy(
+        update={
+            "state": StepState.SUCCEEDED,
+            "attempt": max(step.attempt, job.attempt),
+            "job_name": job.name,
+            "cached": result.cached,
+            "unseen_since": None,
+            "start_time": seconds(job.started) if job.started else step.start_time,
+            "completion_time": _ended(job, now),
+            "retry_time": None,
+            "message": "",
+            "progress": job.progress or step.progress,
+        }
+    )
+
+
+def _ended(job: ObservedJob, now: datetime) -> datetime:
+    return min(seconds(job.ended), now) if job.ended else now
+
+
+def _record(step: Step, job: ObservedJob, exit_class: ExitClass, now: datetime, message: str) -> dict[str, Any]:
+    """What every attempt leaves that did not succeed."""
+    record = AttemptRecord(
+        attempt=job.attempt,
+        job_name=job.name,
+        exit_class=exit_class.value,
+        message=cut(message),
+        pod=job.pod,
+        node=job.node,
+        completion_time=_ended(job, now),
+    )
+    return {
+        "last_failure": record,
+        "message": cut(message),
+        "start_time": seconds(job.started) if job.started else None,
+        "retry_time": None,
+        "progress": None,
+    }
+
+
+def _failed(step: Step, job: ObservedJob, exit_class: ExitClass, now: datetime, message: str) -> Step:
+    left = _record(step, job, exit_class, now, message)
+    left |= {"state": StepState.FAILED, "completion_time": _ended(job, now)}
+    return step.model_copy(update=left)
+
+
+def _passing(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetime, message: str) -> Step:
+    """After a passing fault: again after a pause, or no more where the limit is reached."""
+    failures = step.failures + 1
+    limit = settings.retry_limit
+    if failures > limit:
+        over = f"{message} (passing fault {failures}, retryLimit is {limit})" if limit else message
+        return _failed(step, job, ExitClass.TRANSIENT, now, over).model_copy(update={"failures": failures})
+    # The exponent is bounded: 2 ** 100 seconds would overflow.
+    pause = min(FIRST_BACKOFF * 2 ** min(failures - 1, 10), MAX_BACKOFF)
+    left = _record(step, job, ExitClass.TRANSIENT, now, message)
+    left |= {"state": StepState.PENDING, "failures": failures, "retry_time": _ended(job, now) + pause}
+    return step.model_copy(update=left)
+
+
+def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
+    said = _said(job)
+    left = _record(step, job, ExitClass.INTERRUPTED, now, f"interrupted: {said}" if said else "interrupted")
+    begun = job.started or job.created
+    again = seconds(begun) + INTERRUPTION_PACE if begun else None
+    left |= {"state": StepState.PENDING, "retry_time": again if again and again > now else None}
+    return step.model_copy(update=left)
+
+
+def _halted(step: Step) -> Step:
+    idle = {"state": StepState.PENDING, "start_time": None, "retry_time": None, "message": "", "progress": None}
+    return step.model_copy(update=idle)
+
+
+def _unseen(step: Step, now: datetime, *, halt: bool) -> Step:
+    """The step whose job isn't in the listing: not yet, or no more."""
+    if halt:
+        return _halted(step)
+    if step.unseen_since is not None:
+        return step
+    lost = AttemptRecord(
+        attempt=step.attempt,
+        job_name=step.job_name or "",
+        exit_class=ExitClass.INTERRUPTED.value,
+        message="the job vanished",
+        completion_time=now,
+    )
+    asked_again = {"state": StepState.STARTING, "unseen_since": now, "start_time": None, "progress": None}
+    return step.model_copy(update={**asked_again, "last_failure": lost, "message": "the job vanished"})

@@ -1,0 +1,378 @@
+"""A world of jobs for the tests of the reconciler: what is true, what a listing shows, and what must never happen.
+
+The listing lags: what it shows of a job may be older than the truth, by at most `LAG`, and never goes back in time.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
+from compression_operator.api.status import CompressionRunStatus, Progress, StepState
+from compression_operator.conditions import FINISHED
+from compression_operator.jobs import Action, CreateJob, Decision, Job, JobState, ObservedJob
+from compression_operator.reconcile import reconcile
+from compression_operator.steps import seconds
+from compression_pipeline.config import Architecture, ExitClass, Family, Phase, PrepareJob, Termination, digest
+
+LAG = timedelta(seconds=25)
+SILENCE = timedelta(seconds=1800)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TEACHER = Architecture(
+    family=Family.LLAMA,
+    layers=4,
+    hidden_size=256,
+    ffn_hidden_size=512,
+    attention_heads=8,
+    query_groups=4,
+    head_dim=32,
+    vocabulary_size=1000,
+)
+INPUTS = ("data", "teacher", "pruned", "distilled")
+
+
+def manifest(**spec: Any) -> CompressionRun:
+    """A run with two students."""
+    return CompressionRun.model_validate(
+        {
+            "metadata": {"name": "demo", "uid": "uid-1", "generation": 1},
+            "spec": {
+                "teacher": {"model": "hf://owner/teacher"},
+                "dataset": {"source": "hf://owner/text", "sequenceLength": 64},
+                "finetune": {"steps": 200},
+                "students": [student("width", hiddenSize=128), student("depth", dropLayers=[3])],
+                "distill": {"steps": 100},
+                **spec,
+            },
+        }
+    )
+
+
+def student(name: str, distill: dict[str, Any] | None = None, **prune: Any) -> dict[str, Any]:
+    return {"name": name, "prune": prune} | ({"distill": distill} if distill else {})
+
+
+def number(key: str) -> int:
+    """A figure that only the job of this key can have reported."""
+    return int(key[:8], 16) + 1
+
+
+def loss(key: str, which: int = 0) -> float:
+    return number(key) / 2**20 + which
+
+
+def content_key(job: PrepareJob) -> str:
+    """Key of the content that prepare finds: the revision is a name for it, not the content."""
+    return digest([job.teacher.model, job.dataset.source, job.dataset.text_column])
+
+
+def result(job: Job) -> dict[str, Any]:
+    """What a job reports that is done."""
+    key = job.fingerprint
+    match job.phase:
+        case Phase.PREPARE:
+            assert isinstance(job.config, PrepareJob)
+            source = {"source": "hf://owner/x", "revision": "abc", "digest": "d"}
+            return {
+                "key": content_key(job.config),
+                "teacher": TEACHER.to_json(),
+                "teacherParameters": TEACHER.parameters,
+                "resolvedTeacher": source,
+                "resolvedDataset": source,
+                "documents": 10,
+                "trainTokens": 1000,
+                "validationTokens": 100,
+            }
+        case Phase.FINETUNE:
+            return {"teacherLoss": loss(key), "correctedTeacherLoss": loss(key, 1), "newInALaterVersion": 1}
+        case Phase.PRUNE:
+            return {
+                "student": TEACHER.to_json(),
+                "parameters": number(key),
+                "compressionRatio": 0.5,
+                "keptLayers": [1, 2, 4],
+            }
+        case Phase.DISTILL:
+            return {
+                "teacherLoss": loss(key),
+                "prunedLoss": loss(key, 1),
+                "distilledLoss": loss(key, 2),
+                "tokensPerSecond": float("nan"),
+            }
+        case Phase.EXPORT:
+            return {"parameters": 1, "relativeError": 1e-6, "bytes": 4, "sample": f"sample of {key} " * 50}
+
+
+@dataclass
+class Truth:
+    """A job as it is."""
+
+    job: Job
+    seen: ObservedJob  # as an up-to-date listing would show it
+    changed: datetime  # real time of the first change that the listing has not shown
+    shown: ObservedJob | None = None  # as the listing shows it
+    gone: bool = False  # removed; the listing may still show it
+
+    @property
+    def live(self) -> bool:
+        return not self.gone and self.seen.live
+
+
+class Violation(AssertionError):
+    """Something happened that must never happen."""
+
+
+@dataclass
+class World:
+    """A run, its jobs, the store and the clock."""
+
+    run: CompressionRun = field(default_factory=manifest)
+    jobs: dict[str, Truth] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)
+    published: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)  # of all jobs ever created
+    faults: Counter[str] = field(default_factory=Counter)  # by step: passing faults there were at most
+    mistakes: dict[str, tuple[int, str | None]] = field(default_factory=dict)  # by step: of which edit and retry
+    real: datetime = START
+    skew: timedelta = timedelta(0)  # what the operator's clock is off by
+
+    @property
+    def now(self) -> datetime:
+        return self.real + self.skew
+
+    @property
+    def status(self) -> CompressionRunStatus:
+        return self.run.status
+
+    # -- the user -----------------------------------------------------------------------------------------------------
+
+    def edit(self, **spec: Any) -> None:
+        """Change the spec, as `kubectl apply` would."""
+        merged = {**self.run.spec.to_json(), **spec}
+        merged = {name: value for name, value in merged.items() if value is not None}
+        body = {**self.run.model_dump(by_alias=True), "spec": merged}
+        metadata = self.run.metadata.model_copy(update={"generation": self.run.metadata.generation + 1})
+        self.run = CompressionRun.model_validate(body).model_copy(update={"metadata": metadata})
+
+    def annotate(self, key: str, value: str) -> None:
+        annotations = {**self.run.metadata.annotations, key: value}
+        metadata = self.run.metadata.model_copy(update={"annotations": annotations})
+        self.run = self.run.model_copy(update={"metadata": metadata})
+
+    def lose_status(self) -> None:
+        self.mistakes.clear()
+        self.run = self.run.model_copy(update={"status": CompressionRunStatus()})
+
+    # -- the operator -------------------------------------------------------------------------------------------------
+
+    def listing(self, stale: frozenset[str] = frozenset()) -> list[ObservedJob]:
+        """The jobs, those named in `stale` as they were shown last, where that may still be."""
+        for name, truth in list(self.jobs.items()):
+            if name not in stale or self.real - truth.changed >= LAG:
+                truth.shown = None if truth.gone else truth.seen
+                if truth.gone:
+                    del self.jobs[name]
+        shown = [truth.shown for truth in self.jobs.values() if truth.shown is not None]
+        others = [
+            ObservedJob(name, "prepare", "f" * 32, 1, JobState.RUNNING, alive=True, ours=False) for name in self.foreign
+        ]
+        return [*shown, *others]
+
+    def look(
+        self,
+        stale: frozenset[str] = frozenset(),
+        *,
+        crash_after: int | None = None,
+        twice: frozenset[str] = frozenset(),
+    ) -> Decision:
+        """One pass of the operator; `crash_after`: it dies after so many actions. `twice`: jobs listed twice."""
+        before = [truth.shown for name, truth in self.jobs.items() if name in twice and truth.shown is not None]
+        listing = [*before, *self.listing(stale)]
+        for job in listing:
+            heard = max(job.started or self.now, job.last_event or self.now)
+            self.faults[job.step] += job.state is JobState.RUNNING and self.now - heard >= SILENCE
+        decision = reconcile(self.run, listing, self.now)
+        self._check(decision, listing)
+        for action in decision.actions[:crash_after]:
+            self.apply(action)
+        if crash_after is None:
+            self.run = self.run.model_copy(update={"status": decision.status})
+            self._check_that_all_is_wanted()
+        else:
+            self.catch_up()  # whoever starts anew lists anew
+        return decision
+
+    def apply(self, action: Action) -> None:
+        if isinstance(action, CreateJob):
+            self._create(action.job)
+        elif action.name in self.foreign:
+            raise Violation(f"deletes {action.name}, which is not ours")
+        elif action.name in self.jobs:
+            self.update(action.name, deleting=True)
+
+    def catch_up(self) -> None:
+        """Let the listing show the truth."""
+        self.listing()
+
+    def _create(self, job: Job) -> None:
+        if job.name in self.foreign:
+            raise Violation(f"creates {job.name}, which exists and is not ours")
+        if job.name in self.jobs and not self.jobs[job.name].gone:
+            return
+        for truth in self.jobs.values():
+            if truth.live and truth.job.step == job.step:
+                raise Violation(f"{job.name} starts while {truth.job.name} of the same step is live")
+            if truth.live and truth.job.fingerprint == job.fingerprint:
+                raise Violation(f"{job.name} starts while {truth.job.name} of the same fingerprint is live")
+        for role in INPUTS:
+            artifact = getattr(job.config, role, None)
+            if isinstance(artifact, str) and artifact not in self.published:
+                raise Violation(f"{job.name} starts before {artifact}")
+        step = self.status.step(job.step)
+        if step and step.state is StepState.SUCCEEDED and step.fingerprint == job.fingerprint:
+            raise Violation(f"{job.step} is done and runs again as {job.name}")
+        wish = self.run.metadata.generation, self.run.metadata.annotations.get(RETRY_ANNOTATION)
+        if self.mistakes.get(job.step) == wish:
+            raise Violation(f"{job.name} tries a user's mistake again")
+        live = sum(truth.live for truth in self.jobs.values())
+        if job.name not in self.names and live >= self.run.spec.max_parallel_jobs:
+            raise Violation(f"{job.name} would be one of {live + 1} live jobs")
+        self.names.add(job.name)
+        seen = ObservedJob(
+            job.name, job.step, job.fingerprint, job.attempt, JobState.PENDING, alive=True, created=self.now
+        )
+        self.jobs[job.name] = Truth(job, seen, self.real)
+
+    def _check(self, decision: Decision, listing: list[ObservedJob]) -> None:
+        status = decision.status
+        text = json.dumps(status.to_json(), allow_nan=False)
+        if CompressionRunStatus.model_validate(json.loads(text)) != status:
+            raise Violation(f"the status does not survive being written: {text}")
+        times = [value for value in _leaves(status.model_dump()) if isinstance(value, datetime)]
+        if any(time.microsecond or time.tzinfo is not UTC for time in times):
+            raise Violation(f"times are not whole seconds in UTC: {text}")
+        again = reconcile(self.run.model_copy(update={"status": status}), listing, self.now)
+        if again.status != status or again.notices:
+            raise Violation(f"a second look changes the status:\n{again.status.to_json()}\n{text}")
+        if status.phase in FINISHED and not all(step.state.final for step in status.steps):
+            raise Violation(f"is {status.phase} before all steps are final")
+        for step in status.steps:
+            if step.failures > self.faults[step.name]:
+                raise Violation(f"{step.failures} failures of {step.name}, there were {self.faults[step.name]}")
+        for condition in status.conditions:
+            before = next((c for c in self.status.conditions if c.type == condition.type), None)
+            moved = before is not None and before.last_transition_time != condition.last_transition_time
+            if before and moved and before.status == condition.status:
+                raise Violation(f"the time of {condition.type} moved, its status did not")
+            if before and before.status != condition.status and condition.last_transition_time != seconds(self.now):
+                raise Violation(f"{condition.type} changed without its time")
+        if decision.look_again_seconds is not None and not 0 <= decision.look_again_seconds < float("inf"):
+            raise Violation(f"looks again in {decision.look_again_seconds} s")
+
+    def _check_that_all_is_wanted(self) -> None:
+        goes_on = not self.run.spec.suspend
+        steps = self.status.steps
+        named = {
+            step.job_name for step in steps if step.state is StepState.SUCCEEDED or (step.state.active and goes_on)
+        }
+        for name, truth in self.jobs.items():
+            if truth.live and truth.shown is not None and not truth.seen.deleting and name not in named:
+                raise Violation(f"{name} goes on though no step wants it")
+
+    # -- the jobs -----------------------------------------------------------------------------------------------------
+
+    def update(self, name: str, **changes: Any) -> None:
+        truth = self.jobs[name]
+        if truth.shown == truth.seen:
+            truth.changed = self.real
+        truth.seen = replace(truth.seen, **changes)
+
+    def start(self, name: str) -> None:
+        self.update(name, state=JobState.RUNNING, started=self.now, last_event=self.now)
+
+    def beat(self, name: str) -> None:
+        """A sign of life."""
+        self.update(name, last_event=self.now, progress=Progress(step=1, total_steps=2, loss=3.5))
+
+    def succeed(self, name: str, *, alive: bool = False, said: bool = True) -> None:
+        """The job publishes its artifact and ends; `alive`: one of its pods doesn't; not `said`: its result is lost."""
+        job = self.jobs[name].job
+        self.faults[job.step] += not said
+        report = result(job)
+        artifact = f"{job.phase}-{report.get('key', job.fingerprint)}"
+        report["cached"] = artifact in self.published
+        self.published.add(artifact)
+        termination = Termination.model_validate({"class": ExitClass.DONE, "result": report if said else {}})
+        self.update(name, state=JobState.SUCCEEDED, alive=alive, ended=self.now, termination=termination, exit_code=0)
+
+    def fail(self, name: str, exit_class: ExitClass | None, *, alive: bool = False) -> None:
+        """The job ends badly; None: without a word, by a signal."""
+        truth = self.jobs[name]
+        self.faults[truth.job.step] += exit_class in (None, ExitClass.TRANSIENT)
+        if exit_class is ExitClass.USER_ERROR and not truth.seen.deleting:
+            # Only an edit or a retry that the operator does not know of yet makes it worth another attempt.
+            self.mistakes[truth.job.step] = self.status.observed_generation, self.status.handled_retry
+        said = {"class": exit_class, "rank": 1, "message": f"{exit_class} of {name}"}
+        termination = exit_class and Termination.model_validate(said)
+        ended = {"state": JobState.FAILED, "alive": alive, "ended": self.now}
+        self.update(name, **ended, termination=termination, exit_code=137 if exit_class is None else exit_class.code)
+
+    def lose_pod(self, name: str) -> None:
+        """A pod was evicted, or its node lost, while the others still run."""
+        self.update(name, interrupted=True)
+
+    def settle(self, name: str) -> None:
+        """What was left of the job is gone: pods of one that ended, a deleted one as a whole."""
+        truth = self.jobs[name]
+        if truth.seen.deleting:
+            self.vanish(name)
+        else:
+            self.update(name, alive=False)
+
+    def vanish(self, name: str) -> None:
+        truth = self.jobs[name]
+        if truth.shown == truth.seen:
+            truth.changed = self.real
+        truth.gone = True
+        if truth.shown is None:
+            del self.jobs[name]
+
+    def pass_time(self, passed: float) -> None:
+        self.real += timedelta(seconds=passed)
+
+    def jump(self, by: float) -> None:
+        """The clock is set; the listing has long caught up when it goes on."""
+        self.skew += timedelta(seconds=by)
+        self.catch_up()
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def drive(self, limit: int = 400) -> None:
+        """Let every job that is asked for do well, until nothing more happens. Raises Violation where it never ends."""
+        for _ in range(limit):
+            decision = self.look()
+            moved = bool(decision.actions)
+            for name, truth in list(self.jobs.items()):
+                if truth.gone:
+                    continue
+                moved = moved or truth.live
+                if truth.seen.deleting or (truth.seen.alive and truth.seen.ended_as):
+                    self.settle(name)
+                elif truth.seen.state is JobState.PENDING:
+                    self.start(name)
+                elif truth.seen.ended_as is None:
+                    self.succeed(name)
+            if not moved and decision.look_again_seconds is None:
+                return
+            self.pass_time(1 if moved else max(1.0, decision.look_again_seconds or 1.0))
+        raise Violation(f"never ends: {self.status.to_json()}")
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]

@@ -1,0 +1,110 @@
+"""What `compression run` refuses before anything starts, and in which words."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from local_cli import REPORT, Bench
+
+from compression_operator.cli import report
+from compression_operator.runs import Workdir, WorkdirError
+
+
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "COMMAND", REPORT)
+
+
+def test_a_wrong_manifest_gets_a_line_for_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    bench.write(students=[{"name": "width", "prune": {"hiddenSize": 200}}], maxParallelJobs=0)
+    assert bench.run() == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{bench.file}: spec.students[0].prune.hiddenSize: 200 is not divisible by 64, nearest: 192 or 256" in lines
+    assert any("spec.maxParallelJobs" in line for line in lines)
+    assert not bench.workdir.exists()
+    assert bench.call("validate", bench.file) == 2
+    assert bench.call("plan", bench.file, "--set", "nonsense") == 2
+
+
+def test_a_source_that_is_not_there_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(tmp_path)
+    assert bench.run("--set", "dataset.source=file:texts/*.jsonl") == 2
+    assert (
+        capsys.readouterr().err
+        == f"{bench.file}: spec.dataset.source: {tmp_path / 'texts' / '*.jsonl'} does not exist\n"
+    )
+    assert not bench.workdir.exists()
+
+
+def test_a_source_that_is_an_empty_folder_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    (tmp_path / "texts" / "inner").mkdir(parents=True)
+    assert bench.run("--set", "dataset.source=file:texts", "--set", "teacher.model=file:texts/inner") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{bench.file}: spec.teacher.model: {tmp_path / 'texts' / 'inner'} is empty",
+        f"{bench.file}: spec.dataset.source: {tmp_path / 'texts'} is empty",
+    ]
+
+
+def test_a_work_directory_has_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    assert bench.run() == 0
+    bench.write(name="other")
+    assert bench.run() == 2
+    assert f"{bench.workdir} belongs to run demo, the manifest is of other" in capsys.readouterr().err
+
+
+def test_a_work_directory_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    bench.workdir = tmp_path / "text.txt" / "work"
+    assert bench.run() == 2
+    assert capsys.readouterr().err.endswith("(not a directory); choose another folder with --workdir\n")
+
+
+def test_a_work_directory_that_is_read_only(tmp_path: Path) -> None:
+    readonly = tmp_path / "readonly"
+    readonly.mkdir(mode=0o555)
+    privileged = os.geteuid() == 0
+    if privileged:
+        os.seteuid(65534)  # root writes everywhere
+    try:
+        with pytest.raises(WorkdirError, match=r"\(permission denied\); choose another folder with --workdir$"):
+            Workdir(readonly).make()
+    finally:
+        if privileged:
+            os.seteuid(0)
+
+
+def test_a_store_that_cannot_be_used_is_named_as_it_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench = Bench(tmp_path)
+    assert bench.run("--store", "text.txt/shared") == 2
+    said = capsys.readouterr().err
+    assert said == "cannot write in the store text.txt/shared (not a directory); choose another folder with --store\n"
+    readonly = tmp_path / "readonly"
+    readonly.mkdir(mode=0o555)
+    privileged = os.geteuid() == 0
+    tmp_path.chmod(0o777)
+    if privileged:
+        os.seteuid(65534)  # root writes everywhere
+    try:
+        with pytest.raises(WorkdirError) as refused:
+            Workdir(tmp_path / "mine").make(Path("readonly"))
+    finally:
+        if privileged:
+            os.seteuid(0)
+    why = "cannot write in the store readonly (permission denied); choose another folder with --store"
+    assert str(refused.value) == why
+    bench.behave(finetune={"fail": {"class": "UserError", "message": "no", "attempts": 1}})
+    assert bench.run("--store", "shared") == 1
+    assert capsys.readouterr().err.endswith(f"--workdir {bench.workdir} --store shared\n")
+    shutil.rmtree(tmp_path / "shared")
+    assert bench.run() == 2
+    said = capsys.readouterr().err
+    assert said == f"the store {tmp_path / 'shared'} is gone; mount it, or use another --store\n"

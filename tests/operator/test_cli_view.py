@@ -1,0 +1,83 @@
+"""What `compression run` says of a step that runs: what it waits for, whether it is resumed or tried again."""
+
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from local_cli import REPORT, Bench
+from local_jobs import a_run, now
+
+from compression_operator import steps
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import AttemptRecord, Step, StepState
+from compression_operator.cli import report
+from compression_operator.cli.view import LiveView, PlainView, attempt_note
+from compression_pipeline.config import ExitClass, Phase
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "COMMAND", REPORT)
+    monkeypatch.setattr(steps, "FIRST_BACKOFF", timedelta(seconds=1))
+
+
+def running(failed_as: ExitClass | None = None, failures: int = 0, message: str = "") -> tuple[CompressionRun, Step]:
+    last = None
+    if failed_as is not None:
+        last = AttemptRecord(attempt=2, job_name="x", exit_class=failed_as.value)
+    step = Step(
+        name="finetune",
+        phase=Phase.FINETUNE,
+        state=StepState.RUNNING,
+        attempt=3,
+        failures=failures,
+        last_failure=last,
+        message=message,
+    )
+    run = a_run(phases={"finetune": {"retryLimit": 5}})
+    return run.model_copy(update={"status": run.status.model_copy(update={"steps": [step]})}), step
+
+
+@pytest.mark.parametrize(
+    ("failed_as", "failures", "begun", "note"),
+    [
+        (None, 0, False, ""),  # the first try after an edit, though jobs are counted on
+        (ExitClass.USER_ERROR, 0, False, ""),  # forgiven
+        (None, 0, True, "resumed"),
+        (ExitClass.INTERRUPTED, 0, False, "resumed"),
+        (ExitClass.INTERRUPTED, 1, False, "resumed"),
+        (ExitClass.TRANSIENT, 2, True, "retry 2 of 5"),
+    ],
+)
+def test_what_is_said_of_an_attempt(failed_as: ExitClass | None, failures: int, begun: bool, note: str) -> None:
+    run, step = running(failed_as, failures)
+    assert attempt_note(run, step, lambda _: begun) == note
+    lines = StringIO()
+    view = PlainView(lines, now=now, cached=lambda _: False, resumed=lambda _: begun)
+    view.update(run)
+    view.update(run)
+    [line] = lines.getvalue().splitlines()
+    assert line.endswith(f"finetune: running ({note})" if note else "finetune: running")
+
+
+def test_a_job_that_waits_for_another_run_s_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    bench.behave(finetune={"waits": "job b/finetune/1", "fail": {"class": "Transient", "message": "no", "attempts": 1}})
+    assert bench.run() == 0
+    printed = capsys.readouterr().out.splitlines()
+    said = [line.partition("finetune: ")[2] for line in printed if "  finetune: " in line]
+    # Once for each of the two attempts.
+    assert sum(line.startswith("waits for job b/finetune/1") for line in said) == 2
+    assert sum("(retry 1 of 3)" in line for line in said) == 1
+    assert said[-1].startswith("done in")
+
+
+def test_the_live_table_tells_what_a_job_waits_for() -> None:
+    from rich.console import Console
+
+    out = StringIO()
+    view = LiveView(Console(file=out, width=140), now=now, cached=lambda _: False, resumed=lambda _: True)
+    view.update(running(message="waits for job b/finetune/1")[0])
+    view.close()
+    assert "waits for job b/finetune/1" in out.getvalue() and "resumed" not in out.getvalue()

@@ -1,0 +1,310 @@
+"""The controller's loop: each key with one worker, errors backed off, conflicts read again, lost events found."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from local_jobs import a_job, a_run
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import CompressionRunStatus, RunPhase
+from compression_operator.controller import Backoff, Conflict, Controller
+from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, Notice, ObservedJob
+from compression_operator.workqueue import QueueClosed, WorkQueue
+
+TIME = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+class World:
+    """Runs in memory, a backend that only notes what it is told, and a listener; faults can be injected."""
+
+    def __init__(self, *names: str) -> None:
+        run = a_run()
+        self.stored = {
+            f"default/{name}": run.model_copy(update={"metadata": run.metadata.model_copy(update={"name": name})})
+            for name in names
+        }
+        self.version: Counter[str] = Counter()
+        self.calls: list[tuple[str, str]] = []
+        self.active: Counter[str] = Counter()
+        self.overlapped = False
+        self.most_active = 0
+        self.errors: list[tuple[str, int]] = []
+        self.notices: list[Notice] = []
+        self.writes = 0
+        self.fault: Callable[[str], None] = lambda _: None
+        self.observing: Callable[[str], Awaitable[None]] | None = None
+        self.enqueue: Callable[[str], None] = lambda _: None  # the controller's, while it works
+        self.on_pass: Callable[[CompressionRun], None] = lambda _: None
+
+    async def keys(self) -> list[str]:
+        self.fault("keys")
+        return list(self.stored)
+
+    async def get(self, key: str) -> CompressionRun | None:
+        run = self.stored.get(key)
+        if run is None:
+            return None
+        metadata = run.metadata.model_copy(update={"resource_version": str(self.version[key])})
+        return run.model_copy(update={"metadata": metadata})
+
+    async def write_status(self, run: CompressionRun, status: CompressionRunStatus) -> CompressionRun:
+        self.fault("write")
+        key = f"default/{run.metadata.name}"
+        if run.metadata.resource_version != str(self.version[key]):
+            raise Conflict(key)
+        self.writes += 1
+        self.version[key] += 1
+        self.stored[key] = run.model_copy(update={"status": status})
+        return self.stored[key]
+
+    async def observe(self, run: CompressionRun) -> list[ObservedJob]:
+        name = run.metadata.name
+        self.calls.append(("observe", name))
+        self.active[name] += 1
+        self.overlapped |= self.active[name] > 1
+        self.most_active = max(self.most_active, self.active.total())
+        try:
+            if self.observing:
+                await self.observing(name)
+            self.fault("observe")
+        finally:
+            self.active[name] -= 1
+        return []
+
+    async def create(self, run: CompressionRun, job: Job) -> None:
+        self.fault("create")
+        self.calls.append(("create", job.name))
+
+    async def delete(self, run: CompressionRun, name: str) -> None:
+        self.calls.append(("delete", name))
+
+    def passed(self, run: CompressionRun, decision: Decision) -> None:
+        self.on_pass(run)
+
+    def noticed(self, run: CompressionRun, notice: Notice) -> None:
+        self.notices.append(notice)
+
+    def failed(self, key: str, error: Exception, consecutive: int) -> None:
+        self.errors.append((str(error), consecutive))
+
+
+def still(run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
+    return Decision(run.status)
+
+
+def to_failed(run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
+    status = run.status.model_copy(update={"phase": RunPhase.FAILED})
+    job = a_job(run)
+    return Decision(
+        status,
+        (CreateJob(job), DeleteJob(job.name, "test")) if run.status.phase is not RunPhase.FAILED else (),
+        (Notice("Normal", "Failed", "it failed"),) if run.status.phase is not RunPhase.FAILED else (),
+    )
+
+
+def work(world: World, until: Callable[[], bool], *, reconcile: Any = still, seconds: float = 30, **more: Any) -> None:
+    """Let the controller work until the condition holds, then stop it."""
+
+    async def scenario() -> None:
+        controller = Controller(
+            world, world, world, reconcile=reconcile, now=lambda: TIME, **{"backoff": Backoff(0.01, 0.05), **more}
+        )
+        world.enqueue = controller.enqueue
+        task = asyncio.create_task(controller.run())
+        async with asyncio.timeout(seconds):
+            while not until():
+                await asyncio.sleep(0.002)
+        controller.stop()
+        await asyncio.wait_for(task, 10)
+
+    asyncio.run(scenario())
+
+
+def observed(world: World) -> Counter[str]:
+    return Counter(name for call, name in world.calls if call == "observe")
+
+
+def test_every_run_is_looked_at_when_it_starts_and_at_each_resync() -> None:
+    world = World("a", "b")
+    work(world, lambda: min(observed(world)["a"], observed(world)["b"]) >= 3, resync_seconds=0.02)
+
+
+def test_actions_come_before_the_status_and_the_status_is_written_once() -> None:
+    world = World("a")
+    work(world, lambda: observed(world)["a"] >= 4, reconcile=to_failed, resync_seconds=0.01)
+    name = a_job(a_run()).name
+    assert [call for call in world.calls if call[0] != "observe"] == [("create", name), ("delete", name)]
+    assert world.writes == 1
+    assert [notice.reason for notice in world.notices] == ["Failed"]
+
+
+def test_no_status_is_written_where_an_action_failed() -> None:
+    world = World("a")
+
+    def fault(where: str) -> None:
+        if where == "create" and len(world.errors) < 3:
+            raise OSError("the API server is away")
+
+    world.fault = fault
+    seen: list[int] = []
+    world.on_pass = lambda _: seen.append(world.writes)
+    work(world, lambda: bool(seen), reconcile=to_failed, resync_seconds=60)
+    assert world.errors == [("the API server is away", n) for n in (1, 2, 3)]
+    assert seen == [1]
+
+
+def test_a_conflict_is_read_again_at_once_and_is_no_error() -> None:
+    world = World("a")
+    conflicts = iter([True, True])
+
+    async def somebody_else_writes(_: str) -> None:
+        if next(conflicts, False):
+            world.version["default/a"] += 1
+
+    world.observing = somebody_else_writes
+    passed: list[str] = []
+    world.on_pass = lambda run: passed.append(run.metadata.name)
+    work(world, lambda: bool(passed), reconcile=to_failed, resync_seconds=60)
+    assert observed(world)["a"] == 3 and not world.errors and world.writes == 1
+
+
+def test_the_trouble_of_one_run_does_not_hold_up_the_others() -> None:
+    world = World("bad", "good")
+
+    async def trouble(name: str) -> None:
+        if name == "bad":
+            raise ValueError("bad")
+
+    world.observing = trouble
+    work(world, lambda: observed(world)["good"] >= 5, resync_seconds=0.02, workers=1)
+    assert observed(world)["bad"] >= 2
+
+
+def test_errors_back_off_and_a_success_forgets_them() -> None:
+    backoff = Backoff(initial=0.5, limit=60)
+    assert [backoff.seconds(n) for n in (1, 2, 3, 8, 5000)] == [0.5, 1.0, 2.0, 60, 60]
+    world = World("a")
+
+    def fault(where: str) -> None:
+        if where == "observe" and observed(world)["a"] in (1, 2, 4):
+            raise OSError("away")
+
+    world.fault = fault
+    work(world, lambda: observed(world)["a"] >= 6, resync_seconds=0.05)
+    assert [count for _, count in world.errors] == [1, 2, 1]
+
+
+def test_one_key_has_one_worker_and_workers_are_bounded() -> None:
+    world = World(*"abcdefgh")
+
+    async def slow(_: str) -> None:
+        for key in world.stored:
+            world.enqueue(key)
+        await asyncio.sleep(0.005)
+
+    world.observing = slow
+    work(world, lambda: min(observed(world)[n] for n in "abcdefgh") >= 3, workers=3, resync_seconds=60)
+    assert not world.overlapped and world.most_active == 3
+
+
+def test_it_looks_again_when_the_decision_says_so() -> None:
+    world = World("a")
+
+    def soon(run: CompressionRun, seen: Sequence[ObservedJob], now: datetime) -> Decision:
+        return replace(still(run, seen, now), look_again_seconds=0.01)
+
+    work(world, lambda: observed(world)["a"] >= 3, reconcile=soon, resync_seconds=60)
+
+
+def test_a_run_that_is_gone_or_going_is_left_alone() -> None:
+    world = World("a", "b")
+    going = world.stored["default/a"]
+    metadata = going.metadata.model_copy(update={"deletion_timestamp": TIME})
+    world.stored["default/a"] = going.model_copy(update={"metadata": metadata})
+    work(world, lambda: observed(world)["b"] >= 3, resync_seconds=0.01)
+    assert observed(world)["a"] == 0
+
+
+def test_a_failed_listing_is_tried_again() -> None:
+    world = World("a")
+    listings = iter([True])
+
+    def fault(where: str) -> None:
+        if where == "keys" and next(listings, False):
+            raise OSError("away")
+
+    world.fault = fault
+    work(world, lambda: observed(world)["a"] >= 1, resync_seconds=0.01)
+
+
+def test_stopping_lets_a_pass_end() -> None:
+    world = World("a")
+    ended: list[str] = []
+
+    async def slow(name: str) -> None:
+        await asyncio.sleep(0.1)
+        ended.append(name)
+
+    world.observing = slow
+    work(world, lambda: bool(observed(world)), resync_seconds=60)
+    assert ended == ["a"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["add", "get", "done"]), st.sampled_from("abc")), max_size=40))
+def test_the_queue_loses_nothing_and_hands_nothing_out_twice(commands: list[tuple[str, str]]) -> None:
+    """Against a model: a key asked for since it was last handed out is waiting, or comes when its worker is done."""
+
+    async def scenario() -> None:
+        queue = WorkQueue()
+        wanted: set[str] = set()
+        active: list[str] = []
+        for command, key in commands:
+            if command == "add":
+                queue.add(key)
+                wanted.add(key)
+            elif command == "get" and wanted - set(active):
+                got = await asyncio.wait_for(queue.get(), 1)
+                assert got in wanted and got not in active
+                wanted.discard(got)
+                active.append(got)
+            elif command == "done" and active:
+                queue.done(active.pop())
+            assert len(queue) == len(wanted)
+        while active:
+            queue.done(active.pop())
+        assert {await asyncio.wait_for(queue.get(), 1) for _ in range(len(wanted))} == wanted
+        queue.close()
+        for _ in range(2):
+            with pytest.raises(QueueClosed):
+                await queue.get()
+
+    asyncio.run(scenario())
+
+
+def test_a_timer_rings_once_at_the_earliest_time_asked_for() -> None:
+    async def scenario() -> None:
+        queue = WorkQueue()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        queue.add_after("a", 30)
+        queue.add_after("a", 0.02)
+        queue.add_after("a", 40)
+        assert await asyncio.wait_for(queue.get(), 5) == "a"
+        assert loop.time() - began >= 0.02
+        queue.done("a")
+        queue.add("a")
+        queue.add_after("a", 0.01)
+        await queue.get()  # takes the timer with it
+        queue.done("a")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(queue.get(), 0.1)
+
+    asyncio.run(scenario())

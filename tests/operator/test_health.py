@@ -1,0 +1,71 @@
+"""When a watch counts as dead, and what the endpoints answer."""
+
+import asyncio
+
+import aiohttp
+
+from compression_operator.health import Probes, WatchHealth, serve
+
+
+def test_silence_alone_is_no_fault() -> None:
+    watch = WatchHealth()
+    watch.told("a", 5)
+    watch.compare({"a": 5}, 9, 100.0)
+    assert watch.lag(1e6) == 0.0
+
+
+def test_a_change_that_only_the_list_shows_is_missed_from_then_on() -> None:
+    watch = WatchHealth()
+    watch.told("a", 5)
+    watch.compare({"a": 7}, 9, 100.0)
+    watch.compare({"a": 8}, 10, 160.0)
+    assert watch.lag(161.0) == 61.0, "since it was missed first"
+    watch.told("a", 7)
+    assert watch.lag(161.0) == 61.0, "there is newer"
+    watch.told("a", 8)
+    assert watch.lag(161.0) == 0.0
+
+
+def test_an_object_that_the_watch_never_told_of() -> None:
+    watch = WatchHealth()
+    watch.compare({"a": 7}, 9, 100.0)
+    assert watch.lag(103.0) == 3.0
+    watch.told("a", 7)
+    assert watch.lag(103.0) == 0.0
+
+
+def test_a_deletion_that_the_watch_did_not_tell() -> None:
+    watch = WatchHealth()
+    watch.told("a", 5)
+    watch.told("young", 12)
+    watch.compare({}, 9, 100.0)
+    assert watch.lag(110.0) == 10.0
+    watch.told_gone("a")
+    assert watch.lag(110.0) == 0.0, "the other was made after the list"
+
+
+def test_what_a_later_list_no_longer_shows_is_forgiven() -> None:
+    watch = WatchHealth()
+    watch.compare({"a": 7}, 9, 100.0)
+    watch.compare({}, 10, 160.0)
+    assert watch.lag(1000.0) == 0.0, "it came and went unseen: nothing is missing now"
+
+
+def test_the_endpoints() -> None:
+    async def scenario() -> None:
+        problem: str | None = "the watch is dead"
+        runner = await serve(Probes(lambda: problem, lambda: None, lambda: b"x 1\n"), "127.0.0.1", 0)
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{base}/healthz") as answer:
+                assert (answer.status, await answer.text()) == (503, "the watch is dead\n")
+            async with session.get(f"{base}/readyz") as answer:
+                assert (answer.status, await answer.text()) == (200, "ok\n")
+            problem = None
+            async with session.get(f"{base}/healthz") as answer:
+                assert answer.status == 200
+            async with session.get(f"{base}/metrics") as answer:
+                assert await answer.text() == "x 1\n" and answer.headers["Content-Type"].startswith("text/plain")
+        await runner.cleanup()
+
+    asyncio.run(scenario())

@@ -1,0 +1,201 @@
+"""The one client of the API server: pages, refusals, faults and the fence, against a real HTTP server."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import urllib3
+from kubernetes.client import ApiClient, Configuration
+
+from compression_operator.kube import LEASES, PYTORCHJOBS, RUNS, ApiError, Kube, NoCluster, NotLeading, connect
+
+Answer = tuple[int, Any, dict[str, str]]
+
+
+class Server:
+    """Answers as it is told; notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[str, str], Answer] = lambda method, path: (200, {}, {})
+        self.asked: list[tuple[str, str, Any, str]] = []
+
+
+@contextmanager
+def served() -> Iterator[tuple[Server, str]]:
+    told = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def respond(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            told.asked.append((self.command, self.path, body, self.headers.get("User-Agent", "")))
+            code, answer, headers = told.answer(self.command, self.path)
+            if code == 0:
+                self.connection.close()
+                return
+            data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+            self.send_response(code)
+            for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = respond  # noqa: N815 - names of the standard library's
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield told, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def client(url: str) -> ApiClient:
+    configuration = Configuration()
+    configuration.host = url  # type: ignore[attr-defined] # our stubs declare what kube.py uses
+    configuration.retries = urllib3.Retry(total=0)
+    return ApiClient(configuration)
+
+
+def ask(url: str, what: Callable[[Kube], Any], **options: Any) -> Any:
+    async def scenario() -> Any:
+        kube = Kube(client(url), **options)
+        try:
+            return await what(kube)
+        finally:
+            kube.close()
+
+    return asyncio.run(scenario())
+
+
+def refused(url: str, what: Callable[[Kube], Any], **options: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        ask(url, what, **options)
+    return caught.value
+
+
+def item(name: str) -> dict[str, Any]:
+    return {"metadata": {"name": name}}
+
+
+def test_a_list_comes_in_pages_and_has_one_version() -> None:
+    with served() as (server, url):
+        server.answer = lambda _, path: (
+            (200, {"metadata": {"resourceVersion": "7"}, "items": [item("b")]}, {})
+            if "continue=next" in path
+            else (200, {"metadata": {"resourceVersion": "7", "continue": "next"}, "items": [item("a")]}, {})
+        )
+        found = ask(url, lambda kube: kube.list(RUNS, "ns", selector="a=b"))
+    assert [body["metadata"]["name"] for body in found.items] == ["a", "b"] and found.version == 7
+    assert all("labelSelector=a%3Db" in path and "/namespaces/ns/" in path for _, path, _, _ in server.asked)
+
+
+def test_a_list_that_expires_between_pages_starts_over() -> None:
+    pages = iter(
+        [
+            (200, {"metadata": {"resourceVersion": "7", "continue": "next"}, "items": [item("old")]}, {}),
+            (410, {"kind": "Status", "reason": "Expired", "message": "too old"}, {}),
+            (200, {"metadata": {"resourceVersion": "9"}, "items": [item("new")]}, {}),
+        ]
+    )
+    with served() as (server, url):
+        server.answer = lambda *_: next(pages)
+        found = ask(url, lambda kube: kube.list(RUNS))
+    assert [body["metadata"]["name"] for body in found.items] == ["new"] and found.version == 9
+
+
+def test_refusals_are_understood() -> None:
+    terminating = {"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}
+    cases: list[tuple[Answer, dict[str, Any]]] = [
+        (
+            (429, {"reason": "TooManyRequests", "message": "slow"}, {"Retry-After": "3"}),
+            {"retry_after": 3.0, "passing": True},
+        ),
+        ((503, "<html>upstream is away</html>", {}), {"passing": True, "reason": ""}),
+        ((403, {"reason": "Forbidden", "message": "no"}, {}), {"passing": False, "namespace_gone": False}),
+        ((403, {"reason": "Forbidden", "details": terminating}, {}), {"namespace_gone": True}),
+        ((404, {"reason": "NotFound", "details": {"kind": "namespaces"}}, {}), {"namespace_gone": True}),
+        ((404, "404 page not found", {}), {"namespace_gone": False, "passing": False}),
+        ((422, {"reason": "Invalid"}, {}), {"passing": False}),
+        ((409, {"reason": "AlreadyExists"}, {}), {"reason": "AlreadyExists", "passing": True}),
+        ((500, [1], {}), {"passing": True}),
+        ((0, "", {}), {"passing": True, "reason": "Unreachable"}),
+    ]
+    with served() as (server, url):
+        for answer, expected in cases:
+            server.answer = lambda *_, answer=answer: answer
+            error = refused(url, lambda kube: kube.create(PYTORCHJOBS, "ns", {}))
+            assert {name: getattr(error, name) for name in expected} == expected and error.code == answer[0]
+            assert str(error)
+
+
+def test_an_api_server_that_does_not_answer_is_given_up() -> None:
+    with served() as (server, url):
+        hold = threading.Event()
+        server.answer = lambda *_: (hold.wait(10), (200, {}, {}))[1]
+        error = refused(url, lambda kube: kube.get(RUNS, "ns", "x"), timeout_seconds=0.2)
+        hold.set()
+    assert error.code == 0 and error.passing
+
+
+def test_a_thing_that_is_gone_is_deleted() -> None:
+    with served() as (server, url):
+        for answer, result in (
+            ((404, {"reason": "NotFound"}, {}), None),
+            ((409, {"reason": "Conflict"}, {}), None),
+            ((200, {"kind": "Status"}, {}), None),
+            ((200, {"kind": "PyTorchJob", "metadata": {}}, {}), {"kind": "PyTorchJob", "metadata": {}}),
+        ):
+            server.answer = lambda *_, answer=answer: answer
+            assert ask(url, lambda kube: kube.delete(PYTORCHJOBS, "ns", "x", uid="u")) == result
+        assert server.asked[-1][2]["preconditions"] == {"uid": "u"}
+        server.answer = lambda *_: (409, {"reason": "Conflict"}, {})
+        assert refused(url, lambda kube: kube.delete(PYTORCHJOBS, "ns", "x")).code == 409
+
+
+def test_who_no_longer_leads_writes_nothing_but_leases() -> None:
+    with served() as (server, url):
+        options = {"leads": lambda: False}
+        ask(url, lambda kube: kube.get(RUNS, "ns", "x"), **options)
+        ask(url, lambda kube: kube.replace(LEASES, "ns", "x", {}), **options)
+        for what in (
+            lambda kube: kube.create(PYTORCHJOBS, "ns", {}),
+            lambda kube: kube.replace(RUNS, "ns", "x", {}, subresource="status"),
+            lambda kube: kube.patch(RUNS, "ns", "x", {}),
+            lambda kube: kube.delete(PYTORCHJOBS, "ns", "x"),
+        ):
+            with pytest.raises(NotLeading):
+                ask(url, what, **options)
+        assert [method for method, *_ in server.asked] == ["GET", "PUT"]
+
+
+def test_every_request_is_counted() -> None:
+    counted: list[tuple[str, int]] = []
+    with served() as (server, url):
+
+        def on_request(verb: str, code: int, seconds: float) -> None:
+            assert seconds >= 0
+            counted.append((verb, code))
+
+        ask(url, lambda kube: kube.get(RUNS, "ns", "x"), on_request=on_request)
+        server.answer = lambda *_: (503, {}, {})
+        refused(url, lambda kube: kube.create(RUNS, "ns", {}), on_request=on_request)
+        server.answer = lambda *_: (0, "", {})
+        refused(url, lambda kube: kube.replace(RUNS, "ns", "x", {}), on_request=on_request)
+    assert counted == [("get", 200), ("create", 503), ("update", 0)]
+
+
+def test_where_there_is_no_cluster_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(NoCluster, match="Set KUBECONFIG, or run in a pod"):
+        connect(1)

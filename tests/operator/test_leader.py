@@ -1,0 +1,171 @@
+"""The lease, by its pure half and against a server of one object: never two leaders, whatever the clocks say."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compression_operator.kube import ApiError
+from compression_operator.leader import LeaderElection, LeadershipLost, Observation, Timing, claimed, may_take
+
+TIME = datetime(2026, 11, 1, tzinfo=UTC)
+Lease = dict[str, Any]
+
+
+def lease(holder: str = "", version: str = "1", duration: int = 10) -> Lease:
+    spec = {"holderIdentity": holder, "leaseDurationSeconds": duration, "leaseTransitions": 3}
+    return {"metadata": {"resourceVersion": version}, "spec": spec}
+
+
+def test_a_free_lease_and_ones_own_may_be_taken() -> None:
+    assert may_take(lease(""), "a", Observation(), 0.0) and may_take(lease("a"), "a", Observation(), 0.0)
+    assert may_take({"metadata": {"resourceVersion": "1"}}, "a", Observation(), 0.0), "nobody has ever held it"
+
+
+def test_another_ones_may_be_taken_once_it_has_not_changed_for_its_duration() -> None:
+    seen = Observation()
+    seen.see(lease("b"), 100.0)
+    assert not may_take(lease("b"), "a", seen, 110.0) and may_take(lease("b"), "a", seen, 110.1)
+    seen.see(lease("b", "2"), 109.0)
+    assert not may_take(lease("b", "2"), "a", seen, 118.0)
+
+
+@given(st.sampled_from(["", "a", "b"]), st.sampled_from(["a", "b"]))
+def test_transitions_are_counted(before: str, after: str) -> None:
+    spec = claimed(lease(before), after, 10, TIME)["spec"]
+    assert spec["leaseTransitions"] == 3 + (before != after) and spec["holderIdentity"] == after
+    assert claimed({"metadata": {}}, after, 10, TIME)["spec"]["leaseTransitions"] == 0
+
+
+class Server:
+    """A server of one lease; what it is told to, it fails."""
+
+    def __init__(self) -> None:
+        self.lease: Lease | None = None
+        self.fault: ApiError | None = None
+        self.hangs = False
+
+    async def _answer(self) -> None:
+        if self.hangs:
+            await asyncio.sleep(3600)
+        if self.fault:
+            raise self.fault
+
+    async def get(self, *_: Any) -> Lease:
+        await self._answer()
+        if self.lease is None:
+            raise ApiError(404, "NotFound", "")
+        return self.lease
+
+    async def create(self, _resource: Any, _namespace: str, body: Lease) -> Lease:
+        await self._answer()
+        if self.lease is not None:
+            raise ApiError(409, "AlreadyExists", "")
+        self.lease = {**body, "metadata": {**body["metadata"], "resourceVersion": "1"}}
+        return self.lease
+
+    async def replace(self, _resource: Any, _namespace: str, _name: str, body: Lease) -> Lease:
+        await self._answer()
+        assert self.lease is not None
+        version = self.lease["metadata"]["resourceVersion"]
+        if body["metadata"]["resourceVersion"] != version:
+            raise ApiError(409, "Conflict", "")
+        self.lease = {**body, "metadata": {**body["metadata"], "resourceVersion": str(int(version) + 1)}}
+        return self.lease
+
+
+FAST = Timing(duration=1, renew=0.4, retry=0.05)
+
+
+def candidate(server: Server, name: str, clock: Any = None, timing: Timing = FAST) -> LeaderElection:
+    more = {"monotonic": clock} if clock else {}
+    return LeaderElection(server, "ns", "lease", name, timing=timing, **more)  # type: ignore[arg-type] # a stand-in
+
+
+def test_one_leads_and_the_next_takes_over_at_once_when_it_lets_go() -> None:
+    async def scenario() -> None:
+        server = Server()
+        first, second = candidate(server, "a"), candidate(server, "b")
+        await first.acquire()
+        waiting = asyncio.create_task(second.acquire())
+        holding = asyncio.create_task(first.hold())
+        await asyncio.sleep(1.3)
+        assert first.leads and not second.leads and not waiting.done(), "it is renewed"
+        holding.cancel()
+        await first.release()
+        assert not first.leads
+        await asyncio.wait_for(waiting, 0.5)
+        assert second.leads
+        await first.release()
+        assert server.lease is not None and server.lease["spec"]["holderIdentity"] == "b", (
+            "what is not held is not freed"
+        )
+
+    asyncio.run(scenario())
+
+
+def test_one_that_dies_is_replaced_after_the_duration() -> None:
+    async def scenario() -> None:
+        server = Server()
+        await candidate(server, "a").acquire()
+        began = asyncio.get_running_loop().time()
+        await asyncio.wait_for(candidate(server, "b").acquire(), 5)
+        assert asyncio.get_running_loop().time() - began >= 1.0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "fault", [ApiError(0, "Unreachable", "no answer"), ApiError(503, "", "busy"), "hangs", "taken"]
+)
+def test_a_lease_that_cannot_be_renewed_is_lost_in_time(fault: Any) -> None:
+    async def scenario() -> None:
+        server = Server()
+        leader = candidate(server, "a")
+        await leader.acquire()
+        began = asyncio.get_running_loop().time()
+        if fault == "hangs":
+            server.hangs = True
+        elif fault == "taken":
+            assert server.lease is not None
+            server.lease = claimed(server.lease, "b", 1, TIME) | {"metadata": {"resourceVersion": "9"}}
+        else:
+            server.fault = fault
+        with pytest.raises(LeadershipLost):
+            await asyncio.wait_for(leader.hold(), 5)
+        assert not leader.leads and asyncio.get_running_loop().time() - began < 1.0
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_that_passes_costs_nothing() -> None:
+    async def scenario() -> None:
+        server = Server()
+        leader = candidate(server, "a")
+        await leader.acquire()
+        server.fault = ApiError(503, "", "busy")
+        holding = asyncio.create_task(leader.hold())
+        await asyncio.sleep(0.2)
+        server.fault = None
+        await asyncio.sleep(0.6)
+        assert leader.leads and not holding.done()
+        holding.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_one_that_was_stopped_for_a_while_knows_that_it_may_not_write() -> None:
+    async def scenario() -> None:
+        now = 0.0
+        leader = candidate(Server(), "a", lambda: now)
+        await leader.acquire()
+        assert leader.leads
+        now = 0.99
+        assert leader.leads
+        now = 1.0
+        assert not leader.leads
+
+    asyncio.run(scenario())

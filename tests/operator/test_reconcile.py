@@ -1,0 +1,336 @@
+"""What the reconciler decides while a run goes on: attempts, deadlines, figures."""
+
+from datetime import timedelta
+
+import pytest
+from jobs_world import START, World, loss, manifest, number, student
+from looks import FINETUNED, PREPARED, at, condition, created, deleted, finish, open_jobs, states, step, told
+
+from compression_operator.api.status import RunPhase, StepState
+from compression_pipeline.config import ExitClass, Phase
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# -- a run that goes well --------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_from_phase_to_phase(world: World) -> None:
+    phases = []
+    assert created(world.look()) == ["prepare"]
+    for _ in range(5):
+        for name in open_jobs(world):
+            world.start(name)
+        world.look()
+        phases.append(world.status.phase.value)
+        finish(world)
+    assert phases == ["Preparing", "Finetuning", "Pruning", "Distilling", "Exporting"]
+    assert world.status.phase is RunPhase.SUCCEEDED
+    assert condition(world, "Ready").status == "True"
+    assert condition(world, "Ready").message == "2 students are exported"
+    assert condition(world, "Reconciling").status == condition(world, "Stalled").status == "False"
+    assert world.status.completion_time is not None
+    assert len(world.names) == 8
+
+
+def test_what_ends_starts_the_next_step_in_the_same_look(world: World) -> None:
+    world.look()
+    name = open_jobs(world)[0]
+    world.start(name)
+    world.succeed(name)
+    decision = world.look()
+    assert created(decision) == ["finetune"]
+    assert told(decision) == ["StepSucceeded", "JobCreated"]
+    assert world.status.resolved and world.status.teacher
+    assert world.status.teacher.parameter_count == 2_873_600
+
+
+def test_figures_of_the_students(world: World) -> None:
+    world.drive()
+    marks = {step.name: step.fingerprint or "" for step in world.status.steps}
+    width = world.status.student("width")
+    assert width
+    assert width.parameters == number(marks["prune-width"])
+    assert width.compression_ratio == 0.5
+    assert width.validation_loss.to_json() == {
+        "teacher": loss(marks["finetune"]),
+        "correctedTeacher": loss(marks["finetune"], 1),
+        "pruned": loss(marks["distill-width"], 1),
+        "distilled": loss(marks["distill-width"], 2),
+    }
+    assert width.tokens_per_second is None, "it wasn't finite"
+    assert width.artifact == f"export-{marks['export-width']}"
+    assert width.sample and len(width.sample) == 1000
+
+
+def test_a_new_student_is_told_what_is_known_of_the_teacher(world: World) -> None:
+    world.drive()
+    world.edit(students=[student("new", hiddenSize=64)])
+    world.look()
+    assert world.status.teacher
+    assert [one.to_json() for one in world.status.students] == [
+        {
+            "name": "new",
+            "validationLoss": {
+                "teacher": world.status.teacher.validation_loss,
+                "correctedTeacher": world.status.teacher.corrected_validation_loss,
+            },
+        }
+    ]
+
+
+def test_no_more_jobs_at_once_than_allowed() -> None:
+    students = [student(f"s{i}", hiddenSize=64 * (i + 1)) for i in range(4)]
+    world = World(manifest(students=students, maxParallelJobs=3))
+    at(world, *FINETUNED)
+    assert len(open_jobs(world)) == 3
+    assert step(world, "prune-s3").message == "waits for a free slot (maxParallelJobs is 3)"
+    world.succeed(open_jobs(world)[1])
+    assert created(world.look()) == ["prune-s3"]
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def test_equal_students_are_made_once(world: World) -> None:
+    world = World(manifest(students=[student("one", hiddenSize=64), student("two", hiddenSize=64)]))
+    at(world, *FINETUNED)
+    assert [world.jobs[name].job.step for name in open_jobs(world)] == ["prune-one"]
+    assert step(world, "prune-two").message == "waits for prune-one, which makes the same"
+    assert world.look().blocked == ("prune-two",)
+    world.drive()
+    cached = {step.name: step.cached for step in world.status.steps if step.student}
+    assert {name for name, was in cached.items() if was} == {"prune-two", "distill-two", "export-two"}
+
+
+def test_a_pending_job_is_not_called_running(world: World) -> None:
+    world.look()
+    name = open_jobs(world)[0]
+    world.update(name, message="0/3 nodes have nvidia.com/gpu free")
+    world.look()
+    assert step(world, "prepare").state is StepState.STARTING
+    assert step(world, "prepare").message == "0/3 nodes have nvidia.com/gpu free"
+    assert "0/3 nodes" in condition(world, "Progressing").message
+    assert step(world, "prepare").start_time is None
+    world.start(name)
+    world.beat(name)
+    world.look()
+    running = step(world, "prepare")
+    assert (running.state, running.start_time) == (StepState.RUNNING, START)
+    assert running.progress and running.progress.loss == 3.5
+
+
+# -- attempts that fail ----------------------------------------------------------------------------------------------
+
+
+def test_a_users_mistake_is_not_tried_again(world: World) -> None:
+    at(world, *PREPARED)
+    world.fail(open_jobs(world)[0], ExitClass.USER_ERROR)
+    decision = world.look()
+    assert created(decision) == []
+    failed = step(world, "finetune")
+    assert failed.state is StepState.FAILED
+    assert failed.last_failure and failed.last_failure.exit_class == "UserError"
+    assert states(world)["export-depth"] == "Skipped"
+    assert world.status.phase is RunPhase.FAILED
+    assert told(decision) == ["StepFailed", "RunFailed"]
+    stalled = condition(world, "Stalled")
+    assert (stalled.status, stalled.reason) == ("True", "FinetuneFailed")
+    assert stalled.message.startswith("finetune: UserError of demo-finetune")
+    world.pass_time(100_000)
+    assert world.look().actions == ()
+
+
+@pytest.mark.parametrize("how", [ExitClass.TRANSIENT, None])
+def test_a_passing_fault_is_tried_again_after_growing_pauses(how: ExitClass | None) -> None:
+    world = World(manifest(phases={"finetune": {"retryLimit": 2}}))
+    at(world, *PREPARED)
+    for attempt, pause in ((1, 10), (2, 20)):
+        world.fail(open_jobs(world)[0], how)
+        ended = world.now
+        world.pass_time(3)
+        decision = world.look()
+        waiting = step(world, "finetune")
+        assert (waiting.state, waiting.attempt, waiting.failures) == (StepState.PENDING, attempt, attempt)
+        assert waiting.retry_time == ended + timedelta(seconds=pause)
+        assert decision.look_again_seconds == pause - 3
+        assert "StepRetrying" in told(decision)
+        assert condition(world, "Degraded").status == "True"
+        world.pass_time(pause - 4)
+        assert created(world.look()) == []
+        world.pass_time(1)
+        assert created(world.look()) == ["finetune"]
+        world.start(open_jobs(world)[0])
+    world.fail(open_jobs(world)[0], how)
+    world.look()
+    assert step(world, "finetune").state is StepState.FAILED
+    assert step(world, "finetune").message.endswith("(passing fault 3, retryLimit is 2)")
+
+
+def test_pauses_have_an_end() -> None:
+    world = World(manifest(phases={"prepare": {"retryLimit": 100}}))
+    for _ in range(50):
+        world.pass_time(world.look().look_again_seconds or 0)
+        world.look()
+        world.start(open_jobs(world)[0])
+        world.fail(open_jobs(world)[0], None)
+    assert world.look().look_again_seconds == 600
+
+
+def test_an_interruption_is_resumed_and_does_not_count(world: World) -> None:
+    world = World(manifest(phases={"finetune": {"retryLimit": 0}}))
+    at(world, *PREPARED)
+    world.pass_time(60)
+    world.fail(open_jobs(world)[0], ExitClass.INTERRUPTED)
+    decision = world.look()
+    assert created(decision) == ["finetune"]
+    assert "StepInterrupted" in told(decision)
+    assert (step(world, "finetune").attempt, step(world, "finetune").failures) == (2, 0)
+
+
+def test_interruptions_keep_a_pace(world: World) -> None:
+    at(world, *PREPARED)
+    world.pass_time(1)
+    world.fail(open_jobs(world)[0], ExitClass.INTERRUPTED)
+    decision = world.look()
+    assert created(decision) == []
+    assert decision.look_again_seconds == 9
+    world.pass_time(9)
+    assert created(world.look()) == ["finetune"]
+
+
+def test_a_job_that_lost_a_pod_is_stopped_before_the_next_starts(world: World) -> None:
+    at(world, *PREPARED)
+    world.pass_time(60)
+    name = open_jobs(world)[0]
+    world.lose_pod(name)
+    assert deleted(world.look()) == [name]
+    assert world.look().blocked == ("finetune",)
+    assert step(world, "finetune").message == f"waits for job {name} to end"
+    world.vanish(name)
+    assert created(world.look()) == ["finetune"]
+
+
+def test_the_next_attempt_waits_until_no_pod_of_the_last_one_lives(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.fail(name, ExitClass.TRANSIENT, alive=True)
+    assert deleted(world.look()) == [name]
+    world.pass_time(100)
+    assert created(world.look()) == []
+    world.settle(name)
+    assert created(world.look()) == ["finetune"]
+
+
+def test_a_mistake_stays_one_though_a_pod_was_lost(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.lose_pod(name)
+    world.fail(name, ExitClass.USER_ERROR)
+    world.look()
+    assert step(world, "finetune").state is StepState.FAILED
+
+
+def test_a_job_deleted_by_hand_is_asked_for_again(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.vanish(name)
+    decision = world.look()
+    assert created(decision) == ["finetune"]
+    assert told(decision) == ["StepInterrupted"]
+    assert step(world, "finetune").failures == 0
+    assert open_jobs(world) == [name]
+    assert told(world.look()) == []
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def test_a_result_that_was_lost_is_fetched_by_another_attempt(world: World) -> None:
+    at(world, *PREPARED)
+    world.succeed(open_jobs(world)[0], said=False)
+    world.look()
+    assert step(world, "finetune").message.startswith("tries again at 00:00:10 UTC, after: it ended without a result")
+    world.drive()
+    assert step(world, "finetune").cached
+
+
+def test_one_student_that_fails_does_not_stop_the_other(world: World) -> None:
+    at(world, *FINETUNED)
+    world.fail(open_jobs(world)[0], ExitClass.USER_ERROR)
+    world.look()
+    assert states(world) | {"prune-depth": "Running"} == states(world)
+    assert states(world)["prune-width"] == "Failed"
+    assert step(world, "distill-width").message == "not started, for prune-width did not succeed"
+    assert world.status.phase is RunPhase.PRUNING
+    assert condition(world, "Degraded").reason == "PruneFailed"
+    world.drive()
+    assert world.status.phase is RunPhase.FAILED
+    assert states(world)["export-depth"] == "Succeeded"
+    assert states(world)["export-width"] == "Skipped"
+
+
+# -- deadlines -------------------------------------------------------------------------------------------------------
+
+
+def test_running_time_has_an_end() -> None:
+    world = World(manifest(phases={"finetune": {"activeDeadlineSeconds": 100, "retryLimit": 0}}))
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    assert world.look().look_again_seconds == 100
+    world.pass_time(99)
+    world.beat(name)
+    assert world.look().look_again_seconds == 1
+    world.pass_time(1)
+    world.faults["finetune"] += 1
+    assert deleted(world.look()) == [name]
+    assert step(world, "finetune").message == "the job ran longer than activeDeadlineSeconds (100); it was stopped"
+    assert world.status.phase is RunPhase.FAILED
+
+
+def test_waiting_is_no_running_time() -> None:
+    world = World(manifest(phases={"prepare": {"activeDeadlineSeconds": 100, "progressDeadlineSeconds": 10}}))
+    world.look()
+    world.pass_time(1000)
+    assert deleted(world.look()) == []
+    name = open_jobs(world)[0]
+    world.start(name)
+    world.update(name, suspended_seconds=500.0)
+    world.pass_time(500)
+    world.beat(name)
+    assert deleted(world.look()) == []
+
+
+def test_a_job_that_hangs_is_stopped_and_tried_again(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.pass_time(1799)
+    world.look()
+    assert states(world)["finetune"] == "Running"
+    world.pass_time(1)
+    assert deleted(world.look()) == [name]
+    hung = step(world, "finetune")
+    assert (hung.state, hung.failures) == (StepState.PENDING, 1)
+    assert "no sign of life for progressDeadlineSeconds (1800)" in hung.message
+    # It gets the grace period, and counts but once.
+    world.fail(name, ExitClass.INTERRUPTED, alive=True)
+    world.pass_time(60)
+    assert created(world.look()) == []
+    world.vanish(name)
+    assert created(world.look()) == ["finetune"]
+    assert step(world, "finetune").failures == 1
+
+
+def test_everything_that_is_permanent_ends_in_failure() -> None:
+    world = World(manifest(phases={phase.value: {"retryLimit": 1} for phase in Phase}))
+    for _ in range(200):
+        decision = world.look()
+        for name in open_jobs(world):
+            world.start(name)
+            world.fail(name, ExitClass.TRANSIENT)
+        if world.status.phase is RunPhase.FAILED:
+            break
+        world.pass_time(decision.look_again_seconds or 1)
+    assert world.status.phase is RunPhase.FAILED
+    assert len(world.names) == 2

@@ -1,0 +1,62 @@
+"""Trouble told in conditions: for runs under way and finished ones, kept while it lasts, gone when it is over."""
+
+from datetime import UTC, datetime, timedelta
+
+from jobs_world import World
+
+from compression_operator.kube import PERMISSIONS
+from compression_operator.reconcile import reconcile
+from compression_operator.troubles import FORBIDDEN, QUOTA_EXCEEDED, REASONS, REFUSED, Trouble, refusal, told
+
+TIME = datetime(2026, 11, 1, 12, tzinfo=UTC)
+TROUBLE = Trouble(FORBIDDEN, "cannot create")
+
+
+def conditions(status: dict) -> dict[str, tuple[str, str]]:
+    return {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
+
+
+def test_a_run_under_way_is_held_up_by_it() -> None:
+    status = told({"phase": "Preparing", "steps": [1]}, TROUBLE, generation=3, now=TIME)
+    assert conditions(status) == {
+        "Degraded": ("True", FORBIDDEN),
+        "Ready": ("False", FORBIDDEN),
+        "Progressing": ("False", FORBIDDEN),
+        "Reconciling": ("True", FORBIDDEN),
+    }
+    assert status["steps"] == [1] and status["phase"] == "Preparing", "the rest is left as it is, whatever it means"
+    assert all(c["observedGeneration"] == 3 for c in status["conditions"])
+
+
+def test_what_is_told_already_is_no_news() -> None:
+    status = told({}, TROUBLE, generation=1, now=TIME)
+    assert told(status, TROUBLE, generation=1, now=TIME + timedelta(hours=1)) == status
+    other = told(status, Trouble(REFUSED, "x"), generation=1, now=TIME + timedelta(hours=1))
+    assert other != status and other["conditions"][0]["lastTransitionTime"] == "2026-11-01T12:00:00Z"
+
+
+def test_a_finished_run_stays_what_it_is_and_heals() -> None:
+    world = World()
+    world.drive()
+    assert world.status.phase == "Succeeded"
+    troubled = told(world.status.to_json(), TROUBLE, generation=1, now=TIME)
+    assert conditions(troubled)["Ready"][0] == "True" and conditions(troubled)["Degraded"] == ("True", FORBIDDEN)
+    run = world.run.model_copy(update={"status": type(world.status).model_validate(troubled)})
+    healed = reconcile(run, [], world.now).status
+    assert [(c.type, c.status, c.reason, c.message) for c in healed.conditions] == [
+        (c.type, c.status, c.reason, c.message) for c in world.status.conditions
+    ]
+    assert reconcile(world.run, [], world.now).status == world.status, "nothing is written where there was no trouble"
+
+
+def test_words_for_refusals() -> None:
+    assert refusal(403, 'User "x" cannot create resource "pytorchjobs"').reason == FORBIDDEN
+    assert refusal(403, "exceeded quota: small").reason == QUOTA_EXCEEDED
+    assert "training operator installed" in refusal(404, "the server could not find it").message
+    assert refusal(422, "spec.x: Invalid").reason == REFUSED
+    assert {refusal(code, "").reason for code in (400, 403, 404, 422)} <= set(REASONS)
+
+
+def test_permissions_are_told_apart() -> None:
+    assert len({(p.group, p.resource) for p in PERMISSIONS}) == len(PERMISSIONS)
+    assert all("*" not in (p.group, p.resource, *p.verbs) for p in PERMISSIONS)
