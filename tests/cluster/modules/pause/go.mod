@@ -1,0 +1,3 @@
+module compression-operator/tests/cluster/pause
+
+go 1.24.0

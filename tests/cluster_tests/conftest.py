@@ -1,0 +1,74 @@
+"""A real cluster for the tests in this folder, with the CRD and the stand-in image in it.
+
+`COMPRESSION_CLUSTER_STATE` names the state folder of a cluster to use or to start (see tests/cluster); a cluster that
+was up before stays up. Where pods cannot run, the tests that need them are skipped, and say why.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import standin_image
+from api import Api
+from operators import Namespace
+from tests.cluster.down import down
+from tests.cluster.images import import_archive
+from tests.cluster.paths import State
+from tests.cluster.up import Cluster, up
+
+CRD = Path(__file__).parents[2] / "crds" / "compressionruns.modelcompression.io.yaml"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(item.path).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.cluster)
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"{sentence}\n")
+
+
+@pytest.fixture(scope="session")
+def state() -> State:
+    given = os.environ.get("COMPRESSION_CLUSTER_STATE")
+    return State.at(Path(given) if given else None)
+
+
+@pytest.fixture(scope="session")
+def cluster(state: State) -> Iterator[Cluster]:
+    """A cluster with the CRD installed."""
+    found = up(state, _say)
+    try:
+        Api(found.kubeconfig).apply_crd(CRD)
+        yield found
+    finally:
+        if not found.already:
+            down(state, _say)
+
+
+@pytest.fixture(scope="session")
+def api(cluster: Cluster) -> Api:
+    """The API server, as its administrator."""
+    return Api(cluster.kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def pods(cluster: Cluster, state: State, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Real pods can run; the name of the stand-in's image."""
+    if not cluster.pods or cluster.bin is None:
+        pytest.skip(f"no pods here: {'; '.join(cluster.left_out) or 'images cannot be imported into this cluster'}")
+    import_archive(state, standin_image.write(tmp_path_factory.mktemp("image") / "standin.tar"))
+    return standin_image.NAME
+
+
+@pytest.fixture
+def namespace(api: Api, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Namespace]:
+    """A namespace of the test's own with a claim for the store, and the operator's identity in it."""
+    place = Namespace.create(api, request.node.name, tmp_path)
+    try:
+        yield place
+    finally:
+        place.remove()

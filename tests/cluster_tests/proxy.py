@@ -1,0 +1,159 @@
+"""A reverse proxy before the API server that injects faults: refusals, cut connections, swallowed watch events."""
+
+import asyncio
+import json
+import re
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from api import Api
+
+PATH = re.compile(
+    r"^/(?:api|apis/(?P<group>[^/]+))/v[^/]+(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)"
+    r"(?:/(?P<name>[^/]+))?(?:/(?P<subresource>[^/]+))?$"
+)
+VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request in RBAC's words."""
+
+    verb: str
+    group: str
+    resource: str  # with its subresource
+    namespace: str
+    name: str
+    code: int = 0  # what was answered
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the client gets instead of the API server's answer."""
+
+    code: int
+    reason: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+CUT = "cut"  # the connection is closed before the request reaches the API server
+LOST = "lost"  # the API server does what was asked, and its answer is lost
+Fault = Answer | str | None
+
+
+@dataclass
+class Proxy:
+    """Where it listens, what was asked of it, and what it does about it."""
+
+    url: str
+    asked: list[Asked] = field(default_factory=list)
+    fault: Callable[[Asked], Fault] = lambda _: None
+    swallow: Callable[[Asked], bool] = lambda _: False  # asked for every event of a watch
+
+    def answered(self, verb: str, resource: str, code: int = 201) -> list[Asked]:
+        return [a for a in list(self.asked) if (a.verb, a.resource, a.code) == (verb, resource, code)]
+
+
+def in_rbac_words(method: str, path: str, query: Any) -> Asked | None:
+    """None for what is no resource, such as discovery."""
+    found = PATH.match(path)
+    if found is None:
+        return None
+    parts = found.groupdict()
+    verb = VERBS.get(method) or ("watch" if query.get("watch") else "get" if parts["name"] else "list")
+    resource = parts["resource"] + (f"/{parts['subresource']}" if parts["subresource"] else "")
+    return Asked(verb, parts["group"] or "", resource, parts["namespace"] or "", parts["name"] or "")
+
+
+@contextmanager
+def proxy(api: Api) -> Iterator[Proxy]:
+    """Run a proxy in a thread of its own."""
+    started: threading.Event = threading.Event()
+    found = Proxy("")
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        context = ssl.create_default_context(cadata=api.authority)
+        connector = aiohttp.TCPConnector(ssl=context, limit=0)
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+            application = web.Application(client_max_size=16 * 2**20)
+
+            async def handle(request: web.Request) -> web.StreamResponse:
+                return await _handle(request, session, api, found)
+
+            application.router.add_route("*", "/{path:.*}", handle)
+            runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            started.set()
+            await stop.wait()
+            await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    started.wait(10)
+    try:
+        yield found
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+
+
+async def _handle(request: web.Request, session: aiohttp.ClientSession, api: Api, found: Proxy) -> web.StreamResponse:
+    asked = in_rbac_words(request.method, request.path, request.query)
+    fault = found.fault(asked) if asked else None
+
+    def note(code: int) -> None:
+        if asked:
+            found.asked.append(Asked(asked.verb, asked.group, asked.resource, asked.namespace, asked.name, code))
+
+    if isinstance(fault, Answer):
+        note(fault.code)
+        status = {"kind": "Status", "reason": fault.reason, "message": f"injected: {fault.reason}", "code": fault.code}
+        return web.Response(
+            status=fault.code, text=json.dumps(status), headers={"Content-Type": "application/json", **fault.headers}
+        )
+    if fault == CUT:
+        note(0)
+        return _cut(request)
+    headers = {
+        k: v for k, v in request.headers.items() if k.lower() not in ("host", "accept-encoding", "content-length")
+    }
+    body = await request.read()
+    async with session.request(
+        request.method,
+        api.server + request.raw_path,
+        headers=headers,
+        data=body or None,
+        timeout=aiohttp.ClientTimeout(),
+    ) as answer:
+        note(answer.status)
+        if fault == LOST:
+            await answer.read()
+            return _cut(request)
+        kept = {k: v for k, v in answer.headers.items() if k.lower() in ("content-type", "retry-after", "warning")}
+        if asked is None or asked.verb != "watch":
+            return web.Response(status=answer.status, body=await answer.read(), headers=kept)
+        stream = web.StreamResponse(status=answer.status, headers=kept)
+        await stream.prepare(request)
+        try:
+            while line := await answer.content.readline():
+                if not found.swallow(asked):
+                    await stream.write(line)
+        except (aiohttp.ClientError, ConnectionError):
+            pass
+        return stream
+
+
+def _cut(request: web.Request) -> web.StreamResponse:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=500)

@@ -1,0 +1,121 @@
+"""The CRD on a real API server: it takes what is right, refuses what is wrong in our words, and explains itself."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from api import RUNS, Api, Body, Refused
+from conftest import CRD
+from operators import manifest
+from tests.cluster.up import Cluster
+
+MANIFESTS = Path(__file__).parents[1] / "operator"
+CLUSTER = "# world: cluster\n"
+INVALID = [path for path in sorted((MANIFESTS / "invalid").glob("*.yaml")) if CLUSTER in path.read_text()]
+VALID = [path for path in sorted((MANIFESTS / "valid").glob("*.yaml")) if CLUSTER in path.read_text()]
+EXAMPLES = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+    if "kind: CompressionRun" in path.read_text() and ": file:" not in path.read_text()
+]
+
+OF_THE_SCHEMA = re.compile(
+    r"in body (must|should)|must be (of type|an? )|Required value|Unsupported value|Duplicate value|Too (many|long|few)"
+    r"|should (be|have|match)|must (have|validate)"
+)
+"""The API server's own words; every other cause is one of our CEL rules."""
+
+
+def submit(api: Api, text: str) -> None:
+    """`kubectl create --dry-run=server` without kubectl. Raises Refused."""
+    path = f"{RUNS}/namespaces/default/compressionruns"
+    api.call("POST", path, text, kind="application/yaml", dryRun="All", fieldValidation="Strict")
+
+
+def causes(refused: Refused) -> dict[str, str]:
+    """What the API server finds wrong: path -> its words."""
+    told = {cause["field"]: cause["message"] for cause in (refused.status.get("details") or {}).get("causes") or ()}
+    # Unknown fields are found before the schema is looked at, and told in one sentence.
+    return told | dict.fromkeys(re.findall(r'unknown field "([^"]+)"', str(refused)), "unknown field")
+
+
+def sentence(words: str) -> str:
+    """Without what the API server puts before a rule's message."""
+    return re.sub(r'^Invalid value: (?:"[^"]*"|\S+): ', "", words)
+
+
+def test_enough_is_compared() -> None:
+    assert len(INVALID) >= 60 and len(VALID) >= 2
+
+
+@pytest.mark.parametrize("path", INVALID, ids=lambda path: path.stem)
+def test_a_wrong_manifest_is_refused_with_our_paths_and_sentences(api: Api, path: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        submit(api, path.read_text())
+    told = causes(caught.value)
+    faults = [line.removeprefix("# fault: ") for line in path.read_text().splitlines() if line.startswith("# fault: ")]
+    if "unknown field" in told.values():
+        # The API server looks no further then.
+        faults = [fault for fault in faults if "unknown field" in fault]
+    assert faults
+    for fault in faults:
+        where, _, what = fault.partition(": ")
+        assert where in told, told
+        if not OF_THE_SCHEMA.search(told[where]) and "unknown field" not in told[where]:
+            assert sentence(told[where]) == what
+
+
+@pytest.mark.parametrize("path", [*VALID, *EXAMPLES], ids=lambda path: path.stem)
+def test_a_right_manifest_is_taken(cluster: Cluster, api: Api, path: Path) -> None:
+    found = re.search(r"^  namespace: (\S+)$", path.read_text(), re.MULTILINE)
+    if found and api.get(f"/api/v1/namespaces/{found[1]}") is None:
+        api.create("/api/v1/namespaces", {"metadata": {"name": found[1]}})
+    kubectl(cluster, "create", "--dry-run=server", "--validate=strict", "--filename", str(path))
+
+
+def kubectl(cluster: Cluster, *arguments: str) -> str:
+    program = str(cluster.bin / "kubectl") if cluster.bin else "kubectl"
+    environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}
+    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_server_side_apply_merges_by_name(api: Api) -> None:
+    """Two managers, a student each: lists of named things are merged, not replaced."""
+    path = f"{RUNS}/namespaces/default/compressionruns/applied"
+
+    def apply(body: Body, manager: str) -> Body:
+        return api.call("PATCH", path, body, kind="application/apply-patch+yaml", fieldManager=manager)
+
+    first, second = manifest("applied"), manifest("applied")
+    second["spec"] = {"students": [{"name": "thin", "prune": {"ffnHiddenSize": 256}}]}
+    try:
+        apply(first, "one")
+        students = apply(second, "two")["spec"]["students"]
+        assert [student["name"] for student in students] == ["width", "depth", "thin"]
+        first["spec"]["students"] = first["spec"]["students"][:1]
+        students = apply(first, "one")["spec"]["students"]
+        assert [student["name"] for student in students] == ["width", "thin"]
+    finally:
+        api.delete(path)
+
+
+def test_kubectl_explains_it(cluster: Cluster) -> None:
+    told = kubectl(cluster, "explain", "compressionrun.spec.students.prune.hiddenSize")
+    assert (
+        "GROUP:      modelcompression.io" in told and "FIELD: hiddenSize <integer>" in told and "DESCRIPTION:" in told
+    )
+
+
+def test_the_crd_is_small(api: Api) -> None:
+    assert CRD.stat().st_size < 256 * 1024
+
+
+def test_a_status_cannot_be_given_with_the_resource(api: Api) -> None:
+    """It is a subresource: who may create runs does not thereby say what the operator has seen."""
+    path = f"{RUNS}/namespaces/default/compressionruns"
+    made = api.call("POST", path, {**manifest("forged"), "status": {"phase": "Succeeded"}}, dryRun="All")
+    assert "status" not in made

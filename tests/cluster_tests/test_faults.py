@@ -1,0 +1,238 @@
+"""The API server refuses, hangs up, falls silent or changes its mind: the run goes on, and the user is told.
+
+No pods run here: no node takes them, and the tests end them as a kubelet would.
+"""
+
+import random
+from collections import Counter
+
+import yaml
+from api import RUNS, Api, Refused, wait_for
+from conftest import CRD
+from kubelets import NOWHERE, kubelet
+from operators import FINAL, Namespace, condition_of, manifest, step_of
+from proxy import CUT, LOST, Answer, Asked, Fault, proxy
+
+from compression_operator.kube import PERMISSIONS, Permission
+
+
+def test_a_whole_run_asks_for_what_its_role_lists_and_for_nothing_else(namespace: Namespace, api: Api) -> None:
+    """So no rule is missing, for the operator runs with these alone, and none is superfluous."""
+    edited = False
+
+    def somebody_else_writes(asked: Asked) -> Fault:
+        nonlocal edited
+        if (asked.verb, asked.resource) == ("update", "compressionruns/status") and not edited:
+            edited = True
+            api.merge(namespace.run_path(), {"metadata": {"labels": {"edited": "meanwhile"}}})
+        return None
+
+    with proxy(api) as before, namespace.operator(server=before.url) as operator, kubelet(namespace, 1.0):
+        before.fault = somebody_else_writes
+        namespace.submit(jobTemplate=NOWHERE)
+        assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
+        namespace.edit(distill={"steps": 150, "globalBatchSize": 4})
+        wait_for(lambda: before.answered("delete", "pytorchjobs", 200), "superseded jobs to be deleted")
+        assert namespace.wait_phase("Succeeded")
+        operator.terminate()
+        wrote = [
+            a for a in before.asked if a.verb in ("create", "update", "patch", "delete") and a.resource != "leases"
+        ]
+        assert len(wrote) <= 8 * (8 + 4), Counter((a.verb, a.resource) for a in wrote)
+        used = {(a.group, a.resource, a.verb) for a in before.asked if a.code < 400}
+    listed = {(p.group, p.resource, verb) for p in PERMISSIONS for verb in p.verbs}
+    # What only running pods, repetition and other owners call for is asked for in other tests.
+    elsewhere = {("", "pods/log", "get"), ("events.k8s.io", "events", "patch"), ("kubeflow.org", "pytorchjobs", "get")}
+    assert used - listed == set() and listed - used <= elsewhere
+    assert edited and Counter(a.code for a in before.asked if a.resource == "compressionruns/status")[409] == 1
+    assert not [line for line in operator.lines() if line["level"] == "error"], "a conflict is no error"
+
+
+def test_a_run_through_a_storm_of_faults(namespace: Namespace, api: Api) -> None:
+    """One in four requests fails in one of the ways that requests fail; each job is made once all the same."""
+    rng = random.Random(4)
+    kinds: list[Fault] = [
+        Answer(429, "TooManyRequests", {"Retry-After": "1"}),
+        Answer(500, "InternalError"),
+        Answer(503, "ServiceUnavailable"),
+        Answer(504, "Timeout"),
+        CUT,
+        LOST,
+    ]
+
+    def fault(asked: Asked) -> Fault:
+        return None if rng.random() > 0.25 else rng.choice(kinds)
+
+    with proxy(api) as before:
+        before.fault = fault
+        with namespace.operator(server=before.url) as operator, kubelet(namespace):
+            namespace.submit(jobTemplate=NOWHERE)
+            status = namespace.wait_phase(*FINAL, seconds=240)
+            assert status["phase"] == "Succeeded" and operator.process.poll() is None
+            made = namespace.jobs()
+    assert len(made) == 8 and all(step["attempt"] == 1 for step in status["steps"])
+    assert len(before.answered("create", "pytorchjobs")) == 8, "201 Created was answered once for each"
+    assert sum(a.code in (0, 429, 500, 503, 504) for a in before.asked) > 10
+
+
+def test_a_denied_permission_is_told_and_heals_by_itself(namespace: Namespace) -> None:
+    without = [
+        Permission(p.group, p.resource, tuple(v for v in p.verbs if v != "create" or p.resource != "pytorchjobs"))
+        for p in PERMISSIONS
+    ]
+    namespace.permit(without)
+    with namespace.operator() as operator:
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(lambda: condition_of(namespace.status(), "Degraded").get("reason") == "Forbidden", "the condition")
+        status = namespace.status()
+        ready, degraded = condition_of(status, "Ready"), condition_of(status, "Degraded")
+        assert (ready["status"], degraded["status"]) == ("False", "True")
+        assert 'cannot create resource "pytorchjobs" in API group "kubeflow.org"' in ready["message"]
+        wait_for(lambda: [e for e in namespace.events() if e["reason"] == "Forbidden"], "the Event")
+        writes = len([e for e in namespace.events() if e["reason"] == "Forbidden"])
+        namespace.permit(PERMISSIONS)
+        with kubelet(namespace):
+            status = namespace.wait_phase(*FINAL)
+        assert status["phase"] == "Succeeded" and condition_of(status, "Degraded")["status"] == "False"
+        assert writes == 1 and operator.process.poll() is None
+
+
+def test_a_quota_that_is_used_up_is_told_and_waited_for(namespace: Namespace, api: Api) -> None:
+    path = f"/api/v1/namespaces/{namespace.name}/resourcequotas"
+    hard = {"count/pytorchjobs.kubeflow.org": "0"}
+    api.create(path, {"metadata": {"name": "none"}, "spec": {"hard": hard}})
+    wait_for(lambda: (api.get(f"{path}/none") or {}).get("status", {}).get("hard"), "the quota to be known")
+    with namespace.operator():
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(lambda: condition_of(namespace.status(), "Ready").get("reason") == "QuotaExceeded", "the condition")
+        api.delete(f"{path}/none")
+        wait_for(lambda: namespace.jobs(), "the job")
+
+
+def test_without_the_training_operator_it_says_so_and_ends(namespace: Namespace, api: Api) -> None:
+    with proxy(api) as before:
+        before.fault = lambda asked: Answer(404, "NotFound") if asked.resource == "pytorchjobs" else None
+        operator = namespace.start(server=before.url)
+        assert operator.process.wait(60) == 1
+    assert "is the training operator installed?" in operator.output().splitlines()[-1]
+
+
+def test_a_watch_that_falls_silent_is_noticed_and_the_run_goes_on(namespace: Namespace, api: Api) -> None:
+    quick = ("--resync-seconds", "1", "--missed-seconds", "3")
+    with proxy(api) as before, namespace.operator("localhost/none:1", *quick, server=before.url) as operator:
+        assert operator.ask("/healthz")[0] == 200
+        before.swallow = lambda asked: asked.resource in ("pytorchjobs", "pods")
+        namespace.submit(jobTemplate=NOWHERE)
+        with kubelet(namespace):
+            wait_for(lambda: operator.ask("/healthz")[0] == 503, "/healthz to fail")
+            assert "watch of" in operator.ask("/healthz")[1]
+            assert namespace.wait_phase(*FINAL, seconds=120)["phase"] == "Succeeded"
+
+
+def test_an_idle_operator_is_healthy(namespace: Namespace) -> None:
+    with namespace.operator("localhost/none:1", "--resync-seconds", "0.5", "--missed-seconds", "1") as operator:
+        for _ in range(20):
+            assert operator.ask("/healthz")[0] == 200
+
+
+def test_a_namespace_that_is_deleted_is_no_error(namespace: Namespace, api: Api) -> None:
+    with namespace.operator() as operator:
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(lambda: namespace.jobs(), "a job")
+        api.delete(f"/api/v1/namespaces/{namespace.name}")
+
+        def gone() -> bool:
+            return api.get(f"/api/v1/namespaces/{namespace.name}") is None
+
+        wait_for(gone, "the namespace to be gone")
+        errors = [line for line in operator.lines() if line["level"] == "error"]
+    # The operator's own account goes too, in no order: that it may do nothing any more is not its fault.
+    assert not [
+        line for line in errors if "forbidden: User" not in line["message"] and "Unauthorized" not in line["message"]
+    ]
+
+
+def test_a_run_of_another_schema_is_told_and_the_others_go_on(namespace: Namespace, api: Api) -> None:
+    """Stored while the CRD was laxer: the API server gives it out, and this version cannot read it."""
+    crd = yaml.safe_load(CRD.read_text())
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
+    lax = yaml.safe_load(CRD.read_text())
+    schema = lax["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema["properties"]["spec"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema.pop("x-kubernetes-validations", None)
+
+    def put(body: dict) -> None:
+        now = api.call("GET", path)
+        api.call("PUT", path, body | {"metadata": now["metadata"]})
+
+    strange = manifest("strange", jobTemplate=NOWHERE)
+    strange["spec"]["distill"]["steps"] = "many"
+    put(lax)
+    try:
+
+        def stored() -> bool:
+            try:
+                api.create(f"{RUNS}/namespaces/{namespace.name}/compressionruns", strange)
+            except Refused:
+                return False
+            return True
+
+        wait_for(stored, "the laxer schema to be served")
+    finally:
+        put(crd)
+
+    def strict() -> bool:
+        try:
+            api.call(
+                "POST",
+                f"{RUNS}/namespaces/{namespace.name}/compressionruns",
+                {**strange, "metadata": {"name": "x"}},
+                dryRun="All",
+            )
+        except Refused:
+            return True
+        return False
+
+    wait_for(strict, "the schema to be served again")
+
+    def refused_by_the_schema() -> list:
+        return [e for e in namespace.events() if e["reason"] == "Unreadable" and e["regarding"]["name"] == "strange"]
+
+    with namespace.operator() as operator, kubelet(namespace):
+        namespace.submit("plain", jobTemplate=NOWHERE)
+        assert namespace.wait_phase(*FINAL, name="plain")["phase"] == "Succeeded"
+        # The API server takes no status for it (its own rules fail on it), but an Event.
+        event = wait_for(refused_by_the_schema, "the Event")[0]
+        assert "spec.distill.steps" in event["note"]
+        put(lax)
+        wait_for(lambda: condition_of(namespace.status("strange"), "Ready"), "the condition")
+        ready = condition_of(namespace.status("strange"), "Ready")
+        assert (ready["status"], ready["reason"]) == ("False", "Unreadable") and "spec.distill.steps" in ready[
+            "message"
+        ]
+        put(crd)
+        wait_for(strict, "the schema to be served again")
+        # Once it is put right it is a run like any other.
+        namespace.edit("strange", distill={"steps": 100, "globalBatchSize": 4})
+        status = namespace.wait_phase(*FINAL, name="strange")
+        assert status["phase"] == "Succeeded" and condition_of(status, "Degraded")["status"] == "False"
+        assert operator.process.poll() is None
+
+
+def test_a_job_of_another_owner_under_the_same_name_is_left_alone(namespace: Namespace, api: Api) -> None:
+    with namespace.operator() as operator:
+        namespace.submit("first", jobTemplate=NOWHERE)
+        wait_for(lambda: namespace.jobs(), "the job")
+        (job,) = namespace.jobs()
+        operator.terminate()
+    # A run of the same name, made anew while its job is still there and somebody else's.
+    orphan = f"/apis/kubeflow.org/v1/namespaces/{namespace.name}/pytorchjobs/{job['metadata']['name']}"
+    api.delete(namespace.run_path("first"), propagationPolicy="Orphan")
+    wait_for(lambda: not api.call("GET", orphan)["metadata"].get("ownerReferences"), "the job to be an orphan")
+    with namespace.operator():
+        namespace.submit("first", jobTemplate=NOWHERE)
+        waits = f"waits for job {job['metadata']['name']} to be removed"
+        wait_for(lambda: waits in step_of(namespace.status("first"), "prepare").get("message", ""), waits)
+        assert [j["metadata"]["uid"] for j in namespace.jobs()] == [job["metadata"]["uid"]]
+        api.delete(orphan)
+        wait_for(lambda: [j for j in namespace.jobs() if j["metadata"]["uid"] != job["metadata"]["uid"]], "our job")

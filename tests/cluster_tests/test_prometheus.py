@@ -1,0 +1,106 @@
+"""Metrics: clean by promtool, and scraped by a real Prometheus while a run goes on."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import urllib3
+from api import wait_for
+from kubelets import NOWHERE, end, kubelet
+from operators import FINAL, Namespace
+
+LISTED = (
+    "compression_runs",
+    "compression_steps",
+    "compression_step_duration_seconds_bucket",
+    "compression_step_retries_total",
+    "compression_reconcile_duration_seconds_bucket",
+    "compression_reconcile_errors_total",
+    "compression_queue_depth",
+    "compression_api_requests_total",
+    "compression_api_request_duration_seconds_bucket",
+    "compression_leader",
+    "process_resident_memory_bytes",
+)
+
+
+@pytest.fixture(scope="module")
+def prometheus() -> str:
+    """Debian's Prometheus, installed where it is missing and may be."""
+    if shutil.which("prometheus") is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", "prometheus"]):
+            subprocess.run(["apt-get", "--quiet=2", *command], env=environment, capture_output=True, check=False)
+    if shutil.which("prometheus") is None:
+        pytest.skip(
+            "no Prometheus here, and it cannot be installed: metrics are not scraped (apt-get install prometheus)"
+        )
+    return "prometheus"
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def test_a_real_prometheus_scrapes_the_operator(namespace: Namespace, prometheus: str, tmp_path: Path) -> None:
+    with namespace.operator() as operator, kubelet(namespace, 1.0):
+        config = {
+            "global": {"scrape_interval": "1s"},
+            "scrape_configs": [
+                {"job_name": "operator", "static_configs": [{"targets": [f"127.0.0.1:{operator.port}"]}]}
+            ],
+        }
+        (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+        port = free_port()
+        arguments = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb"]
+        with (tmp_path / "log").open("w") as log:
+            server = subprocess.Popen(
+                [prometheus, *arguments, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
+            )
+        try:
+
+            def query(expression: str) -> dict[str, float]:
+                answer = urllib3.request(
+                    "GET", f"http://127.0.0.1:{port}/api/v1/query", fields={"query": expression}, retries=False
+                )
+                found = answer.json()["data"]["result"]
+                return {json.dumps(series["metric"], sort_keys=True): float(series["value"][1]) for series in found}
+
+            def up() -> bool:
+                try:
+                    return 1.0 in query("up").values()
+                except urllib3.exceptions.HTTPError:
+                    return False
+
+            wait_for(up, "Prometheus to scrape")
+            namespace.submit(jobTemplate=NOWHERE)
+            assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
+            wait_for(lambda: query('compression_runs{phase="Succeeded"} == 1'), "the run to be seen")
+            assert sum(query('compression_steps{state="Succeeded"}').values()) == 8
+            assert query('sum(compression_step_duration_seconds_count{outcome="Succeeded"}) >= 7')
+            assert query('sum(compression_api_requests_total{verb="create",code="201"}) >= 8')
+            assert query("histogram_quantile(0.99, sum by (le) (compression_reconcile_duration_seconds_bucket)) < 5")
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def test_promtool_finds_nothing_to_mend(namespace: Namespace, prometheus: str) -> None:
+    with namespace.operator() as operator:
+        namespace.submit(jobTemplate=NOWHERE)
+        (pod,) = wait_for(namespace.pods, "the pod")
+        end(namespace.api, pod, "Transient", "the link broke")
+        wait_for(lambda: "compression_step_retries_total{" in operator.ask("/metrics")[1], "the retry to be counted")
+        with kubelet(namespace):
+            assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
+        text = operator.ask("/metrics")[1]
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+    names = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    assert set(LISTED) <= names, set(LISTED) - names

@@ -1,0 +1,269 @@
+"""Whole runs on real pods, with the stand-in in the place of the pipeline. One operator serves all of these tests."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from api import JOBS, Api, Body, wait_for
+from operators import FINAL, Namespace, Operator, condition_of, step_of
+
+SLOW = {"steps": 300, "seconds": 0.1}
+QUICK = {"steps": 5}
+
+
+@pytest.fixture(scope="module")
+def place(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
+    found = Namespace.create(api, "runs", tmp_path_factory.mktemp("runs"))
+    try:
+        yield found
+    finally:
+        found.remove()
+
+
+@pytest.fixture(scope="module")
+def operator(place: Namespace, pods: str) -> Iterator[Operator]:
+    with place.operator(pods, "--progress-seconds", "2") as running:
+        yield running
+
+
+def submit(place: Namespace, name: str, behaviour: Body | None = None, *, folder: str = "", **spec: Any) -> None:
+    """A run in a folder of its own."""
+    claim = {"persistentVolumeClaim": {"claimName": "store", "subPath": folder or name}}
+    place.submit(name, behaviour={"*": QUICK, **(behaviour or {})}, **{"storage": claim, **spec})
+
+
+def short(**spec: Any) -> Body:
+    """One student and no finetune: prepare, prune, distill, export."""
+    return {"finetune": None, "students": [{"name": "width", "prune": {"hiddenSize": 64}}], **spec}
+
+
+def settings(**phases: Body) -> Body:
+    cpu = {"gpusPerNode": 0, "terminationGracePeriodSeconds": 10}
+    return {phase: {**cpu, **phases.get(phase, {})} for phase in ("prepare", "finetune", "prune", "distill", "export")}
+
+
+def done(status: Body) -> Body:
+    assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
+    return status
+
+
+def test_a_run_from_first_to_last(place: Namespace, operator: Operator) -> None:
+    """Succeeds; leaves only a status on the user's resource; is shared by a second run, edited, and deleted."""
+    submit(place, "story")
+    status = done(place.wait_phase(*FINAL, name="story"))
+    assert len(status["steps"]) == 8
+    assert Counter(place.starts("story")) == Counter((step["name"], 1) for step in status["steps"])
+    verdicts = {c["type"]: c["status"] for c in status["conditions"]}
+    assert verdicts == {
+        "Ready": "True",
+        "Progressing": "False",
+        "Degraded": "False",
+        "Suspended": "False",
+        "Reconciling": "False",
+        "Stalled": "False",
+    }
+    assert {student["name"]: student["parameters"] for student in status["students"]} == {
+        "width": 600_000,
+        "depth": 600_000,
+    }
+    only_its_status_is_ours(place.run("story")["metadata"])
+
+    submit(place, "second", folder="story")
+    second = done(place.wait_phase(*FINAL, name="second"))
+    assert [step["name"] for step in second["steps"] if step.get("cached")] == [s["name"] for s in status["steps"]]
+
+    before = {step["name"]: step for step in status["steps"]}
+    old_jobs = {before[f"distill-{name}"]["jobName"] for name in ("width", "depth")}
+    place.edit("story", distill={"steps": 150, "globalBatchSize": 4})
+    place.wait_step("distill-width", "Starting", "Running", "Pending", name="story")
+    status = done(place.wait_phase(*FINAL, name="story"))
+    again = {step["name"] for step in status["steps"] if step["jobName"] != before[step["name"]]["jobName"]}
+    assert again == {"distill-width", "distill-depth", "export-width", "export-depth"}
+    wait_for(lambda: not old_jobs & {job["metadata"]["name"] for job in place.jobs()}, "superseded jobs to be removed")
+    only_its_status_is_ours(place.run("story")["metadata"], generation=2)
+
+    artifacts = sorted(path.name for path in (place.store / "story" / "artifacts").iterdir())
+    place.api.delete(place.run_path("story"))
+    place.api.delete(place.run_path("second"))
+
+    def gone() -> bool:
+        names = {pod["metadata"]["labels"].get("modelcompression.io/run") for pod in place.pods()}
+        jobs = {job["metadata"]["labels"]["modelcompression.io/run"] for job in place.jobs()}
+        return not {"story", "second"} & (names | jobs)
+
+    wait_for(gone, "the jobs and pods to go with their run")
+    assert sorted(path.name for path in (place.store / "story" / "artifacts").iterdir()) == artifacts
+
+
+def only_its_status_is_ours(meta: Body, generation: int = 1) -> None:
+    assert "finalizers" not in meta and "annotations" not in meta and meta["generation"] == generation
+    ours = [entry for entry in meta["managedFields"] if entry["manager"] == "compression-operator"]
+    assert [(entry.get("subresource"), list(entry["fieldsV1"])) for entry in ours] == [("status", ["f:status"])]
+    others = [entry for entry in meta["managedFields"] if entry not in ours]
+    assert others and all("f:status" not in entry["fieldsV1"] for entry in others)
+
+
+@pytest.mark.parametrize("how", ["deleted", "evicted", "killed"])
+def test_a_pod_lost_in_mid_distillation_resumes_from_its_checkpoint_and_does_not_count(
+    place: Namespace, operator: Operator, how: str
+) -> None:
+    name = f"lost-{how}"
+    submit(
+        place,
+        name,
+        {"distill-width": {"steps": 60, "seconds": 0.2}},
+        **short(phases=settings(distill={"retryLimit": 0})),
+    )
+    step = place.wait_step("distill-width", "Running", name=name)
+    reached = place.store / name / "work" / step["fingerprint"] / "step"
+    wait_for(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
+    pod = f"{step['jobName']}-master-0"
+    path = f"/api/v1/namespaces/{place.name}/pods/{pod}"
+    if how == "evicted":
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": place.name}}
+        place.api.create(f"{path}/eviction", eviction)
+    else:
+        place.api.delete(path, **({"gracePeriodSeconds": 0} if how == "killed" else {}))
+    status = done(place.wait_phase(*FINAL, name=name))
+    step = step_of(status, "distill-width")
+    assert (step["attempt"], step.get("failures", 0)) == (2, 0)
+    failure = step["lastFailure"]
+    assert failure["exitClass"] == "Interrupted"
+    assert pod in failure["message"] or "vanished" in failure["message"]
+    # One that is killed keeps the checkpoint that it had; one that is asked to go writes another.
+    assert reached.read_text() == "60"
+    assert Counter(place.starts(name))["distill-width", 2] == 1
+
+
+def test_a_users_mistake_is_not_retried_and_says_what_it_is(place: Namespace, operator: Operator) -> None:
+    message = "the loss is not a number at step 3: lower distill.learningRate"
+    fault = {"fail": {"class": "UserError", "message": message, "attempts": 9}}
+    submit(place, "mistake", {"distill-width": fault})
+    status = place.wait_phase(*FINAL, name="mistake")
+    assert status["phase"] == "Failed"
+    step = step_of(status, "distill-width")
+    assert (step["state"], step["attempt"], step["message"]) == ("Failed", 1, message)
+    assert step["lastFailure"]["pod"] == f"{step['jobName']}-master-0" and step["lastFailure"]["node"]
+    # The other student is made all the same.
+    assert (
+        step_of(status, "export-depth")["state"] == "Succeeded"
+        and step_of(status, "export-width")["state"] == "Skipped"
+    )
+    for kind in ("Ready", "Stalled"):
+        assert (
+            message in condition_of(status, kind)["message"] and condition_of(status, kind)["reason"] == "DistillFailed"
+        )
+
+
+def test_a_passing_fault_is_retried_and_the_last_words_are_told(place: Namespace, operator: Operator) -> None:
+    submit(place, "crash", {"prepare": {"fail": {"class": "Crash", "attempts": 1}}}, **short())
+    step = place.wait_step("prepare", "Pending", name="crash")
+    wait_for(lambda: step_of(place.status("crash"), "prepare").get("lastFailure"), "the failure")
+    assert step_of(place.status("crash"), "prepare")["lastFailure"]["message"] == "exit code 1: Traceback: it broke"
+    status = done(place.wait_phase(*FINAL, name="crash"))
+    step = step_of(status, "prepare")
+    assert (step["attempt"], step["failures"]) == (2, 1)
+    assert 'compression_step_retries_total{phase="prepare",reason="Transient"}' in operator.ask("/metrics")[1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "behaviour", "said"),
+    [
+        ({"activeDeadlineSeconds": 3}, SLOW, "ran longer than activeDeadlineSeconds (3)"),
+        ({"progressDeadlineSeconds": 10}, {"sleep": 200}, "gave no sign of life for progressDeadlineSeconds (10)"),
+    ],
+    ids=["too-long", "silent"],
+)
+def test_deadlines(place: Namespace, operator: Operator, limit: Body, behaviour: Body, said: str) -> None:
+    name = f"deadline-{len(said)}"
+    phases = settings(prepare={**limit, "retryLimit": 0})
+    submit(place, name, {"prepare": behaviour}, **short(phases=phases))
+    status = place.wait_phase(*FINAL, name=name)
+    assert status["phase"] == "Failed" and said in step_of(status, "prepare")["message"]
+    wait_for(lambda: not place.pods(step_of(status, "prepare")["jobName"]), "the pod to be stopped")
+
+
+def test_a_job_that_speaks_is_not_taken_for_silent(place: Namespace, operator: Operator) -> None:
+    phases = settings(prepare={"progressDeadlineSeconds": 10, "retryLimit": 0})
+    submit(place, "speaks", {"prepare": {"steps": 150, "seconds": 0.1}}, **short(phases=phases))
+    place.wait_step("prepare", "Running", name="speaks")
+    wait_for(lambda: step_of(place.status("speaks"), "prepare").get("progress", {}).get("step", 0) > 20, "progress")
+    done(place.wait_phase(*FINAL, name="speaks"))
+
+
+def test_suspend_and_resume(place: Namespace, operator: Operator) -> None:
+    submit(place, "pause", {"distill-width": {"steps": 60, "seconds": 0.2}}, **short())
+    step = place.wait_step("distill-width", "Running", name="pause")
+    reached = place.store / "pause" / "work" / step["fingerprint"] / "step"
+    wait_for(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
+    place.edit("pause", suspend=True)
+    place.wait_phase("Suspended", name="pause")
+    wait_for(lambda: not place.pods(step["jobName"]), "the pods to go")
+    assert 5 <= int(reached.read_text()) < 60
+    assert condition_of(place.status("pause"), "Suspended")["status"] == "True"
+    place.edit("pause", suspend=False)
+    status = done(place.wait_phase(*FINAL, name="pause"))
+    assert step_of(status, "distill-width").get("failures", 0) == 0 and reached.read_text() == "60"
+
+
+def test_a_job_deleted_by_hand_comes_again(place: Namespace, operator: Operator) -> None:
+    submit(place, "by-hand", {"distill-width": {"steps": 40, "seconds": 0.2}}, **short())
+    step = place.wait_step("distill-width", "Running", name="by-hand")
+    place.api.delete(f"{JOBS}/namespaces/{place.name}/pytorchjobs/{step['jobName']}", propagationPolicy="Background")
+    status = done(place.wait_phase(*FINAL, name="by-hand"))
+    assert step_of(status, "distill-width").get("failures", 0) == 0
+
+
+def test_a_job_that_a_queue_suspends_waits_and_goes_on(place: Namespace, operator: Operator) -> None:
+    phases = settings(prepare={"activeDeadlineSeconds": 20, "retryLimit": 0})
+    submit(place, "queued", {"prepare": {"steps": 100, "seconds": 0.1}}, **short(phases=phases))
+    step = place.wait_step("prepare", "Running", name="queued")
+    path = f"{JOBS}/namespaces/{place.name}/pytorchjobs/{step['jobName']}"
+    place.api.merge(path, {"spec": {"runPolicy": {"suspend": True}}})
+    wait_for(lambda: "queue" in step_of(place.status("queued"), "prepare").get("message", ""), "the message")
+    wait_for(lambda: not place.pods(step["jobName"]), "the pods to go")
+    place.api.merge(path, {"spec": {"runPolicy": {"suspend": False}}})
+    status = done(place.wait_phase(*FINAL, name="queued"))
+    step = step_of(status, "prepare")
+    assert (step["attempt"], step.get("failures", 0)) == (1, 0)
+
+
+def test_what_keeps_a_pod_waiting_is_told(place: Namespace, operator: Operator) -> None:
+    submit(place, "gpus", **short(phases=settings(prepare={"gpusPerNode": 1})))
+    template = {"image": "localhost/nowhere:1"}
+    submit(place, "no-image", **short(jobTemplate=template))
+    for name, said in (
+        ("gpus", "Insufficient nvidia.com/gpu"),
+        ("no-image", "image localhost/nowhere:1 cannot be pulled"),
+    ):
+        wait_for(lambda: said in condition_of(place.status(name), "Ready").get("message", ""), f"{said} on {name}")  # noqa: B023 - called at once
+        place.api.delete(place.run_path(name))
+
+
+def test_a_master_and_a_worker(place: Namespace, operator: Operator) -> None:
+    two = settings(distill={"nodes": 2, "retryLimit": 0})
+    submit(
+        place,
+        "pair",
+        {"distill-width": {"steps": 20, "seconds": 0.1, "worker": {"class": "Done", "message": "", "after": 1}}},
+        **short(phases=two),
+    )
+    status = done(place.wait_phase(*FINAL, name="pair"))
+    job = next(j for j in place.jobs() if j["metadata"]["name"] == step_of(status, "distill-width")["jobName"])
+    assert set(job["spec"]["pytorchReplicaSpecs"]) == {"Master", "Worker"}
+    ends = {"class": "UserError", "message": "the worker's disk is full", "after": 1}
+    submit(place, "broken-pair", {"distill-width": {**SLOW, "worker": ends}}, **short(phases=two))
+    status = place.wait_phase(*FINAL, name="broken-pair")
+    assert step_of(status, "distill-width")["message"] == "the worker's disk is full"
+
+
+def test_the_log_says_what_each_line_is_about(place: Namespace, operator: Operator) -> None:
+    """After the tests above: every line is JSON, lines about jobs name run, step and job."""
+    lines = [line for line in operator.output().splitlines() if line]
+    parsed = [json.loads(line) for line in lines]
+    created = [line for line in parsed if line["message"].startswith("created attempt")]
+    assert created and all({"run", "step", "job"} <= set(line) for line in created)
+    assert all("run" in line for line in parsed if "reason" in line)
+    assert not [line for line in parsed if line["level"] == "error"], "nothing went wrong in all of this"

@@ -1,0 +1,161 @@
+"""Operators end, die, freeze and are replaced: runs go on as if nothing had happened, and no job is made twice."""
+
+import random
+import signal
+import time
+from collections import Counter
+
+from api import Api, wait_for
+from kubelets import NOWHERE, end, kubelet
+from operators import FINAL, Namespace, Operator
+
+LEASE = "/apis/coordination.k8s.io/v1"
+
+
+def holder(namespace: Namespace) -> str:
+    lease = namespace.api.get(f"{LEASE}/namespaces/{namespace.name}/leases/compression-operator") or {}
+    return lease.get("spec", {}).get("holderIdentity", "")
+
+
+def leads(operator: Operator) -> bool:
+    return "compression_leader 1.0" in operator.ask("/metrics")[1]
+
+
+def each_job_once(namespace: Namespace) -> None:
+    """By the operator's own word, and by that of the training operator's Events on what it was given."""
+    logs = "".join(path.read_text() for path in namespace.folder.glob("operator-*.log"))
+    made = Counter(word for word in logs.split('"') if word.startswith("created attempt"))
+    jobs = Counter(job["metadata"]["labels"]["modelcompression.io/step"] for job in namespace.jobs())
+    assert set(jobs.values()) == {1} and len(jobs) == 8, jobs
+    assert set(made.values()) == {1} and len(made) == 8, made
+
+
+def test_an_operator_that_is_told_to_stop_hands_over_at_once(namespace: Namespace) -> None:
+    with namespace.operator() as first, namespace.operator(identity="operator-1") as second:
+        assert holder(namespace) == "operator-0" and leads(first) and not leads(second)
+        namespace.submit(jobTemplate=NOWHERE)
+        with kubelet(namespace, 2.0):
+            wait_for(lambda: namespace.jobs(), "the first job")
+            took = first.terminate()
+            began = time.monotonic()
+            wait_for(lambda: holder(namespace) == "operator-1", "the other to lead", every=0.02)
+            waited = time.monotonic() - began
+            assert first.process.returncode == 0
+            assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
+    # The pod's grace period is 30 s; a follower looks every 2 s.
+    assert took < 15 and waited < 4, (took, waited)
+    each_job_once(namespace)
+
+
+def test_an_operator_that_is_killed_is_replaced_within_15_seconds(namespace: Namespace) -> None:
+    with namespace.operator() as first, namespace.operator(identity="operator-1") as second:
+        namespace.submit(jobTemplate=NOWHERE)
+        with kubelet(namespace, 2.0):
+            wait_for(lambda: namespace.jobs(), "the first job")
+            first.kill()
+            began = time.monotonic()
+            wait_for(lambda: leads(second), "the other to lead", every=0.05)
+            waited = time.monotonic() - began
+            assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
+    assert waited <= 15, waited
+    each_job_once(namespace)
+
+
+def test_an_operator_that_freezes_and_wakes_writes_nothing_more(namespace: Namespace) -> None:
+    with namespace.operator() as first, namespace.operator(identity="operator-1") as second:
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(lambda: namespace.jobs(), "the first job")
+        first.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: leads(second), "the other to lead")
+        with kubelet(namespace, 1.0):
+            wait_for(lambda: len(namespace.jobs()) >= 3, "the other to go on")
+            first.process.send_signal(signal.SIGCONT)
+            assert first.process.wait(30) == 1, "it has lost the lease and ends"
+            assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
+        assert "lost the lease" in first.output()
+    each_job_once(namespace)
+
+
+def test_an_operator_killed_at_five_random_moments(namespace: Namespace, pods: str) -> None:
+    """On real pods; each step's job is made once and started once."""
+    rng = random.Random(5)
+    namespace.submit(behaviour={"*": {"steps": 20, "seconds": 0.1}})
+    for _ in range(5):
+        operator = namespace.start(pods)
+        operator.wait_line("this replica (operator-0) leads")
+        time.sleep(rng.uniform(0.0, 4.0))
+        operator.kill()
+    with namespace.operator(pods):
+        status = namespace.wait_phase(*FINAL, seconds=240)
+    assert status["phase"] == "Succeeded"
+    assert Counter(namespace.starts()) == Counter((step["name"], 1) for step in status["steps"])
+    assert {job["metadata"]["name"] for job in namespace.jobs()} == {step["jobName"] for step in status["steps"]}
+
+
+def test_the_image_of_a_run_is_kept_through_an_upgrade_of_the_operator(namespace: Namespace, api: Api) -> None:
+    def images() -> dict[str, str]:
+        return {
+            job["metadata"]["labels"]["modelcompression.io/run"]: job["spec"]["pytorchReplicaSpecs"]["Master"][
+                "template"
+            ]["spec"]["containers"][0]["image"]
+            for job in namespace.jobs()
+        }
+
+    with namespace.operator("localhost/pipeline:1") as operator:
+        namespace.submit("old", jobTemplate=NOWHERE)
+        namespace.submit("own", jobTemplate={**NOWHERE, "image": "localhost/mine:1"})
+        wait_for(lambda: len(images()) == 2, "both runs to start")
+        operator.terminate()
+    with namespace.operator("localhost/pipeline:2"), kubelet(namespace):
+        namespace.submit("new", jobTemplate=NOWHERE)
+        for name in ("old", "own", "new"):
+            assert namespace.wait_phase(*FINAL, name=name)["phase"] == "Succeeded"
+        # An edit while the new operator is there: the run keeps its image, unless the user names one.
+        namespace.edit("old", export={"dtype": "float16"})
+        wait_for(lambda: namespace.run("old")["status"]["observedGeneration"] == 2, "the edit to be seen")
+        namespace.wait_phase("Succeeded", name="old")
+    assert images() == {"old": "localhost/pipeline:1", "own": "localhost/mine:1", "new": "localhost/pipeline:2"}
+    assert namespace.status("old")["image"] == "localhost/pipeline:1" and "image" not in namespace.status("own")
+
+
+def test_a_retry_is_asked_for_by_an_annotation(namespace: Namespace, api: Api) -> None:
+    with namespace.operator():
+        namespace.submit(jobTemplate=NOWHERE)
+        (pod,) = wait_for(namespace.pods, "the pod")
+        end(api, pod, "UserError", "the token is wrong")
+        assert namespace.wait_phase(*FINAL)["phase"] == "Failed"
+        api.merge(namespace.run_path(), {"metadata": {"annotations": {"modelcompression.io/retry": "1"}}})
+        with kubelet(namespace):
+            status = namespace.wait_phase("Succeeded")
+        assert status["handledRetry"] == "1"
+
+
+def test_a_claim_of_one_node_is_warned_of_once(namespace: Namespace, api: Api) -> None:
+    folder = namespace.folder / "one"
+    folder.mkdir()
+    namespace.claim("one", ["ReadWriteOnce"], folder)
+    one = {"persistentVolumeClaim": {"claimName": "one"}}
+
+    def progressing(name: str) -> str:
+        conditions = namespace.status(name).get("conditions", [])
+        return next((c["message"] for c in conditions if c["type"] == "Progressing"), "")
+
+    def warnings(name: str) -> list:
+        return [e for e in namespace.events() if e["reason"] == "ClaimOfOneNode" and e["regarding"]["name"] == name]
+
+    with namespace.operator() as operator:
+        namespace.submit("spread", jobTemplate=NOWHERE, storage=one)
+        namespace.submit("fine", jobTemplate=NOWHERE)
+        namespace.submit("serial", jobTemplate=NOWHERE, storage=one, maxParallelJobs=1)
+        wait_for(lambda: "claim one is ReadWriteOnce" in progressing("spread"), "the warning")
+        assert "maxParallelJobs is 2 and there are 2 students" in progressing("spread")
+        wait_for(lambda: warnings("spread"), "the Event")
+        wait_for(lambda: progressing("fine") and progressing("serial"), "the others")
+        assert "ReadWriteOnce" not in progressing("fine") + progressing("serial")
+        operator.terminate()
+    with namespace.operator() as operator:
+        wait_for(lambda: leads(operator), "it to lead")
+        namespace.edit("spread", export={"dtype": "float16"})
+        wait_for(lambda: namespace.run("spread")["status"]["observedGeneration"] == 2, "the edit to be seen")
+        wait_for(lambda: len(warnings("spread")) == 2, "a second Event, for it is another generation")
+    assert [e.get("series") for e in warnings("spread")] == [None, None]
