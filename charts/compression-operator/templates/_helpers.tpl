@@ -1,0 +1,81 @@
+{{/* Names leave room for suffixes: a label's value and a Service's name end at 63 characters. */}}
+{{- define "compression-operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "compression-operator.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "compression-operator.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Objects without a namespace carry the release's, so that releases of one name in two namespaces don't meet. */}}
+{{- define "compression-operator.clusterName" -}}
+{{- printf "%s.%s" (include "compression-operator.fullname" .) .Release.Namespace -}}
+{{- end -}}
+
+{{- define "compression-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "compression-operator.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "compression-operator.labels" -}}
+{{- $ours := dict
+  "app.kubernetes.io/name" (include "compression-operator.name" .)
+  "app.kubernetes.io/instance" .Release.Name
+  "app.kubernetes.io/version" .Chart.AppVersion
+  "app.kubernetes.io/component" "operator"
+  "app.kubernetes.io/part-of" "compression-operator"
+  "app.kubernetes.io/managed-by" .Release.Service
+  "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63) -}}
+{{- merge $ours .Values.commonLabels | toYaml -}}
+{{- end -}}
+
+{{- define "compression-operator.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "compression-operator.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Of (dict "image" IMAGE "version" APP_VERSION). */}}
+{{- define "compression-operator.image" -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository (default .version .image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the operator does in the namespaces that it watches: kube.PERMISSIONS, verb by verb (a test compares). */}}
+{{- define "compression-operator.rules" -}}
+- apiGroups: [modelcompression.io]
+  resources: [compressionruns]
+  verbs: [get, list, watch]
+- apiGroups: [modelcompression.io]
+  resources: [compressionruns/status]
+  verbs: [update]
+- apiGroups: [kubeflow.org]
+  resources: [pytorchjobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}

@@ -1,0 +1,34 @@
+-- The health of a CompressionRun for Argo CD, from its conditions.
+-- Retries are the operator's business: a run that goes on is Progressing, and its message says what went wrong so far.
+local status = obj.status
+if status == nil or status.conditions == nil then
+  return { status = "Progressing", message = "Waiting for the operator to look at the run" }
+end
+if (status.observedGeneration or 0) < (obj.metadata.generation or 0) then
+  return { status = "Progressing", message = "Waiting for the operator to look at the newest edit" }
+end
+
+local conditions = {}
+for _, condition in ipairs(status.conditions) do
+  if condition.status == "True" then
+    conditions[condition.type] = condition
+  end
+end
+
+if conditions.Stalled ~= nil then
+  return { status = "Degraded", message = conditions.Stalled.message }
+end
+if conditions.Ready ~= nil then
+  return { status = "Healthy", message = conditions.Ready.message }
+end
+if conditions.Suspended ~= nil then
+  return { status = "Suspended", message = conditions.Suspended.message }
+end
+local message = status.phase or "Pending"
+if conditions.Progressing ~= nil then
+  message = message .. ": " .. conditions.Progressing.message
+end
+if conditions.Degraded ~= nil then
+  message = message .. " (" .. conditions.Degraded.message .. ")"
+end
+return { status = "Progressing", message = message }

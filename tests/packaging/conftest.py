@@ -1,0 +1,43 @@
+"""A real cluster for the tests that install the chart.
+
+`COMPRESSION_CLUSTER_STATE` names the state folder of a cluster to use (see tests/cluster); one that was up before stays
+up. Without it there is a cluster of these tests' own.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.cluster.down import down
+from tests.cluster.images import import_archive
+from tests.cluster.paths import State
+from tests.cluster.up import up
+from tests.packaging.base import CannotBuild
+from tests.packaging.image import operator_image
+from tests.packaging.installed import Cluster
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"{sentence}\n")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster that runs pods, with the operator's image imported."""
+    given = os.environ.get("COMPRESSION_CLUSTER_STATE")
+    state = State.at(Path(given) if given else Path(tempfile.mkdtemp(prefix="co-packaging-")))
+    found = up(state, _say)
+    try:
+        if not found.pods or found.bin is None:
+            pytest.skip(f"no pods here: {'; '.join(found.left_out) or 'images cannot be imported into this cluster'}")
+        try:
+            import_archive(state, operator_image(_say))
+        except CannotBuild as error:
+            pytest.skip(f"the operator's image cannot be built here: {error}")
+        yield Cluster(found.kubeconfig, found.bin)
+    finally:
+        if not found.already:
+            down(state, _say)

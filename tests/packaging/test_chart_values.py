@@ -1,0 +1,114 @@
+"""The chart's values: each is documented and does something, and wrong ones are refused by name."""
+
+import copy
+from typing import Any
+
+import pytest
+import yaml
+from charts.document import documented, values
+from tests.packaging.helm import CHART, Body, Refused, everything, render
+
+VALUES: Body = yaml.safe_load((CHART / "values.yaml").read_text())
+FREE = {  # objects that Kubernetes defines, not the chart
+    "resources",
+    "podSecurityContext",
+    "securityContext",
+    "nodeSelector",
+    "affinity",
+    "serviceAccount.annotations",
+    "service.annotations",
+    "podAnnotations",
+    "podLabels",
+    "commonLabels",
+    "metrics.serviceMonitor.labels",
+}
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and path not in FREE:
+        return {
+            name: leaf
+            for key, child in value.items()
+            for name, leaf in leaves(child, f"{path}.{key}"[not path :]).items()
+        }
+    return {path: value}
+
+
+def changed(base: Body, path: str, value: Any) -> Body:
+    result = copy.deepcopy(base)
+    *above, last = path.split(".")
+    target = result
+    for key in above:
+        target = target.setdefault(key, {})
+    target[last] = value
+    return result
+
+
+def test_the_readme_lists_every_value() -> None:
+    readme = (CHART / "README.md").read_text()
+    assert documented(readme, values((CHART / "values.yaml").read_text())) == readme, "run `make crds`"
+
+
+# Each value of the chart, with another than its default, does something: what does nothing must not be offered.
+ALTERNATIVES: Body = leaves(everything()) | {
+    "image.digest": "sha256:" + "a" * 64,
+    "pipelineImage.digest": "sha256:" + "b" * 64,
+    "nameOverride": "squeezer",
+}
+
+
+@pytest.fixture(scope="module")
+def defaults_and_parts() -> tuple[Body, list[Body]]:
+    """The defaults with the optional parts on, and what they render to."""
+    base = changed(VALUES, "networkPolicy.enabled", True)
+    base = changed(base, "metrics.serviceMonitor.enabled", True)
+    return base, render(base)
+
+
+@pytest.mark.parametrize("path", leaves(VALUES))
+def test_every_value_does_something(path: str, defaults_and_parts: tuple[Body, list[Body]]) -> None:
+    base, rendered = defaults_and_parts
+    default = leaves(base)[path]
+    other = not default if isinstance(default, bool) else ALTERNATIVES[path]
+    assert other != default, f"give {path} another value in values/everything.yaml"
+    assert render(changed(base, path, other)) != rendered
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "replicaCount": (2, "additional properties 'replicaCount' not allowed"),
+    "replicas": ("two", "at '/replicas': got string, want integer"),
+    "image.name": ("x", "additional properties 'name' not allowed"),
+    "image.tag": (1.0, "at '/image/tag': got number, want string"),
+    "image.digest": ("abc", "at '/image/digest': 'abc' does not match pattern"),
+    "image.pullPolicy": ("Sometimes", "'Always', 'IfNotPresent', 'Never'"),
+    "imagePullSecrets": (["registry"], "at '/imagePullSecrets/0': got string, want object"),
+    "watchNamespaces": (["Team_A"], "at '/watchNamespaces/0': 'Team_A' does not match pattern"),
+    "crds.keep": (False, "additional properties 'keep' not allowed"),
+    "operator.workers": (0, "at '/operator/workers': minimum: got 0, want 1"),
+    "operator.logFormat": ("xml", "at '/operator/logFormat': value must be one of 'json', 'text'"),
+    "operator.logLevel": ("trace", "value must be one of 'debug', 'info', 'warning', 'error'"),
+    "metrics.serviceMonitor.interval": ("fast", "at '/metrics/serviceMonitor/interval': 'fast' does not match"),
+    "networkPolicy.metricsFrom": ([{}], "at '/networkPolicy/metricsFrom/0': minProperties: got 0, want 1"),
+    "podDisruptionBudget.maxUnavailable": ("one", "at '/podDisruptionBudget/maxUnavailable'"),
+    "resources.limit": ({}, "additional properties 'limit' not allowed"),
+    "service.port": (0, "at '/service/port': minimum: got 0, want 1"),
+    "commonLabels": ({"a": "b c"}, "at '/commonLabels/a': 'b c' does not match"),
+    "tolerations": ([{"keys": "x"}], "additional properties 'keys' not allowed"),
+    "affinity.podAffinities": ({}, "additional properties 'podAffinities' not allowed"),
+    "fullnameOverride": ("Upper", "at '/fullnameOverride': 'Upper' does not match"),
+}
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_wrong_values_are_refused_by_name(path: str) -> None:
+    value, sentence = WRONG[path]
+    with pytest.raises(Refused) as refused:
+        render(changed({}, path, value))
+    assert sentence in str(refused.value)
+
+
+def test_every_object_of_the_chart_is_closed() -> None:
+    for path in {path.rpartition(".")[0] for path in leaves(VALUES)}:
+        unknown = f"{path}.unheardOf".removeprefix(".")
+        with pytest.raises(Refused, match="additional properties 'unheardOf' not allowed"):
+            render(changed({}, unknown, 1))

@@ -1,0 +1,244 @@
+"""The chart on a real cluster: `helm install` from the built image, upgrade, uninstall, and what they leave alone."""
+
+import json
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import socket
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+from tests.packaging.helm import CHART, EVERYTHING, Body, kinds, render
+from tests.packaging.image import OPERATOR
+from tests.packaging.installed import Cluster
+from tests.packaging.prometheus import program
+
+pytestmark = pytest.mark.cluster
+
+NAMESPACE, RELEASE = "compression-system", "compression-operator"
+REPOSITORY_NAME, TAG = OPERATOR.rsplit(":", 1)
+IMAGE = {"image": {"repository": REPOSITORY_NAME, "tag": TAG, "pullPolicy": "Never"}}
+
+
+def run_manifest(name: str, namespace: str) -> str:
+    """A run whose jobs never start, for their image is nowhere."""
+    spec: Body = {
+        "teacher": {"model": "hf://owner/teacher"},
+        "dataset": {"source": "hf://owner/text", "sequenceLength": 64},
+        "students": [{"name": "width", "prune": {"hiddenSize": 64}}],
+        "distill": {"steps": 10, "globalBatchSize": 8, "warmupSteps": 1},
+        "storage": {"persistentVolumeClaim": {"claimName": "store"}},
+        "jobTemplate": {"image": "localhost/nowhere:1", "imagePullPolicy": "Never"},
+    }
+    meta = {"name": name, "namespace": namespace}
+    return json.dumps(
+        {"apiVersion": "modelcompression.io/v1alpha1", "kind": "CompressionRun", "metadata": meta, "spec": spec}
+    )
+
+
+def wait(what: str, there: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `there` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := there()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.2)
+    return found
+
+
+def install(
+    cluster: Cluster, *arguments: str, release: str = RELEASE, namespace: str = NAMESPACE, **values: Any
+) -> str:
+    """helm upgrade --install, as a user would; returns the notes."""
+    command = ["upgrade", "--install", release, str(CHART), "--namespace", namespace, "--wait", "--timeout=120s"]
+    try:
+        return cluster.helm(*command, "--values=-", *arguments, given=yaml.safe_dump(IMAGE | values))
+    except AssertionError as error:
+        logs = cluster.kubectl(
+            "logs", f"--namespace={namespace}", "--selector=app.kubernetes.io/component=operator", "--tail=30"
+        )
+        raise AssertionError(f"{error}\n{logs}") from error
+
+
+def namespace(cluster: Cluster, name: str) -> None:
+    """A namespace that takes restricted pods alone."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    cluster.kubectl("apply", "--filename=-", given=json.dumps(body))
+
+
+@pytest.fixture(scope="module")
+def notes(cluster: Cluster) -> Iterator[str]:
+    """The operator installed, two replicas of it; what helm said."""
+    namespace(cluster, NAMESPACE)
+    namespace(cluster, "models")
+    try:
+        yield install(cluster, replicas=2)
+    finally:
+        cluster.kubectl("delete", "compressionruns", "--all", "--namespace=models", check=False)
+        cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", check=False)
+        cluster.kubectl("delete", "namespace", NAMESPACE, "models")
+        cluster.kubectl("delete", "crd", "compressionruns.modelcompression.io", check=False)
+
+
+@pytest.fixture
+def job(cluster: Cluster, notes: str) -> Body:
+    """The first job of a run."""
+    cluster.kubectl("apply", "--filename=-", given=run_manifest("llama", "models"))
+    return wait("the run's first job", lambda: cluster.items("pytorchjobs", "--namespace=models"))[0]
+
+
+def served(cluster: Cluster, path: str) -> str:
+    """What the operator's Service answers, by way of the API server."""
+    return cluster.kubectl("get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/services/{RELEASE}:http/proxy{path}")
+
+
+def test_it_is_ready_under_the_restricted_standard(cluster: Cluster, notes: str) -> None:
+    pods = cluster.items("pods", f"--namespace={NAMESPACE}")
+    assert len(pods) == 2
+    for pod in pods:
+        assert {c["type"]: c["status"] for c in pod["status"]["conditions"]}["Ready"] == "True"
+        assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
+    lease = cluster.object("lease", RELEASE, f"--namespace={NAMESPACE}")
+    assert lease["spec"]["holderIdentity"] in {pod["metadata"]["name"] for pod in pods}
+    assert "watches the whole cluster" in notes
+    assert "no PyTorchJobs" not in notes
+
+
+def test_endpoints(cluster: Cluster, notes: str) -> None:
+    assert served(cluster, "/healthz") == "ok\n"
+    assert served(cluster, "/readyz") == "ok\n"
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics(cluster: Cluster, job: Body) -> None:
+    metrics = served(cluster, "/metrics")
+    assert "compression_api_requests_total" in metrics
+    checked = subprocess.run(
+        [program("promtool"), "check", "metrics"], input=metrics, capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+@contextmanager
+def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], list[Body]]]:
+    """A Prometheus that scrapes `target` every second; ask it."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    scrape = {"job_name": "operator", "honor_labels": True, "static_configs": [{"targets": [target]}]}
+    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{port}"
+    arguments = [f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [program("prometheus"), *arguments, f"--web.listen-address={address}"], stdout=log, stderr=log
+        )
+
+    def ask(query: str) -> list[Body]:
+        try:
+            url = f"http://{address}/api/v1/query?query={quote(query)}"
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as answer:
+                return json.load(answer)["data"]["result"]
+        except OSError:
+            return []
+
+    try:
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_prometheus_scrapes_it(cluster: Cluster, job: Body, tmp_path: Path) -> None:
+    lease = cluster.object("lease", RELEASE, f"--namespace={NAMESPACE}")
+    leader = lease["spec"]["holderIdentity"]
+    pod = cluster.object("pod", leader, f"--namespace={NAMESPACE}")
+    with prometheus(tmp_path, f"{pod['status']['podIP']}:8080") as ask:
+        preparing = 'compression_runs{phase="Preparing"} == 1 or compression_runs{phase="Pending"} == 1'
+        wait("a scrape", lambda: ask("up == 1"))
+        wait("the run to be counted", lambda: ask(preparing))
+        assert ask('compression_api_requests_total{verb="create",code="201"} >= 1')
+
+
+def test_the_resource_explains_itself(cluster: Cluster, notes: str) -> None:
+    assert "smaller model" in cluster.kubectl("explain", "compressionrun.spec.students")
+    assert "compressionruns" in cluster.kubectl("api-resources", "--api-group=modelcompression.io")
+
+
+def test_people_work_with_runs_by_the_roles_they_have(cluster: Cluster, notes: str) -> None:
+    for role in ("edit", "view"):
+        binding = ["create", "rolebinding", f"test-{role}", f"--clusterrole={role}", f"--user=test-{role}"]
+        cluster.kubectl(*binding, "--namespace=models")
+
+    def may(user: str, verb: str, *options: str) -> bool:
+        asked = ["auth", "can-i", verb, "compressionruns", f"--as=test-{user}", "--namespace=models", *options]
+        return cluster.kubectl(*asked, check=False).strip() == "yes"
+
+    wait("the roles to be aggregated", lambda: may("edit", "create"))
+    wait("the roles to be aggregated", lambda: may("view", "get"))
+    assert may("edit", "delete")
+    assert not may("view", "create")
+    assert not may("edit", "update", "--subresource=status")
+
+
+def test_every_value_is_a_manifest_that_the_api_server_takes(cluster: Cluster, notes: str) -> None:
+    bodies = render(yaml.safe_load(EVERYTHING.read_text()) | {"watchNamespaces": ["models"]}, namespace=NAMESPACE)
+    assert "NetworkPolicy" in kinds(bodies)
+    known = [body for body in bodies if body["kind"] not in ("ServiceMonitor", "CustomResourceDefinition")]
+    dry = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--filename=-"]
+    said = cluster.kubectl(*dry, given=yaml.safe_dump_all(known))
+    assert len(said.splitlines()) == len(known)
+
+
+def test_upgrade_and_uninstall_leave_runs_alone(cluster: Cluster, job: Body) -> None:
+    def state() -> tuple[Any, ...]:
+        run = cluster.object("compressionrun", "llama", "--namespace=models")
+        jobs = cluster.items("pytorchjobs", "--namespace=models")
+        return run["metadata"]["uid"], run["spec"], [(found["metadata"]["uid"], found["spec"]) for found in jobs]
+
+    before = state()
+    install(cluster, replicas=1, operator={"logLevel": "debug"}, crds={"install": False})
+    assert len(wait("one replica", lambda: one_of(cluster.items("pods", f"--namespace={NAMESPACE}")))) == 1
+    assert state() == before
+    cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    assert cluster.items("deployments", f"--namespace={NAMESPACE}") == []
+    assert state() == before
+    # The CRD that stayed is taken over again, and the operator finds its job where it was.
+    install(cluster, replicas=2)
+    wait(
+        "the operator to lead again",
+        lambda: "compression_reconcile_duration_seconds_count" in served(cluster, "/metrics"),
+    )
+    assert state() == before
+
+
+def one_of(pods: list[Body]) -> list[Body] | None:
+    return pods if len(pods) == 1 else None
+
+
+def test_an_operator_of_one_namespace_keeps_to_it(cluster: Cluster, notes: str) -> None:
+    for name in ("tenant-operator", "tenant", "neighbour"):
+        namespace(cluster, name)
+    cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    try:
+        values = {"watchNamespaces": ["tenant"], "crds": {"install": False}, "rbac": {"userRoles": False}}
+        install(cluster, release="small", namespace="tenant-operator", **values)
+        for name in ("tenant", "neighbour"):
+            cluster.kubectl("apply", "--filename=-", given=run_manifest("llama", name))
+        wait("the tenant's job", lambda: cluster.items("pytorchjobs", "--namespace=tenant"))
+        account = "--as=system:serviceaccount:tenant-operator:small-compression-operator"
+        for namespace_, answer in (("tenant", "yes"), ("neighbour", "no"), ("tenant-operator", "no")):
+            asked = ["auth", "can-i", "list", "pods", account, f"--namespace={namespace_}"]
+            assert cluster.kubectl(*asked, check=False).strip().startswith(answer)
+        assert cluster.items("pytorchjobs", "--namespace=neighbour") == []
+        neighbour = cluster.object("compressionrun", "llama", "--namespace=neighbour")
+        assert "status" not in neighbour
+    finally:
+        cluster.helm("uninstall", "small", "--namespace", "tenant-operator", check=False)
+        cluster.kubectl("delete", "namespace", "tenant-operator", "tenant", "neighbour", "--wait=false")
+        install(cluster, replicas=2)
