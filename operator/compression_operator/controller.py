@@ -10,7 +10,7 @@ from typing import Protocol
 
 from .api.run import CompressionRun
 from .api.status import CompressionRunStatus
-from .jobs import Action, Backend, CreateJob, Decision, Notice, ObservedJob
+from .jobs import Backend, CreateJob, Decision, DeleteJob, Notice, ObservedJob
 from .workqueue import QueueClosed, WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -168,19 +168,17 @@ class Controller:
             return None  # its jobs go with it, by owner reference
         observed = await self._backend.observe(run)
         decision = self._reconcile(run, observed, self._now())
-        # Actions first: a status must not tell of a job that could not be made. A crash in between is harmless, since
-        # the next pass observes the job.
+        # A status must not tell of a job that could not be made, and a job must not go before the status tells what
+        # became of it. A crash in between is harmless: the next pass observes the jobs and decides the same.
         for action in decision.actions:
-            await self._apply(run, action)
+            if isinstance(action, CreateJob):
+                await self._backend.create(run, action.job)
         if decision.status != run.status:
             run = await self._runs.write_status(run, decision.status)
         for notice in decision.notices:
             self._listener.noticed(run, notice)
+        for action in decision.actions:
+            if isinstance(action, DeleteJob):
+                await self._backend.delete(run, action.name)
         self._listener.passed(run, decision)
         return decision.look_again_seconds
-
-    async def _apply(self, run: CompressionRun, action: Action) -> None:
-        if isinstance(action, CreateJob):
-            await self._backend.create(run, action.job)
-        else:
-            await self._backend.delete(run, action.name)

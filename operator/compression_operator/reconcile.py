@@ -9,18 +9,19 @@ starts until an edit heals it, so no GPU is asked for in vain; jobs that run alr
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from compression_pipeline.config import Phase, student_faults
 
 from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from .api.status import CompressionRunStatus, Step, StepState
 from .conditions import FINISHED, Situation, summarized
-from .jobs import Decision, JobState, ObservedJob
+from .jobs import Decision, DeleteJob, JobState, ObservedJob
 from .notices import notices
 from .plan import Plan, PlannedStep, plan, step_name
 from .results import figures_that_stand, record
-from .schedule import LISTING_LAG, Limits, Schedule, deletions
+from .retention import Retention, expiries
+from .schedule import LISTING_LAG, Limits, Schedule, stops
 from .steps import deadlines, follow, forgiven, planned_step, seconds
 from .troubles import REASONS as TROUBLES
 
@@ -36,11 +37,8 @@ def reconcile(run: CompressionRun, observed: Sequence[ObservedJob], now: datetim
     """
     jobs = _merged(observed)
     ours = {name: job for name, job in jobs.items() if job.ours}
-    status = run.status
     look = _Pass(run, ours, foreign=frozenset(jobs) - frozenset(ours), now=now)
-    if _settled(run):
-        return Decision(look.status_told(), tuple(deletions({step.name: step for step in status.steps}, ours)))
-    return look.decide()
+    return look.rest() if _settled(run) else look.decide()
 
 
 def _settled(run: CompressionRun) -> bool:
@@ -85,15 +83,25 @@ class _Pass:
         live = sum(job.live for job in self._jobs.values())
         situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
         self._status = summarized(self._status, situation, self._now)
+        expired, waits = self._retention()
+        waits += [BLOCKED_SECONDS] if schedule.blocked else []
+        waits += [self._seconds_until(time) for time in self._times(steps)]
         return Decision(
             status=self._status,
-            actions=tuple(schedule.actions),
+            actions=(*schedule.actions, *expired),
             notices=notices(self._run.status, self._status),
-            look_again_seconds=self._look_again(steps, blocked=bool(schedule.blocked)),
+            look_again_seconds=min(waits, default=None),
             blocked=tuple(schedule.blocked),
         )
 
-    def status_told(self) -> CompressionRunStatus:
+    def rest(self) -> Decision:
+        """The decision for a finished run: its jobs go when their time is over, its status stays."""
+        expired, waits = self._retention()
+        steps = {step.name: step for step in self._status.steps}
+        actions = (*stops(steps, self._jobs), *expired)
+        return Decision(self._status_told(), actions, look_again_seconds=min(waits, default=None))
+
+    def _status_told(self) -> CompressionRunStatus:
         """The status of a finished run, its conditions written anew where they tell of trouble that is over by now."""
         if not any(condition.reason in TROUBLES for condition in self._status.conditions):
             return self._status
@@ -159,13 +167,20 @@ class _Pass:
 
     # -- when to look again -------------------------------------------------------------------------------------------
 
-    def _look_again(self, steps: Plan, *, blocked: bool) -> float | None:
-        """Seconds until a pause, a deadline or a lag may be over; None where only an event brings news."""
-        times = list(self._times(steps))
-        waits = [max(0.0, (time - self._exact_now).total_seconds()) for time in times]
-        return min([*waits, *([BLOCKED_SECONDS] if blocked else [])], default=None)
+    def _seconds_until(self, time: datetime) -> float:
+        return max(0.0, (time - self._exact_now).total_seconds())
+
+    def _retention(self) -> tuple[list[DeleteJob], list[float]]:
+        """Ended jobs whose time is over, and in how many seconds that of each other one will be."""
+        spec = self._run.spec
+        keep = Retention(spec.job_history_limit, timedelta(seconds=spec.ttl_seconds_after_finished))
+        steps = {step.name: step for step in self._status.steps}
+        found = list(expiries(steps, self._jobs, keep, self._exact_now))
+        over = [DeleteJob(expiry.job, expiry.why) for expiry in found if expiry.when <= self._exact_now]
+        return over, [self._seconds_until(expiry.when) for expiry in found if expiry.when > self._exact_now]
 
     def _times(self, steps: Plan) -> Iterator[datetime]:
+        """When a pause, a deadline or a lag may be over; whatever else happens is told by an event."""
         settings = {planned.name: planned.settings for planned in steps.steps}
         for step in self._status.steps:
             if step.state is StepState.PENDING and step.retry_time is not None and step.retry_time > self._now:

@@ -18,9 +18,6 @@ from .steps import due
 LISTING_LAG = timedelta(seconds=30)
 """Longest time that a listing is taken to lag behind the creation of a job."""
 
-HISTORY = 3
-"""Ended attempts of a step whose jobs stay to be looked at."""
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -67,7 +64,7 @@ class Schedule:
         # What a step waits for is told once all that can start has started, so that a second look tells the same.
         for planned in self._plan.steps:
             self.steps[planned.name] = self._told(planned, self.steps[planned.name], now)
-        self.actions[:0] = deletions(self.steps, self._jobs)
+        self.actions += stops(self.steps, self._jobs)
 
     def _advanced(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
         if step.state.active:
@@ -173,8 +170,8 @@ def _last_words(step: Step) -> str:
     return step.last_failure.message if step.last_failure else step.message
 
 
-def deletions(steps: Mapping[str, Step], jobs: Mapping[str, ObservedJob]) -> Iterator[DeleteJob]:
-    """The run's jobs to stop or to remove, given its steps: live ones that no step names, ended ones of no use."""
+def stops(steps: Mapping[str, Step], jobs: Mapping[str, ObservedJob]) -> Iterator[DeleteJob]:
+    """The run's jobs that no step wants, given its steps: live ones to stop, ended ones that made something else."""
     for job in jobs.values():
         reason = _why_unwanted(steps.get(job.step), job)
         if reason and not job.deleting:
@@ -188,8 +185,6 @@ def _why_unwanted(step: Step | None, job: ObservedJob) -> str | None:
         # While a fingerprint is unknown, an ended job may yet turn out to be the right one.
         kept = step.fingerprint is None and not job.live
         return None if kept else "its configuration or its inputs changed"
-    if job.name == step.job_name and (step.state.active or step.state is StepState.SUCCEEDED):
+    if not job.live or (job.name == step.job_name and (step.state.active or step.state is StepState.SUCCEEDED)):
         return None
-    if job.live:
-        return step.message or "another attempt took its place"
-    return f"only the newest {HISTORY} attempts are kept" if job.attempt <= step.attempt - HISTORY else None
+    return step.message or "another attempt took its place"

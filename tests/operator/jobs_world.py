@@ -9,27 +9,23 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from jobs_kept import end_untold, has_a_history, seconds_left, time_is_over
+from jobs_results import result
+
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Progress, StepState
 from compression_operator.conditions import FINISHED
-from compression_operator.jobs import Action, CreateJob, Decision, Job, JobState, ObservedJob
+from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, JobState, ObservedJob
 from compression_operator.reconcile import reconcile
 from compression_operator.steps import seconds
-from compression_pipeline.config import Architecture, ExitClass, Family, Phase, PrepareJob, Termination, digest
+from compression_pipeline.config import ExitClass, Termination
 
 LAG = timedelta(seconds=25)
 SILENCE = timedelta(seconds=1800)
+LATER = 3600
+"""Seconds, longer than any pause or wait of a run that goes on: only the time of jobs that have ended is as long."""
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
-TEACHER = Architecture(
-    family=Family.LLAMA,
-    layers=4,
-    hidden_size=256,
-    ffn_hidden_size=512,
-    attention_heads=8,
-    query_groups=4,
-    head_dim=32,
-    vocabulary_size=1000,
-)
 INPUTS = ("data", "teacher", "pruned", "distilled")
 
 
@@ -52,57 +48,6 @@ def manifest(**spec: Any) -> CompressionRun:
 
 def student(name: str, distill: dict[str, Any] | None = None, **prune: Any) -> dict[str, Any]:
     return {"name": name, "prune": prune} | ({"distill": distill} if distill else {})
-
-
-def number(key: str) -> int:
-    """A figure that only the job of this key can have reported."""
-    return int(key[:8], 16) + 1
-
-
-def loss(key: str, which: int = 0) -> float:
-    return number(key) / 2**20 + which
-
-
-def content_key(job: PrepareJob) -> str:
-    """Key of the content that prepare finds: the revision is a name for it, not the content."""
-    return digest([job.teacher.model, job.dataset.source, job.dataset.text_column])
-
-
-def result(job: Job) -> dict[str, Any]:
-    """What a job reports that is done."""
-    key = job.fingerprint
-    match job.phase:
-        case Phase.PREPARE:
-            assert isinstance(job.config, PrepareJob)
-            source = {"source": "hf://owner/x", "revision": "abc", "digest": "d"}
-            return {
-                "key": content_key(job.config),
-                "teacher": TEACHER.to_json(),
-                "teacherParameters": TEACHER.parameters,
-                "resolvedTeacher": source,
-                "resolvedDataset": source,
-                "documents": 10,
-                "trainTokens": 1000,
-                "validationTokens": 100,
-            }
-        case Phase.FINETUNE:
-            return {"teacherLoss": loss(key), "correctedTeacherLoss": loss(key, 1), "newInALaterVersion": 1}
-        case Phase.PRUNE:
-            return {
-                "student": TEACHER.to_json(),
-                "parameters": number(key),
-                "compressionRatio": 0.5,
-                "keptLayers": [1, 2, 4],
-            }
-        case Phase.DISTILL:
-            return {
-                "teacherLoss": loss(key),
-                "prunedLoss": loss(key, 1),
-                "distilledLoss": loss(key, 2),
-                "tokensPerSecond": float("nan"),
-            }
-        case Phase.EXPORT:
-            return {"parameters": 1, "relativeError": 1e-6, "bytes": 4, "sample": f"sample of {key} " * 50}
 
 
 @dataclass
@@ -135,6 +80,7 @@ class World:
     names: set[str] = field(default_factory=set)  # of all jobs ever created
     faults: Counter[str] = field(default_factory=Counter)  # by step: passing faults there were at most
     mistakes: dict[str, tuple[int, str | None]] = field(default_factory=dict)  # by step: of which edit and retry
+    halted: set[str] = field(default_factory=set)  # jobs that were told to stop by a suspension
     real: datetime = START
     skew: timedelta = timedelta(0)  # what the operator's clock is off by
 
@@ -187,7 +133,9 @@ class World:
         crash_after: int | None = None,
         twice: frozenset[str] = frozenset(),
     ) -> Decision:
-        """One pass of the operator; `crash_after`: it dies after so many actions. `twice`: jobs listed twice."""
+        """One pass of the operator, in the controller's order: creations, the status, deletions. `crash_after`: it dies
+        after so many of these. `twice`: jobs listed twice.
+        """
         before = [truth.shown for name, truth in self.jobs.items() if name in twice and truth.shown is not None]
         listing = [*before, *self.listing(stale)]
         for job in listing:
@@ -195,22 +143,55 @@ class World:
             self.faults[job.step] += job.state is JobState.RUNNING and self.now - heard >= SILENCE
         decision = reconcile(self.run, listing, self.now)
         self._check(decision, listing)
-        for action in decision.actions[:crash_after]:
-            self.apply(action)
+        creations = [action for action in decision.actions if isinstance(action, CreateJob)]
+        deletions = [action for action in decision.actions if isinstance(action, DeleteJob)]
+        left = len(decision.actions) + 1 if crash_after is None else crash_after
+        for action in creations[:left]:
+            self._create(action.job)
+        if left > len(creations):
+            self._store(decision.status)
+        for action in deletions[: max(0, left - len(creations) - 1)]:
+            self._delete(action.name)
         if crash_after is None:
-            self.run = self.run.model_copy(update={"status": decision.status})
             self._check_that_all_is_wanted()
+            self._check_that_jobs_go_in_time(decision)
         else:
             self.catch_up()  # whoever starts anew lists anew
         return decision
 
-    def apply(self, action: Action) -> None:
-        if isinstance(action, CreateJob):
-            self._create(action.job)
-        elif action.name in self.foreign:
-            raise Violation(f"deletes {action.name}, which is not ours")
-        elif action.name in self.jobs:
-            self.update(action.name, deleting=True)
+    def _store(self, status: CompressionRunStatus) -> None:
+        for step in status.steps:
+            before = self.status.step(step.name)
+            if self.run.spec.suspend and before and before.state.active and step.state is StepState.PENDING:
+                self.halted.add(before.job_name or "")
+        self.run = self.run.model_copy(update={"status": status})
+
+    def _delete(self, name: str) -> None:
+        if name in self.foreign:
+            raise Violation(f"deletes {name}, which is not ours")
+        if name not in self.jobs:
+            return
+        job = self.jobs[name].shown
+        if job is not None:
+            untold = end_untold(self.status, job, self.halted)
+            if untold:
+                raise Violation(f"{name} goes, and {untold}")
+            if has_a_history(self.status, job) and not time_is_over(self.run, job, self._shown(), self.now):
+                raise Violation(f"{name} goes before its time")
+        self.update(name, deleting=True)
+
+    def _shown(self) -> list[ObservedJob]:
+        return [truth.shown for truth in self.jobs.values() if truth.shown is not None]
+
+    def _check_that_jobs_go_in_time(self, decision: Decision) -> None:
+        for name, truth in self.jobs.items():
+            if truth.shown is None or truth.seen.deleting or not has_a_history(self.status, truth.shown):
+                continue
+            if time_is_over(self.run, truth.shown, self._shown(), self.now):
+                raise Violation(f"{name} stays beyond its time")
+            until, again = seconds_left(self.run, truth.shown, self.now), decision.look_again_seconds
+            if until is not None and (again is None or again > until):
+                raise Violation(f"{name} is to go in {until} s, looks again in {again} s")
 
     def catch_up(self) -> None:
         """Let the listing show the truth."""
@@ -350,7 +331,9 @@ class World:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drive(self, limit: int = 400) -> None:
-        """Let every job that is asked for do well, until nothing more happens. Raises Violation where it never ends."""
+        """Let every job that is asked for do well, until only ended jobs' time goes by. Raises Violation where it never
+        ends.
+        """
         for _ in range(limit):
             decision = self.look()
             moved = bool(decision.actions)
@@ -364,7 +347,7 @@ class World:
                     self.start(name)
                 elif truth.seen.ended_as is None:
                     self.succeed(name)
-            if not moved and decision.look_again_seconds is None:
+            if not moved and (decision.look_again_seconds or LATER) >= LATER:
                 return
             self.pass_time(1 if moved else max(1.0, decision.look_again_seconds or 1.0))
         raise Violation(f"never ends: {self.status.to_json()}")

@@ -60,6 +60,7 @@ class World:
         if run.metadata.resource_version != str(self.version[key]):
             raise Conflict(key)
         self.writes += 1
+        self.calls.append(("write", run.metadata.name))
         self.version[key] += 1
         self.stored[key] = run.model_copy(update={"status": status})
         return self.stored[key]
@@ -136,16 +137,33 @@ def test_every_run_is_looked_at_when_it_starts_and_at_each_resync() -> None:
     work(world, lambda: min(observed(world)["a"], observed(world)["b"]) >= 3, resync_seconds=0.02)
 
 
-def test_actions_come_before_the_status_and_the_status_is_written_once() -> None:
+def test_a_job_is_made_before_the_status_tells_of_it_and_goes_after_the_status_tells_what_became_of_it() -> None:
     world = World("a")
     work(world, lambda: observed(world)["a"] >= 4, reconcile=to_failed, resync_seconds=0.01)
     name = a_job(a_run()).name
-    assert [call for call in world.calls if call[0] != "observe"] == [("create", name), ("delete", name)]
-    assert world.writes == 1
+    done = [call for call in world.calls if call[0] != "observe"]
+    assert done == [("create", name), ("write", "a"), ("delete", name)]
     assert [notice.reason for notice in world.notices] == ["Failed"]
 
 
-def test_no_status_is_written_where_an_action_failed() -> None:
+def test_no_job_goes_while_the_status_cannot_be_written() -> None:
+    world = World("a")
+
+    def fault(where: str) -> None:
+        if where == "write" and len(world.errors) < 3:
+            raise OSError("the API server is away")
+
+    world.fault = fault
+    seen: list[int] = []
+    world.on_pass = lambda _: seen.append(len(world.errors))
+    work(world, lambda: bool(seen), reconcile=to_failed, resync_seconds=60)
+    name = a_job(a_run()).name
+    assert seen == [3]
+    assert [call for call in world.calls if call[0] in ("write", "delete")] == [("write", "a"), ("delete", name)]
+    assert [notice.reason for notice in world.notices] == ["Failed"], "told once, when it was true"
+
+
+def test_no_status_is_written_where_a_job_could_not_be_made() -> None:
     world = World("a")
 
     def fault(where: str) -> None:

@@ -3,7 +3,8 @@
 from datetime import timedelta
 
 import pytest
-from jobs_world import START, World, loss, manifest, number, student
+from jobs_results import loss, number
+from jobs_world import START, World, manifest, student
 from looks import FINETUNED, PREPARED, at, condition, created, deleted, finish, open_jobs, states, step, told
 
 from compression_operator.api.status import RunPhase, StepState

@@ -320,20 +320,6 @@ def test_live_jobs_that_no_step_names_are_stopped(world: World) -> None:
     assert deleted(decision) == ["removed"], "also of a run that has finished"
 
 
-def test_ended_jobs_of_old_attempts_are_removed() -> None:
-    world = World(manifest(phases={"prepare": {"retryLimit": 100}}))
-    for _ in range(7):
-        world.pass_time(world.look().look_again_seconds or 0)
-        world.look()
-        world.start(open_jobs(world)[0])
-        world.fail(open_jobs(world)[0], None)
-        for name, truth in list(world.jobs.items()):
-            if truth.seen.deleting:
-                world.vanish(name)
-    world.look()
-    assert [truth.seen.attempt for truth in world.jobs.values()] == [5, 6, 7]
-
-
 def test_a_clock_that_was_ahead_holds_nothing_back(world: World) -> None:
     at(world, *PREPARED)
     world.fail(open_jobs(world)[0], None)

@@ -10,7 +10,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from jobs_world import World, loss, number, student
+from jobs_results import loss, number
+from jobs_world import World, student
 
 from compression_operator.api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION
 from compression_operator.api.status import RunPhase, StepState
@@ -31,6 +32,9 @@ edits = st.one_of(
     st.fixed_dictionaries({"distill": st.fixed_dictionaries({"steps": st.integers(100, 101)})}),
     st.fixed_dictionaries({"finetune": st.fixed_dictionaries({"steps": st.integers(200, 201)})}),
     st.fixed_dictionaries({"maxParallelJobs": st.integers(1, 3)}),
+    st.fixed_dictionaries(
+        {"jobHistoryLimit": st.integers(0, 3), "ttlSecondsAfterFinished": st.sampled_from([0, 20, 600, 604_800])}
+    ),
     st.integers(0, 2).map(lambda limit: {"phases": {phase.value: {"retryLimit": limit} for phase in Phase}}),
 )
 noticed = st.sampled_from(["at once", "later", "by a listing that lags"])

@@ -237,3 +237,17 @@ class CompressionRunSpec(ConfigModel):
         default=False, description="Stops running jobs at a checkpoint and starts no more, until it is false again."
     )
     max_parallel_jobs: int = Field(default=2, ge=1, le=32, description="Jobs of this run that may run at once.")
+    job_history_limit: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        description="Ended jobs of each step that stay to be looked at (kubectl logs), the newest ones. What they told "
+        "stands in the status. Local runs keep every log.",
+    )
+    ttl_seconds_after_finished: int = Field(
+        default=604_800,
+        ge=0,
+        le=315_360_000,
+        description="Time after its end when a job is removed with its pods. Artifacts and the run itself always stay. "
+        "Default: a week. Local runs keep every log.",
+    )

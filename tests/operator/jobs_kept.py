@@ -1,0 +1,48 @@
+"""What the contract says of jobs that have ended, for the world of the reconciler's tests: said apart from its code."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import CompressionRunStatus, StepState
+from compression_operator.jobs import ObservedJob
+from compression_pipeline.config import ExitClass
+
+
+def end_untold(status: CompressionRunStatus, job: ObservedJob, halted: Collection[str]) -> str | None:
+    """What the status lacks of a job's end that the step still needs; None where it tells enough for the job to go.
+
+    `halted`: jobs that a suspension told to stop, whose end nobody has to know.
+    """
+    step = status.step(job.step)
+    if job.ended_as is None or step is None or step.fingerprint != job.fingerprint:
+        return None
+    if step.state is StepState.SUCCEEDED:
+        return None
+    if job.ended_as is ExitClass.DONE and job.termination and job.termination.result:
+        return f"{job.step} is not done, though it is"
+    if job.attempt > step.attempt or (step.state.active and step.job_name == job.name):
+        return f"{job.step} goes on as if it had not ended"
+    told = step.last_failure is not None and step.last_failure.job_name == job.name
+    if job.attempt == step.attempt and not told and job.name not in halted:
+        return "nothing tells why it failed"
+    return None
+
+
+def has_a_history(status: CompressionRunStatus, job: ObservedJob) -> bool:
+    """Whether the job has ended, and its step is still about the same: it stays to be looked at."""
+    step = status.step(job.step)
+    return not job.live and not job.deleting and step is not None and step.fingerprint == job.fingerprint
+
+
+def time_is_over(run: CompressionRun, job: ObservedJob, jobs: Sequence[ObservedJob], now: datetime) -> bool:
+    """Whether an ended job has had its time, or enough newer ones of its step have ended."""
+    newer = [one for one in jobs if one.step == job.step and one.attempt > job.attempt and not one.live]
+    left = seconds_left(run, job, now)
+    return len(newer) >= run.spec.job_history_limit or (left is not None and left <= 0)
+
+
+def seconds_left(run: CompressionRun, job: ObservedJob, now: datetime) -> float | None:
+    """Seconds until the job has had its time; None where nobody knows when it ended."""
+    ttl = timedelta(seconds=run.spec.ttl_seconds_after_finished)
+    return (job.ended + ttl - now).total_seconds() if job.ended else None
