@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from .api.run import API_VERSION, KIND, ObjectMeta
+from .denials import Denials
 from .jobs import Notice
 from .kube import EVENTS, ApiError, Body, Kube
 
@@ -35,9 +36,16 @@ class EventRecorder:
     """Writes Events. What cannot be written is logged: an Event is never worth failing for."""
 
     def __init__(
-        self, kube: Kube, *, instance: str, now: Callable[[], datetime], window: timedelta = timedelta(minutes=10)
+        self,
+        kube: Kube,
+        *,
+        instance: str,
+        now: Callable[[], datetime],
+        denials: Denials,
+        window: timedelta = timedelta(minutes=10),
     ) -> None:
         self._kube = kube
+        self._denials = denials
         self._instance = instance
         self._now = now
         self._window = window
@@ -50,11 +58,13 @@ class EventRecorder:
         try:
             if known is not None and now - known.last < self._window:
                 known.count, known.last = known.count + 1, now
-                await self._kube.patch(EVENTS, about.namespace, known.name, _repetition(known))
+                with self._denials.without(about.namespace, "Events that repeat are not counted"):
+                    await self._kube.patch(EVENTS, about.namespace, known.name, _repetition(known))
             else:
                 body = _event(about, notice, self._instance, now)
                 known = _Series(body["metadata"]["name"], 1, now)
-                await self._kube.create(EVENTS, about.namespace, body)
+                with self._denials.without(about.namespace, "no Events are written"):
+                    await self._kube.create(EVENTS, about.namespace, body)
         except ApiError as error:
             if error.code == 404:  # the Event has expired, or the namespace is going
                 return

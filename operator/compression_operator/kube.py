@@ -47,6 +47,11 @@ class ApiError(Exception):
         """Whether it is likely to go away by itself: no answer, too many requests, a fault of the server's."""
         return self.code in (0, 408, 409, 429) or self.code >= 500
 
+    @property
+    def denied(self) -> bool:
+        """Whether it stays so until somebody gives the operator the right to it."""
+        return self.code == 403 and not self.namespace_gone
+
 
 class NotLeading(Exception):
     """Something was to be written while another replica may be leading."""
@@ -186,6 +191,13 @@ class Kube:
                 return Listing(items, int(page["metadata"]["resourceVersion"]))
             query["continue"] = following
 
+    async def watchable(self, resource: Resource, namespace: str | None = None, *, selector: str | None = None) -> None:
+        """Begin a watch and let go of it: ApiError where that is refused."""
+        # Of a name that nothing has: what is there already need not be sent.
+        query = {"watch": "true", "timeoutSeconds": "1", "fieldSelector": "metadata.name=-"}
+        query |= {"labelSelector": selector} if selector else {}
+        await self._bytes("watch", "GET", resource.path(namespace), query=query, whole=False)
+
     async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
         """A new object; ApiError 409 AlreadyExists where the name is taken."""
         return await self._json("create", "POST", resource.path(namespace), body=body)
@@ -248,16 +260,24 @@ class Kube:
         query: Mapping[str, str] | None = None,
         body: Body | None = None,
         content_type: str = "application/json",
+        whole: bool = True,
     ) -> bytes:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
-            self._threads, self._call, verb, method, path, dict(query or {}), body, content_type
+            self._threads, self._call, verb, method, path, dict(query or {}), body, content_type, whole
         )
 
     def _call(
-        self, verb: str, method: str, path: str, query: dict[str, str], body: Body | None, content_type: str
+        self,
+        verb: str,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Body | None,
+        content_type: str,
+        whole: bool,
     ) -> bytes:
-        """One request, in a thread of the pool."""
+        """One request, in a thread of the pool; of an answer that is not wanted whole, nothing is read."""
         if method != "GET" and f"/{LEASES.plural}" not in path and not self._leads():
             raise NotLeading(f"this replica no longer leads, so it may not {verb} {path}")
         code, began = 0, time.perf_counter()
@@ -273,6 +293,9 @@ class Kube:
                 _request_timeout=(CONNECT_SECONDS, self._timeout),
             )
             code = answer.status
+            if not whole:
+                answer.close()
+                return b""
             return answer.data
         except ApiException as error:
             code = error.status or 0

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .kube import LEASES, ApiError, Kube
+from .troubles import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class LeaderElection:
         self._seen = Observation()
         self._held: Lease | None = None
         self._renewed = 0.0  # monotonic seconds at which the last successful renewal was asked for
+        self.problem: str | None = None  # what keeps this replica from ever leading
 
     @property
     def leads(self) -> bool:
@@ -105,13 +107,15 @@ class LeaderElection:
         waiting = False
         while True:
             try:
-                if await self._try():
+                leads, self.problem = await self._try(), None
+                if leads:
                     logger.info("this replica (%s) leads", self._identity)
                     return
                 if not waiting:
                     logger.info("another replica leads; this one (%s) watches and waits", self._identity)
                     waiting = True
             except ApiError as error:
+                self.problem = None if error.passing else refusal(error.code, str(error)).message
                 logger.warning("cannot read or write the lease %s/%s: %s", self._namespace, self._name, error)
             await asyncio.sleep(self._timing.retry)
 

@@ -16,6 +16,7 @@ from .backends.pytorchjob import label_value
 from .cache import Body, Cache, version_of
 from .clusterruns import ClusterRuns, UnreadableRun
 from .controller import Conflict, Controller
+from .denials import Denials, limited
 from .events import EventRecorder
 from .health import MISSED_SECONDS, Probes, WatchHealth, serve
 from .jobs import Decision, Notice, ObservedJob
@@ -34,6 +35,9 @@ DRAIN_SECONDS = 10.0
 """Time for passes under way to end once the operator is told to stop."""
 
 SYNC_PAUSE_SECONDS = 2.0
+
+WATCHED = ((RUNS, None), (PYTORCHJOBS, SELECTOR), (PODS, SELECTOR))
+"""Kinds and label selectors. Pods come last: what a job tells of its pods is never newer than what is known of them."""
 
 
 class Unusable(Exception):
@@ -72,6 +76,7 @@ class Service:
         }
         self._watches: Mapping[Resource, WatchHealth] = {resource: WatchHealth() for resource in self._caches}
         self._unsynced: str | None = "the first look at the cluster is not done yet"
+        self._denied: str | None = None  # what of the cluster may no longer be seen
         self._stopping = asyncio.Event()
         self._controlling: asyncio.Task[None] | None = None
         self._chores: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(CHORES)
@@ -89,12 +94,15 @@ class Service:
         )
         self._election = LeaderElection(self._kube, options.lease_namespace, options.lease_name, options.identity)
         self._runs = ClusterRuns(self._kube, self._caches[RUNS], image=options.image)
-        self._logs = LogWatcher(self._kube, self._enqueue, period_seconds=options.progress_seconds)
-        self._claims = ClaimAdvice(self._kube)
+        self._denials = Denials(self._enqueue_all)
+        self._logs = LogWatcher(
+            self._kube, self._enqueue, denials=self._denials, period_seconds=options.progress_seconds
+        )
+        self._claims = ClaimAdvice(self._kube, self._denials)
         self._backend = ClusterBackend(
             self._kube, self._caches[PYTORCHJOBS], self._caches[PODS], logs=self._logs, claims=self._claims, now=_now
         )
-        self._recorder = EventRecorder(self._kube, instance=options.identity, now=_now)
+        self._recorder = EventRecorder(self._kube, instance=options.identity, now=_now, denials=self._denials)
         self._controller = Controller(
             self._runs,
             self._backend,
@@ -141,10 +149,16 @@ class Service:
     def _enqueue(self, key: str) -> None:
         self._controller.enqueue(key)
 
+    def _enqueue_all(self, namespace: str) -> None:
+        for run in self._caches[RUNS].all():
+            if run["metadata"]["namespace"] == namespace:
+                self._enqueue(f"{namespace}/{run['metadata']['name']}")
+
     # -- the controller's questions and news (controller.Reconcile, controller.Listener) ------------------------------
 
     def _reconcile(self, run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
-        return advised(run, reconcile(run, observed, now), self._claims.about(run))
+        decision = advised(run, reconcile(run, observed, now), self._claims.about(run))
+        return limited(run, decision, self._denials.about(run.metadata.namespace), now)
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
         """A pass went through."""
@@ -261,11 +275,12 @@ class Service:
         return None
 
     def _ready(self) -> str | None:
-        return self._unsynced
+        return self._unsynced or self._denied or self._election.problem
 
     async def _first_sync(self) -> None:
         try:
             await self._sync_until_done()
+            await self._try_watches()
         except ApiError as error:
             raise Unusable(refusal(error.code, str(error)).message) from error
         self._unsynced = None
@@ -286,13 +301,25 @@ class Service:
             await asyncio.sleep(self._options.resync_seconds)
             try:
                 await self._sync()
+                await self._try_watches()
+                self._denied = None
             except ApiError as error:
+                self._denied = refusal(error.code, str(error)).message if error.denied else None
                 logger.warning("cannot list, trying again in %g s: %s", self._options.resync_seconds, error)
+
+    async def _try_watches(self) -> None:
+        """Raises ApiError where a watch is refused: kopf would try again for a minute, and tell nobody but the log."""
+        for resource, selector in WATCHED:
+            for namespace in self._options.namespaces or (None,):
+                try:
+                    await self._kube.watchable(resource, namespace, selector=selector)
+                except ApiError as error:
+                    if not error.passing:
+                        raise
 
     async def _sync(self) -> None:
         """Compare the caches with the truth; a lost event costs at most one of these periods."""
-        # Pods come last: what a job tells of its pods is never newer than what is known of them.
-        for resource, selector in ((RUNS, None), (PYTORCHJOBS, SELECTOR), (PODS, SELECTOR)):
+        for resource, selector in WATCHED:
             cache = self._caches[resource]
             lists = [
                 await self._kube.list(resource, namespace, selector=selector)

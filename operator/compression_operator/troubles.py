@@ -4,6 +4,7 @@ that it does not understand. Pure.
 The next pass that goes through writes the conditions anew, so that trouble heals by itself.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,12 @@ REFUSED = "Refused"
 UNREADABLE = "Unreadable"
 REASONS = (FORBIDDEN, QUOTA_EXCEEDED, REFUSED, UNREADABLE)
 
+_DENIED = re.compile(
+    r'cannot (?P<verb>\S+) resource "(?P<resource>[^"]+)" in API group "[^"]*"'
+    r'(?: in the namespace "(?P<namespace>[^"]+)")?'
+)
+"""How the API server's authorizers say no."""
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -34,12 +41,24 @@ def refusal(code: int, message: str) -> Trouble:
     if code == 403 and "exceeded quota" in message:
         return Trouble(QUOTA_EXCEEDED, f"the namespace's quota is used up, waiting for room: {message}")
     if code == 403:
-        return Trouble(FORBIDDEN, f"the operator lacks a permission, see its ClusterRole or Role: {message}")
+        return Trouble(FORBIDDEN, f"{_forbidden(message)}: {message}")
     if code == 404:
         return Trouble(
             REFUSED, f"the API server does not know the resource, is the training operator installed? {message}"
         )
     return Trouble(REFUSED, f"the API server refused what the operator asked for: {message}")
+
+
+def _forbidden(message: str) -> str:
+    """What to do about a 403; where no authorizer speaks, an admission policy does, and it names itself."""
+    denied = _DENIED.search(message)
+    if denied is None:
+        return "the API server forbids what the operator asked for"
+    where = f"namespace {denied['namespace']}" if denied["namespace"] else "the whole cluster"
+    return (
+        f"the operator may not {denied['verb']} {denied['resource']} in {where}: "
+        "add this to the Role or ClusterRole of its service account, as the chart's have it"
+    )
 
 
 def told(status: Json, trouble: Trouble, *, generation: int, now: datetime) -> dict[str, Any]:

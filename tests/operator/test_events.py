@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from local_jobs import a_run
 
+from compression_operator.denials import Denials
 from compression_operator.events import NOTE_LIMIT, REMEMBERED, EventRecorder
 from compression_operator.jobs import Notice
 from compression_operator.kube import ApiError
@@ -22,7 +23,14 @@ class Recorded:
         self.created: list[dict[str, Any]] = []
         self.patched: list[tuple[str, dict[str, Any]]] = []
         self.fault: ApiError | None = None
-        self.recorder = EventRecorder(self, instance="operator-0", now=lambda: self.now)  # type: ignore[arg-type] # a stand-in
+        self.changed: list[str] = []
+        self.denials = Denials(self.changed.append)
+        self.recorder = EventRecorder(
+            self,  # type: ignore[arg-type] # a stand-in
+            instance="operator-0",
+            now=lambda: self.now,
+            denials=self.denials,
+        )
 
     async def create(self, _resource: Any, _namespace: str, body: dict[str, Any]) -> None:
         if self.fault:

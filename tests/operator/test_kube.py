@@ -113,6 +113,19 @@ def test_a_list_that_expires_between_pages_starts_over() -> None:
     assert [body["metadata"]["name"] for body in found.items] == ["new"] and found.version == 9
 
 
+def test_whether_a_watch_is_allowed_is_asked_without_watching() -> None:
+    verbs: list[tuple[str, int]] = []
+    with served() as (server, url):
+        # A stream of which nothing may be read: this is no chunk.
+        server.answer = lambda *_: (200, "not a chunk", {"Transfer-Encoding": "chunked"})
+        noted: dict[str, Any] = {"on_request": lambda verb, code, _: verbs.append((verb, code))}
+        ask(url, lambda kube: kube.watchable(RUNS, "ns", selector="a=b"), **noted)
+        server.answer = lambda *_: (403, {"reason": "Forbidden", "message": "no"}, {})
+        assert refused(url, lambda kube: kube.watchable(RUNS), **noted).denied
+    assert verbs == [("watch", 200), ("watch", 403)]
+    assert all("watch=true" in path and "timeoutSeconds=1" in path for _, path, _, _ in server.asked)
+
+
 def test_refusals_are_understood() -> None:
     terminating = {"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}
     cases: list[tuple[Answer, dict[str, Any]]] = [

@@ -169,3 +169,22 @@ def test_one_that_was_stopped_for_a_while_knows_that_it_may_not_write() -> None:
         assert not leader.leads
 
     asyncio.run(scenario())
+
+
+def test_a_candidate_that_may_not_write_the_lease_says_so_until_it_may() -> None:
+    async def scenario() -> None:
+        server = Server()
+        words = 'User "x" cannot create resource "leases" in API group "coordination.k8s.io" in the namespace "ns"'
+        server.fault = ApiError(403, "Forbidden", words)
+        waiting = candidate(server, "a")
+        acquiring = asyncio.create_task(waiting.acquire())
+        await asyncio.sleep(0.2)
+        assert waiting.problem is not None and "may not create leases in namespace ns" in waiting.problem
+        server.fault = ApiError(503, "", "busy")
+        await asyncio.sleep(0.2)
+        assert waiting.problem is None, "that passes by itself"
+        server.fault = None
+        await asyncio.wait_for(acquiring, 5)
+        assert waiting.leads and waiting.problem is None
+
+    asyncio.run(scenario())

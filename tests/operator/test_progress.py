@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from compression_operator.backends.progress import AT_ONCE, LogWatcher, Look, newest
+from compression_operator.denials import Denials
 from compression_operator.kube import ApiError
 
 TIME = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -23,6 +24,7 @@ class Cluster:
         self.logs: dict[str, str | ApiError] = {}
         self.asked: list[str] = []
         self.changed: list[str] = []
+        self.denials = Denials(self.changed.append)
         self.at_once = self.most_at_once = 0
 
     async def log(self, namespace: str, pod: str, **_: Any) -> str:
@@ -37,7 +39,13 @@ class Cluster:
         return text
 
     def watcher(self, period: float = 0.05) -> LogWatcher:
-        return LogWatcher(self, self.changed.append, period_seconds=period, first_seconds=0.0)  # type: ignore[arg-type] # a stand-in
+        return LogWatcher(
+            self,  # type: ignore[arg-type] # a stand-in
+            self.changed.append,
+            denials=self.denials,
+            period_seconds=period,
+            first_seconds=0.0,
+        )
 
 
 def test_the_newest_progress_and_the_newest_sign_of_life() -> None:

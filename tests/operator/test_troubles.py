@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from jobs_world import World
 
 from compression_operator.kube import PERMISSIONS
@@ -52,9 +53,25 @@ def test_a_finished_run_stays_what_it_is_and_heals() -> None:
 def test_words_for_refusals() -> None:
     assert refusal(403, 'User "x" cannot create resource "pytorchjobs"').reason == FORBIDDEN
     assert refusal(403, "exceeded quota: small").reason == QUOTA_EXCEEDED
+    assert refusal(403, 'admission webhook "policy" denied the request').message.startswith("the API server forbids")
     assert "training operator installed" in refusal(404, "the server could not find it").message
     assert refusal(422, "spec.x: Invalid").reason == REFUSED
     assert {refusal(code, "").reason for code in (400, 403, 404, 422)} <= set(REASONS)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (
+            ' in the namespace "team-a"',
+            "the operator may not get pods/log in namespace team-a: add this to the Role or",
+        ),
+        (" at the cluster scope", "the operator may not get pods/log in the whole cluster: add this to the Role"),
+    ],
+)
+def test_a_denied_right_is_named_with_what_to_do(where: str, said: str) -> None:
+    words = f'pods is forbidden: User "system:serviceaccount:a:b" cannot get resource "pods/log" in API group ""{where}'
+    assert refusal(403, words).message.startswith(said) and refusal(403, words).message.endswith(words)
 
 
 def test_permissions_are_told_apart() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.conditions import FINISHED
+from compression_operator.denials import Denials
 from compression_operator.jobs import Decision, Notice
 from compression_operator.kube import CLAIMS, ApiError, Kube
 from compression_pipeline.config import Phase
@@ -60,8 +61,9 @@ def advised(run: CompressionRun, decision: Decision, advice: str) -> Decision:
 class ClaimAdvice:
     """Looks at a run's claim, once for each generation of the run."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, denials: Denials) -> None:
         self._kube = kube
+        self._denials = denials
         self._known: dict[str, tuple[int, str]] = {}  # by UID of the run: generation, warning
 
     async def look(self, run: CompressionRun) -> None:
@@ -72,11 +74,12 @@ class ClaimAdvice:
         claim, why, sentence = storage.persistent_volume_claim.claim_name, several(run), ""
         if why is not None:
             try:
-                body = await self._kube.get(CLAIMS, meta.namespace, claim)
+                with self._denials.without(meta.namespace, "claims are not looked at for their access modes"):
+                    body = await self._kube.get(CLAIMS, meta.namespace, claim)
                 sentence = warning(claim, body.get("spec", {}).get("accessModes") or [], why)
             except ApiError as error:
-                if error.passing:
-                    return
+                if error.passing or error.denied:
+                    return  # asked again in the next pass
                 # Where it does not exist the scheduler says so, on the run too.
                 logger.warning("cannot read claim %s: %s", claim, error, extra={"run": f"{meta.namespace}/{meta.name}"})
         self._known[meta.uid] = (meta.generation, sentence)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from compression_operator.api.status import Progress
+from compression_operator.denials import Denials
 from compression_operator.kube import ApiError, Kube
 
 from .logs import event_progress, event_time, parse_event
@@ -47,12 +48,14 @@ class LogWatcher:
         kube: Kube,
         changed: Callable[[str], None],
         *,
+        denials: Denials,
         period_seconds: float = PERIOD_SECONDS,
         first_seconds: float = FIRST_SECONDS,
     ) -> None:
         """`changed` is told the key of a run whose logs have been looked at."""
         self._kube = kube
         self._changed = changed
+        self._denials = denials
         self._period = period_seconds
         self._first = first_seconds
         self._looks: dict[str, Look] = {}  # by UID of the job
@@ -97,9 +100,10 @@ class LogWatcher:
     async def _read(self, namespace: str, pod: str, before: Look | None, key: str) -> Look:
         try:
             async with self._turn:
-                text = await self._kube.log(
-                    namespace, pod, container=CONTAINER, tail_lines=LOG_LINES, limit_bytes=LOG_BYTES
-                )
+                with self._denials.without(namespace, "progress is not shown, nor progressDeadlineSeconds kept"):
+                    text = await self._kube.log(
+                        namespace, pod, container=CONTAINER, tail_lines=LOG_LINES, limit_bytes=LOG_BYTES
+                    )
         except ApiError as error:
             # What cannot be heard is not silent.
             now = datetime.now(UTC)
