@@ -1,13 +1,14 @@
 """The store: artifacts published as a whole or not at all, and the folders of attempts.
 
 <store>/artifacts/<phase>-<key>/         published by rename; manifest.json says what it is and what is in it
-<store>/work/<fingerprint>/<attempt>/    private to an attempt: drafts, checkpoints
+<store>/work/<fingerprint>/<attempt>-<launch>/   private to one launch of an attempt: drafts, checkpoints
 <store>/work/<fingerprint>/published.json   where an artifact's key isn't the step's fingerprint (prepare)
 """
 
 import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -29,7 +30,11 @@ MANIFEST = "manifest.json"
 VERSIONED = ("torch", "megatron-core", "nvidia-modelopt", "transformers", "tokenizers", "compression-operator")
 """Distributions whose versions a manifest records, where installed."""
 
+Result = TypeVar("Result", bound=ConfigModel)
+
 _CHUNK = 8 * 1024**2
+_ATTEMPT = re.compile(r"(\d+)(?:-[0-9a-f]+)?")
+_LAUNCH_DIGITS = 8
 
 
 class FileRecord(ConfigModel):
@@ -76,6 +81,10 @@ class Artifact:
     def data(self) -> Path:
         """The tokenized text in it."""
         return self.path / "data"
+
+    def result(self, model: type[Result]) -> Result:
+        """What the phase reported that made it. Raises ValidationError where another version did."""
+        return model.model_validate(self.manifest.result)
 
 
 class Watched(_Record):
@@ -143,14 +152,14 @@ class Store:
         if found is not None:
             return found
         try:
-            record = Published.model_validate_json((self._work(fingerprint) / "published.json").read_bytes())
+            record = Published.model_validate_json((self.work_folder(fingerprint) / "published.json").read_bytes())
         except (OSError, ValidationError):
             return None
         return self.find(record.artifact) if all(found.unchanged() for found in record.watched) else None
 
     def record_published(self, fingerprint: str, record: Published) -> None:
         """Remember which artifact the step of this fingerprint made."""
-        folder = self._work(fingerprint)
+        folder = self.work_folder(fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".published.{uuid.uuid4().hex}"
         try:
@@ -159,17 +168,33 @@ class Store:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def attempt_folder(self, fingerprint: str, attempt: int) -> Path:
-        """The folder private to an attempt, made where it isn't there. Raises UserError for a read-only store."""
-        folder = self._work(fingerprint) / str(attempt)
+    def work_folder(self, fingerprint: str) -> Path:
+        """The folder of all that is under way for a step; it need not be there."""
+        return self.root / "work" / fingerprint
+
+    def attempt_path(self, fingerprint: str, attempt: int, launch: str | None = None) -> Path:
+        """The folder private to an attempt; it need not be there.
+
+        Runs that share a store count their attempts each for itself, and a job may be started twice: `launch`, a hex
+        name that nobody else has, keeps them apart.
+        """
+        return self.work_folder(fingerprint) / (f"{attempt}-{launch[:_LAUNCH_DIGITS]}" if launch else str(attempt))
+
+    def attempt_folder(self, fingerprint: str, attempt: int, launch: str | None = None) -> Path:
+        """`attempt_path`, made where it isn't there. Raises UserError for a read-only store."""
+        folder = self.attempt_path(fingerprint, attempt, launch)
         self._make(folder)
         return folder
 
     def earlier_attempts(self, fingerprint: str) -> list[Path]:
-        """Folders of all attempts at this fingerprint so far, this one's too, newest first."""
-        work = self._work(fingerprint)
-        numbers = (int(path.name) for path in work.iterdir() if path.name.isdecimal()) if work.is_dir() else ()
-        return [work / str(number) for number in sorted(numbers, reverse=True)]
+        """Folders of all attempts at this fingerprint so far, of all runs, this one's too; highest number first."""
+        work = self.work_folder(fingerprint)
+        found = [
+            (int(match[1]), path)
+            for path in (work.iterdir() if work.is_dir() else ())
+            if (match := _ATTEMPT.fullmatch(path.name))
+        ]
+        return [path for _, path in sorted(found, reverse=True)]
 
     @contextmanager
     def draft(self, phase: str, key: str) -> "Iterator[Draft]":
@@ -190,9 +215,6 @@ class Store:
         for attempt in self.earlier_attempts(fingerprint):
             for path in attempt.glob("draft-*"):
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _work(self, fingerprint: str) -> Path:
-        return self.root / "work" / fingerprint
 
     def _make(self, folder: Path) -> None:
         try:

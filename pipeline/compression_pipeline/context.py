@@ -11,6 +11,10 @@ from .artifact import Store
 from .config import JobConfig
 from .errors import Interrupted
 from .events import Events
+from .launcher import heartbeat
+
+LAUNCH_VARIABLE = "COMPRESSION_LAUNCH"
+"""Names the launch of the job that a rank belongs to: what the heartbeat of its step holds, too."""
 
 
 class StopFlag:
@@ -34,7 +38,8 @@ class Context:
 
     store: Store
     events: Events
-    folder: Path  # this attempt's own
+    folder: Path  # this launch's own
+    launch: str | None = None
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
@@ -46,18 +51,25 @@ class Context:
 
         Raises UserError where the store can't be written.
         """
-        rank = int(environment.get("RANK", "0"))
-        root = Path(job.store)
-        folder = Store(root).attempt_folder(job.fingerprint, job.attempt)
+        root, rank = Path(job.store), int(environment.get("RANK", "0"))
+        launch = environment.get(LAUNCH_VARIABLE)
+        place = Store(root).attempt_folder if rank == 0 else Store(root).attempt_path
+        folder = place(job.fingerprint, job.attempt, launch)
         return cls(
             store=Store(root, drafts=folder),
             events=Events(silent=rank != 0),
             folder=folder,
+            launch=launch,
             rank=rank,
             local_rank=int(environment.get("LOCAL_RANK", "0")),
             world_size=int(environment.get("WORLD_SIZE", "1")),
             stop=stop or StopFlag(),
         )
+
+    def owns_step(self) -> bool:
+        """Whether the step is still this launch's: what other launches left there may be removed then."""
+        holder = heartbeat.holder(self.folder.parent)
+        return self.launch is None or (holder is not None and holder.token == self.launch)
 
     def stop_requested(self) -> bool:
         """Whether this process has seen SIGTERM; ranks that train together agree on it with a collective each step."""

@@ -198,9 +198,10 @@ def test_a_store_that_is_a_file(tmp_path: Path) -> None:
 
 def test_attempts_are_listed_newest_first(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    folders = [store.attempt_folder(KEY, number) for number in (2, 10, 1)]
+    folders = [store.attempt_folder(KEY, number, launch) for number, launch in ((2, None), (10, "ab"), (1, None))]
     (tmp_path / "work" / KEY / "heartbeat").touch()
     assert store.earlier_attempts(KEY) == [folders[1], folders[0], folders[2]]
+    assert store.attempt_path(KEY, 10, "cd") not in (folders[1], store.attempt_path(KEY, 10))
     assert store.earlier_attempts("f" * 32) == []
 
 

@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from stores import Recorder
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import FinetuneConfig
 from compression_pipeline.context import Context
+from compression_pipeline.launcher.heartbeat import Heartbeat
 from compression_pipeline.megatron.checkpoint import Checkpoints
 from compression_pipeline.megatron.data import Batch
 from compression_pipeline.megatron.history import History, StepEntry, ValidationEntry
@@ -51,10 +54,12 @@ class Trained:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
 
 
-def checkpoints(root: Path, engine: Runtime, attempt: int = 1, keep: int = 2) -> tuple[Checkpoints, Recorder]:
+def checkpoints(
+    root: Path, engine: Runtime, attempt: int = 1, keep: int = 2, launch: str | None = None
+) -> tuple[Checkpoints, Recorder]:
     store, events = Store(root), Recorder()
-    folder = store.attempt_folder(FINGERPRINT, attempt)
-    return Checkpoints(Context(store, events, folder), FINGERPRINT, engine, keep=keep), events
+    folder = store.attempt_folder(FINGERPRINT, attempt, launch)
+    return Checkpoints(Context(store, events, folder, launch=launch), FINGERPRINT, engine, keep=keep), events
 
 
 def save(kept: Checkpoints, trained: Trained, step: int, history: History | None = None) -> Path:
@@ -113,6 +118,51 @@ def test_the_oldest_go_whoever_wrote_them(tmp_path: Path, engine: Runtime) -> No
     assert newest.parent.parent.name == "3"
     kept.clear()
     assert names(tmp_path) == []
+
+
+class Meanwhile(History):
+    """A history whose writing, which is in the middle of a checkpoint's, lets something else happen first."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__(10)
+        self._act = act
+
+    def to_json(self) -> dict[str, Any]:
+        self._act()
+        return super().to_json()
+
+
+def test_two_jobs_that_save_the_same_step_at_once_tear_nothing(tmp_path: Path, engine: Runtime) -> None:
+    """One was paused so long that another took its step over; both are the first attempt of their runs."""
+    paused, taker, later = Trained(engine, 2), Trained(engine, 2), Trained(engine, 0)
+    theirs, _ = checkpoints(tmp_path, engine, launch="b" * 32)
+    mine, _ = checkpoints(tmp_path, engine, launch="a" * 32)
+    save(mine, paused, 2, Meanwhile(lambda: save(theirs, taker, 2)))
+    assert names(tmp_path) == ["1-aaaaaaaa/checkpoints/step-00000002", "1-bbbbbbbb/checkpoints/step-00000002"]
+    for job in ("aaaaaaaa", "bbbbbbbb"):
+        kept, events = checkpoints(tmp_path, engine, launch="c" * 32)
+        resumed = load(kept, later)
+        assert resumed.step == 2
+        assert events.seen == []  # nothing is damaged
+        assert all(torch.equal(weight, paused.weights()[name]) for name, weight in later.weights().items())
+        shutil.rmtree(tmp_path / "work" / FINGERPRINT / f"1-{job}")
+
+
+def test_a_job_removes_old_checkpoints_only_while_the_step_is_its_own(tmp_path: Path, engine: Runtime) -> None:
+    trained, work = Trained(engine, 0), tmp_path / "work" / FINGERPRINT
+    kept, _ = checkpoints(tmp_path, engine, launch="a" * 32, keep=1)
+
+    def holds(launch: str) -> None:
+        Heartbeat(work, "r/finetune/1", token=launch, probe=work).claim()
+
+    holds("a" * 32)
+    save(kept, trained, 1)
+    save(kept, trained, 2)
+    assert names(tmp_path) == ["1-aaaaaaaa/checkpoints/step-00000002"]
+    (work / "heartbeat").unlink()
+    holds("b" * 32)  # it took over, and reads step 2 now
+    save(kept, trained, 3)
+    assert names(tmp_path) == [f"1-aaaaaaaa/checkpoints/step-0000000{step}" for step in (2, 3)]
 
 
 def test_the_files_are_the_format_that_megatron_writes(tmp_path: Path, engine: Runtime) -> None:

@@ -18,6 +18,7 @@ from stores import DATA, TEACHER, context, make_store
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import CONFIG_VARIABLE, ExitClass, FinetuneConfig, FinetuneJob
+from compression_pipeline.context import LAUNCH_VARIABLE
 from compression_pipeline.machine import free_port
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases.finetune import correct
@@ -34,6 +35,9 @@ SETTINGS = FinetuneConfig(
 )
 
 
+OTHER_LAUNCH = "b" * 32
+
+
 def job_in(store: Store, attempt: int, **fields: Any) -> FinetuneJob:
     return finetune_job(store=str(store.root), data=DATA, teacher=TEACHER, attempt=attempt, finetune=SETTINGS, **fields)
 
@@ -48,6 +52,8 @@ class Ranks:
         self.processes: list[subprocess.Popen[bytes]] = []
         for rank, log in enumerate(self.logs):
             environment = os.environ | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if rank:  # as on another node, which doesn't know what launch rank 0 belongs to
+                environment[LAUNCH_VARIABLE] = OTHER_LAUNCH
             with log.open("wb") as output:
                 self.processes.append(
                     subprocess.Popen(
@@ -129,6 +135,7 @@ def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(tmp_path: Path, st
 
     undisturbed = start(reference, 1, 2)
     assert undisturbed.wait() == [0, 0], undisturbed.output()
+    assert not list(reference.root.glob("work/*/*b*"))  # all is in rank 0's folder
 
     killed = start(store, 1, 2)
     killed.wait_for_step(11)

@@ -11,6 +11,7 @@ import pytest
 from launching import FINGERPRINT, NAME, PUBLISH, Launch, alive, until
 
 from compression_pipeline.artifact import Store
+from compression_pipeline.launcher import heartbeat
 
 WAIT_FOR_STOP = """
 def run(job, context):
@@ -218,11 +219,16 @@ def test_a_second_job_waits_and_adopts(launch: Launch) -> None:
                 time.sleep(0.01)
             publish(job, context, {"parameters": 7})
             return Result(parameters=7)
-        """
+        """,
+        runUid="7a3f",
     )
     started(launch.folder)
+    held_by = heartbeat.holder(launch.heartbeat.parent)
+    assert held_by is not None
+    assert (
+        held_by.job == "r/prune-width/1/7a3f"
+    )  # the nodes of a run of the same name elsewhere don't take it for theirs
     second = launch("def run(job, context):\n    raise RuntimeError('must not run')", run="other")
-    until(lambda: (launch.store / "work" / FINGERPRINT / "1").exists(), "second looks")
     assert second.process.stdout is not None
     line = json.loads(second.process.stdout.readline())
     assert "waits for r/prune-width/1" in line["message"]
@@ -231,6 +237,21 @@ def test_a_second_job_waits_and_adopts(launch: Launch) -> None:
     assert first.wait() == 0
     assert second.wait() == 0, second.errors
     assert second.termination["result"] == {"parameters": 7, "cached": True}
+
+
+def test_a_job_that_was_paused_adopts_what_was_published_meanwhile(launch: Launch) -> None:
+    """A node hangs for longer than a heartbeat may; another run takes the step over and ends it."""
+    paused = launch(WAIT_FOR_STOP)
+    rank = started(launch.folder)
+    for pid in (rank, paused.process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    os.utime(launch.heartbeat, (1, 1))
+    taker = launch(PUBLISH, run="other")
+    assert taker.wait() == 0, taker.errors
+    for pid in (rank, paused.process.pid):
+        os.kill(pid, signal.SIGCONT)
+    assert paused.wait() == 0, paused.errors
+    assert paused.termination["result"] == {"parameters": 7, "cached": True}
 
 
 def test_a_waiting_job_can_be_stopped(launch: Launch) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from textwrap import indent
@@ -40,7 +41,7 @@ JOB = PruneJob(
 
 
 def pulse(folder: Path, job: str) -> Heartbeat:
-    return Heartbeat(folder, job, probe=folder)
+    return Heartbeat(folder, job, token=uuid.uuid4().hex, probe=folder)
 
 
 def held_elsewhere(folder: Path, *, seconds_ago: float) -> Path:
@@ -238,7 +239,7 @@ def test_one_rank_needs_no_torchrun() -> None:
     alone = JOB.model_copy(update={"processes_per_node": 1})
     layout = Layout.of(Phase.PRUNE, alone, {"MASTER_ADDR": "r-master-0", "MASTER_PORT": "23456", "PET_NNODES": "1"})
     assert command(Phase.PRUNE, layout)[1:] == ["-m", "compression_pipeline.worker", "prune"]
-    told = environment({}, alone, Phase.PRUNE, layout, Path("/o"))
+    told = environment({}, alone, Phase.PRUNE, layout, launch="ab", outcomes=Path("/o"))
     assert (told["RANK"], told["WORLD_SIZE"], told["LOCAL_RANK"]) == ("0", "1", "0")
     assert told["MASTER_ADDR"] == "127.0.0.1"
     assert told["MASTER_PORT"] != "23456"
@@ -266,7 +267,11 @@ def test_several_nodes_meet_where_the_training_operator_says() -> None:
     assert not layout.leads
     wanted = {"--nnodes=3", "--nproc-per-node=2", "--node-rank=2", "--master-addr=r-master-0", "--master-port=23456"}
     assert wanted <= set(command(Phase.PRUNE, layout))
-    assert not [name for name in environment(injected, JOB, Phase.PRUNE, layout, Path("/o")) if name.startswith("PET_")]
+    assert not [
+        name
+        for name in environment(injected, JOB, Phase.PRUNE, layout, launch="ab", outcomes=Path("/o"))
+        if name.startswith("PET_")
+    ]
 
 
 @pytest.mark.parametrize("phase", [Phase.PREPARE, Phase.EXPORT])
@@ -279,7 +284,7 @@ def test_only_prepare_gets_to_the_hub_and_its_token() -> None:
     own = {"HF_TOKEN": "secret", "HUGGING_FACE_HUB_TOKEN": "secret", "HOME": "/home"}
     for phase in Phase:
         layout = Layout.of(phase, JOB, {})
-        told = environment(own, JOB, phase, layout, Path("/o"))
+        told = environment(own, JOB, phase, layout, launch="ab", outcomes=Path("/o"))
         assert told["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "77"
         assert told["HOME"] == "/home"
         assert ("secret" in told.values()) == (phase is Phase.PREPARE)
@@ -289,7 +294,9 @@ def test_only_prepare_gets_to_the_hub_and_its_token() -> None:
 @pytest.mark.parametrize(("threads", "own", "expected"), [(3, "8", "3"), (None, "8", "8")])
 def test_threads(threads: int | None, own: str, expected: str) -> None:
     job = JOB.model_copy(update={"threads": threads})
-    told = environment({"OMP_NUM_THREADS": own}, job, Phase.PRUNE, Layout.of(Phase.PRUNE, job, {}), Path("/o"))
+    told = environment(
+        {"OMP_NUM_THREADS": own}, job, Phase.PRUNE, Layout.of(Phase.PRUNE, job, {}), launch="ab", outcomes=Path("/o")
+    )
     assert told["OMP_NUM_THREADS"] == expected
 
 

@@ -15,10 +15,10 @@ from finetuning import (
     job_in,
     steps_kept,
 )
-from stores import DATA, TEACHER, context, make_store
+from stores import DATA, TEACHER, context, make_store, publish
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import EvaluateConfig, FinetuneConfig
+from compression_pipeline.config import EvaluateConfig, FinetuneConfig, FinetuneResult
 from compression_pipeline.context import Context
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
@@ -97,6 +97,18 @@ class TestWhatIsPublished:
 
     def test_nothing_is_left_to_resume(self, uninterrupted: Store) -> None:
         assert steps_kept(uninterrupted) == []
+
+
+def test_who_publishes_second_reports_what_the_first_found(store: Store, engine: Runtime) -> None:
+    """Two jobs made it, for one was taken for dead."""
+    current, _ = context(store)
+    first = FinetuneResult(teacher_loss=2.0, corrected_teacher_loss=1.0)
+
+    def publish_first() -> None:
+        publish(store, "finetune-" + "0" * 32, lambda path: (path / "model").mkdir(), result=first)
+
+    current.events = Stopping(SETTINGS.steps, publish_first)
+    assert correct(job_in(store), current, engine) == first
 
 
 def test_training_is_what_plain_torch_makes_of_it(store: Store, engine: Runtime) -> None:

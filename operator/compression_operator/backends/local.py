@@ -281,6 +281,7 @@ class LocalBackend:
         ranks = len(gpus) or _ranks(job, job.settings.processes_per_node)
         threads = max(1, self._place.processors // (ranks * _at_once(waiting.run, job.phase)))
         filled: dict[str, Any] = {
+            "run_uid": waiting.run.metadata.uid or None,
             "store": str(self._place.store.absolute()),
             "processes_per_node": ranks,
             "threads": threads,

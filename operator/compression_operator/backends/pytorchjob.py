@@ -145,7 +145,7 @@ def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, s
 
 def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> list[Json]:
     settings = job.settings
-    filled: Json = {"store": STORE, "processes_per_node": ranks(settings)}
+    filled: Json = {"run_uid": run.metadata.uid or None, "store": STORE, "processes_per_node": ranks(settings)}
     if job.phase is Phase.PREPARE:
         filled["source_roots"] = {f"{PVC}{claim}": path for claim, path in claims.items()}
     config = job.config.model_copy(update=filled)

@@ -30,10 +30,11 @@ class JobConfig(ConfigModel):
     """What every phase is told.
 
     Artifacts are named `<phase>-<key>` and lie in `<store>/artifacts/`. An attempt's own files (checkpoints, heartbeat)
-    lie in `<store>/work/<fingerprint>/<attempt>/`.
+    lie in `<store>/work/<fingerprint>/`.
     """
 
     run: str
+    run_uid: str | None = Field(default=None, description="UID of the run: two of one name may share a store.")
     step: str = Field(description="Name of the step, e.g. distill-width; unique within the run.")
     student: str | None = None
     attempt: int = Field(ge=1)

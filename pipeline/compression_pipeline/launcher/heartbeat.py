@@ -1,13 +1,13 @@
 """One job at a time per fingerprint: a file that is touched while a job works.
 
 No flock, which is unreliable on network volumes. Ages are differences of two times that the volume itself gave, so
-clocks needn't agree. Should two jobs ever hold it, nothing is torn: publishing is atomic and the first wins.
+clocks needn't agree. Should two jobs ever think that they hold it (one was paused, say), nothing is torn: each writes
+in a folder of its own, publishing is atomic and the first wins.
 """
 
 import errno
 import os
 import time
-import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from compression_pipeline.config import ConfigModel
 from compression_pipeline.machine import machine_id, process_start
 
+FILE = "heartbeat"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 """Six missed beats. A network volume may answer late, and a paused process must not lose its step for a hiccup."""
@@ -28,8 +29,8 @@ _NOT_LINKED = frozenset({errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 class Holder(ConfigModel):
     """Content of the heartbeat file: who holds it."""
 
-    token: str
-    job: str  # run/step/attempt: the launchers of one job's nodes know each other by it
+    token: str  # names the launch
+    job: str  # run/step/attempt/uid: the launchers of one job's nodes know each other by it
     machine: str
     pid: int
     start: str | None
@@ -43,20 +44,28 @@ class Holder(ConfigModel):
         return process_start(self.pid) == self.start
 
     def __str__(self) -> str:
-        return f"{self.job} (host {self.machine.partition(' ')[0]}, process {self.pid})"
+        return f"{'/'.join(self.job.split('/')[:3])} (host {self.machine.partition(' ')[0]}, process {self.pid})"
+
+
+def holder(folder: Path) -> Holder | None:
+    """Who holds the heartbeat in `folder`, alive or not; None where nobody does."""
+    try:
+        return Holder.model_validate_json((folder / FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 class Heartbeat:
     """The heartbeat of one fingerprint, from the eyes of one job."""
 
-    def __init__(self, folder: Path, job: str, *, probe: Path) -> None:
+    def __init__(self, folder: Path, job: str, *, token: str, probe: Path) -> None:
         """`folder`: `<store>/work/<fingerprint>`. `probe`: our own folder on that volume, touched to learn its time."""
         pid = os.getpid()
-        self._path = folder / "heartbeat"
+        self._path = folder / FILE
         self._probe = probe
         self._next = 0.0
         self.me = Holder(
-            token=uuid.uuid4().hex,
+            token=token,
             job=job,
             machine=machine_id(),
             pid=pid,
@@ -88,29 +97,36 @@ class Heartbeat:
         try:
             with self._path.open() as file:  # opened, for network volumes show fresh times only then
                 changed = os.fstat(file.fileno()).st_mtime
-                holder = Holder.model_validate_json(file.read())
+                found = Holder.model_validate_json(file.read())
         except (OSError, ValidationError):
             return None
-        if holder.token == self.me.token or holder.alive is False:
+        if found.token == self.me.token or found.alive is False:
             return None
-        return holder if self._volume_time() - changed < STALE_SECONDS else None
+        return found if self._volume_time() - changed < STALE_SECONDS else None
 
     def holder_unless_me(self) -> Holder | None:
         """Who holds the heartbeat, where it isn't this job."""
-        try:
-            holder = Holder.model_validate_json(self._path.read_bytes())
-        except (OSError, ValidationError):
-            return None
-        return None if holder.token == self.me.token else holder
+        found = holder(self._path.parent)
+        return None if found is None or found.token == self.me.token else found
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next beat."""
+        return time.monotonic() >= self._next
+
+    @property
+    def there(self) -> bool:
+        """Whether anybody holds it. Who took it from us and has ended has removed it."""
+        return self._path.exists()
 
     def beat(self) -> Holder | None:
-        """Touch the heartbeat when it is time; returns who took it, if another job did."""
-        if time.monotonic() < self._next:
-            return None
+        """Touch the heartbeat, or take it again where it is free; returns who took it, if another job did."""
         self._next = time.monotonic() + BEAT_SECONDS
         taker = self.holder_unless_me()
         if taker is None:
             with suppress(OSError):  # a full or hung volume: the next beat may succeed
+                if not self.there:
+                    return self.claim()
                 os.utime(self._path)
         return taker
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 import traceback
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,24 +78,35 @@ class _Launcher:
         self._store = Store(Path(job.store))
         self._layout = Layout.of(phase, job, own)
         self._events = Events(silent=not self._layout.leads)
+        # Of the node with rank 0 alone it matters: the other nodes' ranks are told the folder by rank 0.
+        self._launch = uuid.uuid4().hex
 
     def run(self) -> Termination:
         cached = self._published()
         if cached is not None:
             return self._adopt(cached)
-        folder = self._store.attempt_folder(self._job.fingerprint, self._job.attempt)
-        name = f"{self._job.run}/{self._job.step}/{self._job.attempt}"
-        heartbeat = Heartbeat(folder.parent, name, probe=folder)
+        place = self._store.attempt_folder if self._layout.leads else self._store.attempt_path
+        folder = place(self._job.fingerprint, self._job.attempt, self._launch)
+        heartbeat = Heartbeat(folder.parent, self._name(), token=self._launch, probe=folder)
         cached = self._wait_for_turn(heartbeat)
         if cached is not None:
             return self._adopt(cached)
         try:
             if self._layout.leads:
                 self._store.remove_drafts(self._job.fingerprint)
-            return self._run_ranks(heartbeat)
+            ended = self._run_ranks(heartbeat)
         finally:
             if self._layout.leads:
                 heartbeat.release()
+        if ended.exit_class in (ExitClass.TRANSIENT, ExitClass.INTERRUPTED):
+            # Another job may have made it meanwhile: one that took this step over, while this one was paused.
+            cached = self._published()
+        return ended if cached is None else self._adopt(cached)
+
+    def _name(self) -> str:
+        """What this job's launchers know each other by, on whichever node: its run's name is only for people."""
+        job = self._job
+        return "/".join([job.run, job.step, str(job.attempt), *([job.run_uid] if job.run_uid else [])])
 
     def _published(self) -> Artifact | None:
         return self._store.find_published(self._phase.value, self._job.fingerprint)
@@ -153,16 +165,16 @@ class _Launcher:
     def _attempt(self, heartbeat: Heartbeat, folder: Path) -> tuple[Termination, bool]:
         """Run the ranks to their end. The verdict, and whether nothing but a taken port was in the way."""
         killed_before = oom_kills()
-        told = environment(self._own, self._job, self._phase, self._layout, folder)
+        told = environment(self._own, self._job, self._phase, self._layout, launch=self._launch, outcomes=folder)
         ranks = Ranks(command(self._phase, self._layout), told)
         stop_at: float | None = None  # when the grace period is over
         lost_at: float | None = None  # when peers of a lost rank are killed
         survivors: frozenset[int] = frozenset()  # ranks that still ran when another was lost
-        taken_by = None
+        lost_to: str | None = None
         grace_over = False
         while (code := ranks.poll()) is None:
             now = time.monotonic()
-            if stop_at is None and (self._signals.stopping or taken_by is not None):
+            if stop_at is None and (self._signals.stopping or lost_to is not None):
                 stop_at = now + self._job.grace_period_seconds
                 ranks.terminate()
             if lost_at is None and self._layout.processes > 1 and outcome.failed(seen := outcome.read(folder)):
@@ -172,14 +184,15 @@ class _Launcher:
             if grace_over or (lost_at is not None and now >= lost_at):
                 code = ranks.kill()
                 break
-            if self._layout.leads and taken_by is None:
-                taken_by = heartbeat.beat()
+            if self._layout.leads and lost_to is None and heartbeat.due:
+                lost_to = self._beat(heartbeat)
             self._signals.wait(min(1.0, *(at - now for at in (stop_at, lost_at) if at is not None), BEAT_SECONDS))
         outcomes = outcome.read(folder)
         ranks.kill()
-        if taken_by is not None:
-            said = f"{taken_by} took over this step, for this job's heartbeat had stopped"
-            return Termination.model_validate({"class": ExitClass.INTERRUPTED, "message": said}), False
+        if self._layout.leads and lost_to is None and code != 0:
+            lost_to = self._beat(heartbeat)  # a paused job's ranks may have found out first
+        if lost_to is not None:
+            return Termination.model_validate({"class": ExitClass.INTERRUPTED, "message": lost_to}), False
         ended = outcome.judge(
             outcome.without_killed(outcomes, survivors),
             code,
@@ -191,3 +204,13 @@ class _Launcher:
         if self._signals.reason is not None and ended.exit_class is ExitClass.INTERRUPTED and not grace_over:
             ended = ended.model_copy(update={"message": self._signals.reason})
         return ended, ended.exit_class is ExitClass.TRANSIENT and any(o.port_taken for o in outcomes)
+
+    def _beat(self, heartbeat: Heartbeat) -> str | None:
+        """Say that this job is alive. A sentence where the step has gone to another one."""
+        gone = not heartbeat.there
+        taker = heartbeat.beat()
+        if taker is not None:
+            return f"{taker} took over this step, for this job's heartbeat had stopped"
+        if gone and self._published() is not None:
+            return "another job took over this step, for this job's heartbeat had stopped, and has ended it"
+        return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compression_pipeline.config import JobConfig, Phase
+from compression_pipeline.context import LAUNCH_VARIABLE
 from compression_pipeline.machine import children, free_port, processors
 
 from .outcome import FOLDER_VARIABLE
@@ -65,9 +66,12 @@ def command(phase: Phase, layout: Layout) -> list[str]:
     ]
 
 
-def environment(own: Mapping[str, str], job: JobConfig, phase: Phase, layout: Layout, outcomes: Path) -> dict[str, str]:
+def environment(
+    own: Mapping[str, str], job: JobConfig, phase: Phase, layout: Layout, *, launch: str, outcomes: Path
+) -> dict[str, str]:
     """The environment of the ranks: only prepare may talk to the Hub."""
     found = dict(own)
+    found[LAUNCH_VARIABLE] = launch
     found[FOLDER_VARIABLE] = str(outcomes)
     found[LAUNCHER_VARIABLE] = str(os.getpid())
     found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(job.grace_period_seconds)

@@ -1,9 +1,9 @@
 """Checkpoints of a training phase: written whole or not at all, verified before they are believed.
 
-`<attempt>/checkpoints/step-00000100/` holds Megatron's distributed checkpoint (model, sharded optimizer state, random
-generators), `progress.json` (step and history) and `manifest.json` (size and SHA-256 of every file). It is filled under
-the name `step-00000100.tmp`, forced to disk and renamed. One that doesn't match its manifest is set aside as
-`damaged-step-00000100` with a warning, and the one before is used.
+`<launch's own folder>/checkpoints/step-00000100/` holds Megatron's distributed checkpoint (model, sharded optimizer
+state, random generators), `progress.json` (step and history) and `manifest.json` (size and SHA-256 of every file). It
+is filled under the name `step-00000100.tmp`, forced to disk and renamed. One that doesn't match its manifest is set
+aside as `damaged-step-00000100` with a warning, and the one before is used.
 """
 
 import contextlib
@@ -63,6 +63,7 @@ class Checkpoints:
 
     def __init__(self, context: Context, fingerprint: str, runtime: Runtime, *, keep: int) -> None:
         """Those of the step `fingerprint`; new ones go into the context's folder. `keep`: how many stay."""
+        self._context = context
         others = [folder for folder in context.store.earlier_attempts(fingerprint) if folder != context.folder]
         self._folders = [folder / "checkpoints" for folder in (context.folder, *others)]
         self._runtime = runtime
@@ -109,7 +110,8 @@ class Checkpoints:
             if first:
                 shutil.rmtree(draft, ignore_errors=True)
             raise
-        if first:
+        # A job that was paused may wake while another goes on from its checkpoints.
+        if first and self._context.owns_step():
             for old in self._all()[self._keep :]:
                 shutil.rmtree(old, ignore_errors=True)
         dist.barrier()

@@ -13,7 +13,7 @@ from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.model import build
-from compression_pipeline.megatron.runtime import Runtime, runtime
+from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
 from compression_pipeline.proof import SEQUENCES, TOKENS, Reference, kept_positions
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def run(job: DistillJob, context: Context) -> DistillResult:
     with runtime(
         job, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
     ) as current:
+        share_folder(context, current)
         return distill(job, context, current, teacher, student)
 
 
@@ -96,7 +97,7 @@ def distill(
             conversion.write(state, student, draft.path / "model", template=student_files)
             publish_curves(history, context.folder, draft.path)
             reference(state, student, validation, runtime).write(draft.path)
-            draft.publish(
+            published = draft.publish(
                 config=job.to_json(),
                 inputs={"data": job.data, "teacher": job.teacher, "pruned": job.pruned},
                 result=result.to_json(),
@@ -106,6 +107,7 @@ def distill(
                     "validationSequences": len(validation),
                 },
             )
+        result = published.result(DistillResult)  # another job's, where that was first
     checkpoints.clear()
     return result
 

@@ -63,12 +63,12 @@ def run(job: ExportJob, context: Context) -> ExportResult:
             bytes=sum(path.stat().st_size for path in folder.iterdir()),
             sample=sample,
         )
-        draft.publish(
+        published = draft.publish(
             config=job.to_json(),
             inputs={"data": job.data, "teacher": job.teacher, "pruned": job.pruned, "distilled": job.distilled},
             result=result.to_json(),
         )
-    return result
+    return published.result(ExportResult)  # another job's, where that was first
 
 
 def check_range(reference: Reference, dtype: ExportDtype) -> None:

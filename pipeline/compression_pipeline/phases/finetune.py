@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from compression_pipeline.config import FinetuneJob, FinetuneResult
 from compression_pipeline.context import Context
 from compression_pipeline.huggingface.files import read_architecture
-from compression_pipeline.megatron.runtime import Runtime, runtime
+from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
 
 if TYPE_CHECKING:
     from compression_pipeline.megatron.history import History
@@ -22,6 +22,7 @@ def run(job: FinetuneJob, context: Context) -> FinetuneResult:
     with runtime(
         job, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
     ) as current:
+        share_folder(context, current)
         return correct(job, context, current)
 
 
@@ -62,12 +63,13 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
         with context.store.draft("finetune", job.fingerprint) as draft:
             conversion.write(dict(model.named_parameters()), architecture, draft.path / "model", template=teacher.model)
             publish_curves(history, context.folder, draft.path)
-            draft.publish(
+            published = draft.publish(
                 config=job.to_json(),
                 inputs={"data": job.data, "teacher": job.teacher},
                 result=result.to_json(),
                 metrics={"tokensPerSecond": history.tokens_per_second},
             )
+        result = published.result(FinetuneResult)  # another job's, where that was first
     checkpoints.clear()
     return result
 

@@ -28,7 +28,7 @@ from compression_pipeline.huggingface.writer import save_tensors
 from compression_pipeline.importance import AXES, Choice, Scores, choose, measure
 from compression_pipeline.importance.plot import plot
 from compression_pipeline.megatron.model import build
-from compression_pipeline.megatron.runtime import Runtime, runtime
+from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
 
 CALIBRATION_SEED = 1234
 """Seed of the order from which the calibration samples are the first."""
@@ -56,6 +56,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
     precision = Precision.AUTO if dtype is torch.bfloat16 else Precision.FP32
     with runtime(job, precision=precision) as current:
+        share_folder(context, current)
         sequences = Calibration(data.data, current, job.sequence_length, prune.calibration_samples, context.folder)
         model = build(teacher, current, sequence_length=job.sequence_length)
         conversion.load_into(model, teacher, teacher_artifact.model)
@@ -84,12 +85,13 @@ def run(job: PruneJob, context: Context) -> PruneResult:
                 state = dict(model.named_parameters())
                 conversion.write(state, student, draft.path / "model", template=teacher_artifact.model, dtype=dtype)
                 write_scores(scores, choice, teacher, draft.path)
-                draft.publish(
+                published = draft.publish(
                     config=job.to_json(),
                     inputs={"data": job.data, "teacher": job.teacher},
                     result=result.to_json(),
                     metrics=metrics,
                 )
+            result = published.result(PruneResult)  # another job's, where that was first
     return result
 
 
