@@ -42,14 +42,14 @@ demo-teacher: $(STAMP) ## Train the demo's teacher anew (half an hour on 2 cores
 	@$(BIN)/python examples/demo/teacher.py $(TEACHER_ARGS)
 
 .PHONY: test
-test: lint types test-unit ## Lint, types, and every test that needs no cluster: what CI runs
+test: lint types test-unit test-cluster ## Lint, types, every test: what CI runs
 
 .PHONY: test-unit
-test-unit: $(STAMP) ## The tests alone; TESTS=tests/operator narrows them
+test-unit: $(STAMP) ## The quick half: the tests that need no cluster; TESTS=tests/operator narrows them
 	$(BIN)/python -m pytest -m "not cluster" $(TESTS)
 
 .PHONY: test-cluster
-test-cluster: $(STAMP) ## The tests on a real cluster, which they bring up themselves (root, Debian; half an hour)
+test-cluster: $(STAMP) ## The tests on a real cluster, which they bring up themselves (pods: root, Debian)
 	$(BIN)/python -m pytest -m cluster $(TESTS)
 
 .PHONY: lint

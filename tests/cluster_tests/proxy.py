@@ -76,10 +76,11 @@ def proxy(api: Api) -> Iterator[Proxy]:
     """Run a proxy in a thread of its own."""
     started: threading.Event = threading.Event()
     found = Proxy("")
-    loop = asyncio.new_event_loop()
     stop = asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
         context = ssl.create_default_context(cadata=api.authority)
         connector = aiohttp.TCPConnector(ssl=context, limit=0)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
@@ -97,13 +98,14 @@ def proxy(api: Api) -> Iterator[Proxy]:
             await stop.wait()
             await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    # `run` cancels the requests that are still open at the end: watches, mostly.
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     started.wait(10)
     try:
         yield found
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        loops[0].call_soon_threadsafe(stop.set)
         thread.join(10)
 
 
