@@ -8,7 +8,7 @@ from typing import Any
 from compression_pipeline.config import ConfigModel, ExitClass
 
 from .api.spec import PhaseSettings
-from .api.status import AttemptRecord, Step, StepState
+from .api.status import AttemptRecord, Progress, Step, StepState
 from .jobs import JobState, ObservedJob
 from .plan import PlannedStep
 from .results import read_result
@@ -167,9 +167,17 @@ def _succeeded(step: Step, job: ObservedJob, result: Any, now: datetime) -> Step
             "completion_time": _ended(job, now),
             "retry_time": None,
             "message": "",
-            "progress": job.progress or step.progress,
+            "progress": _all_of(job.progress or step.progress),
         }
     )
+
+
+def _all_of(progress: Progress | None) -> Progress | None:
+    """Progress once all is done: a log is only looked at now and then, so the last look may have been an early one."""
+    if progress is None:
+        return None
+    early = {"loss": None} if progress.step < progress.total_steps else {}
+    return progress.model_copy(update={"step": progress.total_steps, "eta_seconds": None, **early})
 
 
 def _ended(job: ObservedJob, now: datetime) -> datetime:

@@ -5,6 +5,10 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from jobs_world import World
+from looks import open_jobs, step
+
+from compression_operator.api.status import Progress
 from compression_operator.backends.progress import AT_ONCE, LogWatcher, Look, newest
 from compression_operator.denials import Denials
 from compression_operator.kube import ApiError
@@ -137,3 +141,18 @@ def test_what_is_gone_is_forgotten() -> None:
         assert watcher.look("uid", TIME).progress is None
 
     asyncio.run(scenario())
+
+
+def test_a_step_that_is_done_has_done_all_of_it() -> None:
+    """However early its log was looked at last; the loss of back then is not its last."""
+    world = World()
+    world.look()
+    name = open_jobs(world)[0]
+    world.start(name)
+    seen = Progress(step=26, total_steps=40, loss=4.3, tokens_per_second=1200.0, eta_seconds=22)
+    world.update(name, progress=seen)
+    world.look()
+    assert step(world, "prepare").progress == seen
+    world.succeed(name)
+    world.look()
+    assert step(world, "prepare").progress == Progress(step=40, total_steps=40, tokens_per_second=1200.0)
