@@ -247,6 +247,12 @@ def test_probes_and_scrapes_ask_for_what_is_served() -> None:
     assert asyncio.run(_statuses(paths)) == dict.fromkeys(paths, 200)
 
 
+def test_a_slow_start_is_not_cut_short() -> None:
+    """On a node with nothing to spare the imports took 135 s; who is killed for that starts no faster next time."""
+    probe = container(render({}))["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 300
+
+
 async def _statuses(paths: set[str]) -> dict[str, int]:
     """What the operator's own server answers to these paths."""
     server = await serve(Probes(lambda: None, lambda: None, lambda: b""), "127.0.0.1", 0)
