@@ -35,6 +35,7 @@ Result = TypeVar("Result", bound=ConfigModel)
 _CHUNK = 8 * 1024**2
 _ATTEMPT = re.compile(r"(\d+)(?:-[0-9a-f]+)?")
 _LAUNCH_DIGITS = 8
+_TRIES = 5
 
 
 class FileRecord(ConfigModel):
@@ -216,9 +217,14 @@ class Store:
             for path in attempt.glob("draft-*"):
                 shutil.rmtree(path, ignore_errors=True)
 
+    def remove_attempts(self, fingerprint: str) -> None:
+        """Remove what all attempts left, once the artifact is published. For who holds the heartbeat only."""
+        for attempt in self.earlier_attempts(fingerprint):
+            shutil.rmtree(attempt, ignore_errors=True)
+
     def _make(self, folder: Path) -> None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise UserError(
@@ -302,6 +308,18 @@ class Draft:
                 continue
             sync(self._store.artifacts)
             return Artifact(self.name, target, manifest)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, also while other jobs remove one of those because it is empty.
+
+    Raises OSError.
+    """
+    for _ in range(_TRIES):
+        # Not there when asked for, there when made, not there when looked at: mkdir says either.
+        with suppress(FileNotFoundError, FileExistsError):
+            return folder.mkdir(parents=True, exist_ok=True)
+    return folder.mkdir(parents=True, exist_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -100,5 +100,10 @@ def test_killed_in_the_middle_it_goes_on_from_its_checkpoint_and_then_has_nothin
         ("export-narrow", 1),
     ]
 
+    store = tmp_path / "work" / "store"
+    # What it worked with is gone, but for the name of prepare's artifact; the curves are in the artifact.
+    assert {path.name for path in store.glob("work/**/*") if path.is_file()} == {"published.json"}
+    assert {path.name for path in store.glob("artifacts/distill-*/*")} >= {"history.json", "tensorboard"}
+
     third = subprocess.run(command(tmp_path, "run"), capture_output=True, text=True)
     assert third.returncode == 0 and third.stdout.count(": cached\n") == 4

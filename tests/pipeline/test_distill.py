@@ -208,7 +208,6 @@ def test_an_interruption_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert again.model_dump(exclude={"tokens_per_second"}) == whole.model_dump(exclude={"tokens_per_second"})
     found = weights(store.open(f"distill-{DISTILLED}").model)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert not list((tmp_path / "work" / DISTILLED).glob("*/checkpoints"))
 
 
 @pytest.mark.parametrize("kind", ["llama31", "llama-wide-heads", "mistral", "qwen2", "qwen3"])

@@ -42,7 +42,7 @@ def test_a_phase_is_run_once_and_then_adopted(launch: Launch) -> None:
     assert first.wait() == 0, first.errors
     assert first.termination == {"class": "Done", "message": "", "result": {"parameters": 7}}
     assert [event["result"] for event in first.events("result")] == [{"parameters": 7}]
-    assert not launch.heartbeat.exists()  # so nobody waits for it
+    assert not launch.heartbeat.parent.exists()  # so nobody waits for it
 
     second = launch("def run(job, context):\n    raise RuntimeError('must not run')", attempt=2)
     assert second.wait() == 0, second.errors
@@ -210,6 +210,43 @@ def test_leftovers_of_a_killed_attempt_are_removed(launch: Launch) -> None:
     assert not old.exists()
 
 
+TRAIN = """
+def run(job, context):
+    for folder in (context.folder / "checkpoints" / "step-00000004", context.folder / "order"):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+"""
+
+
+def test_what_a_job_worked_with_stays_until_its_artifact_is_published(launch: Launch) -> None:
+    interrupted = launch(TRAIN + "    raise __import__('compression_pipeline').errors.Interrupted('stopped')")
+    assert interrupted.wait() == 143, interrupted.errors
+    assert len(list(launch.heartbeat.parent.glob("1-*/checkpoints/step-00000004/file"))) == 1
+    assert launch(TRAIN + PUBLISH.split("):")[1], attempt=2).wait() == 0
+    assert not launch.heartbeat.parent.exists()
+    assert Store(launch.store).find(NAME) is not None
+
+
+def test_what_a_job_left_that_was_killed_after_it_published_is_removed(launch: Launch) -> None:
+    assert launch(PUBLISH).wait() == 0
+    (Store(launch.store).attempt_folder(FINGERPRINT, 1, "ab") / "checkpoints").mkdir()
+    assert launch(PUBLISH, attempt=2).wait() == 0
+    assert not launch.heartbeat.parent.exists()
+
+
+def test_a_job_that_only_waited_leaves_nothing(launch: Launch) -> None:
+    first = launch(WAIT_FOR_STOP)
+    started(launch.folder)
+    second = launch(PUBLISH, run="other")
+    until(lambda: len(list(launch.heartbeat.parent.glob("1-*"))) == 2, "the second waits")
+    second.process.send_signal(signal.SIGTERM)
+    assert second.wait() == 143
+    assert len(list(launch.heartbeat.parent.glob("1-*"))) == 1
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait() == 143
+    assert not launch.heartbeat.parent.exists()
+
+
 def test_a_second_job_waits_and_adopts(launch: Launch) -> None:
     first = launch(
         """
@@ -241,7 +278,9 @@ def test_a_second_job_waits_and_adopts(launch: Launch) -> None:
 
 def test_a_job_that_was_paused_adopts_what_was_published_meanwhile(launch: Launch) -> None:
     """A node hangs for longer than a heartbeat may; another run takes the step over and ends it."""
-    paused = launch(WAIT_FOR_STOP)
+    paused = launch(
+        WAIT_FOR_STOP.replace("    from", "    (context.folder / 'checkpoints').mkdir(parents=True)\n    from")
+    )
     rank = started(launch.folder)
     for pid in (rank, paused.process.pid):
         os.kill(pid, signal.SIGSTOP)
@@ -252,6 +291,7 @@ def test_a_job_that_was_paused_adopts_what_was_published_meanwhile(launch: Launc
         os.kill(pid, signal.SIGCONT)
     assert paused.wait() == 0, paused.errors
     assert paused.termination["result"] == {"parameters": 7, "cached": True}
+    assert not launch.heartbeat.parent.exists()
 
 
 def test_a_waiting_job_can_be_stopped(launch: Launch) -> None:

@@ -1,11 +1,7 @@
-"""The launcher's parts: heartbeat, verdict, termination message, commands and environment."""
+"""The launcher's parts: verdict, termination message, commands and environment."""
 
-import errno
 import json
-import os
 import signal
-import time
-import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from textwrap import indent
@@ -16,8 +12,6 @@ from hypothesis import strategies as st
 from launching import FINGERPRINT, Launch, Launched, alive, until
 
 from compression_pipeline.config import TERMINATION_MESSAGE_LIMIT, ExitClass, Phase, PruneConfig, PruneJob, Termination
-from compression_pipeline.launcher import heartbeat as heartbeats
-from compression_pipeline.launcher.heartbeat import STALE_SECONDS, Heartbeat
 from compression_pipeline.launcher.outcome import Outcome, judge
 from compression_pipeline.launcher.ranks import Layout, command, environment
 from compression_pipeline.launcher.termination import fitted, write
@@ -35,98 +29,6 @@ JOB = PruneJob(
     sequence_length=8,
     prune=PruneConfig(layers=2),
 )
-
-
-# -- heartbeat --------------------------------------------------------------------------------------------------------
-
-
-def pulse(folder: Path, job: str) -> Heartbeat:
-    return Heartbeat(folder, job, token=uuid.uuid4().hex, probe=folder)
-
-
-def held_elsewhere(folder: Path, *, seconds_ago: float) -> Path:
-    """A heartbeat of a job on another machine."""
-    other = pulse(folder, "other/prune/1")
-    path = folder / "heartbeat"
-    path.write_text(other.me.model_copy(update={"machine": "node-7 boot pid"}).model_dump_json(by_alias=True))
-    then = time.time() - seconds_ago
-    os.utime(path, (then, then))
-    return path
-
-
-def test_the_first_job_holds_the_heartbeat_and_the_second_gets_it_when_it_is_released(tmp_path: Path) -> None:
-    first, second = pulse(tmp_path, "a/prune/1"), pulse(tmp_path, "b/prune/1")
-    assert first.claim() is None
-    holder = second.claim()
-    assert holder == first.me
-    assert str(holder).startswith("a/prune/1 (host ")
-    second.release()  # not its own: stays
-    assert second.claim() == first.me
-    first.release()
-    assert second.claim() is None
-
-
-def test_a_heartbeat_that_beats_elsewhere_is_respected_and_one_that_has_stopped_is_taken(tmp_path: Path) -> None:
-    mine = pulse(tmp_path, "a/prune/1")
-    held_elsewhere(tmp_path, seconds_ago=STALE_SECONDS / 2)
-    holder = mine.claim()
-    assert holder is not None
-    assert holder.job == "other/prune/1"
-    held_elsewhere(tmp_path, seconds_ago=STALE_SECONDS + 1)
-    assert mine.claim() is None
-
-
-def test_a_volume_without_hard_links_has_heartbeats_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    first, second = pulse(tmp_path, "a/prune/1"), pulse(tmp_path, "b/prune/1")
-    assert first.claim() is None
-    assert second.claim() == first.me
-    first.release()
-    assert second.claim() is None
-    assert [path.name for path in tmp_path.iterdir()] == ["heartbeat"]
-
-
-def test_a_damaged_heartbeat_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "heartbeat").write_text("{")
-    assert pulse(tmp_path, "a/prune/1").claim() is None
-
-
-def test_beats_touch_the_file_and_notice_who_took_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeats, "BEAT_SECONDS", 0.0)
-    mine = pulse(tmp_path, "a/prune/1")
-    assert mine.claim() is None
-    path = tmp_path / "heartbeat"
-    os.utime(path, (1, 1))
-    assert mine.beat() is None
-    assert path.stat().st_mtime > 1
-    held_elsewhere(tmp_path, seconds_ago=0)
-    taker = mine.beat()
-    assert taker is not None
-    assert taker.job == "other/prune/1"
-    mine.release()
-    assert path.exists()
-
-
-def test_a_job_whose_step_was_taken_over_stops(launch: Launch) -> None:
-    launched = launch(
-        """
-        def run(job, context):
-            (here / "started").touch()
-            while not context.stop_requested():
-                time.sleep(0.01)
-            from compression_pipeline.errors import Interrupted
-            raise Interrupted("stopped")
-        """
-    )
-    until((launch.folder / "started").exists, "started")
-    held_elsewhere(launch.heartbeat.parent, seconds_ago=0)
-    assert launched.wait() == 143
-    assert "other/prune/1 (host node-7" in launched.termination["message"]
-    assert "took over this step" in launched.termination["message"]
-    assert launch.heartbeat.exists()
 
 
 # -- verdict ----------------------------------------------------------------------------------------------------------

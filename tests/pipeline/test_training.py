@@ -13,7 +13,6 @@ from finetuning import (
     Stopping,
     history_of,
     job_in,
-    steps_kept,
 )
 from stores import DATA, TEACHER, context, make_store, publish
 
@@ -94,9 +93,6 @@ class TestWhatIsPublished:
         assert [step for step, _ in losses] == list(range(1, 13))
         assert [loss for _, loss in losses] == pytest.approx([entry["loss"] for entry in history["train"]])
         assert [event.step for event in events.Tensors("validation/loss")] == [0, 5, 10, 12]
-
-    def test_nothing_is_left_to_resume(self, uninterrupted: Store) -> None:
-        assert steps_kept(uninterrupted) == []
 
 
 def test_who_publishes_second_reports_what_the_first_found(store: Store, engine: Runtime) -> None:

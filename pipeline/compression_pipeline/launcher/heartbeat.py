@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from compression_pipeline.artifact import make_folder
 from compression_pipeline.config import ConfigModel
 from compression_pipeline.machine import machine_id, process_start
 
@@ -21,6 +22,7 @@ FILE = "heartbeat"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 """Six missed beats. A network volume may answer late, and a paused process must not lose its step for a hiccup."""
+_TRIES = 5
 
 _NOT_LINKED = frozenset({errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
 """The name is taken, or the volume has no hard links (SMB, object storage)."""
@@ -75,6 +77,20 @@ class Heartbeat:
 
     def claim(self) -> Holder | None:
         """Take the heartbeat; where another job keeps it, that one. Raises OSError."""
+        for _ in range(_TRIES):
+            make_folder(self._path.parent)
+            with suppress(FileNotFoundError):  # who ended the step has just removed the folder, for it was empty
+                return self._claim()
+        return self._claim()
+
+    def release(self) -> None:
+        """Remove the heartbeat if it is ours, so that nobody waits, and its folder if nothing else is in it."""
+        with suppress(OSError):
+            if self.holder_unless_me() is None:
+                self._path.unlink(missing_ok=True)
+            self._path.parent.rmdir()
+
+    def _claim(self) -> Holder | None:
         content = self.me.model_dump_json(by_alias=True)
         temporary = self._path.with_name(f".heartbeat.{self.me.token}")
         try:
@@ -129,12 +145,6 @@ class Heartbeat:
                     return self.claim()
                 os.utime(self._path)
         return taker
-
-    def release(self) -> None:
-        """Remove the heartbeat if it is ours, so that nobody waits."""
-        with suppress(OSError):
-            if self.holder_unless_me() is None:
-                self._path.unlink(missing_ok=True)
 
     def _volume_time(self) -> float:
         try:

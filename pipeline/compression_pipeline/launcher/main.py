@@ -8,6 +8,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +83,43 @@ class _Launcher:
         self._launch = uuid.uuid4().hex
 
     def run(self) -> Termination:
-        cached = self._published()
-        if cached is not None:
-            return self._adopt(cached)
-        place = self._store.attempt_folder if self._layout.leads else self._store.attempt_path
-        folder = place(self._job.fingerprint, self._job.attempt, self._launch)
+        folder = self._store.attempt_path(self._job.fingerprint, self._job.attempt, self._launch)
         heartbeat = Heartbeat(folder.parent, self._name(), token=self._launch, probe=folder)
+        try:
+            cached = self._published()
+            return self._adopt(cached) if cached is not None else self._make(heartbeat)
+        finally:
+            if self._layout.leads:
+                self._tidy(heartbeat, folder)
+
+    def _make(self, heartbeat: Heartbeat) -> Termination:
+        if self._layout.leads:
+            self._store.attempt_folder(self._job.fingerprint, self._job.attempt, self._launch)
         cached = self._wait_for_turn(heartbeat)
         if cached is not None:
             return self._adopt(cached)
-        try:
-            if self._layout.leads:
-                self._store.remove_drafts(self._job.fingerprint)
-            ended = self._run_ranks(heartbeat)
-        finally:
-            if self._layout.leads:
-                heartbeat.release()
+        if self._layout.leads:
+            self._store.remove_drafts(self._job.fingerprint)
+        ended = self._run_ranks(heartbeat)
         if ended.exit_class in (ExitClass.TRANSIENT, ExitClass.INTERRUPTED):
             # Another job may have made it meanwhile: one that took this step over, while this one was paused.
             cached = self._published()
         return ended if cached is None else self._adopt(cached)
+
+    def _tidy(self, heartbeat: Heartbeat, folder: Path) -> None:
+        """Let others have the step. Once it is published, remove what its attempts left; a job that still works on it
+        finds the artifact when it misses its files.
+        """
+        with suppress(OSError):
+            if not self._store.earlier_attempts(self._job.fingerprint):
+                pass
+            elif self._published() is None:
+                folder.rmdir()  # where nothing is in it: the job has only waited
+            elif heartbeat.claim() is None:
+                self._store.remove_attempts(self._job.fingerprint)
+            else:
+                shutil.rmtree(folder)
+        heartbeat.release()
 
     def _name(self) -> str:
         """What this job's launchers know each other by, on whichever node: its run's name is only for people."""
@@ -131,8 +149,6 @@ class _Launcher:
                 other = None if holder is not None and holder.job == heartbeat.me.job else holder or heartbeat.me
             cached = self._published()
             if other is None or cached is not None:
-                if cached is not None and self._layout.leads:
-                    heartbeat.release()
                 return cached
             if time.monotonic() >= say_again:
                 self._events.info(f"waits for {other}, which makes the same artifact")

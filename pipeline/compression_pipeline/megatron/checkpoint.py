@@ -144,12 +144,6 @@ class Checkpoints:
             _restore_generators(loaded["generators"], self._runtime)
         return Resumed(progress["step"], History.from_json(progress["history"]), path)
 
-    def clear(self) -> None:
-        """Remove all checkpoints of all attempts, damaged ones and drafts too: the result is published."""
-        if self._runtime.rank == 0:
-            for folder in self._folders:
-                shutil.rmtree(folder, ignore_errors=True)
-
     def _all(self) -> list[Path]:
         """Checkpoints of all attempts: most steps first, of the same step the newest attempt's first."""
         found = [

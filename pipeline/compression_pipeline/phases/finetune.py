@@ -70,7 +70,6 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
                 metrics={"tokensPerSecond": history.tokens_per_second},
             )
         result = published.result(FinetuneResult)  # another job's, where that was first
-    checkpoints.clear()
     return result
 
 
