@@ -18,7 +18,8 @@ def test_nothing_of_an_object_is_copied_to_tell_later_what_changed() -> None:
     # kopf asks these for every event, though raw handlers have no use for the answer (processing.py, _detect_causes).
     kept = settings_for().persistence
     meta = Part(name="a", namespace="default", labels=Part(a="b"), annotations=Part(c="d"))
-    body = kopf.Body({"metadata": meta, "spec": Part(replicas=1), "status": Part(phase="Running")})
+    raw: Any = {"metadata": meta, "spec": Part(replicas=1), "status": Part(phase="Running")}
+    body = kopf.Body(raw)
     essence = kept.diffbase_storage.build(body=body, extra_fields=["status.phase"])
     assert kept.diffbase_storage.fetch(body=body) is None
     assert not kept.progress_storage.clear(essence=essence)
