@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +187,41 @@ def test_the_optimizer_holds_nothing_for_the_teacher(tmp_path: Path, monkeypatch
     assert names == set(conversion.megatron_shapes(student))
 
 
+def tensor_bytes() -> int:
+    """Bytes of all tensors that are in memory, garbage that nobody has collected yet among them."""
+    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def test_teacher_and_optimizer_are_gone_before_the_reference_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that holds them may not hold a float32 model besides."""
+    store = pruned_store(tmp_path)
+    student = 4 * read_architecture(store.open(PRUNED).model).parameters
+    seen: list[int] = []
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        seen.append(tensor_bytes() - before)
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(phase, "build", watched)
+    gc.collect()
+    before = tensor_bytes()
+    run(store, steps=2)
+    at_teacher, at_student, at_reference = seen
+    assert at_teacher == pytest.approx(0, abs=0.1 * student)
+    assert at_student > student  # the teacher is counted, so the student would be
+    assert at_reference == pytest.approx(student, rel=0.1)  # its weights alone
+
+
 def test_an_interruption_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = pruned_store(tmp_path)
     whole = copy.deepcopy(run(store)[0])
     expected = weights(store.open(f"distill-{DISTILLED}").model)
     store.open(f"distill-{DISTILLED}").path.rename(tmp_path / "aside")
+    shutil.rmtree(tmp_path / "work")  # as the launcher does
 
     told, recorder = context(store, DISTILLED)
     progress = recorder.progress

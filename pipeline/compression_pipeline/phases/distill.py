@@ -13,11 +13,12 @@ from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.model import build
-from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
+from compression_pipeline.megatron.runtime import Runtime, free, runtime, share_folder
 from compression_pipeline.proof import SEQUENCES, TOKENS, Reference, kept_positions
 
 if TYPE_CHECKING:
     from compression_pipeline.megatron.data import ValidationData
+    from compression_pipeline.megatron.history import History
 
 
 def run(job: DistillJob, context: Context) -> DistillResult:
@@ -49,42 +50,14 @@ def distill(
 ) -> DistillResult:
     """`run` within a runtime that is there already, of models of these sizes."""
     # Megatron is imported by these, and is best imported within the runtime.
-    from compression_pipeline.megatron.checkpoint import Checkpoints
-    from compression_pipeline.megatron.data import TrainingData, ValidationData
-    from compression_pipeline.megatron.distillation import DistillationLoss, StudentAlone, combine, student_parameters
-    from compression_pipeline.megatron.flops import forward_flops, training_flops
+    from compression_pipeline.megatron.data import ValidationData
     from compression_pipeline.megatron.history import publish_curves
-    from compression_pipeline.megatron.training import train
-    from compression_pipeline.megatron.validation import validation_loss
 
-    settings, length = job.distill, job.sequence_length
-    text, teacher_files = context.store.open(job.data).data, context.store.open(job.teacher).model
+    text = context.store.open(job.data).data
     student_files = context.store.open(job.pruned).model
-    validation = ValidationData(text, sequence_length=length, samples=job.evaluate.samples)
-    data = TrainingData(text, settings, runtime, sequence_length=length, cache=context.folder / "order")
-
-    def loss_of(model: Any) -> float:
-        return validation_loss(model, validation, runtime, batch_size=data.micro_batch_size)
-
-    models: list[Any] = []
-    for architecture, files in ((teacher, teacher_files), (student, student_files)):
-        models.append(build(architecture, runtime, sequence_length=length))
-        conversion.load_into(models[-1], architecture, files)
-    teacher_loss = loss_of(models[0])
-    context.events.metric("teacherLoss", teacher_loss)
-    model = combine(models[1], models[0])
-    checkpoints = Checkpoints(context, job.fingerprint, runtime, keep=settings.keep_checkpoints)
-    history = train(
-        model,
-        loss=DistillationLoss(model),
-        settings=settings,
-        data=data,
-        validate=lambda: loss_of(StudentAlone(model)),
-        flops_per_token=training_flops(student, length) + forward_flops(teacher, length),
-        runtime=runtime,
-        context=context,
-        checkpoints=checkpoints,
-    )
+    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
+    teacher_loss, history, state = _trained(job, context, runtime, teacher, student, validation)
+    free(runtime)
     result = DistillResult(
         teacher_loss=teacher_loss,
         pruned_loss=history.validation[0].loss,
@@ -92,7 +65,6 @@ def distill(
         tokens_per_second=history.tokens_per_second,
     )
     if runtime.rank == 0:
-        state = student_parameters(model)
         with context.store.draft("distill", job.fingerprint) as draft:
             conversion.write(state, student, draft.path / "model", template=student_files)
             publish_curves(history, context.folder, draft.path)
@@ -109,6 +81,51 @@ def distill(
             )
         result = published.result(DistillResult)  # another job's, where that was first
     return result
+
+
+def _trained(
+    job: DistillJob,
+    context: Context,
+    runtime: Runtime,
+    teacher: Architecture,
+    student: Architecture,
+    validation: "ValidationData",
+) -> "tuple[float, History, dict[str, Tensor]]":
+    """The teacher's loss, the student's history, and its weights; teacher and optimizer go when this returns."""
+    from compression_pipeline.megatron.checkpoint import Checkpoints
+    from compression_pipeline.megatron.data import TrainingData
+    from compression_pipeline.megatron.distillation import DistillationLoss, StudentAlone, combine, student_parameters
+    from compression_pipeline.megatron.flops import forward_flops, training_flops
+    from compression_pipeline.megatron.training import train
+    from compression_pipeline.megatron.validation import validation_loss
+
+    settings, length = job.distill, job.sequence_length
+    text = context.store.open(job.data).data
+    data = TrainingData(text, settings, runtime, sequence_length=length, cache=context.folder / "order")
+
+    def loss_of(model: Any) -> float:
+        return validation_loss(model, validation, runtime, batch_size=data.micro_batch_size)
+
+    models: list[Any] = []
+    for architecture, name in ((teacher, job.teacher), (student, job.pruned)):
+        models.append(build(architecture, runtime, sequence_length=length))
+        conversion.load_into(models[-1], architecture, context.store.open(name).model)
+    teacher_loss = loss_of(models[0])
+    context.events.metric("teacherLoss", teacher_loss)
+    model = combine(models[1], models[0])
+    history = train(
+        model,
+        loss=DistillationLoss(model),
+        settings=settings,
+        data=data,
+        validate=lambda: loss_of(StudentAlone(model)),
+        flops_per_token=training_flops(student, length) + forward_flops(teacher, length),
+        runtime=runtime,
+        context=context,
+        checkpoints=Checkpoints(context, job.fingerprint, runtime, keep=settings.keep_checkpoints),
+    )
+    # Detached: a parameter itself holds on to its gradient's buffer.
+    return teacher_loss, history, {name: tensor.detach() for name, tensor in student_parameters(model).items()}
 
 
 def recovered(result: DistillResult) -> float | None:
