@@ -39,7 +39,8 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="folder of the cluster's state (default: in the cache)")
     given = parser.parse_intermixed_args()
     try:
-        return _run(given.command, State.at(given.state), given.archive)
+        # Who names a state folder wants that cluster.
+        return _run(given.command, State.at(given.state), given.archive, honour_kubeconfig=given.state is None)
     except ClusterError as error:
         _say(f"error: {error}")
         return 1
@@ -48,9 +49,9 @@ def main() -> int:
         return 130
 
 
-def _run(command: str, state: State, archives: list[Path]) -> int:
+def _run(command: str, state: State, archives: list[Path], *, honour_kubeconfig: bool) -> int:
     if command == "up":
-        cluster = up(state, _say)
+        cluster = up(state, _say, honour_kubeconfig=honour_kubeconfig)
         if cluster.already:
             _say("The cluster is up already.")
         _show(cluster)

@@ -35,13 +35,13 @@ class Cluster:
     already: bool
 
 
-def up(state: State, say: Callable[[str], None]) -> Cluster:
+def up(state: State, say: Callable[[str], None], *, honour_kubeconfig: bool = False) -> Cluster:
     """Bring the cluster of this state folder up, or find that it is.
 
-    An existing KUBECONFIG of somebody else's cluster is used as it is: nothing is started.
+    Where it shall be honoured, an existing KUBECONFIG of somebody else's cluster is used as it is: nothing is started.
     Raises ClusterError with the reason, and with the end of the log where a part failed.
     """
-    given = os.environ.get("KUBECONFIG")
+    given = os.environ.get("KUBECONFIG") if honour_kubeconfig else None
     if given and Path(given).resolve() != state.kubeconfig:
         return _given(Path(given), say)
     with locked():

@@ -1,6 +1,5 @@
 """The API server as the tests speak to it: JSON over HTTP, apart from the operator's own client."""
 
-import base64
 import json
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from urllib.parse import urlencode
 
 import urllib3
 import yaml
+from kubernetes.client import Configuration
+from kubernetes.config import load_kube_config
 
 Body = dict[str, Any]
 
@@ -30,14 +31,15 @@ class Api:
     """The API server that a kubeconfig names, as the user of its current context."""
 
     def __init__(self, kubeconfig: Path) -> None:
-        config = yaml.safe_load(kubeconfig.read_text())
-        context = next(c["context"] for c in config["contexts"] if c["name"] == config["current-context"])
-        cluster = next(c["cluster"] for c in config["clusters"] if c["name"] == context["cluster"])
-        user = next(u["user"] for u in config["users"] if u["name"] == context["user"])
-        self.server: str = cluster["server"]
-        self.token: str = user.get("token", "")
-        self.authority = base64.b64decode(cluster.get("certificate-authority-data", "")).decode()
-        self._pool = urllib3.PoolManager(ca_cert_data=self.authority or None, retries=False, maxsize=8)
+        config = Configuration()
+        # Tokens, client certificates and exec plugins alike.
+        load_kube_config(str(kubeconfig), client_configuration=config)
+        self.server: str = config.host
+        self.headers: dict[str, str] = {way["key"]: way["value"] for way in config.auth_settings().values()}
+        self.authority = Path(config.ssl_ca_cert).read_text() if config.ssl_ca_cert else ""
+        self._pool = urllib3.PoolManager(
+            ca_certs=config.ssl_ca_cert, cert_file=config.cert_file, key_file=config.key_file, retries=False, maxsize=8
+        )
 
     def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json", **query: Any) -> Body:
         """One request; `body` is JSON, or text of the given kind. Raises Refused."""
@@ -45,7 +47,7 @@ class Api:
             method,
             f"{self.server}{path}{'?' if query else ''}{urlencode(query)}",
             body=body if body is None or isinstance(body, str | bytes) else json.dumps(body),
-            headers={"Authorization": f"Bearer {self.token}", "Content-Type": kind, "Accept": "application/json"},
+            headers={**self.headers, "Content-Type": kind, "Accept": "application/json"},
             timeout=60,
         )
         text = answer.data.decode(errors="replace")

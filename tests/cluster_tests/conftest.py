@@ -1,7 +1,8 @@
 """A real cluster for the tests in this folder, with the CRD and the stand-in image in it.
 
 `COMPRESSION_CLUSTER_STATE` names the state folder of a cluster to use or to start (see tests/cluster); a cluster that
-was up before stays up. Where pods cannot run, the tests that need them are skipped, and say why.
+was up before stays up. Without it an existing KUBECONFIG is honoured, unless runs live there: these tests replace the
+CRD. Where pods cannot run, the tests that need them are skipped, and say why.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import standin_image
-from api import Api
+from api import RUNS, Api
 from operators import Namespace
 from tests.cluster.down import down
 from tests.cluster.images import import_archive
@@ -40,9 +41,15 @@ def state() -> State:
 @pytest.fixture(scope="session")
 def cluster(state: State) -> Iterator[Cluster]:
     """A cluster with the CRD installed."""
-    found = up(state, _say)
+    found = up(state, _say, honour_kubeconfig="COMPRESSION_CLUSTER_STATE" not in os.environ)
     try:
-        Api(found.kubeconfig).apply_crd(CRD)
+        administrator = Api(found.kubeconfig)
+        if found.bin is None and (runs := administrator.get(f"{RUNS}/compressionruns")) and runs["items"]:
+            pytest.skip(
+                f"KUBECONFIG names {found.kubeconfig}, a cluster with {len(runs['items'])} CompressionRuns, and these "
+                "tests replace their CRD: unset KUBECONFIG to have a cluster started here"
+            )
+        administrator.apply_crd(CRD)
         yield found
     finally:
         if not found.already:

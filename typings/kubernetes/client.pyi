@@ -3,6 +3,11 @@ from typing import Any
 class Configuration:
     connection_pool_maxsize: int
     retries: Any
+    host: str
+    ssl_ca_cert: str | None
+    cert_file: str | None
+    key_file: str | None
+    def auth_settings(self) -> dict[str, dict[str, str]]: ...
 
 class ApiClient:
     user_agent: str
