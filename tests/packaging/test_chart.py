@@ -325,6 +325,12 @@ def test_labels_are_on_everything_and_selectors_find_the_pods() -> None:
     assert labels["app.kubernetes.io/managed-by"] != "compression-operator"
 
 
+def test_replicas_keep_to_nodes_of_their_own() -> None:
+    (spread,) = pod(render({"replicas": 2}))["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert spread["labelSelector"]["matchLabels"]["app.kubernetes.io/name"] == "compression-operator"
+
+
 def test_selectors_do_not_change_with_versions() -> None:
     selector = only(render({}), "Deployment")["spec"]["selector"]["matchLabels"]
     assert set(selector) == {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
