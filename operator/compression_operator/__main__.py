@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 
@@ -12,6 +13,8 @@ from .leader import LeadershipLost
 from .logs import LOG_FORMATS, configure
 from .main import operate
 from .service import Options, Service, Unusable
+
+logger = logging.getLogger("compression_operator")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -71,7 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         asyncio.run(_operate(options))
     except* (LeadershipLost, NoCluster, Unusable) as group:
-        print(f"compression-operator: {group.exceptions[0]}", file=sys.stderr)  # noqa: T201 - the last word of a program
+        logger.error("%s", group.exceptions[0])
+        code = 1
+    except* Exception as group:  # in the log's own format too, for whoever reads that by machine
+        logger.critical("ends for what it did not expect", exc_info=group)
         code = 1
     return code
 

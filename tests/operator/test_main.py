@@ -1,5 +1,11 @@
-"""The wiring of kopf: what it is told to keep of the objects that it watches."""
+"""The operator's process: how it ends, and the wiring of kopf: what that is told to keep of what it watches."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import kopf
@@ -23,3 +29,39 @@ def test_nothing_of_an_object_is_copied_to_tell_later_what_changed() -> None:
     essence = kept.diffbase_storage.build(body=body, extra_fields=["status.phase"])
     assert kept.diffbase_storage.fetch(body=body) is None
     assert not kept.progress_storage.clear(essence=essence)
+
+
+def last_words(kubeconfig: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The lines of the log of an operator that ends at once."""
+    command = [sys.executable, "-m", "compression_operator", "--image", "x", "--log-format", "json", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "KUBERNETES_SERVICE_HOST"}
+    ended = subprocess.run(
+        command, env=environment | {"KUBECONFIG": str(kubeconfig)}, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1 and not ended.stdout
+    return [json.loads(line) for line in ended.stderr.splitlines()]
+
+
+def test_the_last_words_of_a_process_are_in_the_format_of_its_log(tmp_path: Path) -> None:
+    last = last_words(tmp_path / "none")[-1]
+    assert last["level"] == "error" and "Set KUBECONFIG, or run in a pod" in last["message"]
+
+
+def test_so_are_those_of_one_that_ends_for_what_nobody_expected(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    cluster = {"name": "x", "cluster": {"server": "http://127.0.0.1:1"}}
+    context = {"name": "x", "context": {"cluster": "x", "user": "x"}}
+    config.write_text(
+        json.dumps(
+            {
+                "clusters": [cluster],
+                "contexts": [context],
+                "users": [{"name": "x", "user": {"token": "t"}}],
+                "current-context": "x",
+            }
+        )
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        last = last_words(config, "--host", "127.0.0.1", "--port", str(port))[-1]
+    assert last["level"] == "critical" and "address already in use" in last["traceback"]
