@@ -4,6 +4,7 @@ Run as `PYTHONPATH=. python tests/cluster_tests/record.py KUBECONFIG [CASE...]` 
 
 Writes tests/operator/recorded/<case>.json: the states of the job and of its pods in the order in which they came, with
 what observing does not read left out. Run it anew after a change of Kubernetes' or the training operator's version.
+`node-lost` is recorded only where it is asked for: it takes away the cluster's node for a minute.
 """
 
 import json
@@ -11,11 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import urllib3
 from api import JOBS, Api, Body, wait_for
+from nodes import GIVEN_UP_SOON, bystander, cut_power, silent_node
+from tests.cluster.paths import State
 
 from compression_operator.backends.observation import seen_job, seen_pod
 
@@ -87,7 +91,7 @@ class Recorder:
         answer = pool.request(
             "GET",
             f"{self.api.server}{path}?watch=1",
-            headers={"Authorization": f"Bearer {self.api.token}"},
+            headers=self.api.headers,
             preload_content=False,
             timeout=urllib3.Timeout(read=3600),
         )
@@ -120,6 +124,9 @@ class Recorder:
             return any(body["status"].get("phase") == phase for kind, _, body in self.of(name) if kind == "pod")
 
         return there
+
+    def pod_to_go(self, name: str) -> Callable[[], bool]:
+        return lambda: any("deletionTimestamp" in body["metadata"] for kind, _, body in self.of(name) if kind == "pod")
 
     def without_pods(self, name: str) -> Callable[[], bool]:
         return lambda: any(what == "DELETED" for kind, what, _ in self.of(name) if kind == "pod")
@@ -162,6 +169,15 @@ class Recorder:
     def suspend(self, name: str, value: bool) -> Callable[[], Any]:
         path = f"{JOBS}/namespaces/{NAMESPACE}/pytorchjobs/{name}"
         return lambda: self.api.merge(path, {"spec": {"runPolicy": {"suspend": value}}})
+
+
+def lose_node(api: Api, state: State, pod: str, stack: ExitStack) -> Callable[[], None]:
+    def lose() -> None:
+        stack.enter_context(bystander(api))
+        stack.enter_context(silent_node(state))
+        cut_power(state, pod)
+
+    return lose
 
 
 def main(kubeconfig: Path, *only: str) -> None:
@@ -209,6 +225,11 @@ def main(kubeconfig: Path, *only: str) -> None:
         high["metadata"].pop("ownerReferences", None)
         r.api.create(f"{JOBS}/namespaces/{NAMESPACE}/pytorchjobs", high)
 
+    if "node-lost" in only:
+        with ExitStack() as stack:
+            lose = lose_node(r.api, State.at(kubeconfig.parent), "node-lost-master-0", stack)
+            lost = job("node-lost", GOES_ON, spec=GIVEN_UP_SOON)
+            r.record(lost, (r.pod("node-lost", "Running"), lose), until=r.pod_to_go("node-lost"))
     r.record(job("preempted", GOES_ON, **low), (r.pod("preempted", "Running"), preempt), until=pause(10))
     r.api.delete(f"/api/v1/namespaces/{NAMESPACE}")
     for name in ("low", "high"):

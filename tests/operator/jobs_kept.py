@@ -37,7 +37,9 @@ def has_a_history(status: CompressionRunStatus, job: ObservedJob) -> bool:
 
 def time_is_over(run: CompressionRun, job: ObservedJob, jobs: Sequence[ObservedJob], now: datetime) -> bool:
     """Whether an ended job has had its time, or enough newer ones of its step have ended."""
-    newer = [one for one in jobs if one.step == job.step and one.attempt > job.attempt and not one.live]
+    newer = [
+        one for one in jobs if one.step == job.step and one.attempt > job.attempt and has_a_history(run.status, one)
+    ]
     left = seconds_left(run, job, now)
     return len(newer) >= run.spec.job_history_limit or (left is not None and left <= 0)
 

@@ -301,11 +301,15 @@ class World:
         self.update(name, **ended, termination=termination, exit_code=137 if exit_class is None else exit_class.code)
 
     def lose_pod(self, name: str) -> None:
-        """A pod was evicted, or its node lost, while the others still run."""
+        """A pod was evicted, while the others still run."""
         self.update(name, interrupted=True)
 
     def settle(self, name: str) -> None:
         """What was left of the job is gone: pods of one that ended, a deleted one as a whole."""
+    def lose_node(self, name: str) -> None:
+        """The node of the job's only pod is lost, and Kubernetes has given it up."""
+        self.update(name, interrupted=True, alive=False, state=JobState.FAILED, ended=self.now)
+
         truth = self.jobs[name]
         if truth.seen.deleting:
             self.vanish(name)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compression_operator.backends.observation import CATCH_UP, SETTLING, observe_job, seen_job, seen_pod
+from compression_operator.backends.podview import UNANSWERED
 from compression_operator.jobs import JobState, ObservedJob
 from compression_pipeline.config import ExitClass
 
@@ -30,6 +31,7 @@ ENDS = {
     "init-failed": ExitClass.INTERRUPTED,
     "no-image": None,
     "no-secret": None,
+    "node-lost": ExitClass.INTERRUPTED,
     "out-of-memory": ExitClass.TRANSIENT,
     "preempted": ExitClass.INTERRUPTED,
     "resumed-early": ExitClass.INTERRUPTED,  # the training operator finds the old pod and calls the job failed
@@ -240,15 +242,43 @@ def test_the_kubelet_refuses_or_ends_a_pod(reason: str) -> None:
     assert found.message == f"pod done-master-0: {reason}: not here"
 
 
-def test_a_node_is_lost() -> None:
+def test_a_lost_node_is_waited_for_until_kubernetes_gives_it_up() -> None:
+    """Its pod looks as if it ran for ever; only that it is no longer Ready, without a reason, tells."""
+    found = list(replay(states("node-lost")))
+    first = next(index for index, job in enumerate(found) if job.ended_as)
+    assert any(job.alive for job in found[:first]), "while the silent node is tolerated"
+    assert found[-1].message == "pod node-lost-master-0: its node node-1 is lost"
+    assert not found[-1].live, "the next attempt need not wait for it"
+    pods = [state["object"] for state in states("node-lost") if state["kind"] == "pod"]
+    assert not pods[-1]["status"]["containerStatuses"][0]["state"].keys() - {"running"}, "nobody says that it ended"
+
+
+def test_a_taint_on_a_node_that_answers_is_not_a_lost_node() -> None:
     job, pod = running()
     pod = disrupted(pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
     pod["metadata"] |= {"deletionTimestamp": "2026-11-21T06:57:00Z", "deletionGracePeriodSeconds": 300}
-    assert observe(failed(job), pod).alive, "as long as its node may still hear"
-    ready = {"type": "Ready", "status": "False", "reason": "NodeNotReady"}
+    assert observe(failed(job), pod).alive, "it writes its checkpoint"
+    ready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
     pod["status"]["conditions"] = [c for c in pod["status"]["conditions"] if c["type"] != "Ready"] + [ready]
     found = observe(failed(job), pod)
-    assert found.ended_as is ExitClass.INTERRUPTED and not found.alive
+    assert found.ended_as is ExitClass.INTERRUPTED and found.alive, "the kubelet says why it is not ready"
+
+
+def test_a_pod_that_never_ran_is_not_waited_for_for_ever() -> None:
+    """It is not Ready from the first, so a lost node leaves no mark on it: it stays beyond its deadline."""
+    job, pod = running()
+    deadline = datetime(2026, 11, 21, 6, 57, tzinfo=UTC)
+    pod["metadata"] |= {"deletionTimestamp": "2026-11-21T06:57:00Z", "deletionGracePeriodSeconds": 30}
+    unready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+    waiting = {"name": "pytorch", "ready": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
+    pod["status"] = {"phase": "Pending", "conditions": [unready], "containerStatuses": [waiting]}
+
+    def alive(after: timedelta) -> bool:
+        return observe_job(job, [pod], run_uid=UID, now=deadline + after).alive
+
+    assert alive(timedelta(0)) and alive(UNANSWERED) and not alive(UNANSWERED + timedelta(seconds=1))
+    pod["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-11-21T06:50:00Z"}}
+    assert alive(timedelta(days=1)), "what ran may run on, stuck on a volume that does not answer"
 
 
 def test_the_node_lost_sight_of_the_container() -> None:

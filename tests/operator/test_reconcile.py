@@ -225,6 +225,16 @@ def test_the_next_attempt_waits_until_no_pod_of_the_last_one_lives(world: World)
     assert created(world.look()) == ["finetune"]
 
 
+def test_a_job_on_a_lost_node_is_not_waited_for(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.pass_time(60)
+    world.lose_node(name)
+    decision = world.look()
+    assert (created(decision), deleted(decision)) == (["finetune"], [])
+    assert (step(world, "finetune").attempt, step(world, "finetune").failures) == (2, 0)
+
+
 def test_a_mistake_stays_one_though_a_pod_was_lost(world: World) -> None:
     at(world, *PREPARED)
     name = open_jobs(world)[0]

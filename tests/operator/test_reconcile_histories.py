@@ -40,7 +40,7 @@ edits = st.one_of(
 noticed = st.sampled_from(["at once", "later", "by a listing that lags"])
 own_distill = st.none() | st.fixed_dictionaries({"steps": st.integers(100, 101)})
 ways_to_fail = st.sampled_from(
-    ["killed", "no result", "pod lost", *[one for one in ExitClass if one is not ExitClass.DONE]]
+    ["killed", "no result", "pod lost", "node lost", *[one for one in ExitClass if one is not ExitClass.DONE]]
 )
 
 
@@ -156,6 +156,8 @@ class Histories(RuleBasedStateMachine):
                 self.world.succeed(name, said=False)
             case "pod lost":
                 self.world.lose_pod(name)
+            case "node lost":
+                self.world.lose_node(name)
             case ExitClass():
                 self.world.fail(name, how, alive=alive)
             case _:

@@ -69,7 +69,7 @@ def observe_job(
     that where there are none they are gone, and not merely unknown yet.
     """
     meta, labels = mapping(body, "metadata"), mapping(body, "metadata", "labels")
-    own = [view(pod) for pod in pods if _owner(pod) == meta.get("uid")]
+    own = [view(pod, now) for pod in pods if _owner(pod) == meta.get("uid")]
     job = _Job(
         conditions={str(c["type"]): c for c in mappings(mapping(body, "status"), "conditions")},
         suspended=bool(mapping(body, "spec", "runPolicy").get("suspend")),

@@ -22,6 +22,9 @@ UNPULLED = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "
 STUCK = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 """Waiting reasons that a person has to look at."""
 
+UNANSWERED = timedelta(seconds=60)
+"""Time beyond its end after which a pod that never ran is not waited for: nobody is there to say that it is gone."""
+
 
 @dataclass(frozen=True)
 class PodView:
@@ -50,7 +53,7 @@ class PodView:
         return self.termination.exit_class if self.termination else ExitClass.of_code(self.exit_code)
 
 
-def view(pod: Json) -> PodView:
+def view(pod: Json, now: datetime) -> PodView:
     """Read a pod."""
     meta, status, name = mapping(pod, "metadata"), mapping(pod, "status"), str(mapping(pod, "metadata").get("name"))
     container = next((c for c in mappings(status, "containerStatuses") if c.get("name") == CONTAINER), EMPTY)
@@ -58,6 +61,7 @@ def view(pod: Json) -> PodView:
     asked = when(meta.get("deletionTimestamp"))
     if asked is not None:
         asked -= timedelta(seconds=int(meta.get("deletionGracePeriodSeconds") or 0))
+    lost = _node_lost(pod, now)
     return PodView(
         name=name,
         uid=str(meta.get("uid")),
@@ -70,36 +74,49 @@ def view(pod: Json) -> PodView:
         exit_code=terminated.get("exitCode"),
         termination=_termination(terminated),
         last_words=_last_words(terminated),
-        alive=_alive(pod, status),
-        disruption=_disruption(pod, status, terminated, name),
+        alive=not lost and _alive(status),
+        disruption=f"pod {name}: its node {mapping(pod, 'spec').get('nodeName')} is lost"
+        if lost
+        else _disruption(status, terminated, name),
         waiting=_waiting(status, name),
     )
 
 
-def _alive(pod: Json, status: Json) -> bool:
-    """A pod on a lost node cannot be asked: it counts as gone. Where all containers have ended nothing runs."""
-    if status.get("phase") in ("Succeeded", "Failed") or _node_lost(pod):
+def _alive(status: Json) -> bool:
+    """Whether a process of the pod may run; where all containers have ended nothing does."""
+    if status.get("phase") in ("Succeeded", "Failed"):
         return False
     containers = mappings(status, "containerStatuses")
     return not containers or not all(mapping(container, "state", "terminated") for container in containers)
 
 
-def _node_lost(pod: Json) -> bool:
-    """Whether the control plane has given up on the pod's node."""
+def _node_lost(pod: Json, now: datetime) -> bool:
+    """Whether the control plane has given up on the pod's node: the pod cannot be asked, so it counts as gone.
+
+    It first finds the node silent, and takes Ready from the pod's conditions; unlike the kubelet it gives no reason.
+    When the taint of the silent node has been tolerated for long enough, it deletes the pod, which then stays as it is
+    until the node is back or removed. A pod that never was Ready has nothing to be taken: its time tells.
+    """
+    deadline = when(mapping(pod, "metadata").get("deletionTimestamp"))
+    if deadline is None or not mapping(pod, "spec").get("nodeName"):
+        return False
     status = mapping(pod, "status")
-    if status.get("reason") == "NodeLost":
+    ready = _condition(status, "Ready")
+    if ready.get("status") == "False" and not ready.get("reason"):
         return True
-    return (
-        "deletionTimestamp" in mapping(pod, "metadata") and _condition(status, "Ready").get("reason") == "NodeNotReady"
+    ran = any(
+        mapping(container, "state", state)
+        for kind in ("initContainerStatuses", "containerStatuses")
+        for container in mappings(status, kind)
+        for state in ("running", "terminated")
     )
+    return not ran and now > deadline + UNANSWERED
 
 
-def _disruption(pod: Json, status: Json, terminated: Json, name: str) -> str:
+def _disruption(status: Json, terminated: Json, name: str) -> str:
     target = _condition(status, "DisruptionTarget")
     if target.get("status") == "True":
         return _sentence(f"pod {name}: {target.get('reason')}", target.get("message"))
-    if _node_lost(pod):
-        return f"pod {name}: its node {mapping(pod, 'spec').get('nodeName')} is lost"
     if terminated.get("reason") == "ContainerStatusUnknown":
         return _sentence(f"pod {name}: its node lost sight of it", terminated.get("message"))
     if status.get("phase") != "Failed":

@@ -1,0 +1,78 @@
+"""A node falls silent for good: the step goes on elsewhere once Kubernetes has given the node up, and not before.
+
+On a cluster of its own, since its only node is taken away: a minute for Kubernetes to find it silent.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import standin_image
+from api import Api, Body, wait_for
+from conftest import CRD
+from nodes import GIVEN_UP_SOON, bystander, cut_power, silent_node
+from operators import FINAL, Namespace, manifest, step_of
+from tests.cluster.down import down
+from tests.cluster.images import import_archive
+from tests.cluster.paths import State
+from tests.cluster.up import up
+
+BEHAVIOUR = {"*": {"steps": 5}, "distill-width": {"steps": 150, "seconds": 0.2}}
+
+
+@pytest.fixture
+def own(pods: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    """A cluster of this test's own, where pods can run (`pods`: they can on this machine)."""
+    state = State.at(tmp_path_factory.mktemp("lost"))
+    up(state, print)
+    try:
+        Api(state.kubeconfig).apply_crd(CRD)
+        import_archive(state, standin_image.write(tmp_path_factory.mktemp("image") / "standin.tar"))
+        yield state
+    finally:
+        down(state, print)
+
+
+def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: State, tmp_path: Path) -> None:
+    api = Api(own.kubeconfig)
+    place = Namespace.create(api, "lost-node", tmp_path)
+    phases = manifest()["spec"]["phases"]
+    phases["distill"]["retryLimit"] = 0
+    with place.operator(standin_image.NAME) as operator, bystander(api):
+        one = [{"name": "width", "prune": {"hiddenSize": 64}}]
+        place.submit(behaviour=BEHAVIOUR, finetune=None, students=one, phases=phases, jobTemplate=GIVEN_UP_SOON)
+        first = place.wait_step("distill-width", "Running")
+        reached = place.store / "work" / first["fingerprint"] / "step"
+        wait_for(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
+        with silent_node(own):
+            cut_power(own, f"{first['jobName']}-master-0")
+            lost_at = _until_it_goes_on(place, first)
+            assert lost_at < 150, "what its processes had done is what there is"
+            second = step_of(place.status(), "distill-width")
+            failure = second["lastFailure"]
+            assert (second["attempt"], second.get("failures", 0), failure["exitClass"]) == (2, 0, "Interrupted")
+            assert failure["message"].startswith(f"interrupted: pod {first['jobName']}-master-0")
+        # The node is back: what was left of the first attempt goes, and the second resumes.
+        status = place.wait_phase(*FINAL, seconds=240)
+        assert status["phase"] == "Succeeded" and operator.process.poll() is None
+        step = step_of(status, "distill-width")
+        assert (step["attempt"], step.get("failures", 0), reached.read_text()) == (2, 0, "150")
+        assert Counter(place.starts())["distill-width", 2] == 1
+        wait_for(lambda: not place.pods(first["jobName"]), "the first attempt's pod to go")
+        assert step_of(status, "distill-width")["progress"]["step"] == 150
+
+
+def _until_it_goes_on(place: Namespace, first: Body) -> int:
+    """Wait for the second attempt, and see that the first one's pod was given up by then; the steps done by then."""
+    reached = place.store / "work" / first["fingerprint"] / "step"
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+        jobs = [job["metadata"]["name"] for job in place.jobs() if "distill" in job["metadata"]["name"]]
+        given_up = [pod for pod in place.pods(first["jobName"]) if "deletionTimestamp" in pod["metadata"]]
+        if jobs != [first["jobName"]]:
+            assert given_up, f"{jobs} while the node may still be heard of"
+            return int(reached.read_text())
+        time.sleep(0.1)
+    raise AssertionError("the step does not go on")
