@@ -76,6 +76,8 @@ def follow(step: Step, jobs: Sequence[ObservedJob], settings: PhaseSettings, now
     if step.state in (StepState.SUCCEEDED, StepState.FAILED) or step.fingerprint is None:
         return Followed(step)
     candidates = [job for job in jobs if job.fingerprint == step.fingerprint]
+    if step.unseen_since is not None and step.job_name not in {job.name for job in jobs}:
+        candidates = []  # its newest job isn't in the listing yet: for another one it would be forgotten, and run on
     for job in candidates:
         result = read_result(step.phase, job)
         if result is not None:

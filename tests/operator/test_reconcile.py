@@ -313,6 +313,23 @@ def test_waiting_is_no_running_time() -> None:
     assert deleted(world.look()) == []
 
 
+def test_a_job_that_is_not_listed_yet_is_not_forgotten_for_an_older_one_that_is_done(world: World) -> None:
+    at(world, *PREPARED)
+    dataset = world.run.spec.dataset.to_json()
+    world.edit(dataset={**dataset, "textColumn": "body"})
+    world.look()
+    newest = step(world, "prepare").job_name
+    assert newest and newest.endswith("-2")
+    world.edit(dataset=dataset)
+    decision = world.look(stale=frozenset(world.jobs))
+    assert newest in deleted(decision), "it was made, though the listing lags"
+    assert step(world, "prepare").state is StepState.PENDING
+    world.look()
+    assert states(world)["prepare"] == "Succeeded"
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
 def test_a_job_that_hangs_is_stopped_and_tried_again(world: World) -> None:
     at(world, *PREPARED)
     name = open_jobs(world)[0]
