@@ -41,7 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--progress-seconds", type=float, default=PERIOD_SECONDS, help="between two looks at a run's logs"
     )
-    parser.add_argument("--host", default="0.0.0.0", help="address of the endpoints")  # noqa: S104 - probes come from outside
+    parser.add_argument("--host", help="address of the endpoints; none: every one, of IPv4 and of IPv6")
     parser.add_argument("--port", type=int, default=8080, help="port of /healthz, /readyz and /metrics")
     parser.add_argument(
         "--per-run-metrics", action=argparse.BooleanOptionalAction, default=True, help="progress and loss of each run"

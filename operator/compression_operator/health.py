@@ -55,8 +55,11 @@ class Probes:
     metrics: Callable[[], bytes]
 
 
-async def serve(probes: Probes, host: str, port: int) -> web.AppRunner:
-    """Listen; call `cleanup` on what is returned to stop. Raises OSError where the port is taken."""
+async def serve(probes: Probes, host: str | None, port: int) -> web.AppRunner:
+    """Listen; without a host on every address, of IPv4 and of IPv6: clusters have either or both.
+
+    Call `cleanup` on what is returned to stop. Raises OSError where the port is taken.
+    """
     application = web.Application()
     application.router.add_get("/healthz", _probe(probes.live))
     application.router.add_get("/readyz", _probe(probes.ready))
@@ -69,7 +72,7 @@ async def serve(probes: Probes, host: str, port: int) -> web.AppRunner:
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     bound = runner.addresses[0][1]  # the one that was given, or that was free for 0
-    logger.info("listening on %s:%d: /healthz /readyz /metrics", host, bound)
+    logger.info("listening on %s:%d: /healthz /readyz /metrics", host or "*", bound)
     return runner
 
 

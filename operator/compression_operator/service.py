@@ -59,7 +59,7 @@ class Options:
     missed_seconds: float = MISSED_SECONDS
     progress_seconds: float = PERIOD_SECONDS
     api_threads: int = 8
-    host: str = "0.0.0.0"  # noqa: S104 - kubelet and Prometheus come from outside the pod
+    host: str | None = None  # of the endpoints; None: every address
     port: int = 8080
     per_run_metrics: bool = True
 

@@ -1,9 +1,12 @@
 """When a watch counts as dead, and what the endpoints answer."""
 
 import asyncio
+import socket
 
 import aiohttp
+import pytest
 
+from compression_operator.__main__ import parse
 from compression_operator.health import Probes, WatchHealth, serve
 
 
@@ -66,6 +69,23 @@ def test_the_endpoints() -> None:
                 assert answer.status == 200
             async with session.get(f"{base}/metrics") as answer:
                 assert await answer.text() == "x 1\n" and answer.headers["Content-Type"].startswith("text/plain")
+        await runner.cleanup()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_endpoints_are_there_for_clusters_of_either_family(address: str) -> None:
+    """Where the pod has no address of IPv4, probes come by IPv6 alone."""
+
+    async def scenario() -> None:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
+            free.bind((address, 0))
+            port = free.getsockname()[1]
+        runner = await serve(Probes(lambda: None, lambda: None, bytes), parse(["--image", "x"]).host, port)
+        url = f"http://[{address}]:{port}/healthz" if ":" in address else f"http://{address}:{port}/healthz"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            assert answer.status == 200
         await runner.cleanup()
 
     asyncio.run(scenario())
