@@ -48,8 +48,11 @@ def _settled(run: CompressionRun) -> bool:
 
 
 def _retry_asked(run: CompressionRun) -> bool:
+    """Whether there is a token that was not acted on. An empty one, which the status could not tell from none, asks
+    for nothing.
+    """
     token = run.metadata.annotations.get(RETRY_ANNOTATION)
-    return token is not None and token != run.status.handled_retry
+    return bool(token) and token != run.status.handled_retry
 
 
 class _Pass:

@@ -214,7 +214,9 @@ class World:
         step = self.status.step(job.step)
         if step and step.state is StepState.SUCCEEDED and step.fingerprint == job.fingerprint:
             raise Violation(f"{job.step} is done and runs again as {job.name}")
-        wish = self.run.metadata.generation, self.run.metadata.annotations.get(RETRY_ANNOTATION)
+        # An empty token asks for nothing.
+        token = self.run.metadata.annotations.get(RETRY_ANNOTATION) or self.status.handled_retry
+        wish = self.run.metadata.generation, token
         if self.mistakes.get(job.step) == wish:
             raise Violation(f"{job.name} tries a user's mistake again")
         live = sum(truth.live for truth in self.jobs.values())

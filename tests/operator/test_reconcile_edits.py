@@ -153,6 +153,21 @@ def test_a_retry_is_asked_for_by_annotation(world: World) -> None:
     assert world.status.phase is RunPhase.SUCCEEDED
 
 
+def test_an_empty_retry_token_asks_for_nothing(world: World) -> None:
+    """`kubectl annotate crun x modelcompression.io/retry=`: it forgave every failure, at every look."""
+    at(world, *PREPARED)
+    world.fail(open_jobs(world)[0], ExitClass.USER_ERROR)
+    world.look()
+    world.annotate(RETRY_ANNOTATION, "")
+    assert world.look().actions == ()
+    world.annotate(RETRY_ANNOTATION, "one")
+    assert created(world.look()) == ["finetune"]
+    world.annotate(RETRY_ANNOTATION, "")
+    world.start(open_jobs(world)[0])
+    world.fail(open_jobs(world)[0], ExitClass.USER_ERROR)
+    assert [created(world.look()) for _ in range(3)] == [[], [], []]
+
+
 def test_a_retry_of_a_run_that_succeeded_does_nothing(world: World) -> None:
     world.drive()
     world.annotate(RETRY_ANNOTATION, "one")

@@ -239,6 +239,10 @@ class Histories(RuleBasedStateMachine):
     def a_retry_is_asked_for(self) -> None:
         self._ask_for_a_retry()
 
+    @happens()
+    def the_retry_token_is_emptied(self) -> None:
+        self.world.annotate(RETRY_ANNOTATION, "")
+
     def _ask_for_a_retry(self) -> None:
         self.tokens += 1
         self.world.annotate(RETRY_ANNOTATION, str(self.tokens))
