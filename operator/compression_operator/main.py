@@ -26,6 +26,8 @@ SILENT_SECONDS = 150
 
 CONNECT_SECONDS = 10
 
+IDENTITY: Any = "compression-operator"
+
 
 def registry_for(service: Service) -> kopf.OperatorRegistry:
     """Handlers that feed `service`, in a registry of their own."""
@@ -97,6 +99,8 @@ async def operate(service: Service, namespaces: tuple[str, ...]) -> None:
             clusterwide=not namespaces,
             namespaces=namespaces,
             standalone=True,
+            # Unused without peering, but else kopf asks for the user's name, and a user id of the cluster's has none.
+            identity=IDENTITY,
             stop_flag=stop,
             ready_flag=ready,
         ),

@@ -1,7 +1,9 @@
 """The operator's process: how it ends, and the wiring of kopf: what that is told to keep of what it watches."""
 
+import asyncio
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -9,8 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import kopf
+import pytest
 
-from compression_operator.main import settings_for
+from compression_operator.main import operate, settings_for
 
 
 class Part(dict[str, Any]):
@@ -31,6 +34,44 @@ def test_nothing_of_an_object_is_copied_to_tell_later_what_changed() -> None:
     assert not kept.progress_storage.clear(essence=essence)
 
 
+class Idle:
+    """In the place of the service: nothing to do for a moment."""
+
+    async def run(self) -> None:
+        await asyncio.sleep(0.2)
+
+    def stop(self) -> None:
+        pass
+
+
+def test_the_user_it_runs_as_needs_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the cluster chooses the user id: no passwd file knows it, and no variable tells a name."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path)))
+    idle: Any = Idle()
+    asyncio.run(operate(idle, ("default",)))
+
+
+def kubeconfig(folder: Path) -> Path:
+    """Of a cluster that is not there."""
+    config = folder / "config"
+    context = {"name": "x", "context": {"cluster": "x", "user": "x"}}
+    body = {
+        "clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "contexts": [context],
+        "users": [{"name": "x", "user": {"token": "t"}}],
+        "current-context": "x",
+    }
+    config.write_text(json.dumps(body))
+    return config
+
+
 def last_words(kubeconfig: Path, *arguments: str) -> list[dict[str, Any]]:
     """The lines of the log of an operator that ends at once."""
     command = [sys.executable, "-m", "compression_operator", "--image", "x", "--log-format", "json", *arguments]
@@ -48,19 +89,7 @@ def test_the_last_words_of_a_process_are_in_the_format_of_its_log(tmp_path: Path
 
 
 def test_so_are_those_of_one_that_ends_for_what_nobody_expected(tmp_path: Path) -> None:
-    config = tmp_path / "config"
-    cluster = {"name": "x", "cluster": {"server": "http://127.0.0.1:1"}}
-    context = {"name": "x", "context": {"cluster": "x", "user": "x"}}
-    config.write_text(
-        json.dumps(
-            {
-                "clusters": [cluster],
-                "contexts": [context],
-                "users": [{"name": "x", "user": {"token": "t"}}],
-                "current-context": "x",
-            }
-        )
-    )
+    config = kubeconfig(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         last = last_words(config, "--host", "127.0.0.1", "--port", str(port))[-1]

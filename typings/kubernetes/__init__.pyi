@@ -1,1 +1,0 @@
-# The library ships no types; this declares the little of it that kube.py uses.
