@@ -308,6 +308,7 @@ class World:
 
     def settle(self, name: str) -> None:
         """What was left of the job is gone: pods of one that ended, a deleted one as a whole."""
+
     def lose_node(self, name: str) -> None:
         """The node of the job's only pod is lost, and Kubernetes has given it up."""
         self.update(name, interrupted=True, alive=False, state=JobState.FAILED, ended=self.now)

@@ -316,6 +316,35 @@ def test_a_job_without_pods_is_told_of_after_a_while() -> None:
     assert "does the training operator run" in observe(job, later=60).message
 
 
+def test_a_job_runs_once_all_of_its_pods_do() -> None:
+    """Else the deadlines run while the master only waits for a worker that has no place yet."""
+    job, master = running()
+    job["spec"] = {"pytorchReplicaSpecs": {"Master": {"replicas": 1}, "Worker": {"replicas": 1}}}
+    worker = copy.deepcopy(master)
+    worker["metadata"] |= {"name": "done-worker-0", "uid": "w", "labels": {}}
+    why = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
+    started, worker["status"] = worker["status"], {"phase": "Pending", "conditions": [unscheduled]}
+    found = observe(job, master, worker, later=7200)
+    assert (found.state, found.started) == (JobState.PENDING, None)
+    assert found.message == f"pod done-worker-0 cannot be scheduled: {why}"
+    started["containerStatuses"][0]["state"]["running"]["startedAt"] = "2026-11-21T08:51:54Z"
+    worker["status"] = started
+    found = observe(job, master, worker, later=7200)
+    assert (found.state, found.message) == (JobState.RUNNING, "")
+    assert found.started == NOW + timedelta(hours=2), "only from then on does it run"
+
+
+def test_a_worker_that_was_never_made_is_told_of() -> None:
+    job, master = running()
+    job["spec"] = {"pytorchReplicaSpecs": {"Master": {"replicas": 1}, "Worker": {"replicas": 3}}}
+    assert seen_job(job)["spec"] == job["spec"]
+    found = observe(job, master)
+    assert (found.state, found.message) == (JobState.PENDING, ""), "it may be on its way"
+    found = observe(job, master, later=60)
+    assert found.state is JobState.PENDING and found.message.startswith("only 1 of its 4 pods have been made")
+
+
 def test_a_verdict_without_evidence_is_believed_after_a_while() -> None:
     job, pod = running()
     assert observe(failed(job), pod).ended_as is None

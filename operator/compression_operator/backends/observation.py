@@ -9,6 +9,7 @@ pods' is waited for.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from compression_operator.api.run import GROUP
 from compression_operator.jobs import JobState, ObservedJob
@@ -18,6 +19,8 @@ from .podview import EMPTY, Json, PodView, mapping, mappings, view, when
 
 JOB_NAME = "training.kubeflow.org/job-name"
 """Label that the training operator puts on pods."""
+
+REPLICAS = "pytorchReplicaSpecs"
 
 META = (
     "creationTimestamp",
@@ -41,7 +44,10 @@ SETTLING = timedelta(seconds=5)
 def seen_job(body: Json) -> Json:
     """The part of a PyTorchJob that is read here; the rest isn't worth its memory."""
     suspend = mapping(body, "spec", "runPolicy").get("suspend")
-    spec = {"runPolicy": {"suspend": suspend}} if suspend else {}
+    spec: dict[str, Any] = {"runPolicy": {"suspend": suspend}} if suspend else {}
+    replicas = mapping(body, "spec", REPLICAS)
+    if replicas:
+        spec[REPLICAS] = {kind: {"replicas": mapping(replicas, kind).get("replicas", 1)} for kind in replicas}
     return {"metadata": _meta(body), "spec": spec, "status": dict(mapping(body, "status"))}
 
 
@@ -76,6 +82,7 @@ def observe_job(
         deleting="deletionTimestamp" in meta,
         created=when(meta.get("creationTimestamp")),
         pods=own,
+        nodes=sum(int(one.get("replicas", 1)) for one in mapping(body, "spec", REPLICAS).values()),
         pods_known=had_pods or bool(own),
     )
     state, interruption = _state(job, now)
@@ -93,7 +100,7 @@ def observe_job(
         ours=_owner(body) == run_uid and f"{GROUP}/fingerprint" in labels,
         deleting=job.deleting,
         created=job.created,
-        started=min((pod.started for pod in own if pod.started), default=None),
+        started=job.started,
         ended=(_ended(job, mapping(body, "status"), witness) if over else None),
         termination=witness.termination if witness and over else None,
         exit_code=witness.exit_code if witness and over else None,
@@ -113,6 +120,7 @@ class _Job:
     deleting: bool
     created: datetime | None
     pods: Sequence[PodView]
+    nodes: int  # pods that it is to have
     pods_known: bool
 
     def holds(self, kind: str) -> bool:
@@ -120,6 +128,12 @@ class _Job:
 
     def since(self, kind: str) -> datetime | None:
         return when(self.conditions.get(kind, EMPTY).get("lastTransitionTime"))
+
+    @property
+    def started(self) -> datetime | None:
+        """When the last of its pods started. Until then those that run only wait for it, and that is not running."""
+        times = [pod.started for pod in self.pods if pod.started]
+        return max(times) if times and len(times) == max(self.nodes, len(self.pods)) else None
 
     @property
     def done(self) -> bool:
@@ -177,8 +191,7 @@ class _Job:
 
 def _state(job: _Job, now: datetime) -> tuple[JobState, str]:
     """The job's state, and what interrupted it where it failed for that."""
-    started = any(pod.started for pod in job.pods)
-    going_on = JobState.RUNNING if started else JobState.PENDING
+    going_on = JobState.RUNNING if job.started else JobState.PENDING
     if job.done:
         return JobState.SUCCEEDED, ""
     if job.holds("Succeeded"):
@@ -217,8 +230,11 @@ def _message(job: _Job, state: JobState, interruption: str, witness: PodView | N
     if job.suspended or (job.holds("Suspended") and not job.pods):
         return "suspended: waits to be admitted to its queue"
     waiting = next((pod.waiting for pod in job.pods if pod.waiting), "")
-    if not waiting and not job.pods and not job.deleting and job.created and now - job.created > CATCH_UP:
+    late = job.created is not None and now - job.created > CATCH_UP and not job.deleting
+    if not waiting and late and not job.pods:
         return "no pods have been made for it: does the training operator run, and may it make pods here?"
+    if not waiting and late and len(job.pods) < job.nodes:
+        return f"only {len(job.pods)} of its {job.nodes} pods have been made: is there a quota in this namespace?"
     return waiting
 
 
