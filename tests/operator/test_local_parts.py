@@ -14,11 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_jobs import a_job, a_run
 
-from compression_operator.api.status import ValidationLoss
 from compression_operator.backends import machine, space
 from compression_operator.backends.logs import LineReader, ProgressReader, describe, duration, last_line, parse_event
 from compression_operator.backends.processes import ProcessId
-from compression_operator.cli.summary import recovered
 from compression_operator.sources import local_files, signature
 from compression_pipeline.config import Phase
 
@@ -212,17 +210,3 @@ def test_the_space_that_a_step_takes(tmp_path: Path) -> None:
     assert shared.startswith(f"{tmp_path / 'shared'} has ") and shared.endswith(
         "free some space, or use another --store"
     )
-    assert [space.human(n) for n in (999, 12_345, 7 * 10**9, 10**15)] == ["999 bytes", "12.3 kB", "7.0 GB", "1000.0 TB"]
-
-
-@pytest.mark.parametrize(
-    ("loss", "share"),
-    [
-        ({"teacher": 4.0, "corrected_teacher": 3.8, "pruned": 4.8, "distilled": 3.9}, 0.9),
-        ({"teacher": 3.8, "pruned": 4.8, "distilled": 3.9}, 0.9),
-        ({"teacher": 3.8, "pruned": 4.8}, None),
-        ({"teacher": 4.0, "pruned": 3.9, "distilled": 3.8}, None),
-    ],
-)
-def test_the_share_that_was_won_back(loss: dict[str, float], share: float | None) -> None:
-    assert recovered(ValidationLoss.model_validate(loss)) == (pytest.approx(share) if share else None)

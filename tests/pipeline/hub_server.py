@@ -44,6 +44,7 @@ class Hub:
     token: str = "hf_good"  # noqa: S105 (of this server alone)
     drops: int = 0  # connections that still break in the middle of a large file
     failures: list[int] = field(default_factory=list)  # statuses that the next requests are answered with
+    announced: dict[str, int] = field(default_factory=dict)  # file -> the size that listings give, if another one
     damage: bool = False  # the content of large files is not what was announced
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     url: str = ""
@@ -139,9 +140,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             start = int(parse_qs(query).get("cursor", ["0"])[0])
             entries: list[dict[str, object]] = []
             for file, data in sorted(files.items())[start : start + PAGE]:
-                entry: dict[str, object] = {"type": "file", "path": file, "size": len(data), "oid": git_digest(data)}
+                size = hub.announced.get(file, len(data))
+                entry: dict[str, object] = {"type": "file", "path": file, "size": size, "oid": git_digest(data)}
                 if len(data) >= LARGE:
-                    entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+                    entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 130}
                 entries.append(entry)
             headers = {}
             if start + PAGE < len(files):

@@ -25,6 +25,7 @@ from compression_pipeline.config import (
     ExportDtype,
     PruneConfig,
     PruneJob,
+    won_back,
 )
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
@@ -117,7 +118,9 @@ def test_the_student_learns(tmp_path: Path) -> None:
     history = json.loads((artifact.path / "history.json").read_text())
     assert [entry["loss"] for entry in history["train"]] == losses
     assert history["validation"][0]["loss"] == result.pruned_loss
-    assert artifact.manifest.metrics.get("recovered") == phase.recovered(result)
+    assert artifact.manifest.metrics.get("recovered") == won_back(
+        result.teacher_loss, result.pruned_loss, result.distilled_loss
+    )
     assert read_architecture(artifact.model) == read_architecture(store.open(PRUNED).model)
     assert (artifact.path / "tensorboard").is_dir()
     assert (artifact.model / "tokenizer.json").is_file()

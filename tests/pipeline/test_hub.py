@@ -1,6 +1,7 @@
 """prepare from a Hub: the client as it is, against a server of ours on loopback."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hub_server import Hub, Repository, commit, serving
 from preparing import Preparation, rows
 from tiny import texts
 
+from compression_pipeline import space
 from compression_pipeline.errors import PhaseError, TransientError, UserError
 from compression_pipeline.sources import hub as hub_source
 
@@ -99,6 +101,35 @@ def test_a_connection_dropped_in_mid_file_is_resumed(
     assert len([span for span in ranges if span]) >= 1
     assert all(int(span.split("=")[1].rstrip("-")) > 100_000 for span in ranges if span)  # went on, not anew
     assert hub.drops == 0
+
+
+def test_what_does_not_fit_is_not_downloaded(preparation: Preparation, hub: Hub) -> None:
+    hub.announced["model.safetensors"] = 10**18
+    said = fault(preparation, "file:corpus.jsonl", TransientError)
+    assert said.startswith(f"the store {preparation.store} has ")
+    assert "preparing hf://owner/model and file:corpus.jsonl needs about 1000000.0 TB; free some space" in said
+    assert hub.downloads() == []
+
+    hub.announced.clear()
+    dataset(hub, {"train.jsonl": lines(*texts()[:12])})
+    hub.announced["train.jsonl"] = 10**18
+    assert "hf://owner/data needs about 2000000.0 TB" in fault(preparation, "hf://owner/data", TransientError)  # tokens
+    assert hub.downloads() == []
+
+
+def test_what_was_downloaded_before_needs_no_space_again(
+    preparation: Preparation, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed: list[int] = []
+    monkeypatch.setattr(space, "require", lambda store, number, purpose: needed.append(number))
+    dataset(hub, {"train.jsonl": lines(*texts()[:12])})
+    text = len(lines(*texts()[:12]))
+    for _ in range(2):
+        shutil.rmtree(preparation.store / "artifacts", ignore_errors=True)
+        preparation.run("hf://owner/data")
+    assert needed[1] == text
+    model = hub.repositories["models/owner/model"].files
+    assert needed[0] == 2 * text + sum(len(model[name]) for name, _ in hub.downloads() if name in model)
 
 
 def test_a_damaged_download_is_noticed(preparation: Preparation, hub: Hub) -> None:

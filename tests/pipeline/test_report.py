@@ -96,7 +96,7 @@ def test_figures_are_those_of_the_run(tmp_path: Path, report: Callable[[Run], Pa
         assert row[column["When pruned"]] == f"{student.pruned:.3f}"
         assert row[column["Loss"]] == f"{student.distilled:.3f}"
         assert row[column["Won back"]] == f"{won_back * 100:.0f} %"
-        assert row[column["Weights"]] == f"{parameters * 4 / 1e6:.3g} MB"
+        assert row[column["Weights"]] == f"{parameters * 4 / 1e6:.1f} MB"
         assert row[column["Training tokens/s"]] == "4,410"
         assert f"it won back {won_back * 100:.0f} % of the validation loss that pruning cost" in page.text
     assert "1 to 3, 7 to 8 of 8" in page.text

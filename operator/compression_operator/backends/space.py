@@ -13,6 +13,7 @@ from compression_pipeline.config import (
     PrepareJob,
     PruneJob,
     TrainingConfig,
+    human_bytes,
 )
 
 FLOOR = 64 * 1024**2
@@ -53,19 +54,9 @@ def shortage(store: Path, needed: int) -> str | None:
     shared = store.is_symlink()  # --store was given: its path is the one that the user knows
     advice = "use another --store" if shared else "keep the store on another disk with --store"
     return (
-        f"{store.readlink() if shared else store} has {human(free)} free and this step needs about {human(needed)}; "
-        f"free some space, or {advice}"
+        f"{store.readlink() if shared else store} has {human_bytes(free)} free and this step needs about "
+        f"{human_bytes(needed)}; free some space, or {advice}"
     )
-
-
-def human(size: int) -> str:
-    """Bytes in the units of disks: 12.3 GB."""
-    value = float(size)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def _checkpoints(training: TrainingConfig) -> int:

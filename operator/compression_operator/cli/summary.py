@@ -6,25 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import StepState, StudentStatus, ValidationLoss
+from compression_operator.api.status import StepState, StudentStatus
 from compression_operator.runs import Workdir
+from compression_pipeline.config import won_back
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 ABSENT = "-"
-
-
-def recovered(loss: ValidationLoss) -> float | None:
-    """Share of the validation loss lost by pruning that distillation won back: (pruned - distilled) / (pruned - t).
-
-    t is the loss of the teacher that the student learnt from: the corrected one where there is one. None where a figure
-    is missing, or where pruning cost nothing.
-    """
-    teacher = loss.teacher if loss.corrected_teacher is None else loss.corrected_teacher
-    if teacher is None or loss.pruned is None or loss.distilled is None or loss.pruned <= teacher:
-        return None
-    return (loss.pruned - loss.distilled) / (loss.pruned - teacher)
 
 
 def print_students(console: "Console", run: CompressionRun) -> None:
@@ -56,7 +45,8 @@ def print_students(console: "Console", run: CompressionRun) -> None:
 
 def _row(student: StudentStatus) -> Iterator[str]:
     loss = student.validation_loss
-    won = recovered(loss)
+    taught_by = loss.teacher if loss.corrected_teacher is None else loss.corrected_teacher
+    won = won_back(taught_by, loss.pruned, loss.distilled)
     yield student.name
     yield ABSENT if student.parameters is None else f"{student.parameters:,}"
     yield ABSENT if student.compression_ratio is None else f"{student.compression_ratio:.1%}"

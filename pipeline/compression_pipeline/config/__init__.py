@@ -7,6 +7,7 @@ from .architecture import Architecture, Family
 from .base import ConfigModel, Operational, Rule
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
+from .figures import human_bytes, won_back
 from .fingerprint import digest, fingerprint, semantic_fields
 from .phases import (
     CONFIG_VARIABLE,
@@ -71,7 +72,9 @@ __all__ = [
     "TrainingConfig",
     "digest",
     "fingerprint",
+    "human_bytes",
     "semantic_fields",
     "student_architecture",
     "student_faults",
+    "won_back",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, DistillJob, DistillResult, ExportDtype
+from compression_pipeline.config import Architecture, DistillJob, DistillResult, ExportDtype, won_back
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface import conversion
@@ -75,7 +75,7 @@ def distill(
                 result=result.to_json(),
                 metrics={
                     "tokensPerSecond": history.tokens_per_second,
-                    "recovered": recovered(result),
+                    "recovered": won_back(result.teacher_loss, result.pruned_loss, result.distilled_loss),
                     "validationSequences": len(validation),
                 },
             )
@@ -126,12 +126,6 @@ def _trained(
     )
     # Detached: a parameter itself holds on to its gradient's buffer.
     return teacher_loss, history, {name: tensor.detach() for name, tensor in student_parameters(model).items()}
-
-
-def recovered(result: DistillResult) -> float | None:
-    """Share of the validation loss that pruning cost which distillation won back; None where it cost nothing."""
-    cost = result.pruned_loss - result.teacher_loss
-    return (result.pruned_loss - result.distilled_loss) / cost if cost > 0 else None
 
 
 def reference(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from compression_pipeline import space
 from compression_pipeline.artifact import Artifact, Draft, Published, Watched
 from compression_pipeline.config import (
     Architecture,
@@ -100,6 +101,15 @@ def _make(
 ) -> Artifact:
     teacher, model_files = model
     dataset, splits = text
+    text_files = [*splits.train, *splits.validation]
+    space.require(
+        context.store,
+        teacher.missing_bytes(model_files)
+        + dataset.missing_bytes(text_files)
+        + sum(file.size for file in model_files if not teacher.private)  # is copied
+        + sum(file.size for file in text_files),  # tokens take about as many bytes as their text
+        f"preparing {job.teacher.model} and {job.dataset.source}",
+    )
     model_paths = teacher.fetch(model_files)
     architecture = _inspected(model_paths[0].parent, job.teacher.model)
     train = _opened(splits.train, dataset, job.dataset.text_column)

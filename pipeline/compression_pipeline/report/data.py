@@ -24,6 +24,7 @@ from compression_pipeline.config import (
     Phase,
     PrepareResult,
     PruneResult,
+    won_back,
 )
 from compression_pipeline.errors import UserError
 
@@ -90,10 +91,7 @@ class StudentData:
     @property
     def recovered(self) -> float | None:
         """Share of the validation loss that pruning cost which distillation won back (1 is all of it)."""
-        if self.teacher_loss is None or self.pruned_loss is None or self.distilled_loss is None:
-            return None
-        cost = self.pruned_loss - self.teacher_loss
-        return (self.pruned_loss - self.distilled_loss) / cost if cost > 0 else None
+        return won_back(self.teacher_loss, self.pruned_loss, self.distilled_loss)
 
 
 @dataclass(frozen=True)

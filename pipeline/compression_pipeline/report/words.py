@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from compression_pipeline.config import human_bytes
+
 from .data import RunData, StepData, StudentData
 
 WON_BACK = 0.8
@@ -43,13 +45,8 @@ def count(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes in decimal units, as Hugging Face counts them."""
-    if value is None:
-        return DASH
-    for number, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if value >= number:
-            return f"{value / number:.3g} {unit}"
-    return f"{value:.0f} B"
+    """Bytes, as Hugging Face counts them."""
+    return DASH if value is None else human_bytes(value)
 
 
 def share(value: float | None) -> str:

@@ -65,6 +65,10 @@ class Source(Protocol):
         """The files of the dataset's splits. Raises PhaseError, e.g. for a split that isn't there."""
         ...
 
+    def missing_bytes(self, files: Sequence[SourceFile]) -> int:
+        """What fetching these files will write into the store."""
+        ...
+
     def fetch(self, files: Sequence[SourceFile]) -> list[Path]:
         """Where the files lie on this machine, downloaded if they must be. Raises PhaseError."""
         ...

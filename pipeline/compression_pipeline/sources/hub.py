@@ -84,6 +84,11 @@ class HubSource:
             raise UserError(f"{self._where}: {wrong} is of an unsupported type; give one of {', '.join(FORMATS)}")
         return Splits(tuple(listed[name] for name in train), tuple(listed[name] for name in validation))
 
+    def missing_bytes(self, files: Sequence[SourceFile]) -> int:
+        # The cache names a file by its digest; what has come of one that was broken off has another ending.
+        blobs = [self._blobs / name for file in files for name in (file.digest, f"{file.digest}.incomplete")]
+        return max(0, sum(file.size for file in files) - sum(blob.stat().st_size for blob in blobs if blob.exists()))
+
     def fetch(self, files: Sequence[SourceFile]) -> list[Path]:
         """Into the store's cache, several at a time. What earlier attempts got is kept, half a file is gone on with."""
         if not files:
@@ -197,7 +202,6 @@ class HubSource:
     def _watch(self, files: Sequence[SourceFile], futures: Sequence["Future[Path]"]) -> None:
         """Wait for the downloads; say how far they are, and stop when told to."""
         context, total, start = self._place.context, sum(file.size for file in files), time.monotonic()
-        blobs = self._place.cache / f"{self._kind}s--{self._repo.replace('/', '--')}" / "blobs"
         before, said = None, time.monotonic()
         while True:
             _, missing = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -208,7 +212,7 @@ class HubSource:
                 continue
             said = time.monotonic()
             done = sum(f.size for f, one in zip(files, futures, strict=True) if one.done())
-            done = min(total, done + sum(path.stat().st_size for path in blobs.glob("*.incomplete")))
+            done = min(total, done + sum(path.stat().st_size for path in self._blobs.glob("*.incomplete")))
             before = done if before is None else before
             rate = (done - before) / max(said - start, 1e-9)
             eta = (total - done) / rate if rate > 0 else None
@@ -262,6 +266,11 @@ class HubSource:
             host = urlsplit(self._endpoint).netloc.rpartition("@")[2] or self._endpoint
             return TransientError(f"{self._where}: {host} can't be reached: {_obstacle(error)}")
         return TransientError(f"{self._where}: {type(error).__name__}: {_line(error)}")
+
+    @property
+    def _blobs(self) -> Path:
+        """Where the cache keeps the repository's files."""
+        return self._place.cache / f"{self._kind}s--{self._repo.replace('/', '--')}" / "blobs"
 
     def _web_path(self) -> str:
         return f"datasets/{self._repo}" if self._kind == "dataset" else self._repo

@@ -50,6 +50,9 @@ class LocalSource:
         self._base = base
         return Splits(self._described(train, base), self._described(validation, base))
 
+    def missing_bytes(self, files: Sequence[SourceFile]) -> int:
+        return 0
+
     def fetch(self, files: Sequence[SourceFile]) -> list[Path]:
         return [self._base / file.name for file in files]
 
