@@ -306,13 +306,12 @@ class World:
         """A pod was evicted, while the others still run."""
         self.update(name, interrupted=True)
 
-    def settle(self, name: str) -> None:
-        """What was left of the job is gone: pods of one that ended, a deleted one as a whole."""
-
     def lose_node(self, name: str) -> None:
         """The node of the job's only pod is lost, and Kubernetes has given it up."""
         self.update(name, interrupted=True, alive=False, state=JobState.FAILED, ended=self.now)
 
+    def settle(self, name: str) -> None:
+        """What was left of the job is gone: pods of one that ended, a deleted one as a whole."""
         truth = self.jobs[name]
         if truth.seen.deleting:
             self.vanish(name)
