@@ -3,19 +3,20 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from .api.run import CompressionRun
 from .api.status import CompressionRunStatus
-from .jobs import Backend, CreateJob, Decision, DeleteJob, Notice, ObservedJob
+from .jobs import Backend, CreateJob, Decision, DeleteJob, Job, Notice, ObservedJob
 from .workqueue import QueueClosed, WorkQueue
 
 logger = logging.getLogger(__name__)
 
-Reconcile = Callable[[CompressionRun, Sequence[ObservedJob], datetime], Decision]
+Reconcile = Callable[[CompressionRun, Sequence[ObservedJob], datetime, Mapping[str, Exception]], Decision]
+"""Run, observed jobs, now, and by name the jobs that could not be made: the decision takes them for not there."""
 
 
 class Conflict(Exception):
@@ -49,8 +50,10 @@ class Listener(Protocol):
         """Something worth telling about `run`."""
         ...
 
-    def failed(self, key: str, error: Exception, consecutive: int) -> None:
-        """A pass raised, for the `consecutive`-th time in a row; it is tried again after a pause."""
+    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
+        """A pass met with trouble, for the `consecutive`-th time in a row; it is tried again after a pause. `told`: the
+        decision of that pass has taken the trouble into account, so that the status says what came of it.
+        """
         ...
 
 
@@ -64,6 +67,15 @@ class Backoff:
     def seconds(self, consecutive: int) -> float:
         # The exponent is bounded: 2.0 ** 2000 would overflow.
         return min(self.limit, self.initial * 2.0 ** min(consecutive - 1, 30))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What came of a pass."""
+
+    again: float | None = None  # seconds after which to look again, if nothing happens before
+    trouble: Exception | None = None
+    told: bool = False  # whether the status takes the trouble into account
 
 
 class Controller:
@@ -82,8 +94,11 @@ class Controller:
         backoff: Backoff | None = None,
         timed: Callable[[float], None] | None = None,
         patience: Callable[[Exception], float] = lambda _: 0.0,
+        passing: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
-        """`timed` is told the seconds that each pass took; `patience` says how many an error asks to wait at least."""
+        """`timed` is told the seconds that each pass took; `patience` says how many an error asks to wait at least, and
+        `passing` whether the next job would fare no better than the one that could not be made.
+        """
         self._runs = runs
         self._backend = backend
         self._listener = listener
@@ -96,6 +111,7 @@ class Controller:
         self._errors: dict[str, int] = {}
         self._timed = timed
         self._patience = patience
+        self._passing = passing
 
     @property
     def queue_depth(self) -> int:
@@ -146,39 +162,81 @@ class Controller:
 
     async def _pass(self, key: str) -> None:
         try:
-            again = await self._look(key)
+            look = await self._look(key)
         except Conflict:
             # Nothing is wrong: somebody else wrote first. What was done is found again by observing.
             self._queue.add(key)
             return
         except Exception as error:
-            # The only place that may catch everything: a worker must outlive any one run's trouble.
-            count = self._errors[key] = self._errors.get(key, 0) + 1
-            self._queue.add_after(key, max(self._backoff.seconds(count), self._patience(error)))
-            self._listener.failed(key, error, count)
+            # A worker must outlive any one run's trouble.
+            look = _Look(trouble=error)
+        if look.again is not None:
+            self._queue.add_after(key, look.again)
+        if look.trouble is None:
+            self._errors.pop(key, None)
             return
-        self._errors.pop(key, None)
-        if again is not None:
-            self._queue.add_after(key, again)
+        count = self._errors[key] = self._errors.get(key, 0) + 1
+        self._queue.add_after(key, max(self._backoff.seconds(count), self._patience(look.trouble)))
+        self._listener.failed(key, look.trouble, count, told=look.told)
 
-    async def _look(self, key: str) -> float | None:
-        """One pass over one run; returns the seconds after which to look again, if nothing happens before."""
+    async def _look(self, key: str) -> _Look:
+        """One pass over one run. What cannot be made or deleted holds up nothing else."""
         run = await self._runs.get(key)
         if run is None or run.metadata.deletion_timestamp is not None:
-            return None  # its jobs go with it, by owner reference
+            return _Look()  # its jobs go with it, by owner reference
         observed = await self._backend.observe(run)
-        decision = self._reconcile(run, observed, self._now())
         # A status must not tell of a job that could not be made, and a job must not go before the status tells what
         # became of it. A crash in between is harmless: the next pass observes the jobs and decides the same.
-        for action in decision.actions:
-            if isinstance(action, CreateJob):
-                await self._backend.create(run, action.job)
+        decision, unmade = await self._made(run, observed)
         if decision.status != run.status:
             run = await self._runs.write_status(run, decision.status)
         for notice in decision.notices:
             self._listener.noticed(run, notice)
+        undeleted: list[Exception] = []
         for action in decision.actions:
             if isinstance(action, DeleteJob):
-                await self._backend.delete(run, action.name)
+                try:
+                    await self._backend.delete(run, action.name)
+                except Exception as error:
+                    undeleted.append(error)
         self._listener.passed(run, decision)
-        return decision.look_again_seconds
+        troubles = undeleted or list(unmade.values())
+        # Whoever asks for the longest pause means all requests.
+        trouble = max(troubles, key=self._patience, default=None)
+        return _Look(decision.look_again_seconds, trouble, told=not undeleted)
+
+    async def _made(
+        self, run: CompressionRun, observed: Sequence[ObservedJob]
+    ) -> tuple[Decision, Mapping[str, Exception]]:
+        """Make the jobs that are wanted. Returns what is decided given those that cannot be made, and these by name;
+        their places may go to others. Raises Conflict.
+        """
+        now, made = self._now(), set[str]()
+        unmade: dict[str, Exception] = {}
+        hopeless: Exception | None = None
+        decision = self._reconcile(run, observed, now, unmade)
+        while wanted := [job for job in _wanted(decision) if job.name not in made and job.name not in unmade]:
+            refused = len(unmade)
+            for job in wanted:
+                error = hopeless or await self._make(run, job)
+                if error is None:
+                    made.add(job.name)
+                    continue
+                unmade[job.name] = error
+                hopeless = error if self._passing(error) else None
+            if len(unmade) > refused:
+                decision = self._reconcile(run, observed, now, unmade)
+        return decision, unmade
+
+    async def _make(self, run: CompressionRun, job: Job) -> Exception | None:
+        try:
+            await self._backend.create(run, job)
+        except Conflict:
+            raise
+        except Exception as error:
+            return error
+        return None
+
+
+def _wanted(decision: Decision) -> list[Job]:
+    return [action.job for action in decision.actions if isinstance(action, CreateJob)]

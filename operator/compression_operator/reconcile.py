@@ -10,6 +10,7 @@ starts until an edit heals it, so no GPU is asked for in vain; jobs that run alr
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from compression_pipeline.config import Phase, student_faults
 
@@ -28,16 +29,20 @@ from .troubles import REASONS as TROUBLES
 BLOCKED_SECONDS = 10.0
 """When to look again while a step waits for a job to be gone, should nobody tell that it is."""
 
+NONE: Mapping[str, object] = MappingProxyType({})
 
-def reconcile(run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
-    """What to do for `run`, given every job that was observed for it. Calling it again with the status it returns, and
-    the same jobs and time, gives that status.
+
+def reconcile(
+    run: CompressionRun, observed: Sequence[ObservedJob], now: datetime, unmade: Mapping[str, object] = NONE
+) -> Decision:
+    """What to do for `run`, given every job that was observed for it, and by name those that cannot be made, with the
+    reason. Calling it again with the status it returns, and all else the same, gives that status.
 
     A finished run is looked at again only when it is edited (metadata.generation) or a new retry is asked for.
     """
     jobs = _merged(observed)
     ours = {name: job for name, job in jobs.items() if job.ours}
-    look = _Pass(run, ours, foreign=frozenset(jobs) - frozenset(ours), now=now)
+    look = _Pass(run, ours, foreign=frozenset(jobs) - frozenset(ours), unmade=unmade, now=now)
     return look.rest() if _settled(run) else look.decide()
 
 
@@ -59,11 +64,18 @@ class _Pass:
     """One look at a run: the steps are brought up to date in order, then jobs are started and stopped."""
 
     def __init__(
-        self, run: CompressionRun, jobs: Mapping[str, ObservedJob], *, foreign: frozenset[str], now: datetime
+        self,
+        run: CompressionRun,
+        jobs: Mapping[str, ObservedJob],
+        *,
+        foreign: frozenset[str],
+        unmade: Mapping[str, object],
+        now: datetime,
     ) -> None:
         self._run = run
         self._jobs = jobs
         self._foreign = foreign
+        self._unmade = unmade
         self._exact_now = now
         self._now = seconds(now)
         self._edited = run.status.observed_generation != run.metadata.generation
@@ -78,7 +90,7 @@ class _Pass:
         self._change(handled_retry=token or self._run.status.handled_retry)
         steps = self._updated()
         faults = self._student_faults()
-        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, self._foreign)
+        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, self._foreign, self._unmade)
         schedule = Schedule(self._run.metadata.name, steps, self._jobs, self._steps, limits)
         schedule.decide(self._now)
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])

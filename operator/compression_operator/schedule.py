@@ -13,7 +13,7 @@ from compression_pipeline.config import Phase
 from .api.status import Step, StepState
 from .jobs import Action, CreateJob, DeleteJob, ObservedJob
 from .plan import Plan, PlannedStep
-from .steps import due
+from .steps import cut, due
 
 LISTING_LAG = timedelta(seconds=30)
 """Longest time that a listing is taken to lag behind the creation of a job."""
@@ -27,6 +27,7 @@ class Limits:
     suspended: bool
     faults: Mapping[str, str]  # by student: why it cannot be made of this teacher
     foreign: frozenset[str]  # names of jobs that exist and are not this run's
+    unmade: Mapping[str, object]  # by name: jobs that cannot be made, and why
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ class Schedule:
             return step
         if step.job_name in self._limits.foreign or self._others(step):
             self.blocked.append(step.name)
+        elif step.job_name in self._limits.unmade:
+            why = self._limits.unmade[step.job_name]
+            return step.model_copy(update={"message": cut(f"its job is not there and cannot be made: {why}")})
         else:
             self.actions.append(CreateJob(self._plan.job(planned, run=self._run, attempt=step.attempt)))
         return step
@@ -136,6 +140,8 @@ class Schedule:
         name = self._plan.job(planned, run=self._run, attempt=self._next_attempt(step)).name
         if name in self._limits.foreign:
             return _Wait(f"waits for job {name} to be removed, which is not this run's", for_a_job=True)
+        if name in self._limits.unmade:
+            return _Wait(cut(f"waits, for its job cannot be made: {self._limits.unmade[name]}"))
         return None
 
     def _others(self, step: Step) -> list[str]:

@@ -24,7 +24,7 @@ from .kube import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource,
 from .leader import LeaderElection
 from .metrics import Metrics
 from .reconcile import reconcile
-from .troubles import Trouble, refusal
+from .troubles import Trouble, held_up, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,7 @@ class Service:
             resync_seconds=options.resync_seconds,
             timed=self._metrics.reconcile_seconds.observe,
             patience=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
+            passing=lambda error: isinstance(error, ApiError) and error.passing,
         )
 
     # -- what the watches tell ----------------------------------------------------------------------------------------
@@ -156,9 +157,14 @@ class Service:
 
     # -- the controller's questions and news (controller.Reconcile, controller.Listener) ------------------------------
 
-    def _reconcile(self, run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
-        decision = advised(run, reconcile(run, observed, now), self._claims.about(run))
-        return limited(run, decision, self._denials.about(run.metadata.namespace), now)
+    def _reconcile(
+        self, run: CompressionRun, observed: Sequence[ObservedJob], now: datetime, unmade: Mapping[str, Exception]
+    ) -> Decision:
+        words = {name: _words(error) for name, error in unmade.items()}
+        decision = advised(run, reconcile(run, observed, now, words), self._claims.about(run))
+        decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
+        troubles = [trouble for error in unmade.values() if (trouble := _trouble(error)) is not None]
+        return held_up(run, decision, troubles[0], now) if troubles else decision
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
         """A pass went through."""
@@ -174,8 +180,8 @@ class Service:
         logger.log(level, "%s", notice.message, extra={**context, "reason": notice.reason})
         self._later(lambda: self._recorder.record(about, notice))
 
-    def failed(self, key: str, error: Exception, consecutive: int) -> None:
-        """A pass raised."""
+    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
+        """A pass met with trouble."""
         if isinstance(error, NotLeading):
             logger.info("%s", error, extra={"run": key})
             return
@@ -186,10 +192,9 @@ class Service:
         # A traceback helps with what nobody expected; the API server's refusals speak for themselves.
         unexpected = not isinstance(error, ApiError | UnreadableRun)
         logger.error("pass failed (%d in a row): %s", consecutive, error, extra={"run": key}, exc_info=unexpected)
-        if isinstance(error, UnreadableRun):
-            self._later(lambda: self._tell(key, error.trouble))
-        elif isinstance(error, ApiError) and not error.passing:
-            self._later(lambda: self._tell(key, refusal(error.code, str(error))))
+        trouble = _trouble(error)
+        if trouble is not None and not told:
+            self._later(lambda: self._tell(key, trouble))
 
     def _later(self, chore: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -335,6 +340,23 @@ class Service:
                 there = {body["metadata"]["uid"]: version_of(body) for body in items}
                 listed = {uid: shown for uid, shown in there.items() if not cache.has_gone(uid)}
                 self._watches[resource].compare(listed, version, time.monotonic())
+
+
+def _trouble(error: Exception) -> Trouble | None:
+    """What to tell on a run of what a pass met with; None where it is likely to go away by itself."""
+    if isinstance(error, UnreadableRun):
+        return error.trouble
+    if isinstance(error, ApiError) and not error.passing and not error.namespace_gone:
+        return refusal(error.code, str(error))
+    return None
+
+
+def _words(error: Exception) -> str:
+    trouble = _trouble(error)
+    if trouble is not None:
+        return trouble.message
+    # Not the words for no answer: they are others each time, and each time the status would be written.
+    return "the API server does not answer" if isinstance(error, ApiError) and error.code == 0 else str(error)
 
 
 def _now() -> datetime:

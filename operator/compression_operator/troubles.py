@@ -6,11 +6,14 @@ The next pass that goes through writes the conditions anew, so that trouble heal
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from .api.run import CompressionRun
+from .api.status import CompressionRunStatus
 from .conditions import FINISHED
+from .jobs import Decision, Notice
 from .steps import cut
 
 Json = Mapping[str, Any]
@@ -20,6 +23,9 @@ QUOTA_EXCEEDED = "QuotaExceeded"
 REFUSED = "Refused"
 UNREADABLE = "Unreadable"
 REASONS = (FORBIDDEN, QUOTA_EXCEEDED, REFUSED, UNREADABLE)
+
+HELD_UP = {"Degraded": "True", "Ready": "False", "Progressing": "False", "Reconciling": "True"}
+"""Conditions of a run that nothing is done for."""
 
 _DENIED = re.compile(
     r'cannot (?P<verb>\S+) resource "(?P<resource>[^"]+)" in API group "[^"]*"'
@@ -61,19 +67,52 @@ def _forbidden(message: str) -> str:
     )
 
 
+def held_up(run: CompressionRun, decision: Decision, trouble: Trouble, now: datetime) -> Decision:
+    """The decision with the trouble that jobs could not be made for in its conditions; told once.
+
+    While other jobs of the run go on it is under way, and degraded.
+    """
+    status, before = decision.status.to_json(), _by_type(run.status.to_json())
+    worse = _by_type(status).get("Degraded", {})
+    both = f"{trouble.message}; {worse['message']}" if worse.get("status") == "True" else trouble.message
+    kinds = () if any(step.state.active for step in decision.status.steps) else tuple(HELD_UP)
+    after = _with(status, trouble, kinds, before, generation=run.metadata.generation, now=now)
+    degraded = Trouble(trouble.reason, both)
+    after = _with(after, degraded, ("Degraded",), before, generation=run.metadata.generation, now=now)
+    known = before.get("Degraded", {})
+    news = known.get("reason") != trouble.reason or trouble.message not in known.get("message", "")
+    notices = (*decision.notices, *([Notice("Warning", trouble.reason, trouble.message)] if news else ()))
+    return replace(decision, status=CompressionRunStatus.model_validate(after), notices=notices)
+
+
 def told(status: Json, trouble: Trouble, *, generation: int, now: datetime) -> dict[str, Any]:
     """The status (JSON, for it may not be one that can be read) with the trouble in its conditions.
 
     A run that has finished is what it is; only Degraded says that it is not looked after.
     """
-    verdicts = {"Degraded": "True"}
-    if status.get("phase") not in FINISHED:
-        verdicts |= {"Ready": "False", "Progressing": "False", "Reconciling": "True"}
-    before = {str(c.get("type")): c for c in cast(list[Json], status.get("conditions") or ())}
-    for kind, verdict in verdicts.items():
-        known = before.get(kind, {})
+    kinds = ("Degraded",) if status.get("phase") in FINISHED else tuple(HELD_UP)
+    return _with(status, trouble, kinds, _by_type(status), generation=generation, now=now)
+
+
+def _by_type(status: Json) -> dict[str, Json]:
+    return {str(c.get("type")): c for c in cast(list[Json], status.get("conditions") or ())}
+
+
+def _with(
+    status: Json,
+    trouble: Trouble,
+    kinds: tuple[str, ...],
+    stored: Mapping[str, Json],
+    *,
+    generation: int,
+    now: datetime,
+) -> dict[str, Any]:
+    """The status with the trouble in conditions of these kinds, whose times stand where those `stored` say the same."""
+    conditions = _by_type(status)
+    for kind in kinds:
+        known, verdict = stored.get(kind, {}), HELD_UP[kind]
         same = known.get("status") == verdict
-        before[kind] = {
+        conditions[kind] = {
             "type": kind,
             "status": verdict,
             "observedGeneration": generation,
@@ -81,7 +120,7 @@ def told(status: Json, trouble: Trouble, *, generation: int, now: datetime) -> d
             "reason": trouble.reason,
             "message": cut(trouble.message),
         }
-    return {**status, "conditions": list(before.values())}
+    return {**status, "conditions": list(conditions.values())}
 
 
 def _stamp(time: datetime) -> str:

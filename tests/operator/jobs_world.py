@@ -5,6 +5,7 @@ The listing lags: what it shows of a job may be older than the truth, by at most
 
 import json
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +19,7 @@ from compression_operator.conditions import FINISHED
 from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, JobState, ObservedJob
 from compression_operator.reconcile import reconcile
 from compression_operator.steps import seconds
-from compression_pipeline.config import ExitClass, Termination
+from compression_pipeline.config import ExitClass, Phase, Termination
 
 LAG = timedelta(seconds=25)
 SILENCE = timedelta(seconds=1800)
@@ -132,17 +133,22 @@ class World:
         *,
         crash_after: int | None = None,
         twice: frozenset[str] = frozenset(),
+        refused: Collection[Phase] = (),
     ) -> Decision:
         """One pass of the operator, in the controller's order: creations, the status, deletions. `crash_after`: it dies
-        after so many of these. `twice`: jobs listed twice.
+        after so many of these. `twice`: jobs listed twice. `refused`: no job of these phases can be made.
         """
         before = [truth.shown for name, truth in self.jobs.items() if name in twice and truth.shown is not None]
         listing = [*before, *self.listing(stale)]
         for job in listing:
             heard = max(job.started or self.now, job.last_event or self.now)
             self.faults[job.step] += job.state is JobState.RUNNING and self.now - heard >= SILENCE
+        unmade: dict[str, str] = {}
         decision = reconcile(self.run, listing, self.now)
-        self._check(decision, listing)
+        while jobs := [job for job in jobs_wanted(decision) if job.phase in refused and job.name not in unmade]:
+            unmade |= {job.name: "the quota is used up" for job in jobs}
+            decision = reconcile(self.run, listing, self.now, unmade)
+        self._check(decision, listing, unmade)
         creations = [action for action in decision.actions if isinstance(action, CreateJob)]
         deletions = [action for action in decision.actions if isinstance(action, DeleteJob)]
         left = len(decision.actions) + 1 if crash_after is None else crash_after
@@ -228,7 +234,7 @@ class World:
         )
         self.jobs[job.name] = Truth(job, seen, self.real)
 
-    def _check(self, decision: Decision, listing: list[ObservedJob]) -> None:
+    def _check(self, decision: Decision, listing: list[ObservedJob], unmade: Mapping[str, str]) -> None:
         status = decision.status
         text = json.dumps(status.to_json(), allow_nan=False)
         if CompressionRunStatus.model_validate(json.loads(text)) != status:
@@ -236,7 +242,9 @@ class World:
         times = [value for value in _leaves(status.model_dump()) if isinstance(value, datetime)]
         if any(time.microsecond or time.tzinfo is not UTC for time in times):
             raise Violation(f"times are not whole seconds in UTC: {text}")
-        again = reconcile(self.run.model_copy(update={"status": status}), listing, self.now)
+        if set(unmade) & {job.name for job in jobs_wanted(decision)}:
+            raise Violation("decides to make what cannot be made")
+        again = reconcile(self.run.model_copy(update={"status": status}), listing, self.now, unmade)
         if again.status != status or again.notices:
             raise Violation(f"a second look changes the status:\n{again.status.to_json()}\n{text}")
         if status.phase in FINISHED and not all(step.state.final for step in status.steps):
@@ -357,6 +365,10 @@ class World:
                 return
             self.pass_time(1 if moved else max(1.0, decision.look_again_seconds or 1.0))
         raise Violation(f"never ends: {self.status.to_json()}")
+
+
+def jobs_wanted(decision: Decision) -> list[Job]:
+    return [action.job for action in decision.actions if isinstance(action, CreateJob)]
 
 
 def _leaves(value: Any) -> list[Any]:

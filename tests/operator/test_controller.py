@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -36,6 +36,8 @@ class World:
         self.overlapped = False
         self.most_active = 0
         self.errors: list[tuple[str, int]] = []
+        self.untold = 0
+        self.refused: dict[str, Exception] = {}  # by name: why a job cannot be made, or be deleted
         self.notices: list[Notice] = []
         self.writes = 0
         self.fault: Callable[[str], None] = lambda _: None
@@ -81,9 +83,13 @@ class World:
 
     async def create(self, run: CompressionRun, job: Job) -> None:
         self.fault("create")
+        if job.name in self.refused:
+            raise self.refused[job.name]
         self.calls.append(("create", job.name))
 
     async def delete(self, run: CompressionRun, name: str) -> None:
+        if name in self.refused:
+            raise self.refused[name]
         self.calls.append(("delete", name))
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
@@ -92,15 +98,19 @@ class World:
     def noticed(self, run: CompressionRun, notice: Notice) -> None:
         self.notices.append(notice)
 
-    def failed(self, key: str, error: Exception, consecutive: int) -> None:
+    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
         self.errors.append((str(error), consecutive))
+        self.untold += not told
 
 
-def still(run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
+Unmade = Mapping[str, Exception]
+
+
+def still(run: CompressionRun, observed: Sequence[ObservedJob], now: datetime, unmade: Unmade) -> Decision:
     return Decision(run.status)
 
 
-def to_failed(run: CompressionRun, observed: Sequence[ObservedJob], now: datetime) -> Decision:
+def to_failed(run: CompressionRun, observed: Sequence[ObservedJob], now: datetime, unmade: Unmade) -> Decision:
     status = run.status.model_copy(update={"phase": RunPhase.FAILED})
     job = a_job(run)
     return Decision(
@@ -163,19 +173,66 @@ def test_no_job_goes_while_the_status_cannot_be_written() -> None:
     assert [notice.reason for notice in world.notices] == ["Failed"], "told once, when it was true"
 
 
-def test_no_status_is_written_where_a_job_could_not_be_made() -> None:
+def named(job: Job, name: str) -> Job:
+    return replace(job, name=name)
+
+
+def wants(*names: str) -> Callable[..., Decision]:
+    """Decides to make these jobs, and to delete two; the status names those that are made, and why others are not."""
+
+    def reconcile(run: CompressionRun, seen: Sequence[ObservedJob], now: datetime, unmade: Unmade) -> Decision:
+        goes_on = [name for name in names if name not in unmade]
+        image = ", ".join([*goes_on, *(f"not {name}: {why}" for name, why in unmade.items())])
+        actions = (*(CreateJob(named(a_job(run), name)) for name in goes_on), DeleteJob("x", "?"), DeleteJob("y", "?"))
+        return Decision(run.status.model_copy(update={"image": image}), actions)
+
+    return reconcile
+
+
+def test_a_job_that_cannot_be_made_holds_up_nothing_else() -> None:
     world = World("a")
+    world.refused = {"one": OSError("the quota is used up"), "x": OSError("denied")}
+    work(world, lambda: len(world.errors) >= 2, reconcile=wants("one", "two"), resync_seconds=60)
+    assert world.calls[:4] == [("observe", "a"), ("create", "two"), ("write", "a"), ("delete", "y")]
+    assert world.stored["default/a"].status.image == "two, not one: the quota is used up"
+    assert world.writes == 1, "what the status says already is not written again"
+    assert world.errors[:2] == [("denied", 1), ("denied", 2)] and world.untold >= 2, "the status tells of jobs to make"
+    world.refused.popitem()
+    work(world, lambda: len(world.errors) >= 4, reconcile=wants("one", "two"), resync_seconds=60)
+    assert world.errors[-1] == ("the quota is used up", 2) and world.untold == 2
+    world.refused.clear()
+    seen: list[str] = []
+    world.on_pass = lambda run: seen.append(run.status.image or "")
+    work(world, lambda: bool(seen), reconcile=wants("one", "two"), resync_seconds=60)
+    assert seen[0] == "one, two"
+
+
+def test_where_the_api_server_does_not_answer_it_is_not_asked_for_every_job() -> None:
+    world = World("a")
+    asked: list[str] = []
 
     def fault(where: str) -> None:
-        if where == "create" and len(world.errors) < 3:
-            raise OSError("the API server is away")
+        if where == "create":
+            asked.append(where)
+            raise TimeoutError("no answer")
 
     world.fault = fault
-    seen: list[int] = []
-    world.on_pass = lambda _: seen.append(world.writes)
-    work(world, lambda: bool(seen), reconcile=to_failed, resync_seconds=60)
-    assert world.errors == [("the API server is away", n) for n in (1, 2, 3)]
-    assert seen == [1]
+    more: dict[str, Any] = {"passing": lambda error: isinstance(error, TimeoutError)}
+    work(world, lambda: bool(world.errors), reconcile=wants("one", "two", "three"), resync_seconds=60, **more)
+    assert len(asked) == len(world.errors) and world.untold == 0
+    told = world.stored["default/a"].status.image
+    assert told == "not one: no answer, not two: no answer, not three: no answer"
+
+
+def test_trouble_does_not_keep_it_from_looking_again_when_the_decision_says_so() -> None:
+    """E.g. when a running job's deadline is over."""
+    world = World("a")
+    world.refused = {"one": OSError("the quota is used up")}
+
+    def soon(*given: Any) -> Decision:
+        return replace(wants("one")(*given), look_again_seconds=0.01)
+
+    work(world, lambda: observed(world)["a"] >= 3, reconcile=soon, resync_seconds=60, backoff=Backoff(30, 60))
 
 
 def test_a_conflict_is_read_again_at_once_and_is_no_error() -> None:
@@ -235,8 +292,8 @@ def test_one_key_has_one_worker_and_workers_are_bounded() -> None:
 def test_it_looks_again_when_the_decision_says_so() -> None:
     world = World("a")
 
-    def soon(run: CompressionRun, seen: Sequence[ObservedJob], now: datetime) -> Decision:
-        return replace(still(run, seen, now), look_again_seconds=0.01)
+    def soon(run: CompressionRun, seen: Sequence[ObservedJob], now: datetime, unmade: Unmade) -> Decision:
+        return replace(still(run, seen, now, unmade), look_again_seconds=0.01)
 
     work(world, lambda: observed(world)["a"] >= 3, reconcile=soon, resync_seconds=60)
 

@@ -96,6 +96,12 @@ class Histories(RuleBasedStateMachine):
     def the_operator_looks(self, stale: frozenset[int], twice: frozenset[int]) -> None:
         self.world.look(self._names(stale), twice=self._names(twice))
 
+    @rule(phases=st.frozensets(st.sampled_from(Phase)), stale=some_names)
+    def the_operator_looks_while_some_jobs_cannot_be_made(
+        self, phases: frozenset[Phase], stale: frozenset[int]
+    ) -> None:
+        self.world.look(self._names(stale), refused=phases)
+
     @rule(times=st.integers(1, 3))
     def the_operator_looks_on_time(self, times: int) -> None:
         for _ in range(times):

@@ -1,0 +1,53 @@
+"""The API server takes some of what a run asks for and refuses the rest: what can be done is done, and all is told."""
+
+from api import Api, Body, wait_for
+from kubelets import NOWHERE, end
+from operators import Namespace, condition_of, step_of
+
+
+def pending(namespace: Namespace) -> list[Body]:
+    return [pod for pod in namespace.pods() if pod["status"].get("phase") == "Pending"]
+
+
+def state(namespace: Namespace, step: str) -> str:
+    return step_of(namespace.status(), step).get("state", "")
+
+
+def pods_of(namespace: Namespace, number: int) -> list[Body]:
+    def there() -> list[Body] | None:
+        found = pending(namespace)
+        return found if len(found) == number else None
+
+    return wait_for(there, f"{number} pods")
+
+
+def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Namespace, api: Api) -> None:
+    path = f"/api/v1/namespaces/{namespace.name}/resourcequotas"
+    api.create(path, {"metadata": {"name": "three"}, "spec": {"hard": {"count/pytorchjobs.kubeflow.org": "3"}}})
+    wait_for(lambda: (api.get(f"{path}/three") or {}).get("status", {}).get("hard"), "the quota to be known")
+    with namespace.operator():
+        namespace.submit(jobTemplate=NOWHERE)
+        for step in ("prepare", "finetune"):
+            (pod,) = pods_of(namespace, 1)
+            end(api, pod)
+            wait_for(lambda step=step: state(namespace, step) == "Succeeded", f"{step} to be told as done")
+        wait_for(lambda: len(namespace.jobs()) == 3, "the third job")
+        wait_for(lambda: condition_of(namespace.status(), "Degraded").get("reason") == "QuotaExceeded", "the trouble")
+        status = namespace.status()
+        refused = next(
+            step for step in status["steps"] if step.get("message", "").startswith("waits, for its job cannot be made")
+        )
+        assert (refused["phase"], refused["state"], refused.get("attempt", 0)) == ("prune", "Pending", 0)
+        assert condition_of(status, "Progressing")["status"] == "True" and status["phase"] == "Pruning"
+        (pod,) = pods_of(namespace, 1)
+        other = pod["metadata"]["labels"]["modelcompression.io/step"]
+        assert {other, refused["name"]} == {"prune-width", "prune-depth"}
+        end(api, pod)
+        wait_for(lambda: state(namespace, other) == "Succeeded", f"{other} to be told as done")
+        wait_for(lambda: condition_of(namespace.status(), "Ready").get("reason") == "QuotaExceeded", "all to wait")
+        # Jobs that have ended hold the quota, until they go: deletions are not held up either.
+        namespace.edit(ttlSecondsAfterFinished=0)
+        wait_for(lambda: len(pending(namespace)) == 2, "the next jobs")
+        wait_for(
+            lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the trouble to be over"
+        )
