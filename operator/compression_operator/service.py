@@ -148,7 +148,9 @@ class Service:
             self._enqueue(f"{meta['namespace']}/{run['metadata']['name']}")
 
     def _enqueue(self, key: str) -> None:
-        self._controller.enqueue(key)
+        # The controller starts with every run there is; before that nobody would take them from the queue.
+        if self._controlling is not None:
+            self._controller.enqueue(key)
 
     def _enqueue_all(self, namespace: str) -> None:
         for run in self._caches[RUNS].all():

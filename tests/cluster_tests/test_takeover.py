@@ -36,6 +36,7 @@ def test_an_operator_that_is_told_to_stop_hands_over_at_once(namespace: Namespac
         namespace.submit(jobTemplate=NOWHERE)
         with kubelet(namespace, 2.0):
             wait_for(lambda: namespace.jobs(), "the first job")
+            assert "compression_queue_depth 0.0" in second.ask("/metrics")[1], "nothing waits for one that only watches"
             took = first.terminate()
             began = time.monotonic()
             wait_for(lambda: holder(namespace) == "operator-1", "the other to lead", every=0.02)
