@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -26,6 +27,14 @@ def place(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namesp
 def operator(place: Namespace, pods: str) -> Iterator[Operator]:
     with place.operator(pods, "--progress-seconds", "2") as running:
         yield running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def of_a_minute(place: Namespace, operator: Operator) -> None:
+    """Runs whose story takes a minute and more; they are under way while the other tests have theirs."""
+    phases = settings(prepare={"progressDeadlineSeconds": 60, "retryLimit": 0})
+    submit(place, "silent", {"prepare": {"sleep": 600}}, **short(phases=phases))
+    submit(place, "speaks", {"prepare": {"steps": 160, "seconds": 0.5}}, **short(phases=phases))
 
 
 def submit(place: Namespace, name: str, behaviour: Body | None = None, *, folder: str = "", **spec: Any) -> None:
@@ -168,29 +177,38 @@ def test_a_passing_fault_is_retried_and_the_last_words_are_told(place: Namespace
     assert 'compression_step_retries_total{phase="prepare",reason="Transient"}' in operator.ask("/metrics")[1]
 
 
-@pytest.mark.parametrize(
-    ("limit", "behaviour", "said"),
-    [
-        ({"activeDeadlineSeconds": 3}, SLOW, "ran longer than activeDeadlineSeconds (3)"),
-        ({"progressDeadlineSeconds": 10}, {"sleep": 200}, "gave no sign of life for progressDeadlineSeconds (10)"),
-    ],
-    ids=["too-long", "silent"],
-)
-def test_deadlines(place: Namespace, operator: Operator, limit: Body, behaviour: Body, said: str) -> None:
-    name = f"deadline-{len(said)}"
-    phases = settings(prepare={**limit, "retryLimit": 0})
-    submit(place, name, {"prepare": behaviour}, **short(phases=phases))
-    status = place.wait_phase(*FINAL, name=name)
-    assert status["phase"] == "Failed" and said in step_of(status, "prepare")["message"]
+def test_a_job_that_runs_too_long_is_stopped(place: Namespace, operator: Operator) -> None:
+    phases = settings(prepare={"activeDeadlineSeconds": 3, "retryLimit": 0})
+    submit(place, "too-long", {"prepare": SLOW}, **short(phases=phases))
+    status = place.wait_phase(*FINAL, name="too-long")
+    assert status["phase"] == "Failed"
+    assert "ran longer than activeDeadlineSeconds (3)" in step_of(status, "prepare")["message"]
     wait_for(lambda: not place.pods(step_of(status, "prepare")["jobName"]), "the pod to be stopped")
 
 
-def test_a_job_that_speaks_is_not_taken_for_silent(place: Namespace, operator: Operator) -> None:
-    phases = settings(prepare={"progressDeadlineSeconds": 10, "retryLimit": 0})
-    submit(place, "speaks", {"prepare": {"steps": 150, "seconds": 0.1}}, **short(phases=phases))
-    place.wait_step("prepare", "Running", name="speaks")
-    wait_for(lambda: step_of(place.status("speaks"), "prepare").get("progress", {}).get("step", 0) > 20, "progress")
-    done(place.wait_phase(*FINAL, name="speaks"))
+def test_ended_jobs_go_and_the_run_stays_as_done_as_it_is(place: Namespace, operator: Operator) -> None:
+    submit(place, "tidy", **short(ttlSecondsAfterFinished=5))
+    first = done(place.wait_phase(*FINAL, name="tidy"))
+
+    def jobs() -> list[str]:
+        return [
+            j["metadata"]["name"] for j in place.jobs() if j["metadata"]["labels"]["modelcompression.io/run"] == "tidy"
+        ]
+
+    wait_for(lambda: not jobs(), "the jobs to go")
+    wait_for(lambda: not any(place.pods(step["jobName"]) for step in first["steps"]), "their pods to go with them")
+    place.edit("tidy", distill={"steps": 150, "globalBatchSize": 4}, ttlSecondsAfterFinished=600, jobHistoryLimit=1)
+    second = done(wait_for(lambda: _edited(place.run("tidy")), "the edited run to end"))
+    again = {"distill-width": 2, "export-width": 2}
+    assert {step["name"]: step["attempt"] for step in second["steps"]} == {"prepare": 1, "prune-width": 1} | again
+    assert Counter(step for step, _ in place.starts("tidy")) == {"prepare": 1, "prune-width": 1} | again
+    assert sorted(jobs()) == sorted(step_of(second, name)["jobName"] for name in again)
+
+
+def _edited(run: Body) -> Body | None:
+    status: Body = run["status"]
+    current = status["observedGeneration"] == run["metadata"]["generation"]
+    return status if current and status["phase"] in FINAL else None
 
 
 def test_suspend_and_resume(place: Namespace, operator: Operator) -> None:
@@ -257,6 +275,18 @@ def test_a_master_and_a_worker(place: Namespace, operator: Operator) -> None:
     submit(place, "broken-pair", {"distill-width": {**SLOW, "worker": ends}}, **short(phases=two))
     status = place.wait_phase(*FINAL, name="broken-pair")
     assert step_of(status, "distill-width")["message"] == "the worker's disk is full"
+
+
+def test_a_silent_job_is_stopped_and_one_that_speaks_is_not(place: Namespace, operator: Operator) -> None:
+    status = place.wait_phase(*FINAL, name="silent")
+    step = step_of(status, "prepare")
+    assert (status["phase"], step["attempt"], step["failures"]) == ("Failed", 1, 1)
+    assert "gave no sign of life for progressDeadlineSeconds (60)" in step["message"]
+    wait_for(lambda: not place.pods(step["jobName"]), "the pod to be stopped")
+    step = step_of(done(place.wait_phase(*FINAL, name="speaks")), "prepare")
+    assert (step["attempt"], step.get("failures", 0)) == (1, 0)
+    began, ended = (datetime.fromisoformat(step[time]) for time in ("startTime", "completionTime"))
+    assert (ended - began).total_seconds() > 60 and step["progress"]["step"] > 20
 
 
 def test_the_log_says_what_each_line_is_about(place: Namespace, operator: Operator) -> None:

@@ -301,7 +301,7 @@ def test_running_time_has_an_end() -> None:
 
 
 def test_waiting_is_no_running_time() -> None:
-    world = World(manifest(phases={"prepare": {"activeDeadlineSeconds": 100, "progressDeadlineSeconds": 10}}))
+    world = World(manifest(phases={"prepare": {"activeDeadlineSeconds": 100, "progressDeadlineSeconds": 60}}))
     world.look()
     world.pass_time(1000)
     assert deleted(world.look()) == []

@@ -153,9 +153,10 @@ class PhaseSettings(ConfigModel):
     )
     progress_deadline_seconds: int = Field(
         default=1800,
-        ge=10,
+        ge=60,
         le=604_800,
-        description="Silence of a running job after which it counts as hung: it is stopped and retried.",
+        description="Silence of a running job after which it counts as hung: it is stopped and retried. A job says "
+        "nothing while it starts (its imports alone take half a minute) or loads a large model.",
     )
     termination_grace_period_seconds: int = Field(
         default=300, ge=1, le=86_400, description="Time to write a checkpoint when a job is stopped."
