@@ -16,6 +16,13 @@ EVERYTHING = Path(__file__).parent / "values" / "everything.yaml"
 Body = dict[str, Any]
 
 
+IMAGES: Body = {
+    "image": {"repository": "registry.example/operator-of-tests"},
+    "pipelineImage": {"repository": "registry.example/pipeline-of-tests"},
+}
+"""The values that have no default."""
+
+
 class Refused(Exception):
     """helm did not render the chart; its sentence."""
 
@@ -25,6 +32,11 @@ def helm() -> Path:
     """The program; built (once, into the cache) where it is missing."""
     build.build((build.HELM,), print)
     return build.HELM.built() / "helm"
+
+
+def with_images(values: Mapping[str, Any]) -> Body:
+    """The values, with a repository for each image that names none."""
+    return {**values, **{name: {**IMAGES[name], **values.get(name, {})} for name in IMAGES}}
 
 
 def everything() -> Body:
@@ -40,11 +52,11 @@ def render(
     chart: Path = CHART,
     api_versions: tuple[str, ...] = (),
 ) -> list[Body]:
-    """The manifests of a release. Raises Refused."""
+    """The manifests of a release; images that are not given get names. Raises Refused."""
     command = [helm(), "template", release, chart, "--namespace", namespace, "--values", "-"]
     command += [f"--api-versions={version}" for version in api_versions]
     done = subprocess.run(
-        command, input=yaml.safe_dump(dict(values or {})), capture_output=True, text=True, check=False
+        command, input=yaml.safe_dump(with_images(values or {})), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise Refused(done.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
-from tests.packaging.helm import CHART, REPOSITORY, Body, everything, helm, kinds, only, render
+from tests.packaging.helm import CHART, REPOSITORY, Body, Refused, everything, helm, kinds, only, render, with_images
 
 from compression_operator.__main__ import parse
 from compression_operator.api.documents import read_documents
@@ -36,7 +36,7 @@ def container(bodies: list[Body]) -> Body:
 def test_lint_finds_nothing(given: Body) -> None:
     done = subprocess.run(
         [helm(), "lint", "--strict", CHART, "--values", "-"],
-        input=yaml.safe_dump(given),
+        input=yaml.safe_dump(with_images(given)),
         capture_output=True,
         text=True,
         check=False,
@@ -79,9 +79,8 @@ def test_the_optional_parts_are_optional() -> None:
 def test_the_crd_is_the_generated_one_and_is_kept() -> None:
     (generated,) = (REPOSITORY / "crds").glob("*.yaml")
     assert (CHART / "files" / generated.name).read_bytes() == generated.read_bytes(), "run `make crds`"
-    done = subprocess.run(
-        [helm(), "template", CHART, "--show-only", "templates/crd.yaml"], capture_output=True, check=True
-    )
+    command = [helm(), "template", CHART, "--show-only", "templates/crd.yaml", "--values", "-"]
+    done = subprocess.run(command, input=yaml.safe_dump(with_images({})).encode(), capture_output=True, check=True)
     # Read as kubectl reads: helm writes 1e-05, which is a string to PyYAML.
     crd: Any = read_documents(done.stdout.decode())[0]
     source: Any = read_documents(generated.read_text())[0]
@@ -207,11 +206,39 @@ def test_the_arguments_are_the_operators() -> None:
     options = parse(container(render(everything()))["args"])
     assert options.image == "registry.example/pipeline:2.0"
     assert (options.workers, options.resync_seconds) == (8, 120)
+    assert (options.missed_seconds, options.progress_seconds) == (90, 10)
     assert (options.log_format, options.log_level) == ("text", "debug")
     assert options.per_run_metrics is False
     assert options.leader_election is True
     defaults = parse(container(render({}))["args"])
     assert (defaults.log_format, defaults.per_run_metrics, defaults.namespace) == ("json", True, [])
+    theirs = parse(["--image=x"])
+    for flag in ("workers", "resync_seconds", "missed_seconds", "progress_seconds", "port", "log_level"):
+        assert getattr(defaults, flag) == getattr(theirs, flag), f"the chart and the operator differ in {flag}"
+
+
+NO_VALUES = {
+    "host": "the pod's address is the cluster's business: it listens on every one",
+    "identity": "of the pod, by POD_NAME",
+    "leader_election": "an upgrade has two operators for a moment, with one replica too",
+}
+"""Flags that the chart does not set, and why there are no values for them."""
+
+
+def test_every_flag_is_set_by_the_chart_or_has_a_reason_not_to_be() -> None:
+    flags = set(vars(parse(["--image=x"])))
+    arguments = [argument for given in ({}, everything()) for argument in container(render(given))["args"]]
+    rendered = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+    assert {name.removeprefix("no_") for name in rendered} == flags - set(NO_VALUES)
+
+
+@pytest.mark.parametrize(("part", "folder"), [("image", "operator"), ("pipelineImage", "pipeline")])
+def test_an_image_that_is_not_named_is_asked_for_before_anything_is_installed(part: str, folder: str) -> None:
+    with pytest.raises(Refused) as refused:
+        render({part: {"repository": ""}})
+    assert f"{part}.repository is not set: build images/{folder}/Containerfile" in str(refused.value)
+    assert f"--set {part}.repository=registry.example.com/compression-{folder}" in str(refused.value)
+    assert (REPOSITORY / "images" / folder / "Containerfile").is_file()
 
 
 @pytest.mark.parametrize("part", ["image", "pipelineImage"])

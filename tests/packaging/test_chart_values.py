@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from charts.document import documented, values
-from tests.packaging.helm import CHART, Body, Refused, everything, render
+from tests.packaging.helm import CHART, IMAGES, Body, Refused, everything, render
 
 VALUES: Body = yaml.safe_load((CHART / "values.yaml").read_text())
 FREE = {  # objects that Kubernetes defines, not the chart
@@ -61,6 +61,8 @@ ALTERNATIVES: Body = leaves(everything()) | {
 def defaults_and_parts() -> tuple[Body, list[Body]]:
     """The defaults with the optional parts on, and what they render to."""
     base = changed(VALUES, "networkPolicy.enabled", True)
+    for part, image in IMAGES.items():
+        base = changed(base, f"{part}.repository", image["repository"])
     base = changed(base, "metrics.serviceMonitor.enabled", True)
     return base, render(base)
 
@@ -85,6 +87,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "watchNamespaces": (["Team_A"], "at '/watchNamespaces/0': 'Team_A' does not match pattern"),
     "crds.keep": (False, "additional properties 'keep' not allowed"),
     "operator.workers": (0, "at '/operator/workers': minimum: got 0, want 1"),
+    "operator.missedSeconds": (1, "at '/operator/missedSeconds': minimum: got 1, want 10"),
+    "operator.progressSeconds": (0.5, "at '/operator/progressSeconds': got number, want integer"),
+    "image.repository": ("a b", "at '/image/repository': 'a b' does not match pattern"),
     "operator.logFormat": ("xml", "at '/operator/logFormat': value must be one of 'json', 'text'"),
     "operator.logLevel": ("trace", "value must be one of 'debug', 'info', 'warning', 'error'"),
     "metrics.serviceMonitor.interval": ("fast", "at '/metrics/serviceMonitor/interval': 'fast' does not match"),

@@ -22,7 +22,10 @@ pytestmark = pytest.mark.cluster
 
 NAMESPACE, RELEASE = "compression-system", "compression-operator"
 REPOSITORY_NAME, TAG = OPERATOR.rsplit(":", 1)
-IMAGE = {"image": {"repository": REPOSITORY_NAME, "tag": TAG, "pullPolicy": "Never"}}
+IMAGE = {
+    "image": {"repository": REPOSITORY_NAME, "tag": TAG, "pullPolicy": "Never"},
+    "pipelineImage": {"repository": "localhost/pipeline"},
+}
 
 
 def run_manifest(name: str, namespace: str) -> str:

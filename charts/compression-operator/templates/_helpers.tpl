@@ -46,12 +46,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
-{{/* Of (dict "image" IMAGE "version" APP_VERSION). */}}
+{{/* Of (dict "value" NAME_OF_THE_VALUE "folder" FOLDER_OF_IMAGES "root" $). */}}
 {{- define "compression-operator.image" -}}
-{{- if .image.digest -}}
-{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- $image := get .root.Values .value -}}
+{{- if not $image.repository -}}
+{{- fail (printf "%s.repository is not set: build images/%s/Containerfile, push it, and say where it is, e.g. --set %s.repository=registry.example.com/compression-%s" .value .folder .value .folder) -}}
+{{- end -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" .image.repository (default .version .image.tag) -}}
+{{- printf "%s:%s" $image.repository (default .root.Chart.AppVersion $image.tag) -}}
 {{- end -}}
 {{- end -}}
 
