@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compression_operator.backends.observation import CATCH_UP, SETTLING, observe_job, seen_job, seen_pod
+from compression_operator.backends.observation import (
+    CATCH_UP,
+    SETTLING,
+    FirstPods,
+    first_pods,
+    observe_job,
+    seen_job,
+    seen_pod,
+)
 from compression_operator.backends.podview import UNANSWERED
 from compression_operator.jobs import JobState, ObservedJob
 from compression_pipeline.config import ExitClass
@@ -55,7 +63,7 @@ class Seen:
         self.job: Body | None = None
         self.pods: dict[str, Body] = {}
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.had_pods = False
+        self.first: FirstPods = {}
 
     def take(self, state: Body) -> None:
         body = state["object"]
@@ -73,9 +81,9 @@ class Seen:
     def look(self, later: timedelta = timedelta(0)) -> ObservedJob | None:
         if self.job is None:
             return None
-        self.had_pods |= bool(self.pods)
         pods = list(self.pods.values())
-        return observe_job(self.job, pods, run_uid=UID, now=self.now + later, had_pods=self.had_pods)
+        self.first = first_pods(self.job, pods, self.first)
+        return observe_job(self.job, pods, run_uid=UID, now=self.now + later, first=self.first)
 
 
 def replay(sequence: Sequence[Body]) -> Iterator[ObservedJob]:
@@ -291,8 +299,10 @@ def test_the_node_lost_sight_of_the_container() -> None:
 
 def test_a_pod_that_vanished_and_was_made_anew_ends_the_attempt() -> None:
     job, pod = running()
-    pod["metadata"] |= {"creationTimestamp": "2026-11-21T06:51:53Z", "uid": "another"}
-    found = observe(job, pod)
+    first = first_pods(job, [pod], {})
+    pod["metadata"] |= {"uid": "another"}
+    assert first_pods(job, [pod], first) == first
+    found = observe_job(job, [pod], run_uid=UID, now=NOW, first=first)
     assert found.ended_as is ExitClass.INTERRUPTED and found.alive and "vanished" in found.message
 
 

@@ -11,7 +11,7 @@ from compression_operator.jobs import Job, JobState, ObservedJob
 from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
 
 from .claims import ClaimAdvice
-from .observation import JOB_NAME, observe_job
+from .observation import JOB_NAME, FirstPods, first_pods, observe_job
 from .progress import LogWatcher
 from .pytorchjob import label_value, pytorch_job
 
@@ -60,7 +60,7 @@ class ClusterBackend:
         self._logs = logs
         self._claims = claims
         self._now = now
-        self._had_pods: set[str] = set()  # UIDs of jobs
+        self._first: dict[str, FirstPods] = {}  # by UID of the job
         self._taken: dict[str, set[str]] = {}  # by UID of the run: names that others' jobs have
 
     async def observe(self, run: CompressionRun) -> list[ObservedJob]:
@@ -72,9 +72,8 @@ class ClusterBackend:
         for body in self._jobs.members(f"{namespace}/{label_value(run.metadata.name)}"):
             name, uid = body["metadata"]["name"], body["metadata"]["uid"]
             pods = self._pods.members(f"{namespace}/{name}")
-            if pods:
-                self._had_pods.add(uid)
-            job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, had_pods=uid in self._had_pods)
+            first = self._first[uid] = first_pods(body, pods, self._first.get(uid, {}))
+            job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, first=first)
             look = self._logs.look(uid, now)
             if job.state is JobState.RUNNING and job.ours and job.pod is not None:
                 running[uid] = job.pod
@@ -115,7 +114,7 @@ class ClusterBackend:
 
     def gone(self, body: Body) -> None:
         """A job is gone: so is what was remembered of it."""
-        self._had_pods.discard(body["metadata"].get("uid", ""))
+        self._first.pop(body["metadata"].get("uid", ""), None)
         self._logs.forget(body["metadata"].get("uid", ""))
 
     def run_gone(self, body: Body) -> None:

@@ -9,6 +9,7 @@ pods' is waited for.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from compression_operator.api.run import GROUP
@@ -37,8 +38,19 @@ META = (
 CATCH_UP = timedelta(seconds=30)
 """Time for which a job's word is taken to be ahead of what is known of its pods."""
 
+SKEW = timedelta(seconds=60)
+"""What the clocks of the API server, the training operator and a node are off by at most. They need not agree: the
+times of two of them are only compared with this margin.
+"""
+
 SETTLING = timedelta(seconds=5)
 """Time for the other pods to say how they ended, once one has failed: the one that failed first knows why."""
+
+
+FirstPods = Mapping[str, str | None]
+"""UIDs of the pods that a job began with, by name. Empty: of one that nobody saw; None: of one that its queue took."""
+
+NONE_YET: FirstPods = MappingProxyType({})
 
 
 def seen_job(body: Json) -> Json:
@@ -66,24 +78,43 @@ def _meta(body: Json) -> Json:
     return {name: meta[name] for name in META if name in meta}
 
 
+def first_pods(body: Json, pods: Sequence[Json], known: FirstPods) -> FirstPods:
+    """The pods that the job began with, given those that are known from earlier looks.
+
+    Where none are known, for this operator has only just started, a pod that was made long after the job began to run
+    is another's successor, whose UID nobody knows any more. A queue that suspends a job takes its pods: it begins anew.
+    """
+    uid = mapping(body, "metadata").get("uid")
+    running = _conditions(body).get("Running", EMPTY)
+    ran = when(running.get("lastTransitionTime")) if running.get("status") == "True" and not known else None
+    found: dict[str, str | None] = {}
+    for meta in (mapping(pod, "metadata") for pod in pods if _owner(pod) == uid):
+        created = when(meta.get("creationTimestamp"))
+        if "deletionTimestamp" not in meta:
+            found[str(meta.get("name"))] = "" if ran and created and created > ran + SKEW else str(meta.get("uid"))
+    if mapping(body, "spec", "runPolicy").get("suspend"):
+        return dict.fromkeys({**known, **found})
+    return {**found, **{name: first for name, first in known.items() if first is not None or name not in found}}
+
+
 def observe_job(
-    body: Json, pods: Sequence[Json], *, run_uid: str, now: datetime, had_pods: bool = False
+    body: Json, pods: Sequence[Json], *, run_uid: str, now: datetime, first: FirstPods = NONE_YET
 ) -> ObservedJob:
     """The job as it stands.
 
-    `pods` are those that carry its name; only those that it owns count. `had_pods`: it is known to have had some, so
-    that where there are none they are gone, and not merely unknown yet.
+    `pods` are those that carry its name; only those that it owns count. `first`: those that it began with (see
+    first_pods). Where there were some and there are none, they are gone, and not merely unknown yet.
     """
     meta, labels = mapping(body, "metadata"), mapping(body, "metadata", "labels")
     own = [view(pod, now) for pod in pods if _owner(pod) == meta.get("uid")]
     job = _Job(
-        conditions={str(c["type"]): c for c in mappings(mapping(body, "status"), "conditions")},
+        conditions=_conditions(body),
         suspended=bool(mapping(body, "spec", "runPolicy").get("suspend")),
         deleting="deletionTimestamp" in meta,
         created=when(meta.get("creationTimestamp")),
         pods=own,
         nodes=sum(int(one.get("replicas", 1)) for one in mapping(body, "spec", REPLICAS).values()),
-        pods_known=had_pods or bool(own),
+        first=first,
     )
     state, interruption = _state(job, now)
     witness = job.witness
@@ -121,7 +152,7 @@ class _Job:
     created: datetime | None
     pods: Sequence[PodView]
     nodes: int  # pods that it is to have
-    pods_known: bool
+    first: FirstPods
 
     def holds(self, kind: str) -> bool:
         return self.conditions.get(kind, EMPTY).get("status") == "True"
@@ -161,19 +192,18 @@ class _Job:
         for pod in self.pods:
             if self._removed(pod, failures):
                 return f"pod {pod.name} was deleted"
-        ran = self.since("Running")
-        if self.holds("Running") and ran and any(pod.created and pod.created > ran for pod in self.pods):
+        if self.replaced:
             return "a pod vanished and was made anew; the attempt goes on from its newest checkpoint in a new job"
         # Pods that fail by themselves stay; only those that somebody removed are not there to tell.
+        ran = self.since("Running") is not None
         if self.holds("Failed") and ran and not failures and not any(pod.alive or pod.exit_code for pod in self.pods):
             return "a pod vanished"
         return ""
 
     @property
-    def vanished(self) -> bool:
-        """Whether a pod was replaced, so that the attempt cannot go on, whatever the training operator says."""
-        ran = self.since("Running")
-        return self.holds("Running") and ran is not None and any(p.created and p.created > ran for p in self.pods)
+    def replaced(self) -> bool:
+        """Whether a pod was made anew, so that the attempt cannot go on, whatever the training operator says."""
+        return any(self.first.get(pod.name) not in (None, pod.uid) for pod in self.pods)
 
     @property
     def witness(self) -> PodView | None:
@@ -186,7 +216,8 @@ class _Job:
         """Whether the pod was deleted by somebody else than the training operator, which cleans up after a failure."""
         if pod.deleted is None or self.deleting or self.suspended:
             return False
-        return not any(other is not pod and other.ended and other.ended <= pod.deleted for other in failures)
+        latest = pod.deleted + SKEW
+        return not any(other is not pod and other.ended and other.ended <= latest for other in failures)
 
 
 def _state(job: _Job, now: datetime) -> tuple[JobState, str]:
@@ -201,9 +232,9 @@ def _state(job: _Job, now: datetime) -> tuple[JobState, str]:
         return JobState.PENDING, ""
     interruption, failures = job.interruption, job.failures
     ended_badly = [pod for pod in job.pods if pod.exit_code]
-    if not (job.holds("Failed") or job.vanished or ended_badly):
+    if not (job.holds("Failed") or job.replaced or ended_badly):
         return going_on, ""
-    told = ended_badly or (interruption and job.pods_known)
+    told = ended_badly or (interruption and (job.first or job.pods))
     if job.holds("Failed") and not told and _fresh(job.since("Failed"), now):
         return going_on, ""  # its pods' end is not known yet
     if failures and failures[0].exit_class is not ExitClass.USER_ERROR and not interruption:
@@ -242,6 +273,10 @@ def _ended(job: _Job, status: Json, witness: PodView | None) -> datetime | None:
     """When it ended. A permanent failure may leave completionTime empty (training operator 1.9)."""
     verdict = job.since("Succeeded") or job.since("Failed")
     return (witness.ended if witness else None) or when(status.get("completionTime")) or verdict
+
+
+def _conditions(body: Json) -> dict[str, Json]:
+    return {str(condition["type"]): condition for condition in mappings(mapping(body, "status"), "conditions")}
 
 
 def _owner(body: Json) -> str | None:
