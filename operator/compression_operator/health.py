@@ -16,7 +16,8 @@ class WatchHealth:
     """What a watch has told, held against LISTs.
 
     Silence alone is no fault: nothing happens to an idle cluster. It is one when a LIST shows a change, and the watch
-    has not told of it a while later. Times are monotonic seconds.
+    has not told of it a while later. That an object is gone proves nothing: a watch that fell too far behind (410 Gone)
+    starts over with what is there, and tells of no deletion in between. Times are monotonic seconds.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class WatchHealth:
     def compare(self, listed: Mapping[str, int], version: int, now: float) -> None:
         """A LIST as of `version` held objects (UIDs) in these versions; those that have gone since are left out."""
         missed = {uid: shown for uid, shown in listed.items() if self._told.get(uid, 0) < shown}
-        missed |= {uid: version for uid, told in self._told.items() if uid not in listed and told <= version}
+        self._told = {uid: told for uid, told in self._told.items() if uid in listed or told > version}
         since = {uid: self._missed.get(uid, (0, now))[1] for uid in missed}
         self._missed = {uid: (shown, since[uid]) for uid, shown in missed.items()}
 

@@ -18,6 +18,13 @@ PATH = re.compile(
     r"^/(?:api|apis/(?P<group>[^/]+))/v[^/]+(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)"
     r"(?:/(?P<name>[^/]+))?(?:/(?P<subresource>[^/]+))?$"
 )
+EXPIRED = {
+    "kind": "Status",
+    "status": "Failure",
+    "reason": "Expired",
+    "message": "too old resource version",
+    "code": 410,
+}
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -44,6 +51,7 @@ class Answer:
 
 CUT = "cut"  # the connection is closed before the request reaches the API server
 LOST = "lost"  # the API server does what was asked, and its answer is lost
+GONE = "gone"  # of a watch: its next event is lost, and the client told that what it knows is too old (410)
 Fault = Answer | str | None
 
 
@@ -148,6 +156,10 @@ async def _handle(request: web.Request, session: aiohttp.ClientSession, api: Api
         await stream.prepare(request)
         try:
             while line := await answer.content.readline():
+                if found.fault(asked) == GONE:
+                    note(410)
+                    await stream.write(json.dumps({"type": "ERROR", "object": EXPIRED}).encode() + b"\n")
+                    break
                 if not found.swallow(asked):
                     await stream.write(line)
         except (aiohttp.ClientError, ConnectionError):

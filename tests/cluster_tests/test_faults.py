@@ -11,7 +11,7 @@ from api import RUNS, Api, Refused, wait_for
 from conftest import CRD
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, condition_of, manifest, step_of
-from proxy import CUT, LOST, Answer, Asked, Fault, proxy
+from proxy import CUT, GONE, LOST, Answer, Asked, Fault, proxy
 
 from compression_operator.kube import PERMISSIONS, Permission
 
@@ -127,6 +127,30 @@ def test_a_watch_that_falls_silent_is_noticed_and_the_run_goes_on(namespace: Nam
             wait_for(lambda: operator.ask("/healthz")[0] == 503, "/healthz to fail")
             assert "watch of" in operator.ask("/healthz")[1]
             assert namespace.wait_phase(*FINAL, seconds=120)["phase"] == "Succeeded"
+
+
+def test_a_watch_that_has_to_start_over_is_healthy(namespace: Namespace, api: Api) -> None:
+    """A pod goes in the gap: what the watch tells from then on never mentions it."""
+    quick = ("--resync-seconds", "0.5", "--missed-seconds", "1")
+
+    def lists() -> int:
+        return len(before.answered("list", "pods", 200))
+
+    with proxy(api) as before, namespace.operator("localhost/none:1", *quick, server=before.url) as operator:
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(namespace.pods, "a pod")
+        seen = lists()
+        wait_for(lambda: lists() > seen + 2, "the operator to know of it")
+        before.fault = lambda asked: GONE if (asked.verb, asked.resource) == ("watch", "pods") else None
+        api.delete(namespace.run_path())
+        wait_for(lambda: not namespace.pods(), "the pod to be gone")
+        wait_for(lambda: before.answered("watch", "pods", 410), "the watch to be told that it is too old")
+        before.fault = lambda _: None
+        seen, asked = lists(), []
+        wait_for(lambda: lists() > seen + 2, "the operator to know that it is gone")
+        while lists() < seen + 12:
+            asked.append(operator.ask("/healthz"))
+    assert set(asked) == {(200, "ok\n")}
 
 
 def test_an_idle_operator_is_healthy(namespace: Namespace) -> None:

@@ -37,14 +37,15 @@ def test_an_object_that_the_watch_never_told_of() -> None:
     assert watch.lag(103.0) == 0.0
 
 
-def test_a_deletion_that_the_watch_did_not_tell() -> None:
+def test_a_deletion_that_the_watch_did_not_tell_is_no_fault() -> None:
+    """A watch that had to start over tells of what is there, and perhaps there is nothing."""
     watch = WatchHealth()
     watch.told("a", 5)
     watch.told("young", 12)
     watch.compare({}, 9, 100.0)
-    assert watch.lag(110.0) == 10.0
-    watch.told_gone("a")
-    assert watch.lag(110.0) == 0.0, "the other was made after the list"
+    assert watch.lag(1000.0) == 0.0
+    watch.compare({"young": 12}, 13, 160.0)
+    assert watch.lag(1000.0) == 0.0, "made after the first list, it was told of all the same"
 
 
 def test_what_a_later_list_no_longer_shows_is_forgiven() -> None:
