@@ -196,7 +196,8 @@ class Controller:
         for action in decision.actions:
             if isinstance(action, DeleteJob):
                 try:
-                    await self._backend.delete(run, action.name)
+                    if await self._backend.delete(run, action.name):
+                        self._listener.noticed(run, _deleted(action))
                 except Exception as error:
                     undeleted.append(error)
         self._listener.passed(run, decision)
@@ -236,6 +237,11 @@ class Controller:
         except Exception as error:
             return error
         return None
+
+
+def _deleted(action: DeleteJob) -> Notice:
+    message = f"{action.step}: job {action.name} is deleted: {action.reason}"
+    return Notice("Normal", "JobDeleted", message, action.step, action.name)
 
 
 def _wanted(decision: Decision) -> list[Job]:

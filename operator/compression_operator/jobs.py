@@ -99,7 +99,8 @@ class DeleteJob:
     """Stop and remove this job; its processes get SIGTERM and the grace period."""
 
     name: str
-    reason: str
+    step: str
+    reason: str  # told in the log and in an Event
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,6 @@ class Backend(Protocol):
         """Create the job, or find that it exists."""
         ...
 
-    async def delete(self, run: CompressionRun, name: str) -> None:
-        """Stop the job (SIGTERM, grace period, SIGKILL) and forget it; returns at once. Nothing where there is none."""
+    async def delete(self, run: CompressionRun, name: str) -> bool:
+        """Stop the job (SIGTERM, grace period, SIGKILL) and forget it; returns at once whether there was one."""
         ...

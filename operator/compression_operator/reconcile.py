@@ -191,7 +191,7 @@ class _Pass:
         keep = Retention(spec.job_history_limit, timedelta(seconds=spec.ttl_seconds_after_finished))
         steps = {step.name: step for step in self._status.steps}
         found = list(expiries(steps, self._jobs, keep, self._exact_now))
-        over = [DeleteJob(expiry.job, expiry.why) for expiry in found if expiry.when <= self._exact_now]
+        over = [DeleteJob(expiry.job, expiry.step, expiry.why) for expiry in found if expiry.when <= self._exact_now]
         return over, [self._seconds_until(expiry.when) for expiry in found if expiry.when > self._exact_now]
 
     def _times(self, steps: Plan) -> Iterator[datetime]:

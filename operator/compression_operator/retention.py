@@ -26,6 +26,7 @@ class Expiry:
     """An ended job's time to go, and why."""
 
     job: str
+    step: str
     when: datetime
     why: str
 
@@ -45,11 +46,12 @@ def expiries(
 def _of_step(step: Step, newest_first: Sequence[ObservedJob], retention: Retention, now: datetime) -> Iterator[Expiry]:
     limit, ttl = retention.history_limit, retention.ttl
     for job in newest_first[limit:]:
-        yield Expiry(job.name, now, f"jobHistoryLimit is {limit}")
+        yield Expiry(job.name, step.name, now, f"jobHistoryLimit is {limit}")
     for job in newest_first[:limit]:
         ended = job.ended or _time_told(step, job)
         if ended is not None:
-            yield Expiry(job.name, ended + ttl, f"ttlSecondsAfterFinished ({ttl.total_seconds():.0f}) is over")
+            why = f"ttlSecondsAfterFinished ({ttl.total_seconds():.0f}) is over"
+            yield Expiry(job.name, step.name, ended + ttl, why)
 
 
 def _told(step: Step | None, job: ObservedJob) -> bool:

@@ -106,7 +106,7 @@ class Schedule:
     def _seen_or_gone(self, step: Step, since: datetime, now: datetime) -> Step:
         """A step that gave up a job before it was seen stops it unseen, for as long as a listing may lag behind."""
         if step.job_name and step.job_name not in self._jobs and since <= now < since + LISTING_LAG:
-            self.actions.append(DeleteJob(step.job_name, "no longer wanted"))
+            self.actions.append(DeleteJob(step.job_name, step.name, "no longer wanted"))
             self._live[step.job_name] = (step.name, "")
             return step
         return step.model_copy(update={"unseen_since": None})
@@ -181,7 +181,7 @@ def stops(steps: Mapping[str, Step], jobs: Mapping[str, ObservedJob]) -> Iterato
     for job in jobs.values():
         reason = _why_unwanted(steps.get(job.step), job)
         if reason and not job.deleting:
-            yield DeleteJob(job.name, reason)
+            yield DeleteJob(job.name, job.step, reason)
 
 
 def _why_unwanted(step: Step | None, job: ObservedJob) -> str | None:

@@ -37,6 +37,7 @@ class World:
         self.most_active = 0
         self.errors: list[tuple[str, int]] = []
         self.untold = 0
+        self.gone: set[str] = set()  # names of jobs that are not there any more
         self.refused: dict[str, Exception] = {}  # by name: why a job cannot be made, or be deleted
         self.notices: list[Notice] = []
         self.writes = 0
@@ -87,10 +88,11 @@ class World:
             raise self.refused[job.name]
         self.calls.append(("create", job.name))
 
-    async def delete(self, run: CompressionRun, name: str) -> None:
+    async def delete(self, run: CompressionRun, name: str) -> bool:
         if name in self.refused:
             raise self.refused[name]
         self.calls.append(("delete", name))
+        return name not in self.gone
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
         self.on_pass(run)
@@ -115,7 +117,9 @@ def to_failed(run: CompressionRun, observed: Sequence[ObservedJob], now: datetim
     job = a_job(run)
     return Decision(
         status,
-        (CreateJob(job), DeleteJob(job.name, "test")) if run.status.phase is not RunPhase.FAILED else (),
+        (CreateJob(job), DeleteJob(job.name, job.step, "it is wanted no more"))
+        if run.status.phase is not RunPhase.FAILED
+        else (),
         (Notice("Normal", "Failed", "it failed"),) if run.status.phase is not RunPhase.FAILED else (),
     )
 
@@ -153,6 +157,16 @@ def test_a_job_is_made_before_the_status_tells_of_it_and_goes_after_the_status_t
     name = a_job(a_run()).name
     done = [call for call in world.calls if call[0] != "observe"]
     assert done == [("create", name), ("write", "a"), ("delete", name)]
+    failed, deleted = world.notices
+    assert failed.reason == "Failed"
+    assert (deleted.type, deleted.reason, deleted.step, deleted.job) == ("Normal", "JobDeleted", "finetune", name)
+    assert deleted.message == f"finetune: job {name} is deleted: it is wanted no more"
+
+
+def test_of_a_job_that_was_gone_already_nothing_is_told() -> None:
+    world = World("a")
+    world.gone.add(a_job(a_run()).name)
+    work(world, lambda: observed(world)["a"] >= 2, reconcile=to_failed, resync_seconds=0.01)
     assert [notice.reason for notice in world.notices] == ["Failed"]
 
 
@@ -170,7 +184,7 @@ def test_no_job_goes_while_the_status_cannot_be_written() -> None:
     name = a_job(a_run()).name
     assert seen == [3]
     assert [call for call in world.calls if call[0] in ("write", "delete")] == [("write", "a"), ("delete", name)]
-    assert [notice.reason for notice in world.notices] == ["Failed"], "told once, when it was true"
+    assert [notice.reason for notice in world.notices] == ["Failed", "JobDeleted"], "told once, when it was true"
 
 
 def named(job: Job, name: str) -> Job:
@@ -183,7 +197,7 @@ def wants(*names: str) -> Callable[..., Decision]:
     def reconcile(run: CompressionRun, seen: Sequence[ObservedJob], now: datetime, unmade: Unmade) -> Decision:
         goes_on = [name for name in names if name not in unmade]
         image = ", ".join([*goes_on, *(f"not {name}: {why}" for name, why in unmade.items())])
-        actions = (*(CreateJob(named(a_job(run), name)) for name in goes_on), DeleteJob("x", "?"), DeleteJob("y", "?"))
+        actions = (*(CreateJob(named(a_job(run), name)) for name in goes_on), *(DeleteJob(n, "s", "") for n in "xy"))
         return Decision(run.status.model_copy(update={"image": image}), actions)
 
     return reconcile

@@ -102,15 +102,17 @@ class ClusterBackend:
         # Without this the next pass, before the watch tells of the job, would miss it.
         self._jobs.put(body)
 
-    async def delete(self, run: CompressionRun, name: str) -> None:
-        """Delete the PyTorchJob; it stays in sight, being deleted, until its pods are gone (foreground deletion)."""
+    async def delete(self, run: CompressionRun, name: str) -> bool:
+        """Delete the PyTorchJob; it stays in sight, being deleted, until its pods are gone (foreground deletion).
+        Whether there was one.
+        """
         namespace = run.metadata.namespace
         body = self._jobs.get(namespace, name)
         uid = body["metadata"]["uid"] if body else None
         going = await self._kube.delete(PYTORCHJOBS, namespace, name, uid=uid, propagation="Foreground")
         if going is not None:
             self._jobs.put(going)
-        logger.info("deleted job", extra={"run": f"{namespace}/{run.metadata.name}", "job": name})
+        return going is not None
 
     def gone(self, body: Body) -> None:
         """A job is gone: so is what was remembered of it."""

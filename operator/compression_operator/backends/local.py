@@ -115,18 +115,19 @@ class LocalBackend:
         self._waiting.append(_Waiting(run, job, folder))
         await self._start_waiting()
 
-    async def delete(self, run: CompressionRun, name: str) -> None:
-        """Mark the job as deleted and let its processes end; its log stays in its folder."""
+    async def delete(self, run: CompressionRun, name: str) -> bool:
+        """Mark the job as deleted and let its processes end; its log stays in its folder. Whether there was one."""
         folder = JobFolder(self._place.jobs / name)
         record = self._record(folder)
         if record is None:
-            return
+            return False
         folder.mark_deleted()
         for waiting in [w for w in self._waiting if w.folder.name == name]:
             self._waiting.remove(waiting)
             self._settle(folder, None)
         if name not in self._ended:
             self._observe(run, folder, record, deleting=True)  # stops it
+        return True
 
     # -- the end --------------------------------------------------------------------------------------------------
 
