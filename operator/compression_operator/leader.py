@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 Lease = dict[str, Any]
 
+RELEASE_SECONDS = 5.0
+"""Time to give the lease up; without an answer by then it expires by itself."""
+
 
 class LeadershipLost(Exception):
     """The lease could not be renewed in time; another replica may be acting already."""
@@ -139,18 +142,39 @@ class LeaderElection:
                 raise LeadershipLost(f"lost the lease {self._namespace}/{self._name}: {problem}")
 
     async def release(self) -> None:
-        """Give the lease up, so that the next replica need not wait for it to expire. Best effort."""
+        """Give the lease up, so that the next replica need not wait for it to expire. Best effort, and soon over."""
         held, self._held = self._held, None
         if held is None:
             return
-        freed = held | {"spec": held["spec"] | {"holderIdentity": ""}}
         try:
-            await self._kube.replace(LEASES, self._namespace, self._name, freed)
-        except ApiError as error:
-            logger.info("could not release the lease: %s", error)
+            async with asyncio.timeout(RELEASE_SECONDS):
+                try:
+                    await self._free(held)
+                except ApiError as error:
+                    if error.code != 409:
+                        raise
+                    now = await self._kube.get(LEASES, self._namespace, self._name)
+                    if now["spec"].get("holderIdentity") == self._identity:
+                        await self._free(now)
+        except (ApiError, TimeoutError) as error:
+            logger.info("could not release the lease: %s", error or "no answer from the API server")
+
+    async def _free(self, lease: Lease) -> None:
+        freed = lease | {"spec": lease["spec"] | {"holderIdentity": ""}}
+        await self._kube.replace(LEASES, self._namespace, self._name, freed)
 
     async def _try(self) -> bool:
         """Create, take or renew the lease; False where another replica holds it."""
+        try:
+            return await self._take()
+        except ApiError as error:
+            if error.code != 409:
+                raise
+        # Somebody wrote it meanwhile. That need not be another replica: whose it is now is told by another look.
+        return await self._take()
+
+    async def _take(self) -> bool:
+        """As `_try`, with ApiError 409 where somebody writes the lease between our look at it and our own write."""
         try:
             lease = await self._kube.get(LEASES, self._namespace, self._name)
         except ApiError as error:
@@ -161,25 +185,21 @@ class LeaderElection:
                 "kind": "Lease",
                 "metadata": {"name": self._name, "namespace": self._namespace},
             }
-            return await self._write(lease, new=True)
+            await self._write(lease, new=True)
+            return True
         now = self._monotonic()
         self._seen.see(lease, now)
         if not may_take(lease, self._identity, self._seen, now):
             return False
-        return await self._write(lease, new=False)
+        await self._write(lease, new=False)
+        return True
 
-    async def _write(self, lease: Lease, *, new: bool) -> bool:
+    async def _write(self, lease: Lease, *, new: bool) -> None:
         asked = self._monotonic()
         wanted = claimed(lease, self._identity, self._timing.duration, datetime.now(UTC))
-        try:
-            if new:
-                self._held = await self._kube.create(LEASES, self._namespace, wanted)
-            else:
-                self._held = await self._kube.replace(LEASES, self._namespace, self._name, wanted)
-        except ApiError as error:
-            if error.code == 409:  # another replica was faster
-                return False
-            raise
+        if new:
+            self._held = await self._kube.create(LEASES, self._namespace, wanted)
+        else:
+            self._held = await self._kube.replace(LEASES, self._namespace, self._name, wanted)
         self._renewed = asked
         self._seen.see(self._held, self._monotonic())
-        return True

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compression_operator import leader as leader_module
 from compression_operator.kube import ApiError
 from compression_operator.leader import LeaderElection, LeadershipLost, Observation, Timing, claimed, may_take
 
@@ -47,6 +48,7 @@ class Server:
         self.lease: Lease | None = None
         self.fault: ApiError | None = None
         self.hangs = False
+        self.meddlers: list[str] = []  # who is the holder after the next reads: each is followed by somebody's write
 
     async def _answer(self) -> None:
         if self.hangs:
@@ -58,7 +60,10 @@ class Server:
         await self._answer()
         if self.lease is None:
             raise ApiError(404, "NotFound", "")
-        return self.lease
+        found = self.lease
+        if self.meddlers:
+            self.lease = lease(self.meddlers.pop(0), str(int(found["metadata"]["resourceVersion"]) + 1))
+        return found
 
     async def create(self, _resource: Any, _namespace: str, body: Lease) -> Lease:
         await self._answer()
@@ -153,6 +158,50 @@ def test_a_fault_that_passes_costs_nothing() -> None:
         await asyncio.sleep(0.6)
         assert leader.leads and not holding.done()
         holding.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_an_edit_of_the_lease_by_anybody_deposes_nobody() -> None:
+    async def scenario() -> None:
+        server = Server()
+        leader = candidate(server, "a")
+        await leader.acquire()
+        holding = asyncio.create_task(leader.hold())
+        server.meddlers = ["a"] * 3
+        await asyncio.sleep(0.8)
+        assert not server.meddlers and not holding.done() and leader.leads
+        server.meddlers = ["b"]
+        with pytest.raises(LeadershipLost, match="another replica holds it"):
+            await asyncio.wait_for(holding, 5)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("meddler", "left"), [("a", ""), ("b", "b")])
+def test_an_edited_lease_is_given_up_if_it_is_still_ours(meddler: str, left: str) -> None:
+    async def scenario() -> None:
+        server = Server()
+        leader = candidate(server, "a")
+        await leader.acquire()
+        server.meddlers = [meddler]
+        await server.get()
+        await leader.release()
+        assert server.lease is not None and server.lease["spec"]["holderIdentity"] == left
+
+    asyncio.run(scenario())
+
+
+def test_giving_up_the_lease_is_given_up_where_the_server_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leader_module, "RELEASE_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        server = Server()
+        leader = candidate(server, "a")
+        await leader.acquire()
+        server.hangs = True
+        await asyncio.wait_for(leader.release(), 5)
+        assert not leader.leads
 
     asyncio.run(scenario())
 
