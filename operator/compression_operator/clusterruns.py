@@ -27,7 +27,7 @@ class ClusterRuns:
     """Runs of the watched namespaces (see controller.Runs)."""
 
     def __init__(self, kube: Kube, cache: Cache, *, image: str) -> None:
-        """`image` is what runs get that name none: the one of the day they are first looked at, for good."""
+        """`image`: of the jobs of runs that name none, when they are first looked at."""
         self._kube = kube
         self._cache = cache
         self._image = image
@@ -119,11 +119,17 @@ class ClusterRuns:
         known = self._parsed.get(key)
         if known is not None and known[0]["metadata"].get("resourceVersion") == body["metadata"].get("resourceVersion"):
             return known[1]
-        run = parse(body)
-        if run.status.image is None and run.spec.job_template.image is None:
-            run = run.model_copy(update={"status": run.status.model_copy(update={"image": self._image})})
+        run = with_image(parse(body), self._image)
         self._parsed[key] = (body, run)
         return run
+
+
+def with_image(run: CompressionRun, default: str) -> CompressionRun:
+    """The run with its jobs' image in the status: the one that it names, else the one that it has had so far, else
+    `default`, the operator's of today.
+    """
+    image = run.spec.job_template.image or run.status.image or default
+    return run.model_copy(update={"status": run.status.model_copy(update={"image": image})})
 
 
 def parse(body: Body) -> CompressionRun:

@@ -82,7 +82,8 @@ class JobTemplate(ConfigModel):
         default=None,
         min_length=1,
         max_length=1024,
-        description="Pipeline image. Default: the image that the operator was installed with, kept for the whole run.",
+        description="Pipeline image. Default: the one that the operator was installed with when it first looked at the "
+        "run. It stands in status.image, and is kept until another one is named here.",
     )
     image_pull_policy: ImagePullPolicy | None = Field(
         default=None,

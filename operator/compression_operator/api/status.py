@@ -164,7 +164,7 @@ class CompressionRunStatus(ConfigModel):
     completion_time: datetime | None = Field(default=None, description="When the last step ended.")
     teacher: TeacherStatus | None = Field(default=None, description="The teacher as prepare found it.")
     resolved: Resolved | None = Field(default=None, description="What the sources turned out to be.")
-    image: str | None = Field(default=None, description="The image resolved at the first start, kept thereafter.")
+    image: str | None = Field(default=None, description="Image of the jobs, kept when the operator is upgraded.")
     handled_retry: str | None = Field(default=None, description="Last value of the retry annotation acted on.")
     steps: list[Step] = Field(default=[], json_schema_extra=by_key("name"), description="The steps of the plan.")
     students: list[StudentStatus] = Field(
