@@ -1,0 +1,289 @@
+"""The product as its users have it: helm install, kubectl apply, the real pipeline in real pods, students that load.
+
+`examples/demo-cluster.yaml` is applied as it is, with the commands at its top. To these the tests add what the cluster
+lacks: the volume behind the claim (there is no provisioner), busybox under the name that it has in its registry, and,
+by a patch of `jobTemplate.podTemplate` before the run is let go, the pipeline image's content (see pipeline_image.py).
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pipeline_image
+import pytest
+import yaml
+from api import JOBS, Api, Body, wait_for
+from operators import FINAL
+from story import RELEASE, SYSTEM, Console, Story
+from tests.cluster.images import BUSYBOX, import_archive
+from tests.cluster.paths import REPOSITORY, State
+from tests.cluster.up import Cluster
+from tests.packaging.base import CannotBuild
+from tests.packaging.image import OPERATOR, operator_image
+
+EXAMPLE = "examples/demo-cluster.yaml"
+REGISTRY_BUSYBOX = "docker.io/library/busybox:1.37"
+STUDENTS = ("width", "depth")
+STEPS = ["prepare", "finetune", *(f"{phase}-{name}" for phase in ("prune", "distill", "export") for name in STUDENTS)]
+TIMES = '{range .status.steps[*]}{.name}{"\\t"}{.startTime}{"\\t"}{.completionTime}{"\\n"}{end}'
+PATIENCE = 1500
+"""Seconds for what takes some three minutes on two idle processors."""
+
+pytestmark = pytest.mark.timeout(2 * PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def images(state: State, cluster: Cluster) -> None:
+    """The operator's image, built and imported, and busybox under its registry's name."""
+    if not cluster.pods or cluster.bin is None:
+        pytest.skip(f"no pods here: {'; '.join(cluster.left_out) or 'images cannot be imported into this cluster'}")
+    try:
+        import_archive(state, operator_image())
+    except CannotBuild as error:
+        pytest.skip(f"the operator's image cannot be built here: {error}")
+    pipeline_image.name_image(state, BUSYBOX, REGISTRY_BUSYBOX)
+
+
+@pytest.fixture(scope="module")
+def console(cluster: Cluster, images: None, tmp_path_factory: pytest.TempPathFactory) -> Console:
+    """A terminal whose kubectl is in a namespace of the test's own, as `kubectl config set-context` would have it."""
+    folder = tmp_path_factory.mktemp("console")
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    for context in config["contexts"]:
+        context["context"]["namespace"] = f"demo-{secrets.token_hex(3)}"
+    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    assert cluster.bin is not None
+    return Console(cluster.bin, folder / "kubeconfig", folder / "console.txt")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's text."""
+    folder = tmp_path_factory.mktemp("demo-input")
+    command = [sys.executable, str(REPOSITORY / "examples" / "demo" / "corpus.py"), "--output", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="module")
+def story(api: Api, console: Console, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """The run, from `helm install` to its end."""
+    name = yaml.safe_load(console.kubeconfig.read_text())["contexts"][0]["context"]["namespace"]
+    store = tmp_path_factory.mktemp("store")
+    store.chmod(0o777)  # fsGroup does not apply to folders of the host
+    volumes = [pipeline_image.volume(name, "demo", store, "ReadWriteMany"), *pipeline_image.volumes(name)]
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    told = Story(api, console, name, store)
+    try:
+        _install(console)
+        api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+        for body in volumes:
+            scope = "" if body["kind"] == "PersistentVolume" else f"/namespaces/{name}"
+            api.create(f"/api/v1{scope}/{body['kind'].lower()}s", body)
+        console.kubectl("apply", "--filename", EXAMPLE)
+        console.kubectl("wait", "pod/demo-files", "--for=condition=Ready", "--timeout=120s")
+        console.kubectl("cp", "examples/demo/teacher", "demo-files:/compression/teacher")
+        console.kubectl("cp", str(dataset), "demo-files:/compression/dataset")
+        api.merge(told.path, {"spec": {"jobTemplate": {"podTemplate": pipeline_image.pod_template()}}})
+        _let_it_run(told)
+        yield told
+    finally:
+        console.run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", check=False)
+        api.delete(f"/api/v1/namespaces/{name}")
+        for body in volumes:
+            if body["kind"] == "PersistentVolume":
+                api.delete(f"/api/v1/persistentvolumes/{body['metadata']['name']}")
+
+
+def _install(console: Console) -> None:
+    """As README says; the cluster may have the CRD from other tests already."""
+    repository, tag = OPERATOR.rsplit(":", 1)
+    pipeline, pipeline_tag = pipeline_image.NAME.rsplit(":", 1)
+    console.run(
+        *("helm", "upgrade", "--install", RELEASE, "charts/compression-operator"),
+        *("--namespace", SYSTEM, "--create-namespace", "--wait", "--take-ownership"),
+        *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
+        *("--set", f"pipelineImage.repository={pipeline}", "--set-string", f"pipelineImage.tag={pipeline_tag}"),
+    )
+
+
+def _let_it_run(told: Story) -> None:
+    console = told.console
+    watch = console.watch("get", "compressionrun", "demo", "--watch")
+    try:
+        wait_for(lambda: "Suspended" in console.watched(), "the run to wait")
+        console.kubectl("patch", "compressionrun", "demo", "--type=merge", '--patch={"spec": {"suspend": false}}')
+        wait_for(lambda: told.look() in FINAL, "the run to end", seconds=PATIENCE, every=1)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}\n\n{told.evidence()}") from error
+    finally:
+        watch.terminate()
+        watch.wait()
+    assert told.status["phase"] == "Succeeded", told.evidence()
+    told.end()
+    console.kubectl("get", "compressionrun,pytorchjobs,pods")
+    console.kubectl("get", "compressionrun", "demo", f"--output=jsonpath={TIMES}")
+    console.kubectl("describe", "compressionrun", "demo")
+
+
+@pytest.fixture(scope="module")
+def alone(story: Story, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of a local run of the same manifest: two processes in the place of two pods.
+
+    On two processors, of which its jobs get as many as the manifest's limits grant those in pods.
+    """
+    workdir = tmp_path_factory.mktemp("alone")
+    differences = {
+        "suspend": "false",
+        "teacher.model": "file:demo/teacher",
+        "dataset.source": f"file:{dataset}",
+        "phases.distill.nodes": "1",
+        "phases.distill.processesPerNode": "2",
+    }
+    command = [str(Path(sys.prefix) / "bin" / "compression"), "run", EXAMPLE, "--workdir", str(workdir)]
+    done = subprocess.run(
+        [*command, *(word for path, value in differences.items() for word in ("--set", f"{path}={value}"))],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2]),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return workdir
+
+
+def test_every_step_succeeded_at_its_first_attempt_with_one_job(story: Story) -> None:
+    steps = story.status["steps"]
+    assert [step["name"] for step in steps] == STEPS
+    assert {(step["state"], step["attempt"], step.get("failures", 0)) for step in steps} == {("Succeeded", 1, 0)}
+    assert not [step["name"] for step in steps if step.get("cached") or step.get("message")]
+    seen = [step["progress"] for step in steps if "progress" in step]
+    assert not [progress for progress in seen if progress["step"] != progress["totalSteps"] or "etaSeconds" in progress]
+    assert {job["metadata"]["name"] for job in story.jobs} == {step["jobName"] for step in steps}
+    assert len(story.jobs) == len(STEPS)
+    verdicts = {c["type"]: c["status"] for c in story.status["conditions"]}
+    assert verdicts.pop("Ready") == "True" and set(verdicts.values()) == {"False"}
+
+
+def test_events_tell_what_happened_and_of_no_trouble(story: Story) -> None:
+    assert Counter(event["reason"] for event in story.events) == {
+        "RunSuspended": 1,
+        "RunResumed": 1,
+        "JobCreated": len(STEPS),
+        "StepSucceeded": len(STEPS),
+        "RunSucceeded": 1,
+    }
+    lines = [json.loads(line) for line in story.operators_log().splitlines()]
+    assert lines and not [line for line in lines if line["level"] == "error"]
+
+
+def test_kubectl_shows_where_it_stands(story: Story) -> None:
+    header, *lines = [line.split() for line in story.console.watched().splitlines()]
+    assert header == ["NAME", "PHASE", "READY", "REASON", "AGE"]
+    if len(lines[0]) < len(header):
+        del lines[0]  # the operator had not looked at it yet
+    phases = ["Suspended", "Preparing", "Finetuning", "Pruning", "Distilling", "Exporting", "Succeeded"]
+    assert list(dict.fromkeys(line[1] for line in lines)) == phases
+    assert lines[-1][:4] == ["demo", "Succeeded", "True", "Succeeded"]
+
+
+def test_each_distillation_trained_in_two_pods_and_all_else_in_one(story: Story) -> None:
+    for step in STEPS:
+        expected = {"master", "worker"} if step.startswith("distill") else {"master"}
+        assert set(story.pods_of(step)) == expected, step
+        (container,) = story.pods_of(step)["master"]["status"]["containerStatuses"]
+        ended = container["state"]["terminated"]
+        assert (container["restartCount"], ended["exitCode"], ended["reason"]) == (0, 0, "Completed")
+        assert json.loads(ended["message"])["class"] == "Done"
+
+
+def test_pods_are_nobody_and_hold_no_token(story: Story) -> None:
+    """The namespace admits restricted pods alone; these are stricter."""
+    for pod in story.pods.values():
+        spec = pod["spec"]
+        (container,) = spec["containers"]
+        assert spec["securityContext"]["runAsUser"] == 1000 and spec["automountServiceAccountToken"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert "serviceAccountToken" not in json.dumps(spec["volumes"])
+        claims = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+        assert len(claims) == len(set(claims)), "a pod with one claim in two volumes never starts"
+
+
+def test_prepare_alone_sees_the_sources_and_cannot_write_there(story: Story) -> None:
+    """They are on the very claim that keeps the artifacts: one volume, mounted twice."""
+    for step in STEPS:
+        mounts = story.pods_of(step)["master"]["spec"]["containers"][0]["volumeMounts"]
+        found = {m["mountPath"]: m.get("readOnly", False) for m in mounts if m["name"] == "store"}
+        assert found == {"/compression": False} | ({"/sources/demo": True} if step == "prepare" else {})
+
+
+def test_distillation_wins_back_of_what_pruning_cost(story: Story) -> None:
+    for student in story.status["students"]:
+        loss = student["validationLoss"]
+        assert loss["correctedTeacher"] < loss["teacher"], "teacher correction corrects"
+        assert loss["correctedTeacher"] < loss["distilled"]
+        assert (loss["pruned"] - loss["distilled"]) / (loss["pruned"] - loss["correctedTeacher"]) > 0.5
+        assert 0.4 <= student["compressionRatio"] <= 0.7
+
+
+def test_the_students_load_and_write(story: Story, tmp_path: Path) -> None:
+    """As a user gets hold of them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for student in story.status["students"]:
+        folder = tmp_path / student["name"]
+        story.console.kubectl("cp", f"demo-files:/compression/artifacts/{student['artifact']}/model", str(folder))
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        assert sum(parameter.numel() for parameter in model.parameters()) == student["parameters"]
+        inputs = tokenizer("The function returns", return_tensors="pt")
+        written = tokenizer.decode(model.float().generate(**inputs, max_new_tokens=24, do_sample=False)[0])
+        assert written == student["sample"] and len(written) > 40
+        card = (folder / "README.md").read_text()
+        assert f"{student['validationLoss']['distilled']:.4f}" in card
+
+
+def test_losses_and_weights_are_those_of_a_local_run(story: Story, alone: Path) -> None:
+    """Equal to the bit: the same programs, data, order, threads, and a sum of two gradients, which has no order."""
+    local = yaml.safe_load((alone / "run.yaml").read_text())["status"]
+    assert story.status["teacher"] == local["teacher"]
+    mine, theirs = ({s["name"]: s["artifact"] for s in status["steps"]} for status in (story.status, local))
+    assert mine == theirs, "equal content has equal keys"
+    figures = ("name", "parameters", "compressionRatio", "validationLoss", "artifact", "sample")
+    for mine, theirs in zip(story.status["students"], local["students"], strict=True):
+        assert {name: mine[name] for name in figures} == {name: theirs[name] for name in figures}
+
+    def weights(store: Path) -> Body:
+        files = sorted(store.glob("artifacts/*/model/*.safetensors"))
+        return {str(f.relative_to(store)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+    assert len(weights(story.store)) >= len(STEPS)
+    assert weights(story.store) == weights(alone / "store")
+
+
+def test_the_report_is_built_from_the_resource_and_the_volume(story: Story, tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(story.console.kubectl("get", "compressionrun", "demo", "--output=yaml"))
+    command = [sys.executable, "-m", "compression_pipeline.report", "--run", str(run)]
+    command += ["--store", str(story.store), "--output", str(tmp_path / "report")]
+    subprocess.run(command, check=True, capture_output=True)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert all(f"{student['validationLoss']['distilled']:.3f}" in page for student in story.status["students"])
+
+
+def test_deleting_the_run_takes_its_jobs_and_leaves_what_they_made(story: Story) -> None:
+    kept = sorted(path.name for path in (story.store / "artifacts").iterdir())
+    assert len(kept) == len(STEPS)
+    story.console.kubectl("delete", "compressionrun", "demo")
+    jobs = f"{JOBS}/namespaces/{story.namespace}/pytorchjobs"
+    wait_for(lambda: not story.api.items(jobs), "the jobs to go with their run")
+    pods = f"/api/v1/namespaces/{story.namespace}/pods"
+    names = {pod["metadata"]["name"] for pod in story.pods.values()}
+    wait_for(lambda: not names & {pod["metadata"]["name"] for pod in story.api.items(pods)}, "their pods to go")
+    assert sorted(path.name for path in (story.store / "artifacts").iterdir()) == kept
