@@ -94,7 +94,10 @@ class Schedule:
         """A step whose job isn't seen asks for it again: by its name it cannot become two."""
         if step.job_name is None or step.job_name in self._jobs:
             return step
-        if step.job_name in self._limits.foreign or self._others(step):
+        if step.job_name in self._limits.foreign:
+            self.blocked.append(step.name)
+            return step.model_copy(update={"message": _not_ours(step.job_name)})
+        if self._others(step):
             self.blocked.append(step.name)
         elif step.job_name in self._limits.unmade:
             why = self._limits.unmade[step.job_name]
@@ -139,7 +142,7 @@ class Schedule:
             return _Wait(f"waits for a free slot (maxParallelJobs is {self._limits.max_parallel_jobs})")
         name = self._plan.job(planned, run=self._run, attempt=self._next_attempt(step)).name
         if name in self._limits.foreign:
-            return _Wait(f"waits for job {name} to be removed, which is not this run's", for_a_job=True)
+            return _Wait(_not_ours(name), for_a_job=True)
         if name in self._limits.unmade:
             return _Wait(cut(f"waits, for its job cannot be made: {self._limits.unmade[name]}"))
         return None
@@ -170,6 +173,10 @@ class Schedule:
                 "progress": None,
             }
         )
+
+
+def _not_ours(job: str) -> str:
+    return f"waits for job {job} to be removed, which is not this run's"
 
 
 def _last_words(step: Step) -> str:

@@ -14,10 +14,11 @@ from .backends.observation import seen_job, seen_pod
 from .backends.progress import PERIOD_SECONDS, LogWatcher
 from .backends.pytorchjob import label_value
 from .cache import Body, Cache, version_of
-from .clusterruns import ClusterRuns, UnreadableRun
+from .clusterruns import ClusterRuns
 from .controller import Conflict, Controller
 from .denials import Denials, limited
 from .events import EventRecorder
+from .failures import PERSISTENT, trouble_of, unforeseen, words_of
 from .health import MISSED_SECONDS, Probes, WatchHealth, serve
 from .jobs import Decision, Notice, ObservedJob
 from .kube import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource, connect
@@ -162,10 +163,10 @@ class Service:
     def _reconcile(
         self, run: CompressionRun, observed: Sequence[ObservedJob], now: datetime, unmade: Mapping[str, Exception]
     ) -> Decision:
-        words = {name: _words(error) for name, error in unmade.items()}
+        words = {name: words_of(error) for name, error in unmade.items()}
         decision = advised(run, reconcile(run, observed, now, words), self._claims.about(run))
         decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
-        troubles = [trouble for error in unmade.values() if (trouble := _trouble(error)) is not None]
+        troubles = [trouble for error in unmade.values() if (trouble := trouble_of(error)) is not None]
         return held_up(run, decision, troubles[0], now) if troubles else decision
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
@@ -192,10 +193,10 @@ class Service:
             return
         self._metrics.reconcile_errors.inc()
         # A traceback helps with what nobody expected; the API server's refusals speak for themselves.
-        unexpected = not isinstance(error, ApiError | UnreadableRun)
-        logger.error("pass failed (%d in a row): %s", consecutive, error, extra={"run": key}, exc_info=unexpected)
-        trouble = _trouble(error)
-        if trouble is not None and not told:
+        traceback = error if unforeseen(error) else None
+        logger.error("pass failed (%d in a row): %s", consecutive, error, extra={"run": key}, exc_info=traceback)
+        trouble = trouble_of(error)
+        if trouble is not None and not told and (consecutive >= PERSISTENT or not unforeseen(error)):
             self._later(lambda: self._tell(key, trouble))
 
     def _later(self, chore: Callable[[], Awaitable[None]]) -> None:
@@ -342,23 +343,6 @@ class Service:
                 there = {body["metadata"]["uid"]: version_of(body) for body in items}
                 listed = {uid: shown for uid, shown in there.items() if not cache.has_gone(uid)}
                 self._watches[resource].compare(listed, version, time.monotonic())
-
-
-def _trouble(error: Exception) -> Trouble | None:
-    """What to tell on a run of what a pass met with; None where it is likely to go away by itself."""
-    if isinstance(error, UnreadableRun):
-        return error.trouble
-    if isinstance(error, ApiError) and not error.passing and not error.namespace_gone:
-        return refusal(error.code, str(error))
-    return None
-
-
-def _words(error: Exception) -> str:
-    trouble = _trouble(error)
-    if trouble is not None:
-        return trouble.message
-    # Not the words for no answer: they are others each time, and each time the status would be written.
-    return "the API server does not answer" if isinstance(error, ApiError) and error.code == 0 else str(error)
 
 
 def _now() -> datetime:

@@ -22,7 +22,8 @@ FORBIDDEN = "Forbidden"
 QUOTA_EXCEEDED = "QuotaExceeded"
 REFUSED = "Refused"
 UNREADABLE = "Unreadable"
-REASONS = (FORBIDDEN, QUOTA_EXCEEDED, REFUSED, UNREADABLE)
+INTERNAL_ERROR = "InternalError"
+REASONS = (FORBIDDEN, QUOTA_EXCEEDED, REFUSED, UNREADABLE, INTERNAL_ERROR)
 
 HELD_UP = {"Degraded": "True", "Ready": "False", "Progressing": "False", "Reconciling": "True"}
 """Conditions of a run that nothing is done for."""

@@ -1,8 +1,9 @@
 """The API server takes some of what a run asks for and refuses the rest: what can be done is done, and all is told."""
 
-from api import Api, Body, wait_for
+from api import JOBS, Api, Body, wait_for
 from kubelets import NOWHERE, end
 from operators import Namespace, condition_of, step_of
+from proxy import Answer, Asked, Fault, proxy
 
 
 def pending(namespace: Namespace) -> list[Body]:
@@ -51,3 +52,45 @@ def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Names
         wait_for(
             lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the trouble to be over"
         )
+
+
+def stray(namespace: Namespace, api: Api) -> str:
+    """A job that somebody made by hand, with labels like ours."""
+    labels = {"app.kubernetes.io/managed-by": "compression-operator"}
+    labels |= {f"modelcompression.io/{name}": value for name, value in (("run", "demo"), ("attempt", "first"))}
+    template = {"spec": {"containers": [{"name": "pytorch", "image": "localhost/none:1"}], **NOWHERE}}
+    replicas = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
+    body = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": "stray", "labels": labels}}
+    api.create(f"{JOBS}/namespaces/{namespace.name}/pytorchjobs", body | {"spec": {"pytorchReplicaSpecs": replicas}})
+    return "stray"
+
+
+def test_a_job_with_labels_of_somebody_elses_making_is_left_alone(namespace: Namespace, api: Api) -> None:
+    with namespace.operator() as operator:
+        name = stray(namespace, api)
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(lambda: len(namespace.jobs()) == 2, "a job of ours")
+        assert not [line for line in operator.lines() if line["level"] == "error"]
+        assert name in [job["metadata"]["name"] for job in namespace.jobs()]
+
+
+def test_a_fault_of_the_operators_own_is_told(namespace: Namespace, api: Api) -> None:
+    """Something on the way to the API server answers in its place, and well: nobody foresaw that."""
+    answers = 0
+
+    def nonsense(asked: Asked) -> Fault:
+        nonlocal answers
+        if (asked.verb, asked.resource) != ("update", "compressionruns/status") or answers >= 3:
+            return None
+        answers += 1
+        return Answer(200)
+
+    with proxy(api) as before, namespace.operator(server=before.url) as operator:
+        before.fault = nonsense
+        namespace.submit(jobTemplate=NOWHERE)
+        events = wait_for(lambda: [e for e in namespace.events() if e["reason"] == "InternalError"], "the Event")
+        assert "KeyError: 'metadata'" in events[0]["note"] and "report it" in events[0]["note"]
+        failed = next(line for line in operator.lines() if line["message"].startswith("pass failed (3 in a row)"))
+        assert "KeyError" in failed["traceback"] and failed["run"] == f"{namespace.name}/demo"
+        wait_for(lambda: state(namespace, "prepare") == "Starting", "it to go on")
+        wait_for(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "all to be well")

@@ -126,3 +126,13 @@ def test_a_run_in_which_other_jobs_go_on_is_under_way_and_degraded(world: World)
     shaky = held_up(world.run, world.look(), TROUBLE, world.now)
     degraded = next(c for c in shaky.status.conditions if c.type == "Degraded")
     assert degraded.message.startswith("the quota is used up; prune-") and "attempt 1 failed" in degraded.message
+
+
+def test_a_job_that_vanished_and_whose_name_is_taken_says_so(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.vanish(name)
+    world.foreign.add(name)
+    decision = world.look()
+    assert decision.actions == () and decision.blocked == ("finetune",)
+    assert step(world, "finetune").message == f"waits for job {name} to be removed, which is not this run's"

@@ -121,14 +121,15 @@ def observe_job(
     shown = witness or next((pod for pod in own if pod.master), None)
     failed = state is JobState.FAILED
     over = failed or state is JobState.SUCCEEDED
+    attempt = str(labels.get(f"{GROUP}/attempt", ""))
     return ObservedJob(
         name=str(meta.get("name")),
         step=str(labels.get(f"{GROUP}/step", "")),
         fingerprint=str(labels.get(f"{GROUP}/fingerprint", "")),
-        attempt=int(labels.get(f"{GROUP}/attempt", "0")),
+        attempt=int(attempt) if attempt.isdecimal() else 0,
         state=state,
         alive=any(pod.alive for pod in own),
-        ours=_owner(body) == run_uid and f"{GROUP}/fingerprint" in labels,
+        ours=_owner(body) == run_uid and f"{GROUP}/fingerprint" in labels and attempt.isdecimal(),
         deleting=job.deleting,
         created=job.created,
         started=job.started,
