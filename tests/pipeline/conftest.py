@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # importing it takes seconds that only the engine's tests sho
     from launching import Launch
     from preparing import Preparation
 
+    from compression_pipeline.artifact import Store
     from compression_pipeline.megatron.runtime import Runtime
 
 
@@ -28,6 +29,35 @@ def engine() -> "Iterator[Runtime]":
 
     with runtime(finetune_job()) as current:
         yield current
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> "Store":
+    """A store with text that can be learnt and a random teacher: copy it, never write into it."""
+    from stores import make_store
+
+    return make_store(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def store(inputs: "Store", tmp_path: Path) -> "Store":
+    """A store of the test's own, with `inputs`."""
+    from finetuning import copy_of
+
+    return copy_of(inputs, tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(inputs: "Store", tmp_path_factory: pytest.TempPathFactory, engine: "Runtime") -> "Store":
+    """The store after a teacher correction (`finetuning.SETTINGS`) that nothing disturbed: only to be read."""
+    from finetuning import copy_of, job_in
+    from stores import context
+
+    from compression_pipeline.phases.finetune import correct
+
+    reference = copy_of(inputs, tmp_path_factory.mktemp("uninterrupted") / "store")
+    correct(job_in(reference), context(reference)[0], engine)
+    return reference
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """Small teacher corrections that tests run, stop and compare."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,12 @@ SETTINGS = FinetuneConfig(
     checkpoint_interval=4,
     validation_interval=5,
 )
+
+
+def copy_of(store: Store, root: Path) -> Store:
+    """A store in `root` with the same artifacts."""
+    shutil.copytree(store.artifacts, root / "artifacts")
+    return Store(root)
 
 
 def job_in(store: Store, **fields: Any) -> FinetuneJob:
@@ -70,13 +78,16 @@ class Stopping(Recorder):
 
 
 def stop_after(store: Store, step: int, engine: Runtime, attempt: int = 1, **fields: Any) -> None:
-    """An attempt that is told to stop while step `step` ends, and so ends after the next."""
+    """An attempt that is told to stop while step `step` ends: it ends in the validation after that, or after the next
+    step.
+    """
     current, _ = context(store, attempt=attempt)
 
     def stop() -> None:
         current.stop.raised = True
 
-    with pytest.raises(Interrupted, match=f"after step {step + 1}; it is in a checkpoint"):
+    last = step if step % SETTINGS.validation_interval == 0 else step + 1
+    with pytest.raises(Interrupted, match=f"after step {last}; it is in a checkpoint"):
         correct(job_in(store, attempt=attempt, **fields), replace(current, events=Stopping(step, stop)), engine)
 
 

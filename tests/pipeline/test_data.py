@@ -5,13 +5,17 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from engine_models import architecture, randomize
+from engine_models import architecture, python, randomize
 from hypothesis import given
 from hypothesis import strategies as st
 from stores import save_text
 
+from compression_pipeline.artifact import Store
 from compression_pipeline.config import FinetuneConfig
+from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
+from compression_pipeline.events import Events
+from compression_pipeline.machine import free_port
 from compression_pipeline.megatron.data import (
     TrainingData,
     ValidationData,
@@ -128,8 +132,53 @@ class TestValidation:
             logits = model(everything.tokens, everything.positions, None)
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), everything.labels.flatten()).item()
         for size in (1, 3, 10, 99):
-            assert validation_loss(model, data, engine, batch_size=size) == pytest.approx(expected, rel=1e-6)
+            found = validation_loss(model, data, engine, Context(Store(text), Events(), text), batch_size=size)
+            assert found == pytest.approx(expected, rel=1e-6)
         assert model.training
+
+
+def test_ranks_stop_before_the_same_batch_though_one_has_fewer(text: Path) -> None:
+    """Of five batches rank 0 has three and rank 1 two; rank 1 is told in its last."""
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from engine_models import architecture, finetune_job, randomize
+        from compression_pipeline.artifact import Store
+        from compression_pipeline.context import Context, StopFlag
+        from compression_pipeline.errors import Interrupted
+        from compression_pipeline.events import Events
+        from compression_pipeline.megatron.runtime import runtime
+
+        with runtime(finetune_job()) as current:
+            from compression_pipeline.megatron.data import ValidationData
+            from compression_pipeline.megatron.model import build
+            from compression_pipeline.megatron.validation import validation_loss
+
+            seen = []
+
+            class Told(ValidationData):
+                def batch(self, indices, device):
+                    seen.append(indices.start)
+                    if (current.rank, len(seen)) == (1, 2):
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    return super().batch(indices, device)
+
+            folder = Path(os.environ["TEXT"])
+            context = Context(Store(folder), Events(), folder, stop=StopFlag())
+            context.stop.watch()
+            model = build(architecture(), current, sequence_length=16).train()
+            randomize(model)
+            try:
+                validation_loss(model, Told(folder, sequence_length=16, samples=5), current, context, batch_size=1)
+            except Interrupted as told:
+                print(current.rank, seen, told, model.training)
+        """
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "TEXT": str(text)}
+    ranks = [python(code, RANK=str(rank), **meeting) for rank in range(2)]
+    said = "was told to stop (SIGTERM) while it measured the validation loss True"
+    for rank, batches in zip(ranks, ("0 [0, 2]", "1 [1, 3]"), strict=True):
+        output, errors = rank.communicate(timeout=240)
+        assert output.strip() == f"{batches} {said}", errors
 
 
 @given(st.integers(1, 5000), st.integers(1, 6000))

@@ -229,17 +229,17 @@ def test_an_interruption_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     told, recorder = context(store, DISTILLED)
     progress = recorder.progress
 
-    def stop_after_five(step: int, total: int, **fields: Any) -> None:
-        told.stop.raised = step == 4  # seen in the next step's collective
+    def stop_after_four(step: int, total: int, **fields: Any) -> None:
+        told.stop.raised = step == 4  # seen in the validation that follows
         progress(step, total, **fields)
 
-    monkeypatch.setattr(recorder, "progress", stop_after_five)
-    with pytest.raises(Interrupted, match="after step 5"):
+    monkeypatch.setattr(recorder, "progress", stop_after_four)
+    with pytest.raises(Interrupted, match="after step 4"):
         phase.run(job(store), told)
     assert store.find(f"distill-{DISTILLED}") is None
     told, recorder = context(store, DISTILLED, attempt=2)
     again = phase.run(job(store, attempt=2), told)
-    assert [event["step"] for event in recorder.seen if event["event"] == "progress"] == [6, 7, 8]
+    assert [event["step"] for event in recorder.seen if event["event"] == "progress"] == [5, 6, 7, 8]
     assert again.model_dump(exclude={"tokens_per_second"}) == whole.model_dump(exclude={"tokens_per_second"})
     found = weights(store.open(f"distill-{DISTILLED}").model)
     assert all(torch.equal(expected[name], found[name]) for name in expected)

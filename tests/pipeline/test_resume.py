@@ -13,35 +13,48 @@ from typing import Any
 import pytest
 import torch
 from finetuning import SETTINGS, assert_same_run, first_step, history_of, job_in, steps_kept, stop_after, weights_of
-from stores import Recorder, context, make_store
+from stores import Recorder, context
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.errors import TransientError, torn_write
+from compression_pipeline.context import StopFlag
+from compression_pipeline.errors import Interrupted, TransientError, torn_write
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases.finetune import correct
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Text that can be learnt and a random teacher."""
-    return make_store(tmp_path_factory.mktemp("inputs"))
+class StopsAtLook(StopFlag):
+    """SIGTERM that comes just before the flag is looked at for the `look`th time (counted from 1)."""
+
+    def __init__(self, look: int) -> None:
+        self._left = look
+
+    @property
+    def raised(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._left -= 1
+        return self._left <= 0
 
 
-@pytest.fixture
-def store(inputs: Store, tmp_path: Path) -> Store:
-    """A store of its own, with the same inputs."""
-    shutil.copytree(inputs.artifacts, tmp_path / "store" / "artifacts")
-    return Store(tmp_path / "store")
+class TestStopDuringValidation:
+    """The validation has 6 batches: 24 sequences, 4 at a time. It is made at steps 0, 5, 10 and 12."""
 
+    @pytest.mark.parametrize(("look", "step"), [(1, 0), (4, 0), (12, 5), (14, 5), (17, 5), (32, 12)])
+    def test_to_the_last_bit(self, store: Store, uninterrupted: Store, engine: Runtime, look: int, step: int) -> None:
+        current, events = context(store)
+        current.stop = StopsAtLook(look)
+        with pytest.raises(Interrupted) as stopped:
+            correct(job_in(store), current, engine)
+        done = [event["step"] for event in events.seen if event["event"] == "progress"]
+        assert done == list(range(1, step + 1))
+        validated = [event["step"] for event in events.seen if event["event"] == "metric"]
+        assert validated == [at for at in (0, 5, 10, 12) if at < step]
+        if step:
+            assert str(stopped.value) == f"was told to stop (SIGTERM) after step {step}; it is in a checkpoint"
+        assert (f"step-{step:08d}" in steps_kept(store)) == (step > 0)
 
-@pytest.fixture(scope="module")
-def uninterrupted(inputs: Store, tmp_path_factory: pytest.TempPathFactory, engine: Runtime) -> Store:
-    """The store after a run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("uninterrupted")
-    shutil.copytree(inputs.artifacts, root / "artifacts")
-    reference = Store(root)
-    correct(job_in(reference), context(reference)[0], engine)
-    return reference
+        current, events = context(store, attempt=2)
+        correct(job_in(store, attempt=2), current, engine)
+        assert next(event["step"] for event in events.seen if event["event"] == "metric") == step
+        assert_same_run(store, uninterrupted)
 
 
 class TestResume:

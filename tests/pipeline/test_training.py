@@ -14,7 +14,7 @@ from finetuning import (
     history_of,
     job_in,
 )
-from stores import DATA, TEACHER, context, make_store, publish
+from stores import DATA, TEACHER, context, publish
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import EvaluateConfig, FinetuneConfig, FinetuneResult
@@ -31,29 +31,6 @@ from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.schedule import learning_rate
 from compression_pipeline.megatron.training import LanguageModelLoss, train
 from compression_pipeline.phases.finetune import correct
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Text that can be learnt and a random teacher."""
-    return make_store(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture
-def store(inputs: Store, tmp_path: Path) -> Store:
-    """A store of its own, with the same inputs."""
-    shutil.copytree(inputs.artifacts, tmp_path / "store" / "artifacts")
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(inputs: Store, tmp_path_factory: pytest.TempPathFactory, engine: Runtime) -> Store:
-    """The store after a run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("uninterrupted")
-    shutil.copytree(inputs.artifacts, root / "artifacts")
-    reference = Store(root)
-    correct(job_in(reference), context(reference)[0], engine)
-    return reference
 
 
 class TestWhatIsPublished:

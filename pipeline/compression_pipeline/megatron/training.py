@@ -1,15 +1,16 @@
 """The training loop of both training phases: Megatron's data-parallel training of any loss.
 
-Stopping: SIGTERM only raises a flag; each step's collective tells all ranks of it, and they checkpoint after the same
-step. A loss or gradient norm that isn't finite stops the run before the optimizer touches the weights. Where a rank
-dies, its peers' next collective fails; they make no other.
+Stopping: SIGTERM only raises a flag. A collective of each step, and of each batch of a validation, tells all ranks of
+it, and they checkpoint after the same step; a validation that was broken off is made when the run goes on. A loss or
+gradient norm that isn't finite stops the run before the optimizer touches the weights. Where a rank dies, its peers'
+next collective fails; they make no other.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -83,8 +84,8 @@ def train(
     """Train `model` in place, from the newest checkpoint if there is one; every rank calls it.
 
     Args:
-        validate: measures the validation loss; called before the first step, every `validation_interval` steps and
-            after the last.
+        validate: measures the validation loss, or raises Interrupted on all ranks; called before the first step, every
+            `validation_interval` steps and after the last.
         flops_per_token: operations that a trained token needs, for the utilization (`flops.training_flops`).
         checkpoints: where the state is kept. They stay; remove them once the result is published.
 
@@ -139,8 +140,8 @@ class _Loop:
         if self._runtime.rank == 0:
             self._scalars = Scalars(self._context.folder, self._history)
         try:
-            if resumed is None:
-                self._measure(0)
+            if self._validation_due(first) and first not in [entry.step for entry in self._history.validation]:
+                self._measure(first)
             self._wrapped.train()
             clock = _Clock(first)
             for step in range(first, settings.steps):
@@ -148,13 +149,12 @@ class _Loop:
                 figures = self._step(step)
                 self._record(step, figures, time.perf_counter() - started, clock)
                 done = step + 1
-                last = done == settings.steps
-                if last or done % settings.validation_interval == 0:
+                if figures.stop:
+                    self._stop(done)
+                if self._validation_due(done):
                     self._measure(done)
-                if figures.stop or last or done % settings.checkpoint_interval == 0:
+                if done == settings.steps or done % settings.checkpoint_interval == 0:
                     self._save(done)
-                if figures.stop and not last:
-                    raise Interrupted(f"was told to stop (SIGTERM) after step {done}; it is in a checkpoint")
         finally:
             if self._scalars is not None:
                 self._scalars.close()
@@ -178,7 +178,7 @@ class _Loop:
         norm = self._optimizer.gradient_norm()
         figures = self._agree(torch.stack([result["loss"] for result in results]).mean(), norm)
         if not (math.isfinite(figures.loss) and math.isfinite(norm)):
-            self._stop_at(step + 1, figures)
+            self._refuse(step + 1, figures)
         self._optimizer.step(learning_rate(step, self._settings), norm)
         return figures
 
@@ -202,7 +202,7 @@ class _Loop:
         total, stops = shared.tolist()
         return Figures(total / self._runtime.world_size, norm, stops > 0)
 
-    def _stop_at(self, step: int, figures: Figures) -> None:
+    def _refuse(self, step: int, figures: Figures) -> None:
         newest = self._checkpoints.newest()
         kept = f"the checkpoint {newest} is kept" if newest else "there is no checkpoint yet"
         what = "loss" if not math.isfinite(figures.loss) else "gradient norm"
@@ -242,12 +242,25 @@ class _Loop:
             )
             clock.steps, clock.busy = 0, 0.0
 
+    def _validation_due(self, step: int) -> bool:
+        return step % self._settings.validation_interval == 0 or step == self._settings.steps
+
     def _measure(self, step: int) -> None:
-        entry = ValidationEntry(step, self._validate())
+        try:
+            loss = self._validate()
+        except Interrupted:
+            if step > 0:
+                self._stop(step)
+            raise
+        entry = ValidationEntry(step, loss)
         self._history.add_validation(entry)
         if self._scalars is not None:
             self._scalars.add_validation(entry)
         self._context.events.metric("validationLoss", entry.loss, step)
+
+    def _stop(self, step: int) -> NoReturn:
+        self._save(step)
+        raise Interrupted(f"was told to stop (SIGTERM) after step {step}; it is in a checkpoint")
 
     def _save(self, step: int) -> None:
         if self._saved != step:

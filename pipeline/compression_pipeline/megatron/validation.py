@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 import torch.distributed as dist
 
+from compression_pipeline.context import Context
+from compression_pipeline.errors import Interrupted
+
 from .data import ValidationData
 from .runtime import Runtime
 
@@ -12,7 +15,9 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
 
-def validation_loss(model: "GPTModel", data: ValidationData, runtime: Runtime, *, batch_size: int) -> float:
+def validation_loss(
+    model: "GPTModel", data: ValidationData, runtime: Runtime, context: Context, *, batch_size: int
+) -> float:
     """Mean loss per token in nats over all sequences of `data`, shared among the ranks. Every rank gets it.
 
     Sums are taken in float64. The model is put into eval mode meanwhile.
@@ -20,17 +25,33 @@ def validation_loss(model: "GPTModel", data: ValidationData, runtime: Runtime, *
     Args:
         model: a GPTModel (unwrapped) that returns losses [sequences, sequence length] where it is given labels.
         batch_size: sequences in one forward pass.
+
+    Raises:
+        Interrupted: any rank was told to stop; all ranks raise it before the same batch.
     """
     training = model.training
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
-    with torch.no_grad():
-        for start in range(runtime.rank * batch_size, len(data), runtime.world_size * batch_size):
-            batch = data.batch(range(start, min(start + batch_size, len(data))), runtime.device)
-            losses = cast("torch.Tensor", model(batch.tokens, batch.positions, None, labels=batch.labels))
-            totals[0] += losses.double().sum()
-            totals[1] += losses.numel()
-    model.train(training)
+    try:
+        with torch.no_grad():
+            for start in range(0, len(data), runtime.world_size * batch_size):
+                _stop_together(runtime, context)
+                first = start + runtime.rank * batch_size
+                if first >= len(data):
+                    continue
+                batch = data.batch(range(first, min(first + batch_size, len(data))), runtime.device)
+                losses = cast("torch.Tensor", model(batch.tokens, batch.positions, None, labels=batch.labels))
+                totals[0] += losses.double().sum()
+                totals[1] += losses.numel()
+    finally:
+        model.train(training)
     dist.all_reduce(totals)
     loss, tokens = totals.tolist()
     return loss / tokens
+
+
+def _stop_together(runtime: Runtime, context: Context) -> None:
+    stops = torch.tensor(float(context.stop_requested()), device=runtime.device)
+    dist.all_reduce(stops)
+    if stops.item() > 0:
+        raise Interrupted("was told to stop (SIGTERM) while it measured the validation loss")

@@ -104,7 +104,7 @@ def _trained(
     data = TrainingData(text, settings, runtime, sequence_length=length, cache=context.folder / "order")
 
     def loss_of(model: Any) -> float:
-        return validation_loss(model, validation, runtime, batch_size=data.micro_batch_size)
+        return validation_loss(model, validation, runtime, context, batch_size=data.micro_batch_size)
 
     models: list[Any] = []
     for architecture, name in ((teacher, job.teacher), (student, job.pruned)):

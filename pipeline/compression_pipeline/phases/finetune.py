@@ -52,7 +52,7 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
         loss=LanguageModelLoss(),
         settings=settings,
         data=data,
-        validate=lambda: validation_loss(model, validation, runtime, batch_size=data.micro_batch_size),
+        validate=lambda: validation_loss(model, validation, runtime, context, batch_size=data.micro_batch_size),
         flops_per_token=training_flops(architecture, job.sequence_length),
         runtime=runtime,
         context=context,
