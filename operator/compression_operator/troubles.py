@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from .api.run import CompressionRun
-from .api.status import CompressionRunStatus
+from .api.status import CompressionRunStatus, RunPhase
 from .conditions import FINISHED
 from .jobs import Decision, Notice
 from .steps import cut
@@ -121,7 +121,7 @@ def _with(
             "reason": trouble.reason,
             "message": cut(trouble.message),
         }
-    return {**status, "conditions": list(conditions.values())}
+    return {"phase": RunPhase.PENDING.value, **status, "conditions": list(conditions.values())}
 
 
 def _stamp(time: datetime) -> str:

@@ -29,6 +29,12 @@ def test_a_run_under_way_is_held_up_by_it() -> None:
     assert all(c["observedGeneration"] == 3 for c in status["conditions"])
 
 
+def test_a_run_that_was_never_looked_at_is_pending() -> None:
+    """`kubectl get` has a word for it, and nothing claims that its spec was planned."""
+    status = told({}, TROUBLE, generation=1, now=TIME)
+    assert status["phase"] == "Pending" and "observedGeneration" not in status
+
+
 def test_what_is_told_already_is_no_news() -> None:
     status = told({}, TROUBLE, generation=1, now=TIME)
     assert told(status, TROUBLE, generation=1, now=TIME + timedelta(hours=1)) == status

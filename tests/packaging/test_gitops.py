@@ -16,6 +16,7 @@ from compression_operator.api.rules import World
 from compression_operator.api.status import AttemptRecord, CompressionRunStatus, Step, StepState
 from compression_operator.api.validate import inspect
 from compression_operator.conditions import Situation, summarized
+from compression_operator.troubles import FORBIDDEN, QUOTA_EXCEEDED, Trouble, told
 from compression_pipeline.config import Phase
 
 GITOPS = REPOSITORY / "examples" / "gitops"
@@ -109,6 +110,17 @@ def step(phase: Phase, state: StepState, student: str | None = None, **fields: A
 
 PREPARED = step(Phase.PREPARE, StepState.SUCCEEDED)
 PRUNED = step(Phase.PRUNE, StepState.SUCCEEDED, "width")
+FORBIDS = Trouble(FORBIDDEN, "the operator may not create pytorchjobs")
+FULL = Trouble(QUOTA_EXCEEDED, "the namespace's quota is used up")
+
+
+def troubled(run: Body, trouble: Trouble, edits: int = 0) -> Body:
+    """The run once the operator has met with trouble after so many more edits, and no pass has gone through since."""
+    generation = run["metadata"]["generation"] + edits
+    status = told(run.get("status", {}), trouble, generation=generation, now=NOW)
+    return run | {"metadata": run["metadata"] | {"generation": generation}, "status": status}
+
+
 WAITS = step(Phase.EXPORT, StepState.PENDING, "width", message="waits for distill-width")
 LOST = AttemptRecord(attempt=1, job_name="llama-width-distill-abcdef-1", exit_class="Transient", message="NCCL timeout")
 
@@ -154,6 +166,31 @@ HEALTHS: dict[str, tuple[Body, str, str]] = {
         summary(PREPARED, step(Phase.PRUNE, StepState.FAILED, "width", message="hiddenSize 97 is odd")),
         "Degraded",
         "prune-width: hiddenSize 97 is odd",
+    ),
+    "trouble from the first": (
+        troubled(resource(None), FORBIDS),
+        "Degraded",
+        "Forbidden: the operator may not create pytorchjobs",
+    ),
+    "a quota that is full": (
+        troubled(resource(None), FULL),
+        "Progressing",
+        "QuotaExceeded: the namespace's quota is used up",
+    ),
+    "trouble after an edit": (
+        troubled(summary(PREPARED, PRUNED, step(Phase.DISTILL, StepState.RUNNING, "width")), FORBIDS, edits=1),
+        "Degraded",
+        "Forbidden: the operator may not create pytorchjobs",
+    ),
+    "trouble once it has succeeded": (
+        troubled(summary(PREPARED, PRUNED, step(Phase.EXPORT, StepState.SUCCEEDED, "width")), FORBIDS),
+        "Healthy",
+        "1 student is exported",
+    ),
+    "trouble after an edit of one that had succeeded": (
+        troubled(summary(PREPARED, PRUNED, step(Phase.EXPORT, StepState.SUCCEEDED, "width")), FORBIDS, edits=1),
+        "Degraded",
+        "Forbidden: the operator may not create pytorchjobs",
     ),
     "suspended": (
         summary(PREPARED, step(Phase.PRUNE, StepState.PENDING, "width"), suspended=True),

@@ -4,15 +4,24 @@ local status = obj.status
 if status == nil or status.conditions == nil then
   return { status = "Progressing", message = "Waiting for the operator to look at the run" }
 end
-if (status.observedGeneration or 0) < (obj.metadata.generation or 0) then
-  return { status = "Progressing", message = "Waiting for the operator to look at the newest edit" }
-end
-
+local generation = obj.metadata.generation or 0
+local behind = (status.observedGeneration or 0) < generation
 local conditions = {}
 for _, condition in ipairs(status.conditions) do
   if condition.status == "True" then
     conditions[condition.type] = condition
   end
+end
+
+-- What keeps the operator from acting on the run at all (a right that it lacks, say) is told of the newest edit too.
+local trouble = conditions.Degraded
+local stands = conditions.Progressing or conditions.Ready or conditions.Stalled or conditions.Suspended
+if trouble ~= nil and (behind or stands == nil) and (trouble.observedGeneration or 0) >= generation then
+  local waits = trouble.reason == "QuotaExceeded" and "Progressing" or "Degraded"
+  return { status = waits, message = trouble.reason .. ": " .. trouble.message }
+end
+if behind then
+  return { status = "Progressing", message = "Waiting for the operator to look at the newest edit" }
 end
 
 if conditions.Stalled ~= nil then
