@@ -20,7 +20,7 @@ Reconcile = Callable[[CompressionRun, Sequence[ObservedJob], datetime, Mapping[s
 
 
 class Conflict(Exception):
-    """The run changed since it was read; read it again."""
+    """The run, or what was observed of it, changed since it was read; look again."""
 
 
 class Runs(Protocol):

@@ -73,6 +73,10 @@ def claimed(lease: Lease, identity: str, duration: int, now: datetime) -> Lease:
     return lease | {"spec": spec}
 
 
+def _words(error: ApiError) -> str:
+    return refusal(error.code, str(error)).message if error.denied else str(error)
+
+
 class LeaderElection:
     """A candidate for the lease `namespace/name`."""
 
@@ -118,25 +122,27 @@ class LeaderElection:
                     logger.info("another replica leads; this one (%s) watches and waits", self._identity)
                     waiting = True
             except ApiError as error:
-                self.problem = None if error.passing else refusal(error.code, str(error)).message
+                self.problem = None if error.passing else _words(error)
                 logger.warning("cannot read or write the lease %s/%s: %s", self._namespace, self._name, error)
             await asyncio.sleep(self._timing.retry)
 
     async def hold(self) -> None:
         """Renew until cancelled. Raises LeadershipLost where that failed for too long."""
+        late = f"not renewed for {self._timing.renew:g} s"
+        problem = late
         while True:
             await asyncio.sleep(self._timing.retry)
             deadline = self._renewed + self._timing.renew
-            problem = f"not renewed for {self._timing.renew:g} s"
             try:
                 async with asyncio.timeout(max(deadline - self._monotonic(), 0.0)):
                     if await self._try():
+                        problem = late
                         continue
                 problem, deadline = "another replica holds it", 0.0
             except TimeoutError:
-                deadline = 0.0
+                deadline = 0.0  # what went wrong before tells why
             except ApiError as error:
-                problem = str(error)
+                problem = _words(error)
             if self._monotonic() >= deadline:
                 self._held = None
                 raise LeadershipLost(f"lost the lease {self._namespace}/{self._name}: {problem}")

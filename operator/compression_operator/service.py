@@ -286,21 +286,21 @@ class Service:
         return self._unsynced or self._denied or self._election.problem
 
     async def _first_sync(self) -> None:
+        await self._sync_until_done()
         try:
-            await self._sync_until_done()
             await self._try_watches()
         except ApiError as error:
             raise Unusable(refusal(error.code, str(error)).message) from error
         self._unsynced = None
 
     async def _sync_until_done(self) -> None:
-        """Compare the caches with the truth, trying again where the API server is away. Raises ApiError otherwise."""
+        """Compare the caches with the truth, trying again where the API server is away. Raises Unusable otherwise."""
         while True:
             try:
                 return await self._sync()
             except ApiError as error:
                 if not error.passing:
-                    raise
+                    raise Unusable(refusal(error.code, str(error)).message) from error
                 logger.warning("cannot list, trying again in %g s: %s", SYNC_PAUSE_SECONDS, error)
                 await asyncio.sleep(max(SYNC_PAUSE_SECONDS, error.retry_after))
 

@@ -237,3 +237,18 @@ def test_a_candidate_that_may_not_write_the_lease_says_so_until_it_may() -> None
         assert waiting.leads and waiting.problem is None
 
     asyncio.run(scenario())
+
+
+def test_why_a_lease_was_lost_is_told_though_the_last_try_hangs() -> None:
+    async def scenario() -> None:
+        server = Server()
+        leader = candidate(server, "a")
+        await leader.acquire()
+        server.fault = ApiError(403, "Forbidden", "no")
+        holding = asyncio.create_task(leader.hold())
+        await asyncio.sleep(0.15)
+        server.hangs = True
+        with pytest.raises(LeadershipLost, match="forbids what the operator asked for: no"):
+            await asyncio.wait_for(holding, 5)
+
+    asyncio.run(scenario())

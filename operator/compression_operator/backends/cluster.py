@@ -7,6 +7,7 @@ from datetime import datetime
 
 from compression_operator.api.run import GROUP, CompressionRun
 from compression_operator.cache import Body, Cache
+from compression_operator.controller import Conflict
 from compression_operator.jobs import Job, JobState, ObservedJob
 from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
 
@@ -82,7 +83,9 @@ class ClusterBackend:
         return found + await self._foreign(run, {job.name for job in found})
 
     async def create(self, run: CompressionRun, job: Job) -> None:
-        """Create the PyTorchJob. Where one of that name exists it is taken for ours if its labels and owner say so."""
+        """Create the PyTorchJob. Where one of that name exists it is taken for ours if its labels and owner say so;
+        else Conflict is raised, and from then on `observe` shows it.
+        """
         namespace = run.metadata.namespace
         context = {"run": f"{namespace}/{run.metadata.name}", "step": job.step, "job": job.name}
         try:
@@ -98,7 +101,8 @@ class ClusterBackend:
             if not observe_job(body, (), run_uid=run.metadata.uid, now=self._now()).ours:
                 self._taken.setdefault(run.metadata.uid, set()).add(job.name)
                 logger.warning("the name of the job is taken by one of another owner", extra=context)
-                return
+                # No watch will tell of it, and the status must not say that the step is under way.
+                raise Conflict(f"job {job.name} is another owner's") from error
         # Without this the next pass, before the watch tells of the job, would miss it.
         self._jobs.put(body)
 
