@@ -10,6 +10,8 @@ from compression_operator.backends.claims import REASON, advised, several, warni
 from compression_operator.jobs import Decision
 from compression_operator.reconcile import reconcile
 
+PHASES = ("prepare", "finetune", "prune", "distill", "export")
+
 
 def run(**spec: Any) -> CompressionRun:
     return manifest(**spec)
@@ -23,6 +25,14 @@ def run(**spec: Any) -> CompressionRun:
         ({"maxParallelJobs": 1, "phases": {"distill": {"nodes": 4}}}, "phases.distill.nodes is 4"),
         ({"students": [{"name": "one", "prune": {"hiddenSize": 64}}]}, None),
         ({"jobTemplate": {"nodeSelector": {"kubernetes.io/hostname": "a"}}}, None),
+        (
+            {
+                "jobTemplate": {"nodeSelector": {"kubernetes.io/hostname": "a"}},
+                "phases": {"export": {"nodeSelector": {}}},
+            },
+            "maxParallelJobs is 2 and there are 2 students",
+        ),
+        ({"phases": {p: {"nodeSelector": {"kubernetes.io/hostname": "a"}} for p in PHASES}}, None),
         ({"jobTemplate": {"nodeSelector": {"zone": "a"}}}, "maxParallelJobs is 2 and there are 2 students"),
     ],
 )

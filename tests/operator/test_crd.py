@@ -21,7 +21,7 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.api.schema import NotStructural, structural_schema
 from compression_operator.api.status import CompressionRunStatus
 from compression_operator.api.validate import inspect
-from compression_pipeline.config import ConfigModel, PruneConfig
+from compression_pipeline.config import ConfigModel, Phase, PruneConfig
 
 REPOSITORY = Path(__file__).parents[2]
 LOCAL_SCHEMA = structural_schema(CompressionRun)
@@ -104,6 +104,7 @@ def test_only_pods_parts_are_untyped() -> None:
     untyped = {path for path, node in nodes(SCHEMA) if node.get("x-kubernetes-preserve-unknown-fields")}
     template = "spec.jobTemplate."
     spec = {f"{template}{field}" for field in ("podTemplate", "affinity", "topologySpreadConstraints[]")}
+    spec |= {f"spec.phases.{phase}.{field}" for phase in Phase for field in ("podTemplate", "affinity")}
     assert {path for path in untyped if path.startswith("spec")} == spec
 
 

@@ -75,6 +75,10 @@ def test_the_golden_manifest() -> None:
             "imagePullSecrets": [{"name": "pull"}],
             "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H200"},
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "affinity": {"podAntiAffinity": {"x": []}},
+            "topologySpreadConstraints": [
+                {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {}}
+            ],
             "priorityClassName": "batch",
             "sharedMemory": "16Gi",
             "podTemplate": {
@@ -82,10 +86,59 @@ def test_the_golden_manifest() -> None:
                 "spec": {"containers": [{"name": "pytorch", "env": [{"name": "NCCL_DEBUG", "value": "WARN"}]}]},
             },
         },
-        phases={"distill": {"nodes": 2, "resources": {"requests": {"cpu": 8, "memory": "64Gi"}}}},
+        phases={
+            "distill": {
+                "nodes": 2,
+                "resources": {"requests": {"cpu": 8, "memory": "64Gi"}},
+                "tolerations": [{"key": "reserved", "operator": "Exists", "effect": "NoExecute"}],
+            }
+        },
     )
     made = jobs(run)["distill-width"]
     assert to_yaml(made) == GOLDEN.read_text()
+
+
+def test_a_phase_may_run_elsewhere_than_the_others() -> None:
+    """prepare and export need no GPU: they need not wait for a node that has some."""
+    gpus = {"nvidia.com/gpu.product": "NVIDIA-H200"}
+    taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    shared = {
+        "nodeSelector": gpus,
+        "tolerations": [taint],
+        "affinity": {"nodeAffinity": {}},
+        "podTemplate": {
+            "metadata": {"labels": {"cost-centre": "42", "tier": "gpu"}},
+            "spec": {
+                "runtimeClassName": "nvidia",
+                "containers": [{"name": "pytorch", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]}],
+            },
+        },
+    }
+    other = {
+        "nodeSelector": {},
+        "tolerations": [],
+        "affinity": {"podAffinity": {}},
+        "podTemplate": {
+            "metadata": {"labels": {"tier": "cpu"}},
+            "spec": {
+                "runtimeClassName": "runc",
+                "containers": [
+                    {"name": "pytorch", "env": [{"name": "B", "value": "2"}, {"name": "HOME", "value": "/"}]}
+                ],
+            },
+        },
+    }
+    made = jobs(a_run(jobTemplate=shared, phases={"prepare": other, "export": {"nodeSelector": {"pool": "cpu"}}}))
+    [prepare], [finetune], [export] = (pods(made[step]) for step in ("prepare", "finetune", "export-width"))
+    assert not {"nodeSelector", "tolerations"} & set(prepare["spec"])
+    assert prepare["spec"]["affinity"] == {"podAffinity": {}} and prepare["spec"]["runtimeClassName"] == "runc"
+    labels = prepare["metadata"]["labels"]
+    assert (labels["cost-centre"], labels["tier"], labels["modelcompression.io/phase"]) == ("42", "cpu", "prepare")
+    values = environment(made["prepare"])
+    assert (values["A"], values["B"], values["HOME"]) == ("1", "2", "/tmp"), "its own, over the shared, under ours"
+    assert finetune["spec"]["nodeSelector"] == gpus and finetune["spec"]["tolerations"] == [taint]
+    assert finetune["spec"]["runtimeClassName"] == "nvidia" and finetune["metadata"]["labels"]["tier"] == "gpu"
+    assert export["spec"]["nodeSelector"] == {"pool": "cpu"} and export["spec"]["tolerations"] == [taint]
 
 
 def test_one_master_and_the_rest_workers() -> None:

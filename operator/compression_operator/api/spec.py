@@ -76,7 +76,7 @@ class ImagePullPolicy(StrEnum):
 
 
 class JobTemplate(ConfigModel):
-    """What every job's pods share. Local runs ignore it."""
+    """What every job's pods share; a phase may say otherwise. Local runs ignore it."""
 
     image: str | None = Field(
         default=None,
@@ -115,8 +115,8 @@ class JobTemplate(ConfigModel):
     )
     pod_template: Untyped | None = Field(
         default=None,
-        description="A pod template (metadata and spec) merged under the operator's own. Security context, service "
-        "account, host namespaces and hostPath are applied last and cannot be set here.",
+        description="A pod template (metadata and spec) merged under the operator's own and the fields beside this "
+        "one. Security context, service account, host namespaces and hostPath are applied last and cannot be set here.",
     )
 
 
@@ -161,6 +161,18 @@ class PhaseSettings(ConfigModel):
     )
     termination_grace_period_seconds: int = Field(
         default=300, ge=1, le=86_400, description="Time to write a checkpoint when a job is stopped."
+    )
+    node_selector: dict[str, LabelValue] | None = Field(
+        default=None,
+        max_length=64,
+        description="In place of jobTemplate.nodeSelector; {} lets the phase run on any node, e.g. without GPUs.",
+    )
+    tolerations: list[Toleration] | None = Field(
+        default=None, max_length=32, description="In place of jobTemplate.tolerations."
+    )
+    affinity: Untyped | None = Field(default=None, description="In place of jobTemplate.affinity.")
+    pod_template: Untyped | None = Field(
+        default=None, description="A pod template merged over jobTemplate.podTemplate; what holds for that holds here."
     )
 
 
@@ -229,10 +241,13 @@ class CompressionRunSpec(ConfigModel):
         description="Where artifacts live. Required on a cluster; local runs keep them under their work directory.",
     )
     job_template: JobTemplate = Field(
-        default=JobTemplate(), description="What every job's pods share. Local runs ignore it."
+        default=JobTemplate(),
+        description="What every job's pods share. The run's own Kueue labels, like kueue.x-k8s.io/queue-name, are "
+        "carried over to its jobs. Local runs ignore it.",
     )
     phases: PhaseSettingsByPhase = Field(
-        default=PhaseSettingsByPhase(), description="Per phase: nodes, GPUs, resources, retries and deadlines."
+        default=PhaseSettingsByPhase(),
+        description="Per phase: nodes, GPUs, resources, retries, deadlines, and where its pods run.",
     )
     backend: BackendName = Field(default=BackendName.PYTORCH_JOB, description="What runs the jobs on a cluster.")
     suspend: bool = Field(

@@ -20,7 +20,8 @@ REMEMBERED = 10_000
 def several(run: CompressionRun) -> str | None:
     """Why pods of the run may want the claim at the same time; None where they never do, or are kept on one node."""
     spec = run.spec
-    if HOSTNAME in spec.job_template.node_selector:
+    hosts = {_host(run, phase) for phase in Phase}
+    if len(hosts) == 1 and None not in hosts:
         return None
     for phase in Phase:
         nodes = getattr(spec.phases, phase).nodes
@@ -29,6 +30,12 @@ def several(run: CompressionRun) -> str | None:
     if spec.max_parallel_jobs > 1 and len(spec.students) > 1:
         return f"maxParallelJobs is {spec.max_parallel_jobs} and there are {len(spec.students)} students"
     return None
+
+
+def _host(run: CompressionRun, phase: Phase) -> str | None:
+    """The one node on which the phase's pods are kept."""
+    own = getattr(run.spec.phases, phase).node_selector
+    return (run.spec.job_template.node_selector if own is None else own).get(HOSTNAME)
 
 
 def warning(claim: str, modes: list[str], why: str) -> str:

@@ -97,18 +97,21 @@ def label_value(text: str) -> str:
 
 
 def _template(run: CompressionRun, job: Job, image: str) -> Json:
-    wanted = run.spec.job_template
+    wanted, phase = run.spec.job_template, job.settings
     claims = _claims(job.config)
     spec: Json = {
         "containers": [_container(run, job, image, claims)],
         "volumes": _volumes(run, claims),
-        "terminationGracePeriodSeconds": job.settings.termination_grace_period_seconds + STOPPING_SECONDS,
+        "terminationGracePeriodSeconds": phase.termination_grace_period_seconds + STOPPING_SECONDS,
         "enableServiceLinks": False,
     }
     for name, value in {
-        "nodeSelector": wanted.node_selector,
-        "tolerations": [toleration.to_json() for toleration in wanted.tolerations],
-        "affinity": wanted.affinity,
+        "nodeSelector": wanted.node_selector if phase.node_selector is None else phase.node_selector,
+        "tolerations": [
+            toleration.to_json()
+            for toleration in (wanted.tolerations if phase.tolerations is None else phase.tolerations)
+        ],
+        "affinity": wanted.affinity if phase.affinity is None else phase.affinity,
         "topologySpreadConstraints": wanted.topology_spread_constraints,
         "priorityClassName": wanted.priority_class_name,
         "imagePullSecrets": [secret.to_json() for secret in wanted.image_pull_secrets],
@@ -116,7 +119,7 @@ def _template(run: CompressionRun, job: Job, image: str) -> Json:
         if value:
             spec[name] = value
     ours: Json = {"metadata": {"labels": labels(run, job)}, "spec": spec}
-    return secured(merge_under(ours, wanted.pod_template or {}))
+    return secured(merge_under(ours, merge_under(phase.pod_template or {}, wanted.pod_template or {})))
 
 
 def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, str]) -> Json:
