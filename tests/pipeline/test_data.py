@@ -20,7 +20,6 @@ from compression_pipeline.megatron.data import (
     TrainingData,
     ValidationData,
     largest_divisor,
-    nearest_multiple,
 )
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
@@ -187,13 +186,3 @@ def test_largest_divisor(number: int, limit: int) -> None:
     assert number % found == 0
     assert found <= limit
     assert all(number % other for other in range(found + 1, min(number, limit) + 1))
-
-
-@given(st.integers(1, 5000), st.integers(1, 500))
-def test_nearest_multiple_encloses(number: int, divisor: int) -> None:
-    below, _, above = nearest_multiple(number, divisor).partition(" or ")
-    assert int(below) % divisor == 0
-    if above:
-        assert int(below) <= number < int(above) == int(below) + divisor
-    else:
-        assert number < int(below) == divisor

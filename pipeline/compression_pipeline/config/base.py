@@ -52,10 +52,14 @@ def cel_format(template: str, *arguments: str) -> str:
 
 
 def indivisible(template: str, arguments: tuple[int | str, ...], value: int, divisor: int) -> str:
-    """`template` with its arguments, and the positive multiples of `divisor` around `value`: "nearest: 192 or 256"."""
+    """`template` with its arguments, and the multiples of `divisor` around `value`: "nearest: 192 or 256"."""
+    return f"{template % arguments}, nearest: {nearest_multiples(value, divisor)}"
+
+
+def nearest_multiples(value: int, divisor: int, *, most: int | None = None) -> str:
+    """The positive multiples of `divisor` on both sides of `value`, those above `most` left out: "192 or 256"."""
     lower = value // divisor * divisor
-    multiples = f"{lower} or {lower + divisor}" if lower else str(divisor)
-    return f"{template % arguments}, nearest: {multiples}"
+    return " or ".join(str(n) for n in (lower, lower + divisor) if n > 0 and (most is None or n <= most))
 
 
 def cel_indivisible(template: str, arguments: tuple[str, ...], value: str, divisor: str) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ConfigModel, Rule, cel_indivisible, indivisible
+from .base import ConfigModel, Operational, Rule, cel_indivisible, indivisible
 
 LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer; the first is 1.")]
 
@@ -78,7 +78,7 @@ class PruneConfig(ConfigModel):
         description="Layers to drop, counted from 1. Of 32 layers, 16 to 31 leaves 1 to 15 and 32, the last. "
         "Excludes layers.",
     )
-    divisor: int = Field(
+    divisor: Annotated[int, Operational()] = Field(
         default=64,
         ge=1,
         le=4096,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from .architecture import Architecture
+from .base import nearest_multiples
 from .pruning import PruneConfig
 
 
@@ -18,8 +19,7 @@ def student_faults(teacher: Architecture, prune: PruneConfig) -> Iterator[tuple[
             yield field, f"{wanted} is more than the teacher's {has}; pruning only makes it smaller"
     heads, groups = prune.attention_heads, teacher.query_groups
     if heads is not None and heads % groups:
-        lower, upper = heads // groups * groups, (heads // groups + 1) * groups
-        nearest = " or ".join(str(n) for n in (lower, upper) if 0 < n <= teacher.attention_heads)
+        nearest = nearest_multiples(heads, groups, most=teacher.attention_heads)
         yield (
             "attentionHeads",
             f"{heads} is not a multiple of the teacher's {groups} key/value heads, nearest: {nearest}",

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from compression_pipeline.config import TrainingConfig
+from compression_pipeline.config.base import nearest_multiples
 from compression_pipeline.errors import UserError
 
 from .runtime import Runtime
@@ -71,7 +72,7 @@ class TrainingData:
         if global_batch_size % runtime.world_size:
             raise UserError(
                 f"globalBatchSize: {global_batch_size} sequences do not divide among {runtime.world_size} ranks; "
-                f"nearest: {nearest_multiple(global_batch_size, runtime.world_size)}"
+                f"nearest: {nearest_multiples(global_batch_size, runtime.world_size)}"
             )
         self.sequence_length = sequence_length
         self._share = global_batch_size // runtime.world_size
@@ -153,12 +154,6 @@ def text_length(text: "IndexedDataset") -> int:
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit`."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
-
-
-def nearest_multiple(number: int, divisor: int) -> str:
-    """The multiples of `divisor` on both sides of `number`, in words."""
-    below = number // divisor * divisor
-    return f"{below} or {below + divisor}" if below else str(divisor)
 
 
 def _open(prefix: Path) -> "IndexedDataset":
