@@ -71,6 +71,16 @@ def only(bodies: list[Body], kind: str, name: str | None = None) -> Body:
     return found[0]
 
 
+def pod(bodies: list[Body]) -> Body:
+    """The template of the operator's pods."""
+    return only(bodies, "Deployment")["spec"]["template"]
+
+
+def container(bodies: list[Body]) -> Body:
+    """The operator's container."""
+    return pod(bodies)["spec"]["containers"][0]
+
+
 def kinds(bodies: list[Body]) -> set[str]:
     """The kinds among them."""
     return {body["kind"] for body in bodies}

@@ -11,7 +11,19 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
-from tests.packaging.helm import CHART, REPOSITORY, Body, Refused, everything, helm, kinds, only, render, with_images
+from tests.packaging.helm import (
+    CHART,
+    REPOSITORY,
+    Body,
+    container,
+    everything,
+    helm,
+    kinds,
+    only,
+    pod,
+    render,
+    with_images,
+)
 
 from compression_operator.__main__ import parse
 from compression_operator.api.documents import read_documents
@@ -19,14 +31,6 @@ from compression_operator.health import Probes, serve
 from compression_operator.kube import PERMISSIONS
 
 LONGEST_RELEASE = "r" * 53
-
-
-def pod(bodies: list[Body]) -> Body:
-    return only(bodies, "Deployment")["spec"]["template"]
-
-
-def container(bodies: list[Body]) -> Body:
-    return pod(bodies)["spec"]["containers"][0]
 
 
 # -- the chart as a whole ----------------------------------------------------------------------------------------------
@@ -200,60 +204,6 @@ def test_the_account_brings_no_token_to_pods_that_do_not_ask() -> None:
     bodies = render({})
     assert only(bodies, "ServiceAccount")["automountServiceAccountToken"] is False
     assert pod(bodies)["spec"]["automountServiceAccountToken"] is True
-
-
-def test_the_arguments_are_the_operators() -> None:
-    options = parse(container(render(everything()))["args"])
-    assert options.image == "registry.example/pipeline:2.0"
-    assert (options.workers, options.resync_seconds) == (8, 120)
-    assert (options.missed_seconds, options.progress_seconds) == (90, 10)
-    assert (options.log_format, options.log_level) == ("text", "debug")
-    assert options.per_run_metrics is False
-    assert options.leader_election is True
-    defaults = parse(container(render({}))["args"])
-    assert (defaults.log_format, defaults.per_run_metrics, defaults.namespace) == ("json", True, [])
-    theirs = parse(["--image=x"])
-    for flag in ("workers", "resync_seconds", "missed_seconds", "progress_seconds", "port", "log_level"):
-        assert getattr(defaults, flag) == getattr(theirs, flag), f"the chart and the operator differ in {flag}"
-
-
-NO_VALUES = {
-    "host": "the pod's address is the cluster's business: it listens on every one",
-    "identity": "of the pod, by POD_NAME",
-    "leader_election": "an upgrade has two operators for a moment, with one replica too",
-}
-"""Flags that the chart does not set, and why there are no values for them."""
-
-
-def test_every_flag_is_set_by_the_chart_or_has_a_reason_not_to_be() -> None:
-    flags = set(vars(parse(["--image=x"])))
-    arguments = [argument for given in ({}, everything()) for argument in container(render(given))["args"]]
-    rendered = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
-    assert {name.removeprefix("no_") for name in rendered} == flags - set(NO_VALUES)
-
-
-@pytest.mark.parametrize(("part", "folder"), [("image", "operator"), ("pipelineImage", "pipeline")])
-def test_an_image_that_is_not_named_is_asked_for_before_anything_is_installed(part: str, folder: str) -> None:
-    with pytest.raises(Refused) as refused:
-        render({part: {"repository": ""}})
-    assert f"{part}.repository is not set: build images/{folder}/Containerfile" in str(refused.value)
-    assert f"--set {part}.repository=registry.example.com/compression-{folder}" in str(refused.value)
-    assert (REPOSITORY / "images" / folder / "Containerfile").is_file()
-
-
-@pytest.mark.parametrize("part", ["image", "pipelineImage"])
-def test_a_digest_takes_the_place_of_the_tag(part: str) -> None:
-    digest = "sha256:" + "0" * 64
-    found = container(render({part: {"repository": "r.example:5000/x", "tag": "1", "digest": digest}}))
-    image = found["image"] if part == "image" else parse(found["args"]).image
-    assert image == f"r.example:5000/x@{digest}"
-
-
-def test_images_are_of_the_charts_version() -> None:
-    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-    found = container(render({}))
-    assert found["image"].endswith(f":{version}")
-    assert parse(found["args"]).image.endswith(f":{version}")
 
 
 def test_probes_and_scrapes_ask_for_what_is_served() -> None:
