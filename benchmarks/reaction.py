@@ -227,7 +227,7 @@ def measure(runs: int, completions: int, rate: float, folder: Path, profile: Pat
         "load_average": round(os.getloadavg()[0], 2),
         "versions": {
             "kube-apiserver": server_version,
-            **{name: version(name) for name in ("kopf", "kubernetes", "pydantic")},
+            **{name: version(name) for name in ("kopf", "aiohttp", "pydantic")},
         },
     }
 

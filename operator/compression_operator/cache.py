@@ -42,7 +42,7 @@ class Cache:
     def __init__(self, group: Callable[[Body], str | None], *, keep: Callable[[Body], Body] = whole) -> None:
         """`keep` says what of an object is worth its memory: at least the metadata that is read here."""
         self._group = group
-        self._keep = keep
+        self.keep = keep
         self._objects: dict[Key, Body] = {}
         self._groups: dict[str, set[Key]] = defaultdict(set)
         self._deleted: dict[str, None] = {}  # UIDs, oldest first
@@ -72,7 +72,7 @@ class Cache:
         changed = known is None or version_of(body) != version_of(known)
         if known is not None:
             self._ungroup(key, known)
-        self._objects[key] = self._keep(body)
+        self._objects[key] = self.keep(body)
         group = self._group(body)
         if group is not None:
             self._groups[group].add(key)

@@ -13,7 +13,7 @@ from typing import Any
 import kopf
 
 from .backends.cluster import SELECTOR
-from .kube import PODS, PYTORCHJOBS, RUNS, Resource
+from .kube import PODS, PYTORCHJOBS, RUNS, Resource, connect
 from .service import Service
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,6 @@ def _watch(registry: kopf.OperatorRegistry, service: Service, resource: Resource
         service.fed(resource, event["type"], event["object"])
 
 
-def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """As kube.py does: the pod's service account, else KUBECONFIG."""
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+def _login(**_: Any) -> kopf.ConnectionInfo:
+    """As kube.py does. What kopf tries by itself depends on what else is installed."""
+    return connect()

@@ -59,7 +59,7 @@ class Options:
     resync_seconds: float = 60.0
     missed_seconds: float = MISSED_SECONDS
     progress_seconds: float = PERIOD_SECONDS
-    api_threads: int = 8
+    api_connections: int = 8
     host: str | None = None  # of the endpoints; None: every address
     port: int = 8080
     per_run_metrics: bool = True
@@ -88,8 +88,8 @@ class Service:
             per_run=options.per_run_metrics,
         )
         self._kube = Kube(
-            connect(options.api_threads),
-            threads=options.api_threads,
+            connect,
+            connections=options.api_connections,
             on_request=self._metrics.request,
             leads=self._leads,
         )
@@ -225,6 +225,9 @@ class Service:
                 await chore()
             except (ApiError, NotLeading, Conflict) as error:
                 logger.warning("could not be told: %s", error)
+            except Exception as error:
+                # Whatever it is, it must not silence all that is to be told from now on.
+                logger.error("could not be told: %s: %s", type(error).__name__, error, exc_info=error)
             finally:
                 self._chores.task_done()
 
@@ -257,7 +260,7 @@ class Service:
             await self._logs.close()
             await self._election.release()
             await server.cleanup()
-            self._kube.close()
+            await self._kube.close()
         if not work.cancelled():
             work.result()
 
@@ -330,7 +333,7 @@ class Service:
         for resource, selector in WATCHED:
             cache = self._caches[resource]
             lists = [
-                await self._kube.list(resource, namespace, selector=selector)
+                await self._kube.list(resource, namespace, selector=selector, keep=cache.keep)
                 for namespace in self._options.namespaces or (None,)
             ]
             items, version = [body for found in lists for body in found.items], min(found.version for found in lists)

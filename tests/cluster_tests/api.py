@@ -1,16 +1,20 @@
 """The API server as the tests speak to it: JSON over HTTP, apart from the operator's own client."""
 
+import base64
 import json
+import os
+import ssl
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import urllib3
 import yaml
-from kubernetes.client import Configuration
-from kubernetes.config import load_kube_config
 
 Body = dict[str, Any]
 
@@ -27,19 +31,70 @@ class Refused(Exception):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Login:
+    """What the current context of a kubeconfig says."""
+
+    server: str
+    authority: str  # PEM; empty: the system's
+    token: str
+    certificate: str  # PEM, with its key
+    key: str
+
+    @classmethod
+    def of(cls, kubeconfig: Path) -> "Login":
+        """Read it: tokens, client certificates and exec plugins alike."""
+        config = yaml.safe_load(kubeconfig.read_text())
+
+        def named(kind: str, name: str) -> Body:
+            return next(item for item in config[f"{kind}s"] if item["name"] == name).get(kind) or {}
+
+        def text(entry: Body, field: str) -> str:
+            if data := entry.get(f"{field}-data"):
+                return base64.b64decode(data).decode()
+            return (kubeconfig.parent / entry[field]).read_text() if entry.get(field) else ""
+
+        context = named("context", config["current-context"])
+        cluster, user = named("cluster", context["cluster"]), named("user", context["user"])
+        told: Body = _told_by_plugin(user["exec"]) if "exec" in user else {}
+        return cls(
+            server=cluster["server"],
+            authority=text(cluster, "certificate-authority"),
+            token=told.get("token") or user.get("token") or "",
+            certificate=told.get("clientCertificateData") or text(user, "client-certificate"),
+            key=told.get("clientKeyData") or text(user, "client-key"),
+        )
+
+
+def _told_by_plugin(plugin: Body) -> Body:
+    """What an exec plugin says (client.authentication.k8s.io)."""
+    more = {item["name"]: item["value"] for item in plugin.get("env") or ()}
+    asked = {"kind": "ExecCredential", "apiVersion": plugin["apiVersion"], "spec": {"interactive": False}}
+    done = subprocess.run(
+        [plugin["command"], *(plugin.get("args") or ())],
+        env={**os.environ, **more, "KUBERNETES_EXEC_INFO": json.dumps(asked)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)["status"]
+
+
 class Api:
     """The API server that a kubeconfig names, as the user of its current context."""
 
     def __init__(self, kubeconfig: Path) -> None:
-        config = Configuration()
-        # Tokens, client certificates and exec plugins alike.
-        load_kube_config(str(kubeconfig), client_configuration=config)
-        self.server: str = config.host
-        self.headers: dict[str, str] = {way["key"]: way["value"] for way in config.auth_settings().values()}
-        self.authority = Path(config.ssl_ca_cert).read_text() if config.ssl_ca_cert else ""
-        self._pool = urllib3.PoolManager(
-            ca_certs=config.ssl_ca_cert, cert_file=config.cert_file, key_file=config.key_file, retries=False, maxsize=8
-        )
+        login = Login.of(kubeconfig)
+        self.server = login.server
+        self.authority = login.authority
+        self.headers = {"Authorization": f"Bearer {login.token}"} if login.token else {}
+        tls = ssl.create_default_context(cadata=login.authority or None)
+        if login.certificate:
+            with tempfile.NamedTemporaryFile("w") as pem:  # the only way in that the ssl module has
+                pem.write(login.certificate + login.key)
+                pem.flush()
+                tls.load_cert_chain(pem.name)
+        self._pool = urllib3.PoolManager(ssl_context=tls, retries=False, maxsize=8)
 
     def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json", **query: Any) -> Body:
         """One request; `body` is JSON, or text of the given kind. Raises Refused."""

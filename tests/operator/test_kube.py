@@ -3,14 +3,15 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import kopf
 import pytest
-import urllib3
-from kubernetes.client import ApiClient, Configuration
 
 from compression_operator.kube import LEASES, PYTORCHJOBS, RUNS, ApiError, Kube, NoCluster, NotLeading, connect
 
@@ -23,6 +24,7 @@ class Server:
     def __init__(self) -> None:
         self.answer: Callable[[str, str], Answer] = lambda method, path: (200, {}, {})
         self.asked: list[tuple[str, str, Any, str]] = []
+        self.headers: list[Mapping[str, str]] = []
 
 
 @contextmanager
@@ -34,13 +36,16 @@ def served() -> Iterator[tuple[Server, str]]:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
             told.asked.append((self.command, self.path, body, self.headers.get("User-Agent", "")))
+            told.headers.append(dict(self.headers))
             code, answer, headers = told.answer(self.command, self.path)
             if code == 0:
                 self.connection.close()
                 return
             data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(code)
-            for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            # An answer in chunks has no length.
+            length_told = {} if "Transfer-Encoding" in headers else {"Content-Length": str(len(data))}
+            for name, value in {**headers, **length_told}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
@@ -59,20 +64,13 @@ def served() -> Iterator[tuple[Server, str]]:
         server.server_close()
 
 
-def client(url: str) -> ApiClient:
-    configuration = Configuration()
-    configuration.host = url  # type: ignore[attr-defined] # our stubs declare what kube.py uses
-    configuration.retries = urllib3.Retry(total=0)
-    return ApiClient(configuration)
-
-
 def ask(url: str, what: Callable[[Kube], Any], **options: Any) -> Any:
     async def scenario() -> Any:
-        kube = Kube(client(url), **options)
+        kube = Kube(lambda: kopf.ConnectionInfo(server=url), **options)
         try:
             return await what(kube)
         finally:
-            kube.close()
+            await kube.close()
 
     return asyncio.run(scenario())
 
@@ -151,6 +149,21 @@ def test_refusals_are_understood() -> None:
             assert str(error)
 
 
+@pytest.mark.parametrize("page", ["<html>sign in</html>", "", "[]", '"yes"'])
+def test_a_page_in_place_of_an_answer_is_no_answer(page: str) -> None:
+    """A load balancer's or a portal's, with a code that says that all is well."""
+    with served() as (server, url):
+        server.answer = lambda *_: (200, page, {})
+        for what in (
+            lambda kube: kube.get(RUNS, "ns", "x"),
+            lambda kube: kube.list(RUNS),
+            lambda kube: kube.create(RUNS, "ns", {}),
+            lambda kube: kube.delete(RUNS, "ns", "x"),
+        ):
+            error = refused(url, what)
+            assert error.passing and str(error) == f"something else answers in the API server's place: {page}"
+
+
 def test_an_api_server_that_does_not_answer_is_given_up() -> None:
     with served() as (server, url):
         hold = threading.Event()
@@ -207,8 +220,48 @@ def test_every_request_is_counted() -> None:
     assert counted == [("get", 200), ("create", 503), ("update", 0)]
 
 
+def test_credentials_that_are_refused_are_read_again() -> None:
+    tokens = iter(["old", "new"])
+    with served() as (server, url):
+        server.answer = lambda *_: (401, {"reason": "Unauthorized"}, {})
+
+        async def scenario() -> list[str]:
+            kube = Kube(lambda: kopf.ConnectionInfo(server=url, token=next(tokens)))
+            for _ in range(2):
+                with pytest.raises(ApiError):
+                    await kube.get(RUNS, "ns", "x")
+            await kube.close()
+            return [headers["Authorization"] for headers in server.headers]
+
+        assert asyncio.run(scenario()) == ["Bearer old", "Bearer new"]
+
+
+def test_in_a_pod_the_api_server_is_found_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+    # The files lie at a fixed place that belongs to the system, so kopf's reading of them is left out.
+    mounted = kopf.ConnectionInfo(server="https://kubernetes.default.svc")
+    monkeypatch.setattr(kopf, "login_with_service_account", lambda **_: mounted)
+    assert connect() == replace(mounted, server="https://[fd00::1]:6443")
+
+
+def test_kubeconfig_comes_before_the_service_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = {
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": "https://example.test"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    (tmp_path / "config").write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.setattr(kopf, "login_with_service_account", lambda **_: pytest.fail("it was asked"))
+    found = connect()
+    assert (found.server, found.token) == ("https://example.test", "t")
+
+
 def test_where_there_is_no_cluster_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(NoCluster, match="Set KUBECONFIG, or run in a pod"):
-        connect(1)
+        connect()
