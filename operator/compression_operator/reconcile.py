@@ -22,7 +22,7 @@ from .notices import notices
 from .plan import Plan, PlannedStep, plan, step_name
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
-from .schedule import LISTING_LAG, Limits, Schedule, stops
+from .schedule import LISTING_LAG, Limits, Schedule, release_time, stops
 from .steps import deadlines, follow, forgiven, planned_step, seconds
 from .troubles import REASONS as TROUBLES
 
@@ -113,7 +113,7 @@ class _Pass:
         """The decision for a finished run: its jobs go when their time is over, its status stays."""
         expired, waits = self._retention()
         steps = {step.name: step for step in self._status.steps}
-        actions = (*stops(steps, self._jobs), *expired)
+        actions = (*stops(steps, self._jobs, self._now), *expired)
         return Decision(self._status_told(), actions, look_again_seconds=min(waits, default=None))
 
     def _status_told(self) -> CompressionRunStatus:
@@ -186,13 +186,17 @@ class _Pass:
         return max(0.0, (time - self._exact_now).total_seconds())
 
     def _retention(self) -> tuple[list[DeleteJob], list[float]]:
-        """Ended jobs whose time is over, and in how many seconds that of each other one will be."""
+        """Ended jobs whose time is over, and in how many seconds that of each other one will be, or of one that is done
+        and still lives.
+        """
         spec = self._run.spec
         keep = Retention(spec.job_history_limit, timedelta(seconds=spec.ttl_seconds_after_finished))
         steps = {step.name: step for step in self._status.steps}
         found = list(expiries(steps, self._jobs, keep, self._exact_now))
         over = [DeleteJob(expiry.job, expiry.step, expiry.why) for expiry in found if expiry.when <= self._exact_now]
-        return over, [self._seconds_until(expiry.when) for expiry in found if expiry.when > self._exact_now]
+        times = [expiry.when for expiry in found]
+        times += [time for job in self._jobs.values() if (time := release_time(steps.get(job.step), job))]
+        return over, [self._seconds_until(time) for time in times if time > self._exact_now]
 
     def _times(self, steps: Plan) -> Iterator[datetime]:
         """When a pause, a deadline or a lag may be over; whatever else happens is told by an event."""

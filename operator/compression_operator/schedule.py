@@ -18,6 +18,9 @@ from .steps import cut, due
 LISTING_LAG = timedelta(seconds=30)
 """Longest time that a listing is taken to lag behind the creation of a job."""
 
+LINGER = timedelta(seconds=60)
+"""Time for the rest of a job to end, once its result is in the status. A sidecar would keep it alive for ever."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -50,6 +53,7 @@ class Schedule:
         self._plan = plan
         self._jobs = jobs
         self._limits = limits
+        self._over: set[str] = set()  # done for long enough: no slot is theirs any more
         self._live = {job.name: (job.step, job.fingerprint) for job in jobs.values() if job.live}
         for step in steps.values():
             if step.state.active and step.job_name and step.fingerprint:
@@ -57,6 +61,7 @@ class Schedule:
 
     def decide(self, now: datetime) -> None:
         """Advance every step; `steps`, `actions` and `blocked` hold the outcome."""
+        self._over = {job.name for job in self._jobs.values() if _lingers(self.steps.get(job.step), job, now)}
         for name, step in self.steps.items():
             if not step.state.active and step.unseen_since is not None:
                 self.steps[name] = self._seen_or_gone(step, step.unseen_since, now)
@@ -65,7 +70,7 @@ class Schedule:
         # What a step waits for is told once all that can start has started, so that a second look tells the same.
         for planned in self._plan.steps:
             self.steps[planned.name] = self._told(planned, self.steps[planned.name], now)
-        self.actions += stops(self.steps, self._jobs)
+        self.actions += stops(self.steps, self._jobs, now)
 
     def _advanced(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
         if step.state.active:
@@ -138,7 +143,7 @@ class Schedule:
         twin = next((owner for owner, mark in self._live.values() if mark == planned.fingerprint), None)
         if twin:
             return _Wait(f"waits for {twin}, which makes the same", for_a_job=True)
-        if len(self._live) >= self._limits.max_parallel_jobs:
+        if len(self._live.keys() - self._over) >= self._limits.max_parallel_jobs:
             return _Wait(f"waits for a free slot (maxParallelJobs is {self._limits.max_parallel_jobs})")
         name = self._plan.job(planned, run=self._run, attempt=self._next_attempt(step)).name
         if name in self._limits.foreign:
@@ -183,21 +188,35 @@ def _last_words(step: Step) -> str:
     return step.last_failure.message if step.last_failure else step.message
 
 
-def stops(steps: Mapping[str, Step], jobs: Mapping[str, ObservedJob]) -> Iterator[DeleteJob]:
+def stops(steps: Mapping[str, Step], jobs: Mapping[str, ObservedJob], now: datetime) -> Iterator[DeleteJob]:
     """The run's jobs that no step wants, given its steps: live ones to stop, ended ones that made something else."""
     for job in jobs.values():
-        reason = _why_unwanted(steps.get(job.step), job)
+        reason = _why_unwanted(steps.get(job.step), job, now)
         if reason and not job.deleting:
             yield DeleteJob(job.name, job.step, reason)
 
 
-def _why_unwanted(step: Step | None, job: ObservedJob) -> str | None:
+def release_time(step: Step | None, job: ObservedJob) -> datetime | None:
+    """When a job that has made what its step wants is stopped, should anything of it still live."""
+    done = step is not None and step.state is StepState.SUCCEEDED and step.job_name == job.name and job.live
+    return step.completion_time + LINGER if step is not None and done and step.completion_time else None
+
+
+def _lingers(step: Step | None, job: ObservedJob, now: datetime) -> bool:
+    time = release_time(step, job)
+    # Also where the clock was ahead when the step was done.
+    return time is not None and not time - LINGER <= now < time
+
+
+def _why_unwanted(step: Step | None, job: ObservedJob, now: datetime) -> str | None:
     if step is None:
         return "the run has no such step any more"
     if step.fingerprint != job.fingerprint:
         # While a fingerprint is unknown, an ended job may yet turn out to be the right one.
         kept = step.fingerprint is None and not job.live
         return None if kept else "its configuration or its inputs changed"
+    if _lingers(step, job, now):
+        return "it is done, but something beside the pipeline, a sidecar perhaps, goes on in it"
     if not job.live or (job.name == step.job_name and (step.state.active or step.state is StepState.SUCCEEDED)):
         return None
     return step.message or "another attempt took its place"

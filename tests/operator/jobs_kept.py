@@ -48,3 +48,19 @@ def seconds_left(run: CompressionRun, job: ObservedJob, now: datetime) -> float 
     """Seconds until the job has had its time; None where nobody knows when it ended."""
     ttl = timedelta(seconds=run.spec.ttl_seconds_after_finished)
     return (job.ended + ttl - now).total_seconds() if job.ended else None
+
+
+def lingers(status: CompressionRunStatus, job: ObservedJob, now: datetime) -> bool:
+    """Whether something of the job lives on although its step has been done by it for a minute."""
+    left = seconds_to_linger(status, job, now)
+    return left is not None and left <= 0
+
+
+def seconds_to_linger(status: CompressionRunStatus, job: ObservedJob, now: datetime) -> float | None:
+    """Seconds that are left to the rest of a job whose result is in the status; None: of any other."""
+    step = status.step(job.step)
+    if step is None or step.state is not StepState.SUCCEEDED or step.job_name != job.name or not job.live:
+        return None
+    assert step.completion_time
+    past = (now - step.completion_time).total_seconds()
+    return 60 - past if past >= 0 else 0.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobs_kept import end_untold, has_a_history, seconds_left, time_is_over
+from jobs_kept import end_untold, has_a_history, lingers, seconds_left, seconds_to_linger, time_is_over
 from jobs_results import result
 
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
@@ -153,7 +153,7 @@ class World:
         deletions = [action for action in decision.actions if isinstance(action, DeleteJob)]
         left = len(decision.actions) + 1 if crash_after is None else crash_after
         for action in creations[:left]:
-            self._create(action.job)
+            self._create(action.job, decision.status)
         if left > len(creations):
             self._store(decision.status)
         for action in deletions[: max(0, left - len(creations) - 1)]:
@@ -191,7 +191,12 @@ class World:
 
     def _check_that_jobs_go_in_time(self, decision: Decision) -> None:
         for name, truth in self.jobs.items():
-            if truth.shown is None or truth.seen.deleting or not has_a_history(self.status, truth.shown):
+            if truth.shown is None or truth.seen.deleting:
+                continue
+            left = seconds_to_linger(self.status, truth.shown, self.now)
+            if left is not None and (left <= 0 or (decision.look_again_seconds or LATER) > left):
+                raise Violation(f"{name} is done, but lives; stop it in {left} s, not {decision.look_again_seconds}")
+            if not has_a_history(self.status, truth.shown):
                 continue
             if time_is_over(self.run, truth.shown, self._shown(), self.now):
                 raise Violation(f"{name} stays beyond its time")
@@ -203,7 +208,7 @@ class World:
         """Let the listing show the truth."""
         self.listing()
 
-    def _create(self, job: Job) -> None:
+    def _create(self, job: Job, decided: CompressionRunStatus) -> None:
         if job.name in self.foreign:
             raise Violation(f"creates {job.name}, which exists and is not ours")
         if job.name in self.jobs and not self.jobs[job.name].gone:
@@ -225,7 +230,7 @@ class World:
         wish = self.run.metadata.generation, token
         if self.mistakes.get(job.step) == wish:
             raise Violation(f"{job.name} tries a user's mistake again")
-        live = sum(truth.live for truth in self.jobs.values())
+        live = sum(truth.live and not lingers(decided, truth.seen, self.now) for truth in self.jobs.values())
         if job.name not in self.names and live >= self.run.spec.max_parallel_jobs:
             raise Violation(f"{job.name} would be one of {live + 1} live jobs")
         self.names.add(job.name)

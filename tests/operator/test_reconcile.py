@@ -282,6 +282,32 @@ def test_one_student_that_fails_does_not_stop_the_other(world: World) -> None:
     assert states(world)["export-width"] == "Skipped"
 
 
+def test_a_sidecar_holds_no_slot_for_ever() -> None:
+    """The pipeline has ended well; its pod has not, and never will."""
+    world = World(manifest(maxParallelJobs=1))
+    world.look()
+    name = open_jobs(world)[0]
+    world.start(name)
+    world.succeed(name, alive=True)
+    decision = world.look()
+    assert (created(decision), deleted(decision), decision.look_again_seconds) == ([], [], 60)
+    assert states(world)["prepare"] == "Succeeded"
+    world.pass_time(60)
+    decision = world.look()
+    assert (created(decision), deleted(decision)) == (["finetune"], [name])
+    world.vanish(name)
+    for _ in range(20):
+        for one in open_jobs(world):
+            world.start(one)
+            world.succeed(one, alive=True)
+        world.look()
+        world.pass_time(60)
+        for one in deleted(world.look()):
+            world.vanish(one)
+    assert world.status.phase is RunPhase.SUCCEEDED
+    assert not any(truth.live for truth in world.jobs.values()), "nor does the last one live on"
+
+
 # -- deadlines -------------------------------------------------------------------------------------------------------
 
 
