@@ -1,5 +1,7 @@
 """The API server takes some of what a run asks for and refuses the rest: what can be done is done, and all is told."""
 
+from collections.abc import Callable
+
 from api import JOBS, Api, Body, wait_for
 from kubelets import NOWHERE, end
 from operators import Namespace, condition_of, step_of
@@ -74,23 +76,33 @@ def test_a_job_with_labels_of_somebody_elses_making_is_left_alone(namespace: Nam
         assert name in [job["metadata"]["name"] for job in namespace.jobs()]
 
 
+def nonsense(times: int) -> Callable[[Asked], Fault]:
+    """Something answers a status in the API server's place, so many times, and well: nobody foresaw that."""
+    left = [Answer(200)] * times
+
+    def fault(asked: Asked) -> Fault:
+        status = (asked.verb, asked.resource) == ("update", "compressionruns/status")
+        return left.pop() if status and left else None
+
+    return fault
+
+
 def test_a_fault_of_the_operators_own_is_told(namespace: Namespace, api: Api) -> None:
-    """Something on the way to the API server answers in its place, and well: nobody foresaw that."""
-    answers = 0
-
-    def nonsense(asked: Asked) -> Fault:
-        nonlocal answers
-        if (asked.verb, asked.resource) != ("update", "compressionruns/status") or answers >= 3:
-            return None
-        answers += 1
-        return Answer(200)
-
     with proxy(api) as before, namespace.operator(server=before.url) as operator:
-        before.fault = nonsense
-        namespace.submit(jobTemplate=NOWHERE)
+        before.fault = nonsense(3)
+        namespace.submit(jobTemplate=NOWHERE, suspend=True)  # no job's events, so the pauses grow
         events = wait_for(lambda: [e for e in namespace.events() if e["reason"] == "InternalError"], "the Event")
         assert "KeyError: 'metadata'" in events[0]["note"] and "report it" in events[0]["note"]
         failed = next(line for line in operator.lines() if line["message"].startswith("pass failed (3 in a row)"))
         assert "KeyError" in failed["traceback"] and failed["run"] == f"{namespace.name}/demo"
-        wait_for(lambda: state(namespace, "prepare") == "Starting", "it to go on")
+        wait_for(lambda: condition_of(namespace.status(), "Suspended").get("status") == "True", "it to go on")
         wait_for(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "all to be well")
+
+
+def test_what_cannot_be_told_does_not_silence_the_rest(namespace: Namespace, api: Api) -> None:
+    with proxy(api) as before, namespace.operator(server=before.url) as operator:
+        before.fault = nonsense(4)  # the last one where the trouble is told
+        namespace.submit(jobTemplate=NOWHERE, suspend=True)
+        operator.wait_line("could not be told: KeyError: 'metadata'")
+        namespace.edit(suspend=False)
+        wait_for(lambda: [e for e in namespace.events() if e["reason"] == "JobCreated"], "Events of what comes after")

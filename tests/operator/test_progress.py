@@ -5,6 +5,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from jobs_world import World
 from looks import open_jobs, step
 
@@ -25,7 +26,7 @@ class Cluster:
     """Logs by pod, and how they were asked for."""
 
     def __init__(self) -> None:
-        self.logs: dict[str, str | ApiError] = {}
+        self.logs: dict[str, str | Exception] = {}
         self.asked: list[str] = []
         self.changed: list[str] = []
         self.denials = Denials(self.changed.append)
@@ -38,7 +39,7 @@ class Cluster:
         await asyncio.sleep(0.005)
         self.at_once -= 1
         text = self.logs.get(pod, "")
-        if isinstance(text, ApiError):
+        if isinstance(text, Exception):
             raise text
         return text
 
@@ -92,6 +93,24 @@ def test_a_log_that_cannot_be_read_is_not_silent() -> None:
         await watcher.close()
 
     asyncio.run(scenario())
+
+
+def test_a_log_that_nobody_foresaw_deafens_to_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        cluster = Cluster()
+        cluster.logs = {"odd": ValueError("nobody foresaw that"), "pod": line(7)}
+        watcher = cluster.watcher(period=0.01)
+        watcher.follow("ns/run", {"odd": "odd", "uid": "pod"})
+        async with asyncio.timeout(10):
+            while len(cluster.changed) < 3:
+                await asyncio.sleep(0.01)
+        assert watcher.look("uid", TIME).last_event == TIME
+        odd = watcher.look("odd", TIME)
+        assert odd.last_event == odd.at > TIME, "what cannot be heard is not silent"
+        await watcher.close()
+
+    asyncio.run(scenario())
+    assert "cannot read the log of pod odd: nobody foresaw that" in caplog.text and "Traceback" in caplog.text
 
 
 def test_a_run_is_looked_at_once_a_period_whatever_is_asked() -> None:

@@ -104,12 +104,13 @@ class LogWatcher:
                     text = await self._kube.log(
                         namespace, pod, container=CONTAINER, tail_lines=LOG_LINES, limit_bytes=LOG_BYTES
                     )
-        except ApiError as error:
-            # What cannot be heard is not silent.
-            now = datetime.now(UTC)
-            logger.info("cannot read the log of pod %s: %s", pod, error, extra={"run": key})
+            progress, last_event = newest(text)
+        except Exception as error:
+            # What cannot be heard is not silent. Whatever it is, the run's other logs are listened to all the same.
+            now, foreseen = datetime.now(UTC), isinstance(error, ApiError)
+            level, traceback = (logging.INFO, None) if foreseen else (logging.ERROR, error)
+            logger.log(level, "cannot read the log of pod %s: %s", pod, error, extra={"run": key}, exc_info=traceback)
             return Look(now, progress=before.progress if before else None, last_event=now)
-        progress, last_event = newest(text)
         if before is not None:
             progress, last_event = progress or before.progress, last_event or before.last_event
         return Look(datetime.now(UTC), progress, last_event)
