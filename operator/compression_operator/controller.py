@@ -141,7 +141,7 @@ class Controller:
         while True:
             try:
                 for key in await self._runs.keys():
-                    self._queue.add(key)
+                    self._queue.add(key, routine=True)
             except Exception as error:
                 logger.warning("cannot list the runs, trying again in %g s: %s", self._resync_seconds, error)
             await asyncio.sleep(self._resync_seconds)
@@ -159,6 +159,8 @@ class Controller:
                 self._queue.done(key)
                 if self._timed is not None:
                     self._timed(time.perf_counter() - began)
+            # A pass that finds nothing to do waits for nothing: a queue of such must not hold up what the watches tell.
+            await asyncio.sleep(0)
 
     async def _pass(self, key: str) -> None:
         try:

@@ -1,6 +1,10 @@
 """A queue of keys for level-triggered work: adding says "look at this again", never what happened."""
 
 import asyncio
+from itertools import count
+
+URGENT, ROUTINE, CLOSED = 1, 2, 0
+"""What goes first; among equals, what came first."""
 
 
 class QueueClosed(Exception):
@@ -15,8 +19,11 @@ class WorkQueue:
     """
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[str | None] = asyncio.Queue()  # None: closed
-        self._dirty: set[str] = set()  # to be handed out: in the queue, or again after the worker that has it
+        # An entry says that its key may be due, no more: one that became urgent has two, and the second finds it gone.
+        self._queue: asyncio.PriorityQueue[tuple[int, int, str]] = asyncio.PriorityQueue()
+        self._numbers = count()
+        # To be handed out (in the queue, or again after the worker that has it) -> how urgently.
+        self._dirty: dict[str, int] = {}
         self._active: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
@@ -25,13 +32,14 @@ class WorkQueue:
         """Keys to be handed out; those with a timer are not among them."""
         return len(self._dirty)
 
-    def add(self, key: str) -> None:
-        """Ask for `key` to be looked at as soon as a worker is free."""
-        if self._closed or key in self._dirty:
+    def add(self, key: str, *, routine: bool = False) -> None:
+        """Ask for `key` to be looked at as soon as a worker is free; as `routine`, once nothing urgent waits."""
+        wish = ROUTINE if routine else URGENT
+        if self._closed or self._dirty.get(key, ROUTINE + 1) <= wish:
             return
-        self._dirty.add(key)
+        self._dirty[key] = wish
         if key not in self._active:
-            self._queue.put_nowait(key)
+            self._put(key)
 
     def add_after(self, key: str, seconds: float) -> None:
         """Ask for `key` to be looked at in `seconds` at the latest; an earlier wish for it stands."""
@@ -48,11 +56,14 @@ class WorkQueue:
 
     async def get(self) -> str:
         """The next key; the worker calls `done` when finished with it. Raises QueueClosed."""
-        key = await self._queue.get()
-        if key is None or self._closed:
-            self._queue.put_nowait(None)  # for the next worker
-            raise QueueClosed
-        self._dirty.discard(key)
+        while True:
+            _, _, key = await self._queue.get()
+            if self._closed:
+                self._queue.put_nowait((CLOSED, 0, ""))  # for the next worker
+                raise QueueClosed
+            if key in self._dirty and key not in self._active:
+                break
+        del self._dirty[key]
         self._active.add(key)
         # Whoever looks now sees everything up to now, and says anew when to look again.
         timer = self._timers.pop(key, None)
@@ -64,7 +75,7 @@ class WorkQueue:
         """The worker has finished with `key`."""
         self._active.discard(key)
         if key in self._dirty:
-            self._queue.put_nowait(key)
+            self._put(key)
 
     def close(self) -> None:
         """Hand out nothing more; waiting workers get QueueClosed."""
@@ -72,7 +83,10 @@ class WorkQueue:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        self._queue.put_nowait(None)
+        self._queue.put_nowait((CLOSED, 0, ""))
+
+    def _put(self, key: str) -> None:
+        self._queue.put_nowait((self._dirty[key], next(self._numbers), key))
 
     def _ring(self, key: str) -> None:
         del self._timers[key]

@@ -7,16 +7,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from local_jobs import a_job, a_run
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus, RunPhase
 from compression_operator.controller import Backoff, Conflict, Controller
 from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, Notice, ObservedJob
-from compression_operator.workqueue import QueueClosed, WorkQueue
 
 TIME = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -333,6 +329,22 @@ def test_a_failed_listing_is_tried_again() -> None:
     work(world, lambda: observed(world)["a"] >= 1, resync_seconds=0.01)
 
 
+def test_routine_holds_nobody_up() -> None:
+    """A resync of many runs with nothing to do, in the midst of which a watch tells of one of the last."""
+    names = [f"run-{number:02}" for number in range(50)]
+    world, order = World(*names), list[str]()
+
+    def passed(run: CompressionRun) -> None:
+        order.append(run.metadata.name)
+        if len(order) == 1:
+            asyncio.get_running_loop().call_soon(world.enqueue, f"default/{names[-1]}")
+
+    world.on_pass = passed
+    work(world, lambda: len(order) >= len(names), workers=1, resync_seconds=60)
+    assert names[-1] in order[1:4]
+    assert sorted(order) == names
+
+
 def test_stopping_lets_a_pass_end() -> None:
     world = World("a")
     ended: list[str] = []
@@ -344,56 +356,3 @@ def test_stopping_lets_a_pass_end() -> None:
     world.observing = slow
     work(world, lambda: bool(observed(world)), resync_seconds=60)
     assert ended == ["a"]
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["add", "get", "done"]), st.sampled_from("abc")), max_size=40))
-def test_the_queue_loses_nothing_and_hands_nothing_out_twice(commands: list[tuple[str, str]]) -> None:
-    """Against a model: a key asked for since it was last handed out is waiting, or comes when its worker is done."""
-
-    async def scenario() -> None:
-        queue = WorkQueue()
-        wanted: set[str] = set()
-        active: list[str] = []
-        for command, key in commands:
-            if command == "add":
-                queue.add(key)
-                wanted.add(key)
-            elif command == "get" and wanted - set(active):
-                got = await asyncio.wait_for(queue.get(), 1)
-                assert got in wanted and got not in active
-                wanted.discard(got)
-                active.append(got)
-            elif command == "done" and active:
-                queue.done(active.pop())
-            assert len(queue) == len(wanted)
-        while active:
-            queue.done(active.pop())
-        assert {await asyncio.wait_for(queue.get(), 1) for _ in range(len(wanted))} == wanted
-        queue.close()
-        for _ in range(2):
-            with pytest.raises(QueueClosed):
-                await queue.get()
-
-    asyncio.run(scenario())
-
-
-def test_a_timer_rings_once_at_the_earliest_time_asked_for() -> None:
-    async def scenario() -> None:
-        queue = WorkQueue()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        queue.add_after("a", 30)
-        queue.add_after("a", 0.02)
-        queue.add_after("a", 40)
-        assert await asyncio.wait_for(queue.get(), 5) == "a"
-        assert loop.time() - began >= 0.02
-        queue.done("a")
-        queue.add("a")
-        queue.add_after("a", 0.01)
-        await queue.get()  # takes the timer with it
-        queue.done("a")
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(queue.get(), 0.1)
-
-    asyncio.run(scenario())
