@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import urllib3
 import yaml
 from api import JOBS, RUNS, Api, Body, Refused, wait_for
 
-from compression_operator.kube import PERMISSIONS
+from compression_operator.kube import LEASES, PERMISSIONS, Permission
 
 FINAL = ("Succeeded", "Failed")
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -66,12 +66,9 @@ class Namespace:
             f"/api/v1/namespaces/{self.name}/persistentvolumeclaims", {"metadata": {"name": claim}, "spec": wanted}
         )
 
-    def permit(self, rules: Any) -> None:
+    def permit(self, rules: Iterable[Permission]) -> None:
         """Let the operator's account do this and nothing else."""
-        body = {
-            "metadata": {"name": ACCOUNT},
-            "rules": [{"apiGroups": [r.group], "resources": [r.resource], "verbs": list(r.verbs)} for r in rules],
-        }
+        body = {"metadata": {"name": ACCOUNT}, "rules": _in_rbac_words(rules)}
         path = f"{RBAC}/namespaces/{self.name}/roles"
         if self.api.get(f"{path}/{ACCOUNT}"):
             self.api.call("PUT", f"{path}/{ACCOUNT}", body)
@@ -84,10 +81,13 @@ class Namespace:
         }
         self.api.create(f"{RBAC}/namespaces/{self.name}/rolebindings", binding)
 
-    def permit_everywhere(self) -> None:
-        """Let the operator's account do what it must in every namespace, as a cluster-wide installation does."""
-        rules = [{"apiGroups": [r.group], "resources": [r.resource], "verbs": list(r.verbs)} for r in PERMISSIONS]
-        self.api.create(f"{RBAC}/clusterroles", {"metadata": {"name": self.name}, "rules": rules})
+    def permit_everywhere(self, rules: Sequence[Permission] = PERMISSIONS) -> None:
+        """Let the operator's account do this in every namespace, but for leases, which it needs in its own alone: as a
+        cluster-wide installation does.
+        """
+        self.permit([rule for rule in rules if rule.resource == LEASES.plural])
+        widely = _in_rbac_words(rule for rule in rules if rule.resource != LEASES.plural)
+        self.api.create(f"{RBAC}/clusterroles", {"metadata": {"name": self.name}, "rules": widely})
         binding = {
             "metadata": {"name": self.name},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": self.name},
@@ -319,6 +319,10 @@ def manifest(name: str = "demo", **spec: Any) -> Body:
         },
     }
     return yaml.safe_load(json.dumps(body))
+
+
+def _in_rbac_words(rules: Iterable[Permission]) -> list[Body]:
+    return [{"apiGroups": [r.group], "resources": [r.resource], "verbs": list(r.verbs)} for r in rules]
 
 
 def step_of(status: Body, name: str) -> Body:

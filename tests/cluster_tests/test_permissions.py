@@ -370,3 +370,16 @@ def test_a_follower_that_may_not_see_the_jobs_any_more(namespace: Namespace) -> 
         first.terminate()
         assert second.process.wait(60) == 1
         assert lacks(named("list pytorchjobs"), namespace) in second.output().splitlines()[-1]
+
+
+def test_an_operator_of_the_whole_cluster_needs_the_same(namespace: Namespace) -> None:
+    """Leases aside, which it needs where it runs: with a ClusterRole of one right less it says so, and ends."""
+    missing = named("list pods")
+    namespace.permit_everywhere(without(missing))
+    operator = namespace.start(everywhere=True)
+    try:
+        assert operator.process.wait(60) == 1
+        said = f"the operator may not {missing} in the whole cluster: add this to the Role or ClusterRole"
+        assert said in operator.output().splitlines()[-1]
+    finally:
+        operator.kill()
