@@ -18,6 +18,8 @@ from tests.cluster.down import down
 from tests.cluster.images import import_archive
 from tests.cluster.paths import State
 from tests.cluster.up import Cluster, up
+from tests.packaging.base import CannotBuild
+from tests.packaging.image import operator_image
 
 CRD = Path(__file__).parents[2] / "crds" / "compressionruns.modelcompression.io.yaml"
 
@@ -69,6 +71,17 @@ def pods(cluster: Cluster, state: State, tmp_path_factory: pytest.TempPathFactor
         pytest.skip(f"no pods here: {'; '.join(cluster.left_out) or 'images cannot be imported into this cluster'}")
     import_archive(state, standin_image.write(tmp_path_factory.mktemp("image") / "standin.tar"))
     return standin_image.NAME
+
+
+@pytest.fixture(scope="session")
+def installable(cluster: Cluster, state: State) -> None:
+    """Real pods can run, and the operator's image, built as users build it, lies in the cluster."""
+    if not cluster.pods or cluster.bin is None:
+        pytest.skip(f"no pods here: {'; '.join(cluster.left_out) or 'images cannot be imported into this cluster'}")
+    try:
+        import_archive(state, operator_image(_say))
+    except CannotBuild as error:
+        pytest.skip(f"the operator's image cannot be built here: {error}")
 
 
 @pytest.fixture

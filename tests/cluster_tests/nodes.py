@@ -50,10 +50,12 @@ def silent_node(state: State) -> Iterator[None]:
         kubelet.signal(signal.SIGCONT)
 
 
-def cut_power(state: State, pod: str) -> None:
-    """Kill what runs in a pod."""
-    for process in _processes(state, f"HOSTNAME={pod}\0", "environ"):
+def cut_power(state: State, pod: str) -> int:
+    """Kill what runs in a pod; returns how many processes that were."""
+    running = _processes(state, f"HOSTNAME={pod}\0", "environ")
+    for process in running:
         process.signal(signal.SIGKILL)
+    return len(running)
 
 
 @contextmanager

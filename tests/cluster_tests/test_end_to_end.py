@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -21,11 +22,10 @@ import yaml
 from api import JOBS, Api, Body, wait_for
 from operators import FINAL
 from story import RELEASE, SYSTEM, Console, Story
-from tests.cluster.images import BUSYBOX, import_archive
+from tests.cluster.images import BUSYBOX
 from tests.cluster.paths import REPOSITORY, State
 from tests.cluster.up import Cluster
-from tests.packaging.base import CannotBuild
-from tests.packaging.image import OPERATOR, operator_image
+from tests.packaging.image import OPERATOR
 
 EXAMPLE = "examples/demo-cluster.yaml"
 REGISTRY_BUSYBOX = "docker.io/library/busybox:1.37"
@@ -39,14 +39,8 @@ pytestmark = pytest.mark.timeout(2 * PATIENCE)
 
 
 @pytest.fixture(scope="module")
-def images(state: State, cluster: Cluster) -> None:
-    """The operator's image, built and imported, and busybox under its registry's name."""
-    if not cluster.pods or cluster.bin is None:
-        pytest.skip(f"no pods here: {'; '.join(cluster.left_out) or 'images cannot be imported into this cluster'}")
-    try:
-        import_archive(state, operator_image())
-    except CannotBuild as error:
-        pytest.skip(f"the operator's image cannot be built here: {error}")
+def images(state: State, installable: None) -> None:
+    """The operator's image, and busybox under its registry's name."""
     pipeline_image.name_image(state, BUSYBOX, REGISTRY_BUSYBOX)
 
 
@@ -86,16 +80,15 @@ def story(api: Api, console: Console, dataset: Path, tmp_path_factory: pytest.Te
         for body in volumes:
             scope = "" if body["kind"] == "PersistentVolume" else f"/namespaces/{name}"
             api.create(f"/api/v1{scope}/{body['kind'].lower()}s", body)
-        console.kubectl("apply", "--filename", EXAMPLE)
-        console.kubectl("wait", "pod/demo-files", "--for=condition=Ready", "--timeout=120s")
-        console.kubectl("cp", "examples/demo/teacher", "demo-files:/compression/teacher")
-        console.kubectl("cp", str(dataset), "demo-files:/compression/dataset")
+        apply, wait, *copies, go, _, _ = _commands(dataset)
+        for command in (apply, wait, *copies):
+            console.run(*command)
         api.merge(told.path, {"spec": {"jobTemplate": {"podTemplate": pipeline_image.pod_template()}}})
-        _let_it_run(told)
+        _let_it_run(told, go)
         yield told
     finally:
         console.run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", check=False)
-        api.delete(f"/api/v1/namespaces/{name}")
+        console.kubectl("delete", "namespace", SYSTEM, name, check=False)
         for body in volumes:
             if body["kind"] == "PersistentVolume":
                 api.delete(f"/api/v1/persistentvolumes/{body['metadata']['name']}")
@@ -113,12 +106,19 @@ def _install(console: Console) -> None:
     )
 
 
-def _let_it_run(told: Story) -> None:
+def _commands(dataset: Path) -> list[list[str]]:
+    """The commands at the example's top: apply, wait, copy the teacher, copy the text, go, watch, copy a student."""
+    lines = (line.removeprefix("#   ") for line in (REPOSITORY / EXAMPLE).read_text().splitlines())
+    text = [line.replace("out/demo-input/dataset", str(dataset)) for line in lines if line.startswith("kubectl ")]
+    return [shlex.split(line, comments=True) for line in text]
+
+
+def _let_it_run(told: Story, go: list[str]) -> None:
     console = told.console
     watch = console.watch("get", "compressionrun", "demo", "--watch")
     try:
         wait_for(lambda: "Suspended" in console.watched(), "the run to wait")
-        console.kubectl("patch", "compressionrun", "demo", "--type=merge", '--patch={"spec": {"suspend": false}}')
+        console.run(*go)
         wait_for(lambda: told.look() in FINAL, "the run to end", seconds=PATIENCE, every=1)
     except TimeoutError as error:
         raise AssertionError(f"{error}\n\n{told.evidence()}") from error
@@ -233,13 +233,14 @@ def test_distillation_wins_back_of_what_pruning_cost(story: Story) -> None:
         assert 0.4 <= student["compressionRatio"] <= 0.7
 
 
-def test_the_students_load_and_write(story: Story, tmp_path: Path) -> None:
+def test_the_students_load_and_write(story: Story, dataset: Path, tmp_path: Path) -> None:
     """As a user gets hold of them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    copy = shlex.join(_commands(dataset)[-1])
     for student in story.status["students"]:
         folder = tmp_path / student["name"]
-        story.console.kubectl("cp", f"demo-files:/compression/artifacts/{student['artifact']}/model", str(folder))
+        story.console.run(*shlex.split(copy.replace("ARTIFACT", student["artifact"]).replace("./width", str(folder))))
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         assert sum(parameter.numel() for parameter in model.parameters()) == student["parameters"]
         inputs = tokenizer("The function returns", return_tensors="pt")

@@ -1,0 +1,75 @@
+"""The operator in its pod, installed by helm: its death is nobody's business but its own."""
+
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import standin_image
+import yaml
+from api import Api, wait_for
+from nodes import cut_power
+from operators import FINAL, Namespace
+from tests.cluster.paths import REPOSITORY, State
+from tests.cluster.up import Cluster
+from tests.packaging.image import OPERATOR
+
+RELEASE = "compression-operator"
+
+
+@pytest.fixture
+def installed(namespace: Namespace, cluster: Cluster, pods: str, installable: None) -> Iterator[Namespace]:
+    """Two replicas of the operator in the namespace of the runs, and for it alone."""
+
+    def image(name: str) -> dict[str, str]:
+        repository, tag = name.rsplit(":", 1)
+        return {"repository": repository, "tag": tag}
+
+    values = {
+        "image": image(OPERATOR),
+        "pipelineImage": image(standin_image.NAME),
+        "watchNamespaces": [namespace.name],
+        "crds": {"install": False},
+        "replicas": 2,
+    }
+
+    def helm(*arguments: str) -> None:
+        command = [str(cluster.bin / "helm") if cluster.bin else "helm", *arguments]
+        command += [f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace.name}"]
+        done = subprocess.run(command, input=yaml.safe_dump(values), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    chart = str(REPOSITORY / "charts" / "compression-operator")
+    helm("install", RELEASE, chart, "--wait", "--timeout=180s", "--values=-")
+    yield namespace
+    helm("uninstall", RELEASE)
+
+
+def leader(api: Api, namespace: str) -> str:
+    """Name of the pod that leads; empty where none does."""
+    lease = api.get(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{RELEASE}")
+    return (lease["spec"].get("holderIdentity") or "") if lease else ""
+
+
+def test_its_pod_killed_at_five_random_moments(installed: Namespace, api: Api, state: State) -> None:
+    """SIGKILL to whoever leads, five times; the run ends as if nothing had happened, each step's job made once."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - shown where the test fails
+    rng = random.Random(seed)
+    installed.submit(behaviour={"*": {"steps": 20, "seconds": 0.6}})
+    killed: list[str] = []
+    for _ in range(5):
+        wait_for(lambda: leader(api, installed.name) not in ("", *killed), "another leader", seconds=90)
+        time.sleep(rng.uniform(0.0, 4.0))
+        assert installed.status().get("phase") not in FINAL, "the run was over before the last kill"
+        killed.append(leader(api, installed.name))
+        assert cut_power(state, killed[-1]) == 1
+        # Its Deployment makes another one; this one would wait ever longer for its next start.
+        api.delete(f"/api/v1/namespaces/{installed.name}/pods/{killed[-1]}", gracePeriodSeconds=0)
+    status = installed.wait_phase(*FINAL, seconds=240)
+    assert status["phase"] == "Succeeded"
+    assert len(set(killed)) == len(killed)
+    assert Counter(installed.starts()) == Counter((step["name"], 1) for step in status["steps"])
+    assert {job["metadata"]["name"] for job in installed.jobs()} == {step["jobName"] for step in status["steps"]}
