@@ -70,12 +70,13 @@ _Verdict = tuple[bool, str, str]
 def _verdicts(steps: Sequence[Step], phase: RunPhase, situation: Situation) -> dict[str, _Verdict]:
     """By type of condition: whether it holds, the reason, the message."""
     failed = [step for step in steps if step.state is StepState.FAILED]
-    shaky = [step for step in steps if step.failures and not step.state.final]
+    going_on = [step for step in steps if not step.state.final]
+    shaky = [step for step in going_on if step.failures or step.in_vain]
     why, what = _story(steps, phase, failed, situation)
     under_way = phase not in (*FINISHED, RunPhase.SUSPENDED)
     suspended = phase is RunPhase.SUSPENDED
     troubles = failed or shaky
-    degraded = _reason(failed, situation) if failed else "Retrying" if shaky else "AsExpected"
+    degraded = _reason(failed, situation) if failed else _why_shaky(shaky) if shaky else "AsExpected"
     return {
         "Ready": (phase is RunPhase.SUCCEEDED, why, what),
         "Progressing": (under_way, why, what),
@@ -112,9 +113,16 @@ def _reason(failed: Sequence[Step], situation: Situation) -> str:
     return "InvalidStudent" if situation.faults else f"{failed[0].phase.value.capitalize()}Failed"
 
 
+def _why_shaky(steps: Sequence[Step]) -> str:
+    return "Interrupted" if any(step.in_vain for step in steps) else "Retrying"
+
+
 def _trouble(step: Step) -> str:
     if step.state is StepState.FAILED or step.last_failure is None:
         return f"{step.name}: {step.message}"
+    if step.in_vain:
+        many = f"{step.interruptions} attempts in a row were interrupted before they came further"
+        return f"{step.name}: {many}; attempt {step.last_failure.attempt}: {step.last_failure.message}"
     return f"{step.name}: attempt {step.last_failure.attempt} failed: {step.last_failure.message}"
 
 

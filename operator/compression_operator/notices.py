@@ -22,9 +22,10 @@ def _about_step(before: Step, step: Step) -> Iterator[Notice]:
         yield Notice("Normal", "StepOutdated", message, step.name)
     failure = step.last_failure
     if failure is not None and failure != before.last_failure and step.state is not StepState.FAILED:
-        kind = "Normal" if failure.exit_class == "Interrupted" else "Warning"
+        interrupted = failure.exit_class == "Interrupted"
+        kind = "Normal" if interrupted and not step.in_vain else "Warning"
         when = f"; again at {step.retry_time:%H:%M:%S} UTC" if step.retry_time else ""
-        reason = "StepInterrupted" if kind == "Normal" else "StepRetrying"
+        reason = "StepInterrupted" if interrupted else "StepRetrying"
         message = f"{step.name}, attempt {failure.attempt}: {failure.message}{when}"
         yield Notice(kind, reason, message, step.name, failure.job_name)
     if step.state.active and (step.attempt > before.attempt or not before.state.active):

@@ -15,10 +15,12 @@ from .results import read_result
 
 FIRST_BACKOFF = timedelta(seconds=10)
 MAX_BACKOFF = timedelta(seconds=600)
-"""Pause after the n-th passing fault of a step: 10 s x 2^(n-1), at most ten minutes."""
+"""Pause after the n-th passing fault of a step, and after the n-th interruption in a row without progress, from the
+second one on: 10 s x 2^(n-1), at most ten minutes.
+"""
 
 INTERRUPTION_PACE = timedelta(seconds=10)
-"""Least time from the start of an interrupted attempt to the next one, so that a node that flaps makes no storm."""
+"""Least time from the start of an interrupted attempt to the next one."""
 
 MESSAGE_LIMIT = 1000
 """Characters of one message in the status: 32 students' steps must fit an object of the API server."""
@@ -63,7 +65,7 @@ def forgiven(step: Step) -> Step:
     """The step with its failures forgotten: the user edited the run or asked for a retry."""
     match step.state:
         case StepState.FAILED | StepState.PENDING:
-            cleared = {"failures": 0, "retry_time": None, "completion_time": None, "message": ""}
+            cleared = {"failures": 0, "interruptions": 0, "retry_time": None, "completion_time": None, "message": ""}
             return step.model_copy(update={"state": StepState.PENDING, **cleared})
         case _:
             return step
@@ -142,7 +144,20 @@ def _said(job: ObservedJob) -> str:
     return (job.termination.message if job.termination else "") or job.message
 
 
+def _advanced(step: Step, job: ObservedJob) -> Step:
+    """The step as far as the job brought it: where that is further than any before, earlier interruptions are past."""
+    if job.progress is None or job.progress.step <= step.furthest:
+        return step
+    return step.model_copy(update={"furthest": job.progress.step, "interruptions": 0})
+
+
+def _pause(times: int) -> timedelta:
+    # The exponent is bounded: 2 ** 100 seconds would overflow.
+    return min(FIRST_BACKOFF * 2 ** min(times - 1, 10), MAX_BACKOFF)
+
+
 def _going_on(step: Step, job: ObservedJob, now: datetime) -> Step:
+    step = _advanced(step, job)
     runs = job.state is JobState.RUNNING
     started = (seconds(job.started) if job.started else step.start_time or now) if runs else None
     return step.model_copy(
@@ -219,19 +234,25 @@ def _passing(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetim
     if failures > limit:
         over = f"{message} (passing fault {failures}, retryLimit is {limit})" if limit else message
         return _failed(step, job, ExitClass.TRANSIENT, now, over).model_copy(update={"failures": failures})
-    # The exponent is bounded: 2 ** 100 seconds would overflow.
-    pause = min(FIRST_BACKOFF * 2 ** min(failures - 1, 10), MAX_BACKOFF)
     left = _record(step, job, ExitClass.TRANSIENT, now, message)
-    left |= {"state": StepState.PENDING, "failures": failures, "retry_time": _ended(job, now) + pause}
+    left |= {"state": StepState.PENDING, "failures": failures, "retry_time": _ended(job, now) + _pause(failures)}
     return step.model_copy(update=left)
 
 
 def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
+    """After an interruption: again, at once where it was the first since the step came further, else after a pause.
+    A node that refuses every pod, or an init container that fails each time, would make jobs without end.
+    """
+    step = _advanced(step, job)
+    times = step.interruptions + 1
     said = _said(job)
     left = _record(step, job, ExitClass.INTERRUPTED, now, f"interrupted: {said}" if said else "interrupted")
     begun = job.started or job.created
     again = seconds(begun) + INTERRUPTION_PACE if begun else None
-    left |= {"state": StepState.PENDING, "retry_time": again if again and again > now else None}
+    if times > 1:
+        again = _ended(job, now) + _pause(times)
+    left |= {"state": StepState.PENDING, "interruptions": times}
+    left |= {"retry_time": again if again and again > now else None}
     return step.model_copy(update=left)
 
 

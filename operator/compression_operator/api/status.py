@@ -44,6 +44,10 @@ class StepState(StrEnum):
         return self in (StepState.SUCCEEDED, StepState.FAILED, StepState.SKIPPED)
 
 
+IN_VAIN = 3
+"""Interruptions in a row, without progress in between, that are no longer taken for a cluster's everyday life."""
+
+
 def by_key(key: str) -> dict[str, Any]:
     """Marks a list of objects as a map by one of their fields, so that server-side apply merges it."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
@@ -93,6 +97,10 @@ class Step(ConfigModel):
     state: StepState = Field(default=StepState.PENDING, description="Where the step stands.")
     attempt: int = Field(default=0, description="The newest attempt; 0 before the first.")
     failures: int = Field(default=0, description="Attempts that count against retryLimit.")
+    interruptions: int = Field(
+        default=0, description="Attempts in a row that were interrupted before they came further than any earlier one."
+    )
+    furthest: int = Field(default=0, description="The highest progress.step of all attempts.")
     job_name: str | None = Field(default=None, description="Job of the newest attempt.")
     fingerprint: str | None = Field(default=None, description="Unknown until the step's inputs are known.")
     artifact: str | None = Field(default=None, description="<phase>-<key> in the store, once published.")
@@ -106,6 +114,11 @@ class Step(ConfigModel):
     message: str = Field(default="", description="What the step waits for, or why it failed.")
     progress: Progress | None = Field(default=None, description="Where the running attempt stands.")
     last_failure: AttemptRecord | None = Field(default=None, description="The newest attempt that did not succeed.")
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether so many attempts in a row were interrupted without progress that somebody should look into it."""
+        return self.interruptions >= IN_VAIN
 
 
 class ValidationLoss(ConfigModel):
