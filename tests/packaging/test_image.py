@@ -89,7 +89,7 @@ def test_it_runs_as_nobody_in_particular(built: Image) -> None:
     assert labels["title"] == "compression-operator"
     assert labels["licenses"] == "Apache-2.0"
     variables = {entry.partition("=")[0] for entry in config["Env"]}
-    assert variables == {"USER", "PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+    assert variables == {"PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
 
 
 def test_its_layer_is_the_operator_and_nothing_else(layer: Path) -> None:

@@ -22,9 +22,12 @@ pytestmark = pytest.mark.cluster
 
 NAMESPACE, RELEASE = "compression-system", "compression-operator"
 REPOSITORY_NAME, TAG = OPERATOR.rsplit(":", 1)
-IMAGE = {
+RUNTIME = {"type": "RuntimeDefault"}
+VALUES = {
     "image": {"repository": REPOSITORY_NAME, "tag": TAG, "pullPolicy": "Never"},
     "pipelineImage": {"repository": "localhost/pipeline"},
+    # As a cluster may choose it: a user that is in no passwd file.
+    "podSecurityContext": {"runAsNonRoot": True, "runAsUser": 1000650000, "runAsGroup": 0, "seccompProfile": RUNTIME},
 }
 
 
@@ -59,7 +62,7 @@ def install(
     """helm upgrade --install, as a user would; returns the notes."""
     command = ["upgrade", "--install", release, str(CHART), "--namespace", namespace, "--wait", "--timeout=120s"]
     try:
-        return cluster.helm(*command, "--values=-", *arguments, given=yaml.safe_dump(IMAGE | values))
+        return cluster.helm(*command, "--values=-", *arguments, given=yaml.safe_dump(VALUES | values))
     except AssertionError as error:
         logs = cluster.kubectl(
             "logs", f"--namespace={namespace}", "--selector=app.kubernetes.io/component=operator", "--tail=30"
