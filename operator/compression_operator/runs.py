@@ -14,12 +14,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from compression_pipeline.config import Phase
+from compression_pipeline.config import Phase, digest
 
 from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun, ObjectMeta
 from .api.status import CompressionRunStatus, RunPhase
 from .backends.jobfiles import JobFolder, JobRecord, write_atomically
 from .controller import Conflict
+
+REGISTER = "workdirs"
+"""Folder of a shared store: one file for each work directory that uses it, with the directory's path."""
 
 
 class WorkdirError(Exception):
@@ -86,8 +89,25 @@ class Workdir:
                     raise WorkdirError(f"the store {self.store.readlink()} is gone; mount it, or use another --store")
                 _make_store(self.store.readlink())
             self.store.mkdir(parents=True, exist_ok=True)
+            if self.store.is_symlink():
+                self._register()
         except OSError as error:
             raise WorkdirError(_unwritable(error, self.root)) from error
+
+    @staticmethod
+    def registered(store: Path) -> list[Path]:
+        """The work directories whose runs have used this store as a shared one; they need not be there any more."""
+        folder = store / REGISTER
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [Path(entry.read_text(encoding="utf-8").strip()) for entry in entries]
+
+    def _register(self) -> None:
+        """Tell the shared store that this directory's run refers to what is in it."""
+        root = str(self.root.resolve())
+        entry = self.store / REGISTER / digest(root)
+        if not entry.exists():
+            entry.parent.mkdir(exist_ok=True)
+            write_atomically(entry, f"{root}\n")
 
     def _link_store(self, shared: Path) -> None:
         if self.store.is_symlink():

@@ -5,11 +5,14 @@ import os
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from launching import Launch, until
+from launching import FINGERPRINT, Launch, until
 
+from compression_operator.gc import working
+from compression_pipeline.artifact import Store
 from compression_pipeline.launcher import heartbeat as heartbeats
 from compression_pipeline.launcher.heartbeat import STALE_SECONDS, Heartbeat
 
@@ -78,6 +81,18 @@ def test_jobs_that_come_and_go_at_once_never_miss_the_folder(tmp_path: Path) -> 
         had = list(pool.map(come_and_go, range(4)))
     assert sum(had) >= 300  # and not each waited for another
     assert not (tmp_path / "step").exists()
+
+
+def test_gc_sees_who_works(tmp_path: Path) -> None:
+    """It can't import this heartbeat: it belongs to the control plane."""
+    store = Store(tmp_path)
+    folder = store.attempt_folder(FINGERPRINT, 1, "ab")
+    mine = Heartbeat(folder.parent, "r/prune-width/1/7a3f", token="ab", probe=folder)
+    now = datetime.now(UTC)
+    assert list(working(tmp_path, now)) == []
+    assert mine.claim() is None
+    assert list(working(tmp_path, now)) == [(folder.parent, "r/prune-width/1")]
+    assert list(working(tmp_path, now + timedelta(hours=2))) == []
 
 
 def test_a_damaged_heartbeat_is_taken(tmp_path: Path) -> None:

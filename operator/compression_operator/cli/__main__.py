@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,6 +78,16 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("--raw", action="store_true", help="the lines as they were written")
     _add_workdir(logs)
 
+    gc = commands.add_parser("gc", help="remove artifacts and work folders that no run refers to any more")
+    gc.add_argument(
+        "--workdir", type=Path, action="append", default=[], metavar="DIR", help="a run that uses the store"
+    )
+    gc.add_argument("--store", type=Path, metavar="DIR", help="the store (that of the work directory)")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    gc.add_argument(
+        "--older-than", type=_duration, default="7d", metavar="AGE", help="least age, e.g. 12h or 0 (default: 7d)"
+    )
+
     report = commands.add_parser("report", help="build the HTML report anew")
     report.add_argument("workdir", type=Path, nargs="?", metavar="WORKDIR")
     return root
@@ -90,6 +102,10 @@ def _load(name: str) -> Callable[[argparse.Namespace], int]:
         from .logs import logs
 
         return logs
+    if name == "gc":
+        from .gc import gc
+
+        return gc
     if name == "report":
         from .report import report
 
@@ -102,6 +118,15 @@ def _load(name: str) -> Callable[[argparse.Namespace], int]:
         "render": inspect.render,
         "status": inspect.status,
     }[name]
+
+
+def _duration(text: str) -> timedelta:
+    """`7d`, `12h`, `30m` or `0`."""
+    found = re.fullmatch(r"(\d+)([dhm])|0", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text} is no age; write 7d, 12h, 30m or 0")
+    unit = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1), None: timedelta(0)}[found[2]]
+    return int(found[1] or 0) * unit
 
 
 def _add_file(command: argparse.ArgumentParser) -> None:

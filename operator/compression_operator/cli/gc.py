@@ -1,0 +1,78 @@
+"""`compression gc`: remove from a store what no run refers to any more."""
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.gc import Unused, in_use, remove, unused, working
+from compression_operator.runs import Workdir, WorkdirError
+from compression_pipeline.config import human_bytes
+
+from .common import OUT, Code, complain, now
+
+
+def gc(arguments: argparse.Namespace) -> int:
+    """Remove what is unused, or say what would be. Raises WorkdirError."""
+    store = _store(arguments)
+    with contextlib.ExitStack() as stack:
+        runs: list[CompressionRun] = []
+        for workdir in _workdirs(store, arguments.workdir):
+            stack.enter_context(workdir.locked())  # no run begins to refer to anything meanwhile
+            if (run := workdir.read()) is not None:
+                runs.append(run)
+        used = in_use(store, runs)
+        strangers = [job for folder, job in working(store, now()) if folder not in used]
+        if strangers:
+            raise WorkdirError(
+                f"{strangers[0]} works in {store}, or has lately, and none of the known work directories is its run's; "
+                "name it with --workdir, or wait for an hour"
+            )
+        found = unused(store, used, now=now(), older_than=arguments.older_than)
+        return _remove(store, found, dry_run=arguments.dry_run)
+
+
+def _remove(store: Path, found: list[Unused], *, dry_run: bool) -> int:
+    done, code = 0, Code.SUCCEEDED
+    for one in found:
+        if not dry_run:
+            try:
+                remove(one)
+            except OSError as error:
+                complain(f"cannot remove {one.path}: {error.strerror or error}")
+                code = Code.FAILED
+                continue
+        done += one.size
+        what = f"{one.path.relative_to(store)}: {human_bytes(one.size)}, last changed {one.changed:%Y-%m-%d %H:%M}"
+        print("would remove" if dry_run else "removed", what)
+    print(f"{human_bytes(done)} {'would be' if dry_run else 'are'} free" if found else "nothing to remove")
+    return code
+
+
+def _store(arguments: argparse.Namespace) -> Path:
+    if arguments.store is not None:
+        store: Path = arguments.store
+    else:
+        given = arguments.workdir or sorted(file.parent for file in OUT.glob("*/run.yaml"))
+        stores = {Workdir(root).store.resolve() for root in given}
+        if len(stores) != 1:
+            which = f"one of {', '.join(map(str, sorted(stores)))}" if stores else "there is none in out/"
+            raise WorkdirError(f"say which store is meant, with --workdir or --store: {which}")
+        store = stores.pop()
+    if not (store / "artifacts").is_dir():
+        raise WorkdirError(f"{store} is no store: it has no artifacts; name the folder that holds artifacts/")
+    return store.resolve()
+
+
+def _workdirs(store: Path, given: list[Path]) -> list[Workdir]:
+    """The work directories whose runs may refer to the store: its own, those that registered, and those given."""
+    own = [store.parent] if store.name == "store" else []
+    registered = Workdir.registered(store)
+    for root in registered:
+        if not root.exists():
+            print(f"{root} is gone: what only its run referred to counts as unused")
+    roots = {root.resolve() for root in (*own, *registered, *given)}
+    found = [Workdir(root) for root in sorted(roots) if (root / "run.yaml").exists()]
+    for missing in sorted({root.resolve() for root in given} - {workdir.root for workdir in found}):
+        raise WorkdirError(f"{missing} holds no run; correct --workdir")
+    return [workdir for workdir in found if workdir.store.resolve() == store]

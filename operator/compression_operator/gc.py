@@ -1,0 +1,126 @@
+"""What of a store no run refers to any more, and its removal.
+
+Removed are artifacts (`artifacts/<phase>-<key>`), those that were set aside as damaged, and what attempts left
+(`work/<fingerprint>`). Everything else in a store is left alone, the cache of downloads (`hub/`) too.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from compression_pipeline.config import Phase
+
+from .api.run import CompressionRun
+
+LIVE = timedelta(hours=1)
+"""A job that has touched its heartbeat this lately may still run: hundreds of beats, and clocks of volumes differ."""
+
+_ARTIFACT = re.compile(rf"(?:{'|'.join(phase.value for phase in Phase)})-[0-9a-f]{{32}}")
+_ASIDE = re.compile(r"\.(?:damaged|removing)-.+")
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
+_REMOVING = ".removing-"
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Something in a store that no run refers to."""
+
+    path: Path
+    size: int  # bytes that its removal frees
+    changed: datetime
+
+
+def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
+    """Folders of the store that these runs refer to: what their steps made or work on, and what that was made from."""
+    found: set[Path] = set()
+    for run in runs:
+        for step in run.status.steps:
+            if step.fingerprint is not None:
+                found.add(store / "work" / step.fingerprint)
+        names = {step.artifact for step in run.status.steps} | {student.artifact for student in run.status.students}
+        waiting = [name for name in names if name is not None]
+        while waiting:
+            artifact = store / "artifacts" / waiting.pop()
+            if artifact not in found:
+                found.add(artifact)
+                waiting += _inputs(artifact)
+    return frozenset(found)
+
+
+def working(store: Path, now: datetime) -> Iterator[tuple[Path, str]]:
+    """The work folders in which a job may still run, and what the job calls itself."""
+    for folder in _named(store / "work", _FINGERPRINT):
+        heartbeat = folder / "heartbeat"
+        if heartbeat.exists() and now - _changed(heartbeat, now) < LIVE:
+            yield folder, _job(heartbeat)
+
+
+def unused(store: Path, used: Iterable[Path], *, now: datetime, older_than: timedelta) -> list[Unused]:
+    """What may be removed: neither `used`, nor worked on, nor changed for `older_than`."""
+    kept = {*used, *(folder for folder, _ in working(store, now))}
+    keys = {folder.name for folder in kept if folder.parent.name == "work"}
+    found: list[Unused] = []
+    for folder in (
+        *_named(store / "artifacts", _ARTIFACT),
+        *_named(store / "artifacts", _ASIDE),
+        *_named(store / "work", _FINGERPRINT),
+        *_named(store / "work", _ASIDE),
+    ):
+        if folder in kept or folder.name.rpartition("-")[2] in keys:
+            continue
+        files = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+        changed = max(_changed(path, now) for path in files)
+        if now - changed >= older_than:
+            found.append(Unused(folder, sum(map(_freed, files)), changed))
+    return found
+
+
+def remove(found: Unused) -> None:
+    """Remove it, out of sight first: nothing that is half removed is taken for an artifact. Raises OSError."""
+    path = found.path
+    if not path.name.startswith(_REMOVING):
+        path = path.rename(path.with_name(f"{_REMOVING}{path.name.lstrip('.')}"))
+    shutil.rmtree(path)
+
+
+def _named(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in entries if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
+
+
+def _inputs(artifact: Path) -> list[str]:
+    """Names of the artifacts that one was made from; none where its manifest can't be read."""
+    try:
+        manifest: dict[str, Any] = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+        return [name for name in manifest["inputs"].values() if isinstance(name, str) and _ARTIFACT.fullmatch(name)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _job(heartbeat: Path) -> str:
+    try:
+        return "/".join(str(json.loads(heartbeat.read_text(encoding="utf-8"))["job"]).split("/")[:3])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a job"
+
+
+def _changed(path: Path, now: datetime) -> datetime:
+    """When it changed last; now, where it is gone meanwhile. Raises OSError."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, now.tzinfo)
+    except FileNotFoundError:
+        return now
+
+
+def _freed(path: Path) -> int:
+    """Bytes of a file; none where it has another name as well, in the cache of downloads."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0
+    return status.st_size if path.is_file() and status.st_nlink == 1 else 0
