@@ -35,7 +35,7 @@ class Denials:
             yield
         except ApiError as error:
             if error.denied and key not in self._denied:
-                self._denied[key] = cut(f"{loss}: {refusal(error.code, str(error)).message}")
+                self._denied[key] = cut(f"{loss}: {refusal(error.code, str(error), error.resource).message}")
                 logger.warning("in namespace %s %s", namespace, self._denied[key])
                 self._changed(namespace)
             elif not error.denied and not error.passing:

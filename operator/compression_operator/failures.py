@@ -13,7 +13,7 @@ def trouble_of(error: Exception) -> Trouble | None:
     if isinstance(error, UnreadableRun):
         return error.trouble
     if isinstance(error, ApiError):
-        return None if error.passing or error.namespace_gone else refusal(error.code, str(error))
+        return None if error.passing or error.namespace_gone else refusal(error.code, str(error), error.resource)
     if isinstance(error, NotLeading):
         return None
     return Trouble(

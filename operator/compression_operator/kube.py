@@ -39,15 +39,24 @@ LOGIN_SECONDS = 60.0
 class ApiError(Exception):
     """The API server refused, or could not be reached.
 
-    `code` is the HTTP status, 0 where there was no answer; `reason` is metav1.Status's (e.g. AlreadyExists).
+    `code` is the HTTP status, 0 where there was no answer; `reason` is metav1.Status's (e.g. AlreadyExists), `resource`
+    what was asked for, as its CRD is named (e.g. pytorchjobs.kubeflow.org).
     """
 
     def __init__(
-        self, code: int, reason: str, message: str, *, retry_after: float = 0.0, namespace_gone: bool = False
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        resource: str = "",
+        retry_after: float = 0.0,
+        namespace_gone: bool = False,
     ) -> None:
         super().__init__(message or reason or f"HTTP {code}")
         self.code = code
         self.reason = reason
+        self.resource = resource
         self.retry_after = retry_after  # seconds that the API server asks to wait
         self.namespace_gone = namespace_gone  # the object's namespace is gone or going
 
@@ -310,7 +319,7 @@ class Kube:
                 if not whole:
                     answer.close()
             if refused:
-                raise _refusal(code, answer.reason or "", text, answer.headers.get("Retry-After", ""))
+                raise _refusal(code, path, answer.reason or "", text, answer.headers.get("Retry-After", ""))
             return text
         except (aiohttp.ClientError, TimeoutError) as error:
             why = str(error) or f"none within {self._timeout.total:g} s"
@@ -346,16 +355,16 @@ class Kube:
         return self._info.as_http_headers()
 
 
-def _refusal(code: int, reason: str, answer: bytes, retry_after: str) -> ApiError:
+def _refusal(code: int, path: str, reason: str, answer: bytes, retry_after: str) -> ApiError:
     """The error that a metav1.Status, or a proxy's page, tells of."""
-    text = answer.decode(errors="replace")
+    text, resource = answer.decode(errors="replace"), _resource(path)
     wait = float(retry_after) if retry_after.isdigit() else 0.0
     try:
         status = json.loads(text)
     except ValueError:
         status = None
     if not isinstance(status, dict):
-        return ApiError(code, "", text[:200] or reason, retry_after=wait)
+        return ApiError(code, "", text[:200].strip() or reason, resource=resource, retry_after=wait)
     told = cast(Body, status)
     details = cast(Body, told.get("details") or {})
     causes = {cause.get("reason") for cause in details.get("causes") or ()}
@@ -363,6 +372,15 @@ def _refusal(code: int, reason: str, answer: bytes, retry_after: str) -> ApiErro
         code,
         str(told.get("reason", "")),
         str(told.get("message", "")),
+        resource=resource,
         retry_after=wait,
         namespace_gone=details.get("kind") == "namespaces" or "NamespaceTerminating" in causes,
     )
+
+
+def _resource(path: str) -> str:
+    """What a path of the API server's is about: <plural>.<group>, or <plural> alone in the core group."""
+    parts = path.strip("/").split("/")
+    group, parts = (parts[1], parts[3:]) if parts[0] == "apis" else ("", parts[2:])
+    plural = parts[2] if parts[0] == "namespaces" and len(parts) > 2 else parts[0]
+    return f"{plural}.{group}" if group else plural

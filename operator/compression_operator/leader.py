@@ -74,7 +74,7 @@ def claimed(lease: Lease, identity: str, duration: int, now: datetime) -> Lease:
 
 
 def _words(error: ApiError) -> str:
-    return refusal(error.code, str(error)).message if error.denied else str(error)
+    return refusal(error.code, str(error), error.resource).message if error.denied else str(error)
 
 
 class LeaderElection:

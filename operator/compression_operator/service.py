@@ -293,7 +293,7 @@ class Service:
         try:
             await self._try_watches()
         except ApiError as error:
-            raise Unusable(refusal(error.code, str(error)).message) from error
+            raise Unusable(refusal(error.code, str(error), error.resource).message) from error
         self._unsynced = None
 
     async def _sync_until_done(self) -> None:
@@ -303,7 +303,7 @@ class Service:
                 return await self._sync()
             except ApiError as error:
                 if not error.passing:
-                    raise Unusable(refusal(error.code, str(error)).message) from error
+                    raise Unusable(refusal(error.code, str(error), error.resource).message) from error
                 logger.warning("cannot list, trying again in %g s: %s", SYNC_PAUSE_SECONDS, error)
                 await asyncio.sleep(max(SYNC_PAUSE_SECONDS, error.retry_after))
 
@@ -315,7 +315,7 @@ class Service:
                 await self._try_watches()
                 self._denied = None
             except ApiError as error:
-                self._denied = refusal(error.code, str(error)).message if error.denied else None
+                self._denied = refusal(error.code, str(error), error.resource).message if error.denied else None
                 logger.warning("cannot list, trying again in %g s: %s", self._options.resync_seconds, error)
 
     async def _try_watches(self) -> None:

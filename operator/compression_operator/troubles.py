@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from .api.run import CompressionRun
+from .api.run import GROUP, CompressionRun
 from .api.status import CompressionRunStatus, RunPhase
 from .conditions import FINISHED
 from .jobs import Decision, Notice
@@ -28,6 +28,12 @@ REASONS = (FORBIDDEN, QUOTA_EXCEEDED, REFUSED, UNREADABLE, INTERNAL_ERROR)
 HELD_UP = {"Degraded": "True", "Ready": "False", "Progressing": "False", "Reconciling": "True"}
 """Conditions of a run that nothing is done for."""
 
+INSTALL = {
+    f"compressionruns.{GROUP}": "install the CRD with `kubectl apply -f crds/`, or with the chart (crds.install)",
+    "pytorchjobs.kubeflow.org": "is the training operator installed? Version 1, the one with PyTorchJobs, is needed",
+}
+"""By resource: what to do where the cluster does not have it."""
+
 _DENIED = re.compile(
     r'cannot (?P<verb>\S+) resource "(?P<resource>[^"]+)" in API group "[^"]*"'
     r'(?: in the namespace "(?P<namespace>[^"]+)")?'
@@ -43,16 +49,16 @@ class Trouble:
     message: str
 
 
-def refusal(code: int, message: str) -> Trouble:
-    """What the API server refused, in its words: they name the verb, the resource and the account."""
+def refusal(code: int, message: str, resource: str = "") -> Trouble:
+    """What the API server refused, in its words: they name the verb, the resource and the account. Where it does not
+    even know the resource they name nothing: `resource` does (<plural>.<group>).
+    """
     if code == 403 and "exceeded quota" in message:
         return Trouble(QUOTA_EXCEEDED, f"the namespace's quota is used up, waiting for room: {message}")
     if code == 403:
         return Trouble(FORBIDDEN, f"{_forbidden(message)}: {message}")
     if code == 404:
-        return Trouble(
-            REFUSED, f"the API server does not know the resource, is the training operator installed? {message}"
-        )
+        return Trouble(REFUSED, f"the API server does not know {resource}: {INSTALL.get(resource, message)}")
     return Trouble(REFUSED, f"the API server refused what the operator asked for: {message}")
 
 

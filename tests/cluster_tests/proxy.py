@@ -47,6 +47,7 @@ class Answer:
     code: int
     reason: str = ""
     headers: dict[str, str] = field(default_factory=dict)
+    text: str = ""  # in place of a metav1.Status
 
 
 CUT = "cut"  # the connection is closed before the request reaches the API server
@@ -128,8 +129,9 @@ async def _handle(request: web.Request, session: aiohttp.ClientSession, api: Api
     if isinstance(fault, Answer):
         note(fault.code)
         status = {"kind": "Status", "reason": fault.reason, "message": f"injected: {fault.reason}", "code": fault.code}
+        kind = "text/plain" if fault.text else "application/json"
         return web.Response(
-            status=fault.code, text=json.dumps(status), headers={"Content-Type": "application/json", **fault.headers}
+            status=fault.code, text=fault.text or json.dumps(status), headers={"Content-Type": kind, **fault.headers}
         )
     if fault == CUT:
         note(0)

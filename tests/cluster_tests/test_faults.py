@@ -6,6 +6,7 @@ No pods run here: no node takes them, and the tests end them as a kubelet would.
 import random
 from collections import Counter
 
+import pytest
 import yaml
 from api import RUNS, Api, Refused, wait_for
 from conftest import CRD
@@ -109,12 +110,25 @@ def test_a_quota_that_is_used_up_is_told_and_waited_for(namespace: Namespace, ap
         wait_for(lambda: namespace.jobs(), "the job")
 
 
-def test_without_the_training_operator_it_says_so_and_ends(namespace: Namespace, api: Api) -> None:
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("pytorchjobs", "pytorchjobs.kubeflow.org: is the training operator installed?"),
+        ("compressionruns", "compressionruns.modelcompression.io: install the CRD with `kubectl apply -f crds/`"),
+    ],
+)
+def test_without_a_resource_it_says_what_to_install_and_ends(
+    lacking: str, said: str, namespace: Namespace, api: Api
+) -> None:
+    with pytest.raises(Refused) as refused:
+        api.call("GET", "/apis/modelcompression.io/v1/compressionruns")
+    words = refused.value.status["message"]
+    assert words == "404 page not found\n", "what a real API server says of a resource that it does not have"
     with proxy(api) as before:
-        before.fault = lambda asked: Answer(404, "NotFound") if asked.resource == "pytorchjobs" else None
+        before.fault = lambda asked: Answer(404, text=words) if asked.resource == lacking else None
         operator = namespace.start(server=before.url)
         assert operator.process.wait(60) == 1
-    assert "is the training operator installed?" in operator.output().splitlines()[-1]
+    assert f"the API server does not know {said}" in operator.output().splitlines()[-1]
 
 
 def test_a_watch_that_falls_silent_is_noticed_and_the_run_goes_on(namespace: Namespace, api: Api) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import kopf
 import pytest
 
-from compression_operator.kube import LEASES, PYTORCHJOBS, RUNS, ApiError, Kube, NoCluster, NotLeading, connect
+from compression_operator.kube import LEASES, PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NoCluster, NotLeading, connect
 
 Answer = tuple[int, Any, dict[str, str]]
 
@@ -147,6 +147,26 @@ def test_refusals_are_understood() -> None:
             error = refused(url, lambda kube: kube.create(PYTORCHJOBS, "ns", {}))
             assert {name: getattr(error, name) for name in expected} == expected and error.code == answer[0]
             assert str(error)
+
+
+def test_a_refusal_says_what_was_asked_for() -> None:
+    with served() as (server, url):
+        for resource, name in (
+            (RUNS, "compressionruns.modelcompression.io"),
+            (PODS, "pods"),
+            (LEASES, "leases.coordination.k8s.io"),
+        ):
+            for answer in ("404 page not found\n", {"reason": "NotFound", "message": "no"}):
+                server.answer = lambda *_, answer=answer: (404, answer, {})
+                for what in (
+                    lambda kube, resource=resource: kube.list(resource),
+                    lambda kube, resource=resource: kube.list(resource, "ns"),
+                    lambda kube, resource=resource: kube.watchable(resource, "ns"),
+                    lambda kube, resource=resource: kube.replace(resource, "ns", "x", {}, subresource="status"),
+                ):
+                    assert refused(url, what).resource == name
+        log = refused(url, lambda kube: kube.log("ns", "x", container="c", tail_lines=1, limit_bytes=1))
+        assert log.resource == "pods"
 
 
 @pytest.mark.parametrize("page", ["<html>sign in</html>", "", "[]", '"yes"'])

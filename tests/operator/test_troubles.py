@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from jobs_world import World
 
+from compression_operator.api.run import GROUP
 from compression_operator.kube import PERMISSIONS
 from compression_operator.reconcile import reconcile
 from compression_operator.troubles import FORBIDDEN, QUOTA_EXCEEDED, REASONS, REFUSED, Trouble, refusal, told
@@ -60,9 +61,22 @@ def test_words_for_refusals() -> None:
     assert refusal(403, 'User "x" cannot create resource "pytorchjobs"').reason == FORBIDDEN
     assert refusal(403, "exceeded quota: small").reason == QUOTA_EXCEEDED
     assert refusal(403, 'admission webhook "policy" denied the request').message.startswith("the API server forbids")
-    assert "training operator installed" in refusal(404, "the server could not find it").message
     assert refusal(422, "spec.x: Invalid").reason == REFUSED
     assert {refusal(code, "").reason for code in (400, 403, 404, 422)} <= set(REASONS)
+
+
+@pytest.mark.parametrize(
+    ("resource", "said"),
+    [
+        ("pytorchjobs.kubeflow.org", "know pytorchjobs.kubeflow.org: is the training operator installed?"),
+        (f"compressionruns.{GROUP}", f"know compressionruns.{GROUP}: install the CRD with `kubectl apply -f crds/`"),
+        ("leases.coordination.k8s.io", "know leases.coordination.k8s.io: 404 page not found"),
+    ],
+)
+def test_what_the_cluster_lacks_is_named_with_what_to_install(resource: str, said: str) -> None:
+    """A real API server says nothing of what it was asked for."""
+    trouble = refusal(404, "404 page not found", resource)
+    assert trouble.reason == REFUSED and trouble.message.startswith(f"the API server does not {said}")
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ class ClusterBackend:
                 return
             if error.reason != "AlreadyExists":
                 raise
-            body = await self._kube.get(PYTORCHJOBS, namespace, job.name)
+            body = await self._there(namespace, job.name)
             if not observe_job(body, (), run_uid=run.metadata.uid, now=self._now()).ours:
                 self._taken.setdefault(run.metadata.uid, set()).add(job.name)
                 logger.warning("the name of the job is taken by one of another owner", extra=context)
@@ -105,6 +105,15 @@ class ClusterBackend:
                 raise Conflict(f"job {job.name} is another owner's") from error
         # Without this the next pass, before the watch tells of the job, would miss it.
         self._jobs.put(body)
+
+    async def _there(self, namespace: str, name: str) -> Body:
+        """The job whose name is taken. Raises Conflict where it has gone since."""
+        try:
+            return await self._kube.get(PYTORCHJOBS, namespace, name)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            raise Conflict(f"job {name} was there and is gone") from error
 
     async def delete(self, run: CompressionRun, name: str) -> bool:
         """Delete the PyTorchJob; it stays in sight, being deleted, until its pods are gone (foreground deletion).
