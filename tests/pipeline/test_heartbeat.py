@@ -87,7 +87,8 @@ def test_gc_sees_who_works(tmp_path: Path) -> None:
     """It can't import this heartbeat: it belongs to the control plane."""
     store = Store(tmp_path)
     folder = store.attempt_folder(FINGERPRINT, 1, "ab")
-    mine = Heartbeat(folder.parent, "r/prune-width/1/7a3f", token="ab", probe=folder)
+    launch = "ab"
+    mine = Heartbeat(folder.parent, "r/prune-width/1/7a3f", token=launch, probe=folder)
     now = datetime.now(UTC)
     assert list(working(tmp_path, now)) == []
     assert mine.claim() is None
