@@ -98,7 +98,12 @@ class JobTemplate(ConfigModel):
     node_selector: dict[str, LabelValue] = Field(
         default={}, max_length=64, description="Labels that nodes must have, e.g. nvidia.com/gpu.product: NVIDIA-H200."
     )
-    tolerations: list[Toleration] = Field(default=[], max_length=32, description="Taints that the pods tolerate.")
+    tolerations: list[Toleration] = Field(
+        default=[],
+        max_length=32,
+        description="Taints that the pods tolerate. For how long they tolerate node.kubernetes.io/unreachable (300 s "
+        "unless given) is for how long a step waits for a node that does not answer.",
+    )
     affinity: Untyped | None = Field(default=None, description="Affinity of the pods, as in a pod.")
     topology_spread_constraints: list[Untyped] = Field(
         default=[], max_length=16, description="How the pods spread over nodes and zones, as in a pod."
