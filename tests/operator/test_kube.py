@@ -114,8 +114,8 @@ def test_a_list_that_expires_between_pages_starts_over() -> None:
 def test_whether_a_watch_is_allowed_is_asked_without_watching() -> None:
     verbs: list[tuple[str, int]] = []
     with served() as (server, url):
-        # A stream of which nothing may be read: this is no chunk.
-        server.answer = lambda *_: (200, "not a chunk", {"Transfer-Encoding": "chunked"})
+        # A stream of which nothing may be waited for: it goes on, and its next chunk never comes.
+        server.answer = lambda *_: (200, "1\r\n{\r\n", {"Transfer-Encoding": "chunked"})
         noted: dict[str, Any] = {"on_request": lambda verb, code, _: verbs.append((verb, code))}
         ask(url, lambda kube: kube.watchable(RUNS, "ns", selector="a=b"), **noted)
         server.answer = lambda *_: (403, {"reason": "Forbidden", "message": "no"}, {})
