@@ -106,3 +106,16 @@ def test_what_cannot_be_told_does_not_silence_the_rest(namespace: Namespace, api
         operator.wait_line("could not be told: KeyError: 'metadata'")
         namespace.edit(suspend=False)
         wait_for(lambda: [e for e in namespace.events() if e["reason"] == "JobCreated"], "Events of what comes after")
+
+
+def test_a_name_that_was_taken_and_has_come_free_is_asked_for_again(namespace: Namespace, api: Api) -> None:
+    taken = [Answer(409, "AlreadyExists")]
+
+    def gone_since(asked: Asked) -> Fault:
+        return taken.pop() if (asked.verb, asked.resource) == ("create", "pytorchjobs") and taken else None
+
+    with proxy(api) as before, namespace.operator(server=before.url) as operator:
+        before.fault = gone_since
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(lambda: state(namespace, "prepare") == "Starting" and namespace.jobs(), "the job")
+        assert not taken and not [line for line in operator.lines() if line["level"] == "error"]
