@@ -48,6 +48,8 @@ def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: St
         wait_for(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
         with silent_node(own):
             cut_power(own, f"{first['jobName']}-master-0")
+            silent = f"pod {first['jobName']}-master-0: its node does not answer"
+            wait_for(lambda: step_of(place.status(), "distill-width").get("message") == silent, silent, seconds=120)
             lost_at = _until_it_goes_on(place, first)
             assert lost_at < 150, "what its processes had done is what there is"
             second = step_of(place.status(), "distill-width")

@@ -2,20 +2,16 @@
 
 import copy
 import json
-import re
-from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import RECORDED, UID, Body, Seen, replay, states
 
 from compression_operator.backends.observation import (
     CATCH_UP,
     SETTLING,
-    FirstPods,
     first_pods,
     observe_job,
     seen_job,
@@ -24,11 +20,6 @@ from compression_operator.backends.observation import (
 from compression_operator.backends.podview import UNANSWERED
 from compression_operator.jobs import JobState, ObservedJob
 from compression_pipeline.config import ExitClass
-
-Body = dict[str, Any]
-
-RECORDED = Path(__file__).with_name("recorded")
-UID = "11111111-2222-3333-4444-555555555555"
 
 ENDS = {
     "crash": ExitClass.TRANSIENT,
@@ -50,51 +41,6 @@ ENDS = {
     "worker-goes-on": ExitClass.DONE,
 }
 """How each recorded case ends; None: not at all."""
-
-
-def states(case: str) -> list[Body]:
-    return json.loads((RECORDED / f"{case}.json").read_text())
-
-
-class Seen:
-    """What two watches have told so far, and the newest time in it."""
-
-    def __init__(self) -> None:
-        self.job: Body | None = None
-        self.pods: dict[str, Body] = {}
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.first: FirstPods = {}
-
-    def take(self, state: Body) -> None:
-        body = state["object"]
-        for text in re.findall(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", json.dumps(body)):
-            # A deletionTimestamp lies ahead, by the grace period.
-            if text != body["metadata"].get("deletionTimestamp"):
-                self.now = max(self.now, datetime.fromisoformat(text))
-        if state["kind"] == "job":
-            self.job = None if state["event"] == "DELETED" else body
-        elif state["event"] == "DELETED":
-            self.pods.pop(body["metadata"]["uid"], None)
-        else:
-            self.pods[body["metadata"]["uid"]] = body
-
-    def look(self, later: timedelta = timedelta(0)) -> ObservedJob | None:
-        if self.job is None:
-            return None
-        pods = list(self.pods.values())
-        self.first = first_pods(self.job, pods, self.first)
-        return observe_job(self.job, pods, run_uid=UID, now=self.now + later, first=self.first)
-
-
-def replay(sequence: Sequence[Body]) -> Iterator[ObservedJob]:
-    seen = Seen()
-    for state in sequence:
-        if state["kind"] == "job" and state["event"] == "DELETED":
-            return
-        seen.take(state)
-        job = seen.look()
-        if job is not None:
-            yield job
 
 
 def test_every_recording_is_looked_at() -> None:
@@ -254,7 +200,10 @@ def test_a_lost_node_is_waited_for_until_kubernetes_gives_it_up() -> None:
     """Its pod looks as if it ran for ever; only that it is no longer Ready, without a reason, tells."""
     found = list(replay(states("node-lost")))
     first = next(index for index, job in enumerate(found) if job.ended_as)
-    assert any(job.alive for job in found[:first]), "while the silent node is tolerated"
+    silent = found[first - 1]
+    assert silent.alive and silent.state is JobState.RUNNING, "while the silent node is tolerated"
+    assert silent.message == "pod node-lost-master-0: its node does not answer"
+    assert not found[first].live, "the training operator's word is not needed"
     assert found[-1].message == "pod node-lost-master-0: its node node-1 is lost"
     assert not found[-1].live, "the next attempt need not wait for it"
     pods = [state["object"] for state in states("node-lost") if state["kind"] == "pod"]
@@ -281,12 +230,14 @@ def test_a_pod_that_never_ran_is_not_waited_for_for_ever() -> None:
     waiting = {"name": "pytorch", "ready": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
     pod["status"] = {"phase": "Pending", "conditions": [unready], "containerStatuses": [waiting]}
 
-    def alive(after: timedelta) -> bool:
-        return observe_job(job, [pod], run_uid=UID, now=deadline + after).alive
+    def live(after: timedelta) -> bool:
+        return observe_job(job, [pod], run_uid=UID, now=deadline + after).live
 
-    assert alive(timedelta(0)) and alive(UNANSWERED) and not alive(UNANSWERED + timedelta(seconds=1))
+    assert live(timedelta(0)) and live(UNANSWERED) and not live(UNANSWERED + timedelta(seconds=1))
+    late = observe_job(job, [pod], run_uid=UID, now=deadline + UNANSWERED * 2)
+    assert late.ended_as is ExitClass.INTERRUPTED
     pod["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-11-21T06:50:00Z"}}
-    assert alive(timedelta(days=1)), "what ran may run on, stuck on a volume that does not answer"
+    assert live(timedelta(days=1)), "what ran may run on, stuck on a volume that does not answer"
 
 
 def test_the_node_lost_sight_of_the_container() -> None:

@@ -233,7 +233,8 @@ def _state(job: _Job, now: datetime) -> tuple[JobState, str]:
         return JobState.PENDING, ""
     interruption, failures = job.interruption, job.failures
     ended_badly = [pod for pod in job.pods if pod.exit_code]
-    if not (job.holds("Failed") or job.replaced or ended_badly):
+    lost = any(pod.lost for pod in job.pods)
+    if not (job.holds("Failed") or job.replaced or ended_badly or lost):
         return going_on, ""
     told = ended_badly or (interruption and (job.first or job.pods))
     if job.holds("Failed") and not told and _fresh(job.since("Failed"), now):

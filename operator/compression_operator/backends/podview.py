@@ -42,6 +42,7 @@ class PodView:
     termination: Termination | None
     last_words: str  # why the container ended, where it wrote no termination message
     alive: bool  # whether a process of it may still run
+    lost: bool  # its node was given up, so that nobody will ever tell how it ended
     disruption: str  # what the cluster did to it; empty where it was left alone
     waiting: str  # what it waits for that somebody should know of
 
@@ -75,6 +76,7 @@ def view(pod: Json, now: datetime) -> PodView:
         termination=_termination(terminated),
         last_words=_last_words(terminated),
         alive=not lost and _alive(status),
+        lost=lost,
         disruption=f"pod {name}: its node {mapping(pod, 'spec').get('nodeName')} is lost"
         if lost
         else _disruption(status, terminated, name),
@@ -101,8 +103,7 @@ def _node_lost(pod: Json, now: datetime) -> bool:
     if deadline is None or not mapping(pod, "spec").get("nodeName"):
         return False
     status = mapping(pod, "status")
-    ready = _condition(status, "Ready")
-    if ready.get("status") == "False" and not ready.get("reason"):
+    if _node_silent(status):
         return True
     ran = any(
         mapping(container, "state", state)
@@ -111,6 +112,11 @@ def _node_lost(pod: Json, now: datetime) -> bool:
         for state in ("running", "terminated")
     )
     return not ran and now > deadline + UNANSWERED
+
+
+def _node_silent(status: Json) -> bool:
+    ready = _condition(status, "Ready")
+    return ready.get("status") == "False" and not ready.get("reason")
 
 
 def _disruption(status: Json, terminated: Json, name: str) -> str:
@@ -155,7 +161,9 @@ def _tail(terminated: Json) -> str:
 
 
 def _waiting(status: Json, name: str) -> str:
-    """Why the pod does not run yet, in the scheduler's or the kubelet's words."""
+    """Why the pod does not run, in the scheduler's or the kubelet's words."""
+    if _node_silent(status):
+        return f"pod {name}: its node does not answer"
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         return f"pod {name} cannot be scheduled: {scheduled.get('message') or scheduled.get('reason')}"
