@@ -28,6 +28,7 @@ PAGE = 100
 USER_AGENT = "compression-operator"
 """Also the field manager under which the API server notes what we write."""
 
+CHUNK = 64 * 1024
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 60.0
 """Time for which an idle connection is kept."""
@@ -227,7 +228,7 @@ class Kube:
         # Of a name that nothing has: what is there already need not be sent.
         query = {"watch": "true", "timeoutSeconds": "1", "fieldSelector": "metadata.name=-"}
         query |= {"labelSelector": selector} if selector else {}
-        await self._bytes("watch", "GET", resource.path(namespace), query=query, whole=False)
+        await self._bytes("watch", "GET", resource.path(namespace), query=query, last=0)
 
     async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
         """A new object; ApiError 409 AlreadyExists where the name is taken."""
@@ -264,10 +265,13 @@ class Kube:
             raise
         return answer if answer.get("kind") != "Status" else None
 
-    async def log(self, namespace: str, pod: str, *, container: str, tail_lines: int, limit_bytes: int) -> str:
-        """The end of a container's log."""
-        query = {"container": container, "tailLines": str(tail_lines), "limitBytes": str(limit_bytes)}
-        data = await self._bytes("get", "GET", PODS.path(namespace, pod, "log"), query=query)
+    async def log(self, namespace: str, pod: str, *, container: str, tail_lines: int, last_bytes: int) -> str:
+        """The end of a container's log: of its last lines the last bytes.
+
+        The kubelet's own limitBytes would keep the first ones of these lines, and so lose the newest.
+        """
+        query = {"container": container, "tailLines": str(tail_lines)}
+        data = await self._bytes("get", "GET", PODS.path(namespace, pod, "log"), query=query, last=last_bytes)
         return data.decode(errors="replace")
 
     async def _json(
@@ -299,9 +303,9 @@ class Kube:
         query: Mapping[str, str] | None = None,
         body: Body | None = None,
         content_type: str = "application/json",
-        whole: bool = True,
+        last: int | None = None,
     ) -> bytes:
-        """The answer to one request; of one that is not wanted whole, nothing is read."""
+        """The answer to one request. `last`: how many bytes of its end are wanted, where it isn't wanted whole."""
         if method != "GET" and f"/{LEASES.plural}" not in path and not self._leads():
             raise NotLeading(f"this replica no longer leads, so it may not {verb} {path}")
         url = f"{self._info.server}{path}?{urlencode(query)}" if query else f"{self._info.server}{path}"
@@ -315,9 +319,7 @@ class Kube:
             async with asked as answer:
                 code = answer.status
                 refused = code >= 300
-                text = await answer.read() if whole or refused else b""
-                if not whole:
-                    answer.close()
+                text = await answer.read() if last is None or refused else await _end_of(answer, last)
             if refused:
                 raise _refusal(code, path, answer.reason or "", text, answer.headers.get("Retry-After", ""))
             return text
@@ -353,6 +355,17 @@ class Kube:
             except NoCluster as error:
                 logger.warning("the credentials cannot be read again, so the old ones stay: %s", error)
         return self._info.as_http_headers()
+
+
+async def _end_of(answer: aiohttp.ClientResponse, count: int) -> bytes:
+    """The last bytes of a body, which is never held whole; of one of which nothing is wanted, nothing is read."""
+    kept = b""
+    if count:
+        async for chunk in answer.content.iter_chunked(CHUNK):
+            kept = (kept + chunk)[-count:]
+    else:
+        answer.close()
+    return kept
 
 
 def _refusal(code: int, path: str, reason: str, answer: bytes, retry_after: str) -> ApiError:

@@ -124,6 +124,17 @@ def test_whether_a_watch_is_allowed_is_asked_without_watching() -> None:
     assert all("watch=true" in path and "timeoutSeconds=1" in path for _, path, _, _ in server.asked)
 
 
+def test_of_a_log_the_end_is_kept() -> None:
+    """limitBytes keeps the first bytes of the last lines, so it is not asked for."""
+    with served() as (server, url):
+        server.answer = lambda *_: (200, "".join(f"{n:01999}\n" for n in range(500)) + "newest", {})
+        text = ask(url, lambda kube: kube.log("ns", "pod", container="pytorch", tail_lines=500, last_bytes=65_536))
+        server.answer = lambda *_: (200, "short", {})
+        whole = ask(url, lambda kube: kube.log("ns", "pod", container="pytorch", tail_lines=500, last_bytes=65_536))
+    assert len(text) == 65_536 and text.endswith(f"{499:01999}\nnewest") and whole == "short"
+    assert "tailLines=500" in server.asked[0][1] and "limitBytes" not in server.asked[0][1]
+
+
 def test_refusals_are_understood() -> None:
     terminating = {"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}
     cases: list[tuple[Answer, dict[str, Any]]] = [
@@ -165,7 +176,7 @@ def test_a_refusal_says_what_was_asked_for() -> None:
                     lambda kube, resource=resource: kube.replace(resource, "ns", "x", {}, subresource="status"),
                 ):
                     assert refused(url, what).resource == name
-        log = refused(url, lambda kube: kube.log("ns", "x", container="c", tail_lines=1, limit_bytes=1))
+        log = refused(url, lambda kube: kube.log("ns", "x", container="c", tail_lines=1, last_bytes=1))
         assert log.resource == "pods"
 
 

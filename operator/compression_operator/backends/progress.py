@@ -23,7 +23,7 @@ FIRST_SECONDS = 5.0
 """Pause before the first look: a step that is over by then costs none."""
 
 AT_ONCE = 4
-LOG_LINES = 50
+LOG_LINES = 500
 LOG_BYTES = 64 * 1024
 
 
@@ -102,7 +102,7 @@ class LogWatcher:
             async with self._turn:
                 with self._denials.without(namespace, "progress is not shown, nor progressDeadlineSeconds kept"):
                     text = await self._kube.log(
-                        namespace, pod, container=CONTAINER, tail_lines=LOG_LINES, limit_bytes=LOG_BYTES
+                        namespace, pod, container=CONTAINER, tail_lines=LOG_LINES, last_bytes=LOG_BYTES
                     )
             progress, last_event = newest(text)
         except Exception as error:
