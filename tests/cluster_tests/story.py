@@ -122,6 +122,7 @@ class Story:
         for pod in self.pods.values():
             name = pod["metadata"]["name"]
             if pod["status"].get("phase") != "Succeeded":
-                told.append(f"{name}: {json.dumps(pod['status'].get('containerStatuses'), indent=1)}")
+                states = [c.get("state") for c in pod["status"].get("containerStatuses") or ()]
+                told.append(f"{name}: {json.dumps(states)} {json.dumps(pod['status'].get('conditions'))}")
                 told.append(kubectl("logs", name, "--all-containers", "--tail=40", check=False))
         return "\n\n".join([*told, self.operators_log("--tail=40")])
