@@ -95,12 +95,19 @@ class Cache:
         """Whether an object is known to have been deleted."""
         return uid in self._deleted
 
-    def replace_all(self, listed: Sequence[Body], version: int) -> tuple[list[Body], list[Body]]:
-        """Compare with a LIST as of a resourceVersion: what it held that was not known in that state, and what is gone
-        by it. Both are noted. What is newer than the list is not gone: the list was too early to hold it.
+    def replace_all(
+        self, listed: Sequence[Body], version: int, namespace: str | None = None
+    ) -> tuple[list[Body], list[Body]]:
+        """Compare with a LIST (of a namespace, or of all) as of a resourceVersion: what it held that was not known in
+        that state, and what is gone by it. Both are noted. What is newer than the list is not gone: the list was too
+        early to hold it.
         """
         keys = {key_of(body) for body in listed}
-        gone = [body for key, body in self._objects.items() if key not in keys and version_of(body) <= version]
+        gone = [
+            body
+            for key, body in self._objects.items()
+            if key not in keys and namespace in (None, key[0]) and version_of(body) <= version
+        ]
         for body in gone:
             self.remove(body)
         return [body for body in listed if self.put(body)], gone

@@ -42,6 +42,10 @@ class WatchHealth:
         since = {uid: self._missed.get(uid, (0, now))[1] for uid in missed}
         self._missed = {uid: (shown, since[uid]) for uid, shown in missed.items()}
 
+    def forgive(self) -> None:
+        """Expect nothing more of the watch than what LISTs show from now on."""
+        self._missed.clear()
+
     def lag(self, now: float) -> float:
         """Seconds for which the oldest missed change is overdue; 0 where the watch has told all."""
         return max((now - since for _, since in self._missed.values()), default=0.0)

@@ -5,9 +5,10 @@ users' resources; `on.event` writes nothing.
 """
 
 import asyncio
+import itertools
 import logging
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import kopf
@@ -25,6 +26,17 @@ SILENT_SECONDS = 150
 """A watch that brings nothing for so long, not even a bookmark (one a minute), is dead and opened anew."""
 
 CONNECT_SECONDS = 10
+
+RETRY_SECONDS = (1, 1, 2, 3, 5, 8, 13, 21, 30)
+"""Pauses between the tries of a watch that is refused or fails; the last one for ever."""
+
+
+class Retries:
+    """Pauses without an end: after the last one kopf itself would end, and with it the watches of all namespaces."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain(RETRY_SECONDS, itertools.repeat(RETRY_SECONDS[-1]))
+
 
 IDENTITY: Any = "compression-operator"
 
@@ -48,6 +60,7 @@ def settings_for() -> kopf.OperatorSettings:
     settings.watching.server_timeout = STREAM_SECONDS
     settings.watching.inactivity_timeout = SILENT_SECONDS
     settings.watching.connect_timeout = CONNECT_SECONDS
+    settings.networking.error_backoffs = Retries()
     for resource in (PYTORCHJOBS, PODS):
         settings.watching.label_selectors[resource.group, resource.version, resource.plural] = SELECTOR
     return settings

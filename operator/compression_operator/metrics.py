@@ -5,7 +5,7 @@ be stale after a restart; what has happened is counted.
 """
 
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -36,14 +36,16 @@ class Metrics:
         leads: Callable[[], bool],
         *,
         per_run: bool,
+        denied: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
         """`runs`, `queue` and `leads` are asked at each scrape; runs only where this replica leads, so that sums over
-        replicas are right. `per_run`: progress and loss of each run, a series for each running step.
+        replicas are right. `per_run`: progress and loss of each run, a series for each running step. `denied`: whether
+        it is, for each namespace that is named to be watched.
         """
         registry = self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        registry.register(_Now(runs, queue, leads, per_run=per_run))
+        registry.register(_Now(runs, queue, leads, denied, per_run=per_run))
         self.reconcile_seconds = Histogram(
             "compression_reconcile_duration_seconds",
             "Time of one pass over a run, API calls included.",
@@ -122,10 +124,12 @@ class _Now(Collector):
         runs: Callable[[], Iterable[CompressionRun]],
         queue: Callable[[], int],
         leads: Callable[[], bool],
+        denied: Callable[[], Mapping[str, bool]],
         *,
         per_run: bool,
     ) -> None:
         self._runs = runs
+        self._denied = denied
         self._queue = queue
         self._leads = leads
         self._per_run = per_run
@@ -134,6 +138,14 @@ class _Now(Collector):
         yield GaugeMetricFamily("compression_queue_depth", "Runs that wait for a worker.", value=self._queue())
         leads = self._leads()
         yield GaugeMetricFamily("compression_leader", "Whether this replica leads (1) or waits (0).", value=leads)
+        refused = GaugeMetricFamily(
+            "compression_namespace_denied",
+            "Whether a namespace that this replica is to watch is denied to it (1), as it is once it was deleted.",
+            labels=["namespace"],
+        )
+        for namespace, denied in self._denied().items():
+            refused.add_metric([namespace], denied)
+        yield refused
         if not leads:
             return
         runs = list(self._runs())

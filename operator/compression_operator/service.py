@@ -2,30 +2,30 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .api.run import CompressionRun, ObjectMeta
 from .backends.claims import ClaimAdvice, advised
-from .backends.cluster import SELECTOR, ClusterBackend, job_group, pod_group
+from .backends.cluster import ClusterBackend, job_group, pod_group
 from .backends.observation import seen_job, seen_pod
 from .backends.progress import PERIOD_SECONDS, LogWatcher
 from .backends.pytorchjob import label_value
-from .cache import Body, Cache, version_of
+from .cache import Body, Cache
 from .clusterruns import ClusterRuns
 from .controller import Conflict, Controller
 from .denials import Denials, limited
 from .events import EventRecorder
 from .failures import PERSISTENT, trouble_of, unforeseen, words_of
-from .health import MISSED_SECONDS, Probes, WatchHealth, serve
+from .health import MISSED_SECONDS, Probes, serve
 from .jobs import Decision, Notice, ObservedJob
 from .kube import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource, connect
 from .leader import LeaderElection
 from .metrics import Metrics
 from .reconcile import reconcile
-from .troubles import Trouble, held_up, refusal
+from .resync import Resync
+from .troubles import Trouble, held_up
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,6 @@ DRAIN_SECONDS = 10.0
 """Time for passes under way to end once the operator is told to stop."""
 
 SYNC_PAUSE_SECONDS = 2.0
-
-WATCHED = ((RUNS, None), (PYTORCHJOBS, SELECTOR), (PODS, SELECTOR))
-"""Kinds and label selectors. Pods come last: what a job tells of its pods is never newer than what is known of them."""
 
 
 class Unusable(Exception):
@@ -75,9 +72,7 @@ class Service:
             PYTORCHJOBS: Cache(job_group, keep=seen_job),
             PODS: Cache(pod_group, keep=seen_pod),
         }
-        self._watches: Mapping[Resource, WatchHealth] = {resource: WatchHealth() for resource in self._caches}
         self._unsynced: str | None = "the first look at the cluster is not done yet"
-        self._denied: str | None = None  # what of the cluster may no longer be seen
         self._stopping = asyncio.Event()
         self._controlling: asyncio.Task[None] | None = None
         self._chores: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(CHORES)
@@ -86,12 +81,16 @@ class Service:
             lambda: self._controller.queue_depth,
             self._leads,
             per_run=options.per_run_metrics,
+            denied=lambda: self._resync.denied(),
         )
         self._kube = Kube(
             connect,
             connections=options.api_connections,
             on_request=self._metrics.request,
             leads=self._leads,
+        )
+        self._resync = Resync(
+            self._kube, self._caches, options.namespaces, changed=self._enqueue_owner, gone=self._cleaned
         )
         self._election = LeaderElection(self._kube, options.lease_namespace, options.lease_name, options.identity)
         self._runs = ClusterRuns(self._kube, self._caches[RUNS], image=options.image)
@@ -121,13 +120,11 @@ class Service:
 
     def fed(self, resource: Resource, kind: str | None, body: Body) -> None:
         """An event of a watch: `kind` is ADDED, MODIFIED, DELETED, or None for what was there at first."""
-        uid = body["metadata"]["uid"]
+        self._resync.told(resource, kind, body)
         if kind == "DELETED":
-            self._watches[resource].told_gone(uid)
             changed = self._caches[resource].remove(body)
             self._cleaned(resource, body)
         else:
-            self._watches[resource].told(uid, version_of(body))
             changed = self._caches[resource].put(body)
         if changed:
             self._enqueue_owner(resource, body)
@@ -265,7 +262,7 @@ class Service:
             work.result()
 
     async def _work(self) -> None:
-        await self._first_sync()
+        await self._sync_until_done()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resync_forever(), name="resync-caches")
             if self._options.leader_election:
@@ -279,73 +276,33 @@ class Service:
         return self._election.leads or not self._options.leader_election
 
     def _live(self) -> str | None:
-        now = time.monotonic()
-        for resource, watch in self._watches.items():
-            if watch.lag(now) > self._options.missed_seconds:
-                return f"the watch of {resource.plural} missed a change {watch.lag(now):.0f} s ago: it has gone silent"
-        return None
+        return self._resync.silent(self._options.missed_seconds)
 
     def _ready(self) -> str | None:
-        return self._unsynced or self._denied or self._election.problem
-
-    async def _first_sync(self) -> None:
-        await self._sync_until_done()
-        try:
-            await self._try_watches()
-        except ApiError as error:
-            raise Unusable(refusal(error.code, str(error), error.resource).message) from error
-        self._unsynced = None
+        return self._unsynced or self._resync.unusable or self._election.problem
 
     async def _sync_until_done(self) -> None:
-        """Compare the caches with the truth, trying again where the API server is away. Raises Unusable otherwise."""
+        """Compare the caches with the truth, trying again where the API server is away. Raises Unusable where nothing
+        can be seen of any namespace.
+        """
         while True:
             try:
-                return await self._sync()
+                await self._resync.compare(judge=self._unsynced is None)
+                break
             except ApiError as error:
-                if not error.passing:
-                    raise Unusable(refusal(error.code, str(error), error.resource).message) from error
                 logger.warning("cannot list, trying again in %g s: %s", SYNC_PAUSE_SECONDS, error)
                 await asyncio.sleep(max(SYNC_PAUSE_SECONDS, error.retry_after))
+        if self._resync.unusable:
+            raise Unusable(self._resync.unusable)
+        self._unsynced = None
 
     async def _resync_forever(self) -> None:
         while True:
             await asyncio.sleep(self._options.resync_seconds)
             try:
-                await self._sync()
-                await self._try_watches()
-                self._denied = None
+                await self._resync.compare(judge=True)
             except ApiError as error:
-                self._denied = refusal(error.code, str(error), error.resource).message if error.denied else None
                 logger.warning("cannot list, trying again in %g s: %s", self._options.resync_seconds, error)
-
-    async def _try_watches(self) -> None:
-        """Raises ApiError where a watch is refused: kopf would try again for a minute, and tell nobody but the log."""
-        for resource, selector in WATCHED:
-            for namespace in self._options.namespaces or (None,):
-                try:
-                    await self._kube.watchable(resource, namespace, selector=selector)
-                except ApiError as error:
-                    if not error.passing:
-                        raise
-
-    async def _sync(self) -> None:
-        """Compare the caches with the truth; a lost event costs at most one of these periods."""
-        for resource, selector in WATCHED:
-            cache = self._caches[resource]
-            lists = [
-                await self._kube.list(resource, namespace, selector=selector, keep=cache.keep)
-                for namespace in self._options.namespaces or (None,)
-            ]
-            items, version = [body for found in lists for body in found.items], min(found.version for found in lists)
-            changed, gone = cache.replace_all(items, version)
-            for body in gone:
-                self._cleaned(resource, body)
-            for body in (*changed, *gone):
-                self._enqueue_owner(resource, body)
-            if self._unsynced is None:
-                there = {body["metadata"]["uid"]: version_of(body) for body in items}
-                listed = {uid: shown for uid, shown in there.items() if not cache.has_gone(uid)}
-                self._watches[resource].compare(listed, version, time.monotonic())
 
 
 def _now() -> datetime:

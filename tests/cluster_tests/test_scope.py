@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from api import Api, wait_for
 from kubelets import NOWHERE, kubelet
-from operators import FINAL, Namespace, step_of
-from proxy import proxy
+from operators import FINAL, Namespace, Operator, step_of
+from proxy import GONE, proxy
+
+from compression_operator.kube import PERMISSIONS
 
 
 @pytest.fixture
@@ -28,6 +30,60 @@ def test_an_operator_of_one_namespace_leaves_the_others_alone(namespace: Namespa
         namespace.submit(jobTemplate=NOWHERE)
         assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
     assert not another.jobs() and not another.status()
+
+
+def test_a_tenant_that_is_deleted_concerns_no_other(namespace: Namespace, another: Namespace, api: Api) -> None:
+    """With its RoleBinding: from then on the API server denies it to the operator, one that starts anew too. A watch
+    that has to be opened again is refused with it, until the tenant is back.
+    """
+    rule = another.lend(namespace)
+    both = ("--namespace", another.name, "--resync-seconds", "1", "--missed-seconds", "3")
+
+    def denied(operator: Operator, value: float) -> bool:
+        return f'compression_namespace_denied{{namespace="{another.name}"}} {value}' in operator.ask("/metrics")[1]
+
+    def well(operator: Operator) -> bool:
+        return operator.process.poll() is None and operator.ask("/readyz")[0] == operator.ask("/healthz")[0] == 200
+
+    with proxy(api) as before, namespace.operator("localhost/none:1", *both, server=before.url) as first:
+        another.submit("theirs", jobTemplate=NOWHERE)
+        wait_for(another.jobs, "a job of the tenant")
+        assert denied(first, 0.0)
+        api.delete(rule)
+        wait_for(lambda: denied(first, 1.0), "the operator to tell of it")
+        before.fault = lambda asked: GONE if (asked.verb, asked.namespace) == ("watch", another.name) else None
+        another.submit("late", jobTemplate=NOWHERE)  # an event, upon which the watch has to be opened again
+        wait_for(lambda: before.answered("watch", "compressionruns", 410), "the watch to have to start over")
+        before.fault = lambda _: None
+        first.wait_line("will retry")
+        namespace.submit("ours", jobTemplate=NOWHERE)
+        wait_for(namespace.jobs, "a job of the other")
+        assert well(first) and "cannot see namespace" in first.output()
+        first.terminate()
+    with namespace.operator("localhost/none:1", *both, identity="operator-1") as second, kubelet(namespace):
+        assert denied(second, 1.0)
+        assert namespace.wait_phase(*FINAL, name="ours")["phase"] == "Succeeded"
+        assert another.lend(namespace) == rule
+        wait_for(lambda: denied(second, 0.0), "the tenant to be seen again")
+        with kubelet(another):
+            assert another.wait_phase(*FINAL, name="late")["phase"] == "Succeeded"
+        assert well(second)
+
+
+def test_an_operator_that_is_denied_all_of_its_namespaces_says_so(namespace: Namespace, another: Namespace) -> None:
+    rule = another.lend(namespace)
+    with namespace.operator("localhost/none:1", "--namespace", another.name, "--resync-seconds", "1") as operator:
+        another.submit(jobTemplate=NOWHERE)
+        wait_for(another.jobs, "the operator to be at work")
+        namespace.api.delete(rule)
+        namespace.permit(p for p in PERMISSIONS if p.resource == "leases")
+        lost = "the operator may not list compressionruns in namespace"
+        wait_for(lambda: lost in operator.ask("/readyz")[1], "/readyz to tell")
+        assert operator.ask("/readyz")[0] == 503
+        assert operator.process.poll() is None
+        again = namespace.start("localhost/none:1", "--namespace", another.name, identity="operator-1")
+        assert again.process.wait(60) == 1
+    assert lost in again.output().splitlines()[-1]
 
 
 def test_an_operator_of_the_whole_cluster(namespace: Namespace, another: Namespace) -> None:

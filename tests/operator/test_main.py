@@ -1,6 +1,7 @@
 """The operator's process: how it ends, and the wiring of kopf: what that is told to keep of what it watches."""
 
 import asyncio
+import itertools
 import json
 import os
 import pwd
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 import kopf
 import pytest
 
+from compression_operator.health import MISSED_SECONDS
 from compression_operator.main import operate, settings_for
 
 
@@ -70,6 +72,15 @@ def kubeconfig(folder: Path) -> Path:
     }
     config.write_text(json.dumps(body))
     return config
+
+
+def test_a_watch_that_is_refused_is_tried_again_for_ever() -> None:
+    """kopf gives up when its pauses are used up, and takes the watches of all other namespaces with it."""
+    pauses = settings_for().networking.error_backoffs
+    assert not isinstance(pauses, int | float)
+    for _ in range(2):  # each request goes through them anew
+        first = list(itertools.islice(iter(pauses), 10_000))
+        assert len(first) == 10_000 and first[0] == 1 and max(first) < MISSED_SECONDS
 
 
 def last_words(kubeconfig: Path, *arguments: str) -> list[dict[str, Any]]:

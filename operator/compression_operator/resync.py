@@ -1,0 +1,121 @@
+"""The caches held against LISTs, so that a lost event costs one period at most; and what the watches have told.
+
+Each namespace by itself: what is refused in one, e.g. because it was deleted with the RoleBinding in it, concerns no
+other.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from .backends.cluster import SELECTOR
+from .cache import Body, Cache, version_of
+from .health import WatchHealth
+from .kube import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, Resource
+from .troubles import refusal
+
+logger = logging.getLogger(__name__)
+
+WATCHED = ((RUNS, None), (PYTORCHJOBS, SELECTOR), (PODS, SELECTOR))
+"""Kinds and label selectors. Pods come last: what a job tells of its pods is never newer than what is known of them."""
+
+Place = str | None
+"""A namespace; None: all of them."""
+
+Told = Callable[[Resource, Body], None]
+
+
+class Resync:
+    """Compares the caches with the cluster. `changed` and `gone` are told what the watches had not told."""
+
+    def __init__(
+        self, kube: Kube, caches: Mapping[Resource, Cache], namespaces: Sequence[str], *, changed: Told, gone: Told
+    ) -> None:
+        """Of these namespaces; without any: of the whole cluster."""
+        self._kube = kube
+        self._caches = caches
+        self._places: tuple[Place, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
+        self._changed = changed
+        self._gone = gone
+        self._watches = {(resource, place): WatchHealth() for resource in caches for place in self._places}
+        self._denied: dict[Place, str] = {}  # what keeps us from seeing a place
+
+    def told(self, resource: Resource, kind: str | None, body: Body) -> None:
+        """An event of a watch."""
+        meta = body["metadata"]
+        watch = self._watches.get((resource, None if None in self._places else meta["namespace"]))
+        if watch is not None and kind == "DELETED":
+            watch.told_gone(meta["uid"])
+        elif watch is not None:
+            watch.told(meta["uid"], version_of(body))
+
+    def silent(self, seconds: float) -> str | None:
+        """A sentence on a watch that has owed news for longer than this; None where there is none."""
+        now = time.monotonic()
+        for (resource, place), watch in self._watches.items():
+            if watch.lag(now) > seconds:
+                where = f" in namespace {place}" if place else ""
+                lag = watch.lag(now)
+                return f"the watch of {resource.plural}{where} missed a change {lag:.0f} s ago: it has gone silent"
+        return None
+
+    @property
+    def unusable(self) -> str | None:
+        """Why nothing can be seen of any namespace; None where something can."""
+        return next(iter(self._denied.values())) if len(self._denied) == len(self._places) else None
+
+    def denied(self) -> dict[str, bool]:
+        """Whether it is denied to us, for each namespace; empty where the whole cluster is watched."""
+        return {place: place in self._denied for place in self._places if place is not None}
+
+    async def compare(self, *, judge: bool) -> None:
+        """Put the caches right; `judge`: hold what is found against the watches.
+
+        Raises ApiError where something failed that passes by itself; every other namespace has been compared by then.
+        """
+        failed: ApiError | None = None
+        for place in self._places:
+            try:
+                for resource, selector in WATCHED:
+                    await self._compare(resource, selector, place, judge)
+                await self._try_watches(place)
+            except ApiError as error:
+                if error.passing:
+                    failed = error
+                else:
+                    self._deny(place, error)
+                continue
+            if self._denied.pop(place, None) is not None:
+                logger.info("namespace %s is there again", place or "(all)")
+        if failed is not None:
+            raise failed
+
+    def _deny(self, place: Place, error: ApiError) -> None:
+        words = refusal(error.code, str(error), error.resource).message
+        if self._denied.get(place) != words:
+            logger.warning("cannot see namespace %s, which is tried again: %s", place or "(all)", words)
+        self._denied[place] = words
+        for resource in self._caches:
+            self._watches[resource, place].forgive()  # no watch can tell what is denied
+
+    async def _compare(self, resource: Resource, selector: str | None, place: Place, judge: bool) -> None:
+        cache = self._caches[resource]
+        found = await self._kube.list(resource, place, selector=selector, keep=cache.keep)
+        changed, gone = cache.replace_all(found.items, found.version, place)
+        for body in gone:
+            self._gone(resource, body)
+        for body in (*changed, *gone):
+            self._changed(resource, body)
+        if judge:
+            there = {body["metadata"]["uid"]: version_of(body) for body in found.items}
+            listed = {uid: shown for uid, shown in there.items() if not cache.has_gone(uid)}
+            self._watches[resource, place].compare(listed, found.version, time.monotonic())
+
+    async def _try_watches(self, place: Place) -> None:
+        """Raises ApiError where a watch is refused: kopf tries again for ever, and tells nobody but the log."""
+        for resource, selector in WATCHED:
+            try:
+                await self._kube.watchable(resource, place, selector=selector)
+            except ApiError as error:
+                if not error.passing:
+                    raise
