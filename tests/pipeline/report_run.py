@@ -56,6 +56,7 @@ class Student:
     until: Phase = Phase.EXPORT
     failure: str = ""
     sample: str = "The function returns the name of the current file, or None if it is not found."
+    teacher_sample: str | None = "The function returns the name of the file that is read <now>."
 
 
 WIDTH = Student(
@@ -129,7 +130,11 @@ class Run:
             tokens_per_second=4410.0,
         )
         exported = ExportResult(
-            parameters=parameters, relative_error=8.4e-6, bytes=parameters * 4, sample=student.sample
+            parameters=parameters,
+            relative_error=8.4e-6,
+            bytes=parameters * 4,
+            sample=student.sample,
+            teacher_sample=student.teacher_sample,
         )
         weights = {"model/model.safetensors": b"\0" * (parameters * 4)}
         curve = {"history.json": history(student.pruned, student.distilled, DISTILL_STEPS)}

@@ -18,12 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import (
+    Architecture,
     DistillConfig,
     DistillJob,
     EvaluateConfig,
     ExportConfig,
     ExportJob,
     ExportResult,
+    Family,
     PruneConfig,
     PruneJob,
 )
@@ -133,6 +135,33 @@ def test_the_sample_is_greedy_and_the_same_every_time(store: Store) -> None:
             break
         tokens = torch.cat((tokens, best.view(1, 1)), dim=1)
     assert result.sample == clean("def save" + tokenizer.decode(tokens[0, start:], skip_special_tokens=True))
+
+
+def test_the_teacher_continues_the_same_prompt(store: Store) -> None:
+    result, _ = run(store, "b" * 32, sample_prompt="def save", sample_tokens=3)
+    teacher, tokenizer = phase.load(store.open(TEACHER).model, torch.bfloat16)
+    tokens = tokenizer("def save", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        best = teacher.generate(tokens, max_new_tokens=3, do_sample=False)
+    assert result.teacher_sample == clean(tokenizer.decode(best[0], skip_special_tokens=True))
+    assert result.teacher_sample != result.sample
+
+
+def test_a_teacher_that_takes_more_memory_than_the_student_writes_nothing() -> None:
+    teacher = Architecture(
+        family=Family.LLAMA,
+        layers=32,
+        hidden_size=4096,
+        ffn_hidden_size=14336,
+        attention_heads=32,
+        query_groups=8,
+        head_dim=128,
+        vocabulary_size=128256,
+    )
+    assert phase.fits(teacher, teacher.model_copy(update={"hidden_size": 3072, "ffn_hidden_size": 9216}))
+    assert not phase.fits(teacher, teacher.model_copy(update={"layers": 12}))
+    small = teacher.model_copy(update={"layers": 1, "vocabulary_size": 320})
+    assert phase.fits(small, small.model_copy(update={"hidden_size": 512, "ffn_hidden_size": 512}))
 
 
 def test_the_card(store: Store) -> None:

@@ -103,6 +103,16 @@ def test_figures_are_those_of_the_run(tmp_path: Path, report: Callable[[Run], Pa
     assert "96 channels kept" in page.text
     assert "256 neurons a layer kept" in page.text
     assert WIDTH.sample in page.text
+    assert page.text.count("The function returns the name of the file that is read <now>.") == 1
+    assert "by the teacher that it learnt from" in page.text
+
+
+def test_without_a_sample_of_the_teacher_the_students_write_alone(
+    tmp_path: Path, report: Callable[[Run], Page]
+) -> None:
+    page = report(Run(tmp_path, [replace(WIDTH, teacher_sample=None)]).write())
+    assert WIDTH.sample in page.text
+    assert "the teacher that it learnt from" not in page.text
 
 
 def test_page_and_picture_stand_on_their_own(tmp_path: Path, report: Callable[[Run], Page]) -> None:

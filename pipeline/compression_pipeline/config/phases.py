@@ -167,6 +167,10 @@ class ExportResult(ConfigModel):
     relative_error: float = Field(description="max |exported - reference| / max |reference| of the logits, fp32.")
     bytes: int
     sample: str = Field(description="Prompt and greedy continuation by plain transformers (at most 1,000 characters).")
+    teacher_sample: str | None = Field(
+        default=None,
+        description="The same by the (corrected) teacher; none where that is too large.",
+    )
     cached: bool = False
 
 

@@ -24,6 +24,10 @@ TOLERANCE = 1e-4
 """Largest relative error of the logits. Two implementations of the same arithmetic differ by less than 1e-5."""
 
 
+NEGLIGIBLE = 1024**3
+"""Bytes of memory that an export has for a model at least."""
+
+
 def run(job: ExportJob, context: Context) -> ExportResult:
     """Export the student and publish it as `export-<fingerprint>`: `model/`, which is all that a user needs.
 
@@ -56,12 +60,16 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         context.stop_if_requested()
         prompt = settings.sample_prompt or default_prompt(data.data / "validation", tokenizer)
         sample = continue_greedily(model, tokenizer, prompt, settings.sample_tokens)
+        del model  # the teacher takes its place
+        context.stop_if_requested()
+        by_teacher = teacher_sample(teacher.model, student, prompt, settings.sample_tokens)
         (folder / "README.md").write_text(model_card(ancestry, settings, sample, error), encoding="utf-8")
         result = ExportResult(
             parameters=student.parameters,
             relative_error=error,
             bytes=sum(path.stat().st_size for path in folder.iterdir()),
             sample=sample,
+            teacher_sample=by_teacher,
         )
         published = draft.publish(
             config=job.to_json(),
@@ -77,11 +85,24 @@ def check_range(reference: Reference, dtype: ExportDtype) -> None:
         raise UserError(f"export.dtype: {dtype.value} can't hold this student's weights; use bfloat16 or float32")
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    """The checkpoint as any user loads it, in float32: (model, tokenizer)."""
+def teacher_sample(teacher: Path, student: Architecture, prompt: str, tokens: int) -> str | None:
+    """What the teacher writes, to compare with; None where it would take more memory than the student took."""
+    if not fits(inspect(teacher).architecture, student):
+        return None
+    model, tokenizer = load(teacher, torch.bfloat16)
+    return continue_greedily(model, tokenizer, prompt, tokens)
+
+
+def fits(teacher: Architecture, student: Architecture) -> bool:
+    """Whether the teacher in bfloat16 takes no more memory than the student in float32, or little anyway."""
+    return teacher.parameters * 2 <= max(student.parameters * 4, NEGLIGIBLE)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """The checkpoint as any user loads it: (model, tokenizer)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 

@@ -74,6 +74,7 @@ def render(run: RunData, resource_yaml: str) -> str:
         run=run,
         subtitle=_subtitle(run),
         students=students,
+        teacher_sample=next(filter(None, (s.export.teacher_sample for s in run.students if s.export)), None),
         warnings=list(words.warnings(run)),
         columns=COLUMNS,
         rows=_rows(run),
