@@ -58,6 +58,14 @@ def done(status: Body) -> Body:
     return status
 
 
+def steps_taken(place: Namespace, job: str) -> list[int]:
+    """The training steps that the log of a job tells of."""
+    path = f"/api/v1/namespaces/{place.name}/pods/{job}-master-0/log"
+    log = place.api.call("GET", path, container="pytorch", timestamps="true")["text"]
+    events = [json.loads(line.partition(" ")[2]) for line in log.splitlines()]
+    return [event["step"] for event in events if event["event"] == "progress"]
+
+
 def test_a_run_from_first_to_last(place: Namespace, operator: Operator) -> None:
     """Succeeds; leaves only a status on the user's resource; is shared by a second run, edited, and deleted."""
     submit(place, "story")
@@ -128,6 +136,7 @@ def test_a_pod_lost_in_mid_distillation_resumes_from_its_checkpoint_and_does_not
     step = place.wait_step("distill-width", "Running", name=name)
     reached = place.store / name / "work" / step["fingerprint"] / "step"
     wait_for(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
+    checkpoint = int(reached.read_text())
     pod = f"{step['jobName']}-master-0"
     path = f"/api/v1/namespaces/{place.name}/pods/{pod}"
     if how == "evicted":
@@ -142,7 +151,8 @@ def test_a_pod_lost_in_mid_distillation_resumes_from_its_checkpoint_and_does_not
     assert failure["exitClass"] == "Interrupted"
     assert pod in failure["message"] or "vanished" in failure["message"]
     # One that is killed keeps the checkpoint that it had; one that is asked to go writes another.
-    assert reached.read_text() == "60"
+    taken = steps_taken(place, step["jobName"])
+    assert taken == list(range(taken[0], 61)) and taken[0] > checkpoint, "the second attempt begins at a checkpoint"
     assert Counter(place.starts(name))["distill-width", 2] == 1
 
 
@@ -219,11 +229,14 @@ def test_suspend_and_resume(place: Namespace, operator: Operator) -> None:
     place.edit("pause", suspend=True)
     place.wait_phase("Suspended", name="pause")
     wait_for(lambda: not place.pods(step["jobName"]), "the pods to go")
-    assert 5 <= int(reached.read_text()) < 60
+    checkpoint = int(reached.read_text())
+    assert 5 <= checkpoint < 60
     assert condition_of(place.status("pause"), "Suspended")["status"] == "True"
     place.edit("pause", suspend=False)
     status = done(place.wait_phase(*FINAL, name="pause"))
-    assert step_of(status, "distill-width").get("failures", 0) == 0 and reached.read_text() == "60"
+    step = step_of(status, "distill-width")
+    assert step.get("failures", 0) == 0
+    assert steps_taken(place, step["jobName"]) == list(range(checkpoint + 1, 61))
 
 
 def test_a_job_deleted_by_hand_comes_again(place: Namespace, operator: Operator) -> None:
