@@ -17,11 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_run import CORRECTED_LOSS, DEPTH, TEACHER, TEACHER_LOSS, WIDTH, Run
 
-from compression_pipeline.config import Phase
+from compression_pipeline.config import Phase, number_runs
 from compression_pipeline.errors import UserError
 from compression_pipeline.report.charts import SPAN, Label, Level, Series, line_chart, ranked_area, spread, thin, ticks
 from compression_pipeline.report.data import load_run
-from compression_pipeline.report.words import listed
 from compression_pipeline.report.write import write_report
 
 
@@ -347,7 +346,7 @@ def test_ranked_area_says_how_much_importance_was_kept(scores: list[float], data
 @given(st.sets(st.integers(1, 60)))
 def test_layers_are_listed_as_runs_that_say_the_same(numbers: set[int]) -> None:
     said: set[int] = set()
-    for part in filter(None, listed(sorted(numbers)).split(", ")):
+    for part in filter(None, number_runs(sorted(numbers)).split(", ")):
         first, _, last = part.partition(" to ")
         said |= set(range(int(first), int(last or first) + 1))
     assert said == numbers

@@ -7,7 +7,7 @@ from .architecture import Architecture, Family
 from .base import ConfigModel, Operational, Rule
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
-from .figures import human_bytes, won_back
+from .figures import human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, semantic_fields
 from .phases import (
     CONFIG_VARIABLE,
@@ -73,6 +73,7 @@ __all__ = [
     "digest",
     "fingerprint",
     "human_bytes",
+    "number_runs",
     "semantic_fields",
     "student_architecture",
     "student_faults",

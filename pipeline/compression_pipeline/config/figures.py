@@ -1,5 +1,7 @@
 """Figures that jobs and the control plane compute, or say, alike."""
 
+from collections.abc import Iterable
+
 
 def won_back(teacher: float | None, pruned: float | None, distilled: float | None) -> float | None:
     """Share of the validation loss that pruning cost which distillation won back; 1 is all of it.
@@ -21,3 +23,14 @@ def human_bytes(size: float) -> str:
         if size < 1000:
             return f"{size:.1f} {unit}"
     return f"{size / 1000:.1f} TB"
+
+
+def number_runs(numbers: Iterable[int]) -> str:
+    """Numbers in their order with runs shortened: "1 to 15, 32"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)

@@ -20,6 +20,7 @@ from compression_pipeline.config import (
     PruneJob,
     PruneResult,
     ResolvedSource,
+    number_runs,
 )
 
 SIZES = (
@@ -174,7 +175,7 @@ def _phases(ancestry: Ancestry) -> list[str]:
             _table(("Setting", "Value"), _settings(job.finetune)),
         ]
     kept = pruned.kept_layers
-    layers = f"all {len(kept)} layers" if len(kept) == prepare.teacher.layers else f"layers {_ranges(kept)} of "
+    layers = f"all {len(kept)} layers" if len(kept) == prepare.teacher.layers else f"layers {number_runs(kept)} of "
     layers += "" if len(kept) == prepare.teacher.layers else f"{prepare.teacher.layers} (counted from 1)"
     how = "" if prune.prune.layers is None or len(kept) == prepare.teacher.layers else " by block influence"
     parts += [
@@ -212,17 +213,6 @@ def _code(language: str, text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in words: 1-4, 7, 9-10."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _name(source: str) -> str:

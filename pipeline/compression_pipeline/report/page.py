@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compression_pipeline.config import Architecture, DatasetConfig, DistillConfig, FinetuneConfig
+from compression_pipeline.config import Architecture, DatasetConfig, DistillConfig, FinetuneConfig, number_runs
 
 from . import words
 from .charts import Area, Cell, Grid, Level, LineChart, Series, line_chart, ranked_area
@@ -230,7 +230,7 @@ def _layers(student: StudentData, teacher: Architecture | None, found: Importanc
         for number in range(1, teacher.layers + 1)
     ]
     measured = "block influence (log scale): how much a layer changes what passes through it; " if found.layers else ""
-    which = "all" if len(kept) == teacher.layers else words.listed(student.kept_layers)
+    which = "all" if len(kept) == teacher.layers else number_runs(student.kept_layers)
     return Grid("Layers", f"{measured}kept: {which} of {teacher.layers}", [("", cells)])
 
 

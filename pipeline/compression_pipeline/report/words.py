@@ -76,17 +76,6 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def listed(numbers: Sequence[int]) -> str:
-    """Ascending numbers with their runs shortened, e.g. "1 to 15, 32"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
-
-
 def verdict(student: StudentData) -> Verdict:
     """The finding on one student, from its figures or from the step where it stands."""
     recovered, final, teacher = student.recovered, student.distilled_loss, student.teacher_loss
