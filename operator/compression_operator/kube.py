@@ -30,6 +30,7 @@ USER_AGENT = "compression-operator"
 
 CHUNK = 64 * 1024
 CONNECT_SECONDS = 5.0
+LOG_TIMEOUT = aiohttp.ClientTimeout(total=5.0)  # a lost node's kubelet gives no answer
 IDLE_SECONDS = 60.0
 """Time for which an idle connection is kept."""
 
@@ -168,7 +169,6 @@ class Kube:
         self,
         login: Callable[[], kopf.ConnectionInfo],
         *,
-        connections: int = 8,
         timeout_seconds: float = 30.0,
         on_request: OnRequest | None = None,
         leads: Callable[[], bool] = lambda: True,
@@ -181,7 +181,6 @@ class Kube:
         self._info = login()
         self._logged_in = time.monotonic()
         self._session: aiohttp.ClientSession | None = None
-        self._connections = connections
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
         self._on_request = on_request
         self._leads = leads
@@ -270,8 +269,8 @@ class Kube:
 
         The kubelet's own limitBytes would keep the first ones of these lines, and so lose the newest.
         """
-        query = {"container": container, "tailLines": str(tail_lines)}
-        data = await self._bytes("get", "GET", PODS.path(namespace, pod, "log"), query=query, last=last_bytes)
+        path, query = PODS.path(namespace, pod, "log"), {"container": container, "tailLines": str(tail_lines)}
+        data = await self._bytes("get", "GET", path, query=query, last=last_bytes, timeout=LOG_TIMEOUT)
         return data.decode(errors="replace")
 
     async def _json(
@@ -304,6 +303,7 @@ class Kube:
         body: Body | None = None,
         content_type: str = "application/json",
         last: int | None = None,
+        timeout: aiohttp.ClientTimeout | None = None,
     ) -> bytes:
         """The answer to one request. `last`: how many bytes of its end are wanted, where it isn't wanted whole."""
         if method != "GET" and f"/{LEASES.plural}" not in path and not self._leads():
@@ -311,10 +311,10 @@ class Kube:
         url = f"{self._info.server}{path}?{urlencode(query)}" if query else f"{self._info.server}{path}"
         headers = {**self._authorization(), "Content-Type": content_type}
         data = None if body is None else json.dumps(body).encode()
-        code, began = 0, time.perf_counter()
+        code, began, timeout = 0, time.perf_counter(), timeout or self._timeout
         try:
             asked = self._http().request(
-                method, URL(url, encoded=True), data=data, headers=headers, allow_redirects=False
+                method, URL(url, encoded=True), data=data, headers=headers, allow_redirects=False, timeout=timeout
             )
             async with asked as answer:
                 code = answer.status
@@ -324,7 +324,7 @@ class Kube:
                 raise _refusal(code, path, answer.reason or "", text, answer.headers.get("Retry-After", ""))
             return text
         except (aiohttp.ClientError, TimeoutError) as error:
-            why = str(error) or f"none within {self._timeout.total:g} s"
+            why = str(error) or f"none within {timeout.total:g} s"
             raise ApiError(0, "Unreachable", f"no answer from the API server: {why}") from error
         finally:
             if code == 401:
@@ -336,8 +336,9 @@ class Kube:
         """The session, made where the event loop runs."""
         if self._session is None:
             tls = self._info.as_ssl_context() if self._info.server.startswith("https:") else False
+            # No limit: whoever waits for a lost node or a hanging webhook must not keep the lease from being renewed.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=tls, limit=self._connections, keepalive_timeout=IDLE_SECONDS),
+                connector=aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=IDLE_SECONDS),
                 # Compressing costs more than it saves on the way to an API server nearby.
                 headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT},
                 timeout=self._timeout,

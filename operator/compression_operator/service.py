@@ -56,7 +56,6 @@ class Options:
     resync_seconds: float = 60.0
     missed_seconds: float = MISSED_SECONDS
     progress_seconds: float = PERIOD_SECONDS
-    api_connections: int = 8
     host: str | None = None  # of the endpoints; None: every address
     port: int = 8080
     per_run_metrics: bool = True
@@ -85,7 +84,6 @@ class Service:
         )
         self._kube = Kube(
             connect,
-            connections=options.api_connections,
             on_request=self._metrics.request,
             leads=self._leads,
         )

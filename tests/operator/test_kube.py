@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import kopf
 import pytest
 
@@ -202,6 +203,32 @@ def test_an_api_server_that_does_not_answer_is_given_up() -> None:
         error = refused(url, lambda kube: kube.get(RUNS, "ns", "x"), timeout_seconds=0.2)
         hold.set()
     assert error.code == 0 and error.passing
+
+
+def test_a_lease_is_renewed_whatever_else_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log readers at a lost node, and workers at a webhook that does not answer."""
+    hold = threading.Event()
+
+    async def scenario(url: str) -> None:
+        kube = Kube(lambda: kopf.ConnectionInfo(server=url))
+        hanging = [asyncio.create_task(kube.create(PYTORCHJOBS, "ns", {})) for _ in range(20)]
+        while len(server.asked) < 8:
+            await asyncio.sleep(0.01)
+        try:
+            assert await asyncio.wait_for(kube.replace(LEASES, "ns", "x", {}), 5) == {}
+        finally:
+            for task in hanging:
+                task.cancel()
+            await kube.close()
+
+    with served() as (server, url):
+        server.answer = lambda _, path: (200, {}, {}) if "leases" in path or hold.wait(30) else (500, {}, {})
+        asyncio.run(scenario(url))
+        # A log is soon given up: it will be looked at again.
+        monkeypatch.setattr("compression_operator.kube.LOG_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
+        error = refused(url, lambda kube: kube.log("ns", "pod", container="c", tail_lines=1, last_bytes=1))
+        hold.set()
+    assert "none within 0.1 s" in str(error) and error.passing
 
 
 def test_a_thing_that_is_gone_is_deleted() -> None:
