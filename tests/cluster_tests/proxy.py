@@ -52,6 +52,7 @@ class Answer:
 
 CUT = "cut"  # the connection is closed before the request reaches the API server
 LOST = "lost"  # the API server does what was asked, and its answer is lost
+HANGS = "hangs"  # nothing is ever answered
 GONE = "gone"  # of a watch: its next event is lost, and the client told that what it knows is too old (410)
 Fault = Answer | str | None
 
@@ -136,6 +137,8 @@ async def _handle(request: web.Request, session: aiohttp.ClientSession, api: Api
     if fault == CUT:
         note(0)
         return _cut(request)
+    if fault == HANGS:
+        await asyncio.Event().wait()
     headers = {
         k: v for k, v in request.headers.items() if k.lower() not in ("host", "accept-encoding", "content-length")
     }

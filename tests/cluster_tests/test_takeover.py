@@ -8,6 +8,7 @@ from collections import Counter
 from api import Api, wait_for
 from kubelets import NOWHERE, end, kubelet
 from operators import FINAL, Namespace, Operator
+from proxy import HANGS, proxy
 
 LEASE = "/apis/coordination.k8s.io/v1"
 
@@ -46,6 +47,17 @@ def test_an_operator_that_is_told_to_stop_hands_over_at_once(namespace: Namespac
     # The pod's grace period is 30 s; a follower looks every 2 s.
     assert took < 15 and waited < 4, (took, waited)
     each_job_once(namespace)
+
+
+def test_an_operator_that_is_told_to_stop_ends_in_time_though_the_api_server_hangs(
+    namespace: Namespace, api: Api
+) -> None:
+    with proxy(api) as before, namespace.operator(server=before.url) as operator:
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(namespace.jobs, "a job")
+        before.fault = lambda _: HANGS
+        namespace.edit(suspend=True)  # a pass is under way that cannot end
+        operator.terminate(25)  # the pod's grace period is 30 s
 
 
 def test_an_operator_that_is_killed_is_replaced_within_15_seconds(namespace: Namespace) -> None:
