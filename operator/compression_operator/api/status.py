@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from compression_pipeline.config import Architecture, ConfigModel, Phase, ResolvedSource
 
@@ -53,7 +53,14 @@ def by_key(key: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
-class Condition(ConfigModel):
+class Observed(ConfigModel):
+    """What the operator writes. Another version of it may have written more: that is read over, not refused, so that
+    going back to an older version finds every run readable."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(Observed):
     """metav1.Condition."""
 
     type: str = Field(max_length=316, description="What the condition is about.")
@@ -66,7 +73,7 @@ class Condition(ConfigModel):
     message: str = Field(default="", max_length=32768, description="Why, in a sentence for people.")
 
 
-class Progress(ConfigModel):
+class Progress(Observed):
     """Where a step stands; numbers that aren't finite are left out."""
 
     step: int = Field(description="What is done; optimizer steps where the phase trains.")
@@ -76,7 +83,7 @@ class Progress(ConfigModel):
     eta_seconds: int | None = Field(default=None, description="Seconds left at the present speed.")
 
 
-class AttemptRecord(ConfigModel):
+class AttemptRecord(Observed):
     """Evidence of an attempt that did not succeed."""
 
     attempt: int = Field(description="Number of the attempt.")
@@ -88,7 +95,7 @@ class AttemptRecord(ConfigModel):
     completion_time: datetime | None = Field(default=None, description="When it ended.")
 
 
-class Step(ConfigModel):
+class Step(Observed):
     """One step of the plan: a phase, for one student or for all of them."""
 
     name: str = Field(description="Name of the step, e.g. distill-width; unique within the run.")
@@ -121,7 +128,7 @@ class Step(ConfigModel):
         return self.interruptions >= IN_VAIN
 
 
-class ValidationLoss(ConfigModel):
+class ValidationLoss(Observed):
     """Mean nats per token over the same validation sequences."""
 
     teacher: float | None = Field(default=None, description="Of the teacher as it came.")
@@ -130,7 +137,7 @@ class ValidationLoss(ConfigModel):
     distilled: float | None = Field(default=None, description="Of the student after distillation.")
 
 
-class StudentStatus(ConfigModel):
+class StudentStatus(Observed):
     """The figures of one student."""
 
     name: str = Field(description="Name of the student.")
@@ -157,7 +164,7 @@ class TeacherStatus(Architecture):
     corrected_validation_loss: float | None = Field(default=None, description="Of the teacher that finetune made.")
 
 
-class Resolved(ConfigModel):
+class Resolved(Observed):
     """What the sources turned out to be; the keys of all later steps rest on it."""
 
     key: str = Field(description="Key of prepare's artifact.")
@@ -165,7 +172,7 @@ class Resolved(ConfigModel):
     dataset: ResolvedSource = Field(description="The dataset that was found.")
 
 
-class CompressionRunStatus(ConfigModel):
+class CompressionRunStatus(Observed):
     """Everything the operator knows of the run."""
 
     phase: RunPhase = Field(default=RunPhase.PENDING, description="Phase of the earliest unfinished step.")
