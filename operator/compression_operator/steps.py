@@ -245,7 +245,9 @@ def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
     """
     step = _advanced(step, job)
     times = step.interruptions + 1
-    said = _said(job)
+    # What was done to it says more than where it stopped for that.
+    told = [job.message, job.termination.message if job.termination else ""]
+    said = "; ".join(filter(None, told if job.interrupted else [_said(job)]))
     left = _record(step, job, ExitClass.INTERRUPTED, now, f"interrupted: {said}" if said else "interrupted")
     begun = job.started or job.created
     again = seconds(begun) + INTERRUPTION_PACE if begun else None

@@ -191,6 +191,17 @@ def test_an_interruption_is_resumed_and_does_not_count(world: World) -> None:
     assert (step(world, "finetune").attempt, step(world, "finetune").failures) == (2, 0)
 
 
+def test_an_interruption_tells_what_was_done_to_the_job_and_where_it_stopped(world: World) -> None:
+    """Whichever the operator hears of first: a pod's deletion, or the words with which its container ends for it."""
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.fail(name, ExitClass.INTERRUPTED)
+    world.update(name, interrupted=True, message="pod a was deleted")
+    world.look()
+    failure = step(world, "finetune").last_failure
+    assert failure and failure.message == f"interrupted: pod a was deleted; Interrupted of {name}"
+
+
 def test_interruptions_keep_a_pace(world: World) -> None:
     at(world, *PREPARED)
     world.pass_time(1)
