@@ -1,8 +1,13 @@
 """The benchmark of the operator's reaction runs, and what it counts (not what it times) stays within its bounds."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -25,3 +30,36 @@ def test_a_step_costs_at_most_eight_writes() -> None:
     assert writes["statuses"] >= 1
     assert record["writes_per_step"] == pytest.approx(sum(writes.values()), abs=0.05)
     assert record["writes_per_step"] <= 8
+
+
+@pytest.mark.cluster
+def test_told_to_stop_it_leaves_nothing_behind() -> None:
+    # Not pytest's folder, whose path is too long for Unix sockets.
+    with tempfile.TemporaryDirectory(prefix="told-to-stop-") as folder:
+        stopped(Path(folder))
+
+
+def stopped(folder: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--runs", "1", "--completions", "1000"]
+    measuring = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 240
+        while not any("reaction_load.py" in line for line in processes_of(folder)):
+            assert measuring.poll() is None and time.monotonic() < end, "the load does not come"
+            time.sleep(0.1)
+        measuring.terminate()
+        measuring.communicate(timeout=120)
+    finally:
+        measuring.kill()
+    assert measuring.returncode == 128 + signal.SIGTERM
+    assert not processes_of(folder)
+    assert not list(folder.iterdir())
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines that name a folder."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found.append((process / "cmdline").read_text().replace("\0", " "))
+    return [line for line in found if str(folder) in line]
