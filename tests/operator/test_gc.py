@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from local_cli import Bench, wait_for
 
 from compression_operator.gc import in_use, unused
@@ -107,6 +108,33 @@ def test_runs_that_share_a_store_are_all_asked(tmp_path: Path, capsys: pytest.Ca
     assert {f"artifacts/{step['artifact']}" for step in steps} <= tree(shared) < everything
 
 
+def test_the_runs_of_a_cluster_are_told_as_kubectl_lists_them(
+    edited: Edited, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, left, needed = edited
+    volume = tmp_path / "volume"
+    bench.store.rename(volume)
+    age(volume)
+    assert bench.call("gc", "--store", volume) == 2
+    assert "no run is known that uses" in capsys.readouterr().err  # and so all would be unused
+    listed = tmp_path / "runs.yaml"
+    run = yaml.safe_load((bench.workdir / "run.yaml").read_text())
+    listed.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": [run]}))
+    assert bench.call("gc", "--store", volume, "--runs", listed, "--dry-run") == 0
+    assert tree(volume) == left | needed
+    assert bench.call("gc", "--store", volume, "--runs", listed) == 0
+    assert tree(volume) == needed
+
+
+@pytest.mark.parametrize("content", ["[", "items: 3", "- 1", "items: [{}]", "kind: Pod"])
+def test_a_list_of_runs_that_is_none(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "runs.yaml").write_text(content)
+    assert bench.call("gc", "--store", tmp_path, "--runs", tmp_path / "runs.yaml") == 2
+    assert "give what kubectl get compressionruns -A -o yaml prints" in capsys.readouterr().err
+
+
 def test_where_a_job_works_nothing_is_touched(edited: Edited, capsys: pytest.CaptureFixture[str]) -> None:
     bench, left, needed = edited
     fingerprint = next(name for name in left if name.startswith("artifacts/distill")).rpartition("-")[2]
@@ -118,7 +146,7 @@ def test_where_a_job_works_nothing_is_touched(edited: Edited, capsys: pytest.Cap
     capsys.readouterr()
     assert gc(bench) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"other/distill-width/1 works in {bench.store}, or has lately, and none of the known work")
+    assert said.startswith(f"other/distill-width/1 works in {bench.store}, or has lately, and belongs to no known run;")
     assert tree(bench.store) >= left | needed
 
     # Of a job that is known: its folder, and what it is about to publish or adopt.

@@ -83,6 +83,14 @@ def parser() -> argparse.ArgumentParser:
         "--workdir", type=Path, action="append", default=[], metavar="DIR", help="a run that uses the store"
     )
     gc.add_argument("--store", type=Path, metavar="DIR", help="the store (that of the work directory)")
+    gc.add_argument(
+        "--runs",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="runs of a cluster, from kubectl get -o yaml",
+    )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     gc.add_argument(
         "--older-than", type=_duration, default="7d", metavar="AGE", help="least age, e.g. 12h or 0 (default: 7d)"

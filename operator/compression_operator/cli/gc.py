@@ -3,6 +3,9 @@
 import argparse
 import contextlib
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.gc import Unused, in_use, remove, unused, working
@@ -16,20 +19,37 @@ def gc(arguments: argparse.Namespace) -> int:
     """Remove what is unused, or say what would be. Raises WorkdirError."""
     store = _store(arguments)
     with contextlib.ExitStack() as stack:
-        runs: list[CompressionRun] = []
+        runs = [run for file in arguments.runs for run in _listed(file)]
         for workdir in _workdirs(store, arguments.workdir):
             stack.enter_context(workdir.locked())  # no run begins to refer to anything meanwhile
             if (run := workdir.read()) is not None:
                 runs.append(run)
+        if not runs:
+            raise WorkdirError(
+                f"no run is known that uses {store}; name its work directory (--workdir) or runs (--runs)"
+            )
         used = in_use(store, runs)
         strangers = [job for folder, job in working(store, now()) if folder not in used]
         if strangers:
             raise WorkdirError(
-                f"{strangers[0]} works in {store}, or has lately, and none of the known work directories is its run's; "
-                "name it with --workdir, or wait for an hour"
+                f"{strangers[0]} works in {store}, or has lately, and belongs to no known run; name its work directory "
+                "(--workdir) or its run (--runs), or wait for an hour"
             )
         found = unused(store, used, now=now(), older_than=arguments.older_than)
         return _remove(store, found, dry_run=arguments.dry_run)
+
+
+def _listed(file: Path) -> list[CompressionRun]:
+    """The runs of a file as `kubectl get compressionruns -o yaml` writes it. Raises WorkdirError."""
+    try:
+        documents: list[Any] = [found for found in yaml.safe_load_all(file.read_bytes()) if found is not None]
+        lists: list[Any] = [found["items"] if "items" in found else [found] for found in documents]  # noqa: SIM401 (any type)
+        return [CompressionRun.model_validate(item) for items in lists for item in items]
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise WorkdirError(
+            f"{file}: cannot be read ({why}); give what kubectl get compressionruns -A -o yaml prints"
+        ) from error
 
 
 def _remove(store: Path, found: list[Unused], *, dry_run: bool) -> int:
