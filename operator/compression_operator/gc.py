@@ -43,6 +43,8 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
             if step.fingerprint is not None:
                 found.add(store / "work" / step.fingerprint)
         names = {step.artifact for step in run.status.steps} | {student.artifact for student in run.status.students}
+        # Of a step that is under way: what it is about to publish, or to find.
+        names |= {f"{step.phase.value}-{step.fingerprint}" for step in run.status.steps}
         waiting = [name for name in names if name is not None]
         while waiting:
             artifact = store / "artifacts" / waiting.pop()

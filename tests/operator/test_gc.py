@@ -119,6 +119,9 @@ def test_the_runs_of_a_cluster_are_told_as_kubectl_lists_them(
     assert "no run is known that uses" in capsys.readouterr().err  # and so all would be unused
     listed = tmp_path / "runs.yaml"
     run = yaml.safe_load((bench.workdir / "run.yaml").read_text())
+    for step in run["status"]["steps"]:
+        if step["phase"] != "prepare":  # whose artifact is known only once it is done
+            del step["artifact"]
     listed.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": [run]}))
     assert bench.call("gc", "--store", volume, "--runs", listed, "--dry-run") == 0
     assert tree(volume) == left | needed
