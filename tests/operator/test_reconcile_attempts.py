@@ -1,0 +1,225 @@
+"""What the reconciler decides after attempts that fail, are interrupted or vanish."""
+
+from datetime import timedelta
+
+import pytest
+from jobs_world import World, manifest
+from looks import FINETUNED, PREPARED, at, condition, created, deleted, open_jobs, states, step, told
+
+from compression_operator.api.status import RunPhase, StepState
+from compression_pipeline.config import ExitClass
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_users_mistake_is_not_tried_again(world: World) -> None:
+    at(world, *PREPARED)
+    world.fail(open_jobs(world)[0], ExitClass.USER_ERROR)
+    decision = world.look()
+    assert created(decision) == []
+    failed = step(world, "finetune")
+    assert failed.state is StepState.FAILED
+    assert failed.last_failure and failed.last_failure.exit_class == "UserError"
+    assert states(world)["export-depth"] == "Skipped"
+    assert world.status.phase is RunPhase.FAILED
+    assert told(decision) == ["StepFailed", "RunFailed"]
+    stalled = condition(world, "Stalled")
+    assert (stalled.status, stalled.reason) == ("True", "FinetuneFailed")
+    assert stalled.message.startswith("finetune: UserError of demo-finetune")
+    world.pass_time(100_000)
+    assert world.look().actions == ()
+
+
+@pytest.mark.parametrize("how", [ExitClass.TRANSIENT, None])
+def test_a_passing_fault_is_tried_again_after_growing_pauses(how: ExitClass | None) -> None:
+    world = World(manifest(phases={"finetune": {"retryLimit": 2}}))
+    at(world, *PREPARED)
+    for attempt, pause in ((1, 10), (2, 20)):
+        world.fail(open_jobs(world)[0], how)
+        ended = world.now
+        world.pass_time(3)
+        decision = world.look()
+        waiting = step(world, "finetune")
+        assert (waiting.state, waiting.attempt, waiting.failures) == (StepState.PENDING, attempt, attempt)
+        assert waiting.retry_time == ended + timedelta(seconds=pause)
+        assert decision.look_again_seconds == pause - 3
+        assert "StepRetrying" in told(decision)
+        assert condition(world, "Degraded").status == "True"
+        world.pass_time(pause - 4)
+        assert created(world.look()) == []
+        world.pass_time(1)
+        assert created(world.look()) == ["finetune"]
+        world.start(open_jobs(world)[0])
+    world.fail(open_jobs(world)[0], how)
+    world.look()
+    assert step(world, "finetune").state is StepState.FAILED
+    assert step(world, "finetune").message.endswith("(passing fault 3, retryLimit is 2)")
+
+
+def test_pauses_have_an_end() -> None:
+    world = World(manifest(phases={"prepare": {"retryLimit": 100}}))
+    for _ in range(50):
+        world.pass_time(world.look().look_again_seconds or 0)
+        world.look()
+        world.start(open_jobs(world)[0])
+        world.fail(open_jobs(world)[0], None)
+    assert world.look().look_again_seconds == 600
+
+
+def test_an_interruption_is_resumed_and_does_not_count(world: World) -> None:
+    world = World(manifest(phases={"finetune": {"retryLimit": 0}}))
+    at(world, *PREPARED)
+    world.pass_time(60)
+    world.fail(open_jobs(world)[0], ExitClass.INTERRUPTED)
+    decision = world.look()
+    assert created(decision) == ["finetune"]
+    assert "StepInterrupted" in told(decision)
+    assert (step(world, "finetune").attempt, step(world, "finetune").failures) == (2, 0)
+
+
+def test_an_interruption_tells_what_was_done_to_the_job_and_where_it_stopped(world: World) -> None:
+    """Whichever the operator hears of first: a pod's deletion, or the words with which its container ends for it."""
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.fail(name, ExitClass.INTERRUPTED)
+    world.update(name, interrupted=True, message="pod a was deleted")
+    world.look()
+    failure = step(world, "finetune").last_failure
+    assert failure and failure.message == f"interrupted: pod a was deleted; Interrupted of {name}"
+
+
+def test_interruptions_keep_a_pace(world: World) -> None:
+    at(world, *PREPARED)
+    world.pass_time(1)
+    world.fail(open_jobs(world)[0], ExitClass.INTERRUPTED)
+    decision = world.look()
+    assert created(decision) == []
+    assert decision.look_again_seconds == 9
+    world.pass_time(9)
+    assert created(world.look()) == ["finetune"]
+
+
+def test_a_job_that_lost_a_pod_is_stopped_before_the_next_starts(world: World) -> None:
+    at(world, *PREPARED)
+    world.pass_time(60)
+    name = open_jobs(world)[0]
+    world.lose_pod(name)
+    assert deleted(world.look()) == [name]
+    assert world.look().blocked == ("finetune",)
+    assert step(world, "finetune").message == f"waits for job {name} to end"
+    world.vanish(name)
+    assert created(world.look()) == ["finetune"]
+
+
+def test_the_next_attempt_waits_until_no_pod_of_the_last_one_lives(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.fail(name, ExitClass.TRANSIENT, alive=True)
+    assert deleted(world.look()) == [name]
+    world.pass_time(100)
+    assert created(world.look()) == []
+    world.settle(name)
+    assert created(world.look()) == ["finetune"]
+
+
+def test_a_job_on_a_lost_node_is_not_waited_for(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.pass_time(60)
+    world.lose_node(name)
+    decision = world.look()
+    assert (created(decision), deleted(decision)) == (["finetune"], [])
+    assert (step(world, "finetune").attempt, step(world, "finetune").failures) == (2, 0)
+
+
+def test_a_mistake_stays_one_though_a_pod_was_lost(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.lose_pod(name)
+    world.fail(name, ExitClass.USER_ERROR)
+    world.look()
+    assert step(world, "finetune").state is StepState.FAILED
+
+
+def test_a_job_deleted_by_hand_is_asked_for_again(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.vanish(name)
+    decision = world.look()
+    assert created(decision) == ["finetune"]
+    assert told(decision) == ["StepInterrupted"]
+    assert step(world, "finetune").failures == 0
+    assert open_jobs(world) == [name]
+    assert told(world.look()) == []
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def test_a_result_that_was_lost_is_fetched_by_another_attempt(world: World) -> None:
+    at(world, *PREPARED)
+    world.succeed(open_jobs(world)[0], said=False)
+    world.look()
+    assert step(world, "finetune").message.startswith("tries again at 00:00:10 UTC, after: it ended without a result")
+    world.drive()
+    assert step(world, "finetune").cached
+
+
+def test_one_student_that_fails_does_not_stop_the_other(world: World) -> None:
+    at(world, *FINETUNED)
+    world.fail(open_jobs(world)[0], ExitClass.USER_ERROR)
+    world.look()
+    assert states(world) | {"prune-depth": "Running"} == states(world)
+    assert states(world)["prune-width"] == "Failed"
+    assert step(world, "distill-width").message == "not started, for prune-width did not succeed"
+    assert world.status.phase is RunPhase.PRUNING
+    assert condition(world, "Degraded").reason == "PruneFailed"
+    world.drive()
+    assert world.status.phase is RunPhase.FAILED
+    assert states(world)["export-depth"] == "Succeeded"
+    assert states(world)["export-width"] == "Skipped"
+
+
+def test_a_sidecar_holds_no_slot_for_ever() -> None:
+    """The pipeline has ended well; its pod has not, and never will."""
+    world = World(manifest(maxParallelJobs=1))
+    world.look()
+    name = open_jobs(world)[0]
+    world.start(name)
+    world.succeed(name, alive=True)
+    decision = world.look()
+    assert (created(decision), deleted(decision), decision.look_again_seconds) == ([], [], 60)
+    assert states(world)["prepare"] == "Succeeded"
+    world.pass_time(60)
+    decision = world.look()
+    assert (created(decision), deleted(decision)) == (["finetune"], [name])
+    world.vanish(name)
+    for _ in range(20):
+        for one in open_jobs(world):
+            world.start(one)
+            world.succeed(one, alive=True)
+        world.look()
+        world.pass_time(60)
+        for one in deleted(world.look()):
+            world.vanish(one)
+    assert world.status.phase is RunPhase.SUCCEEDED
+    assert not any(truth.live for truth in world.jobs.values()), "nor does the last one live on"
+
+
+def test_a_job_that_is_not_listed_yet_is_not_forgotten_for_an_older_one_that_is_done(world: World) -> None:
+    at(world, *PREPARED)
+    dataset = world.run.spec.dataset.to_json()
+    world.edit(dataset={**dataset, "textColumn": "body"})
+    world.look()
+    newest = step(world, "prepare").job_name
+    assert newest and newest.endswith("-2")
+    world.edit(dataset=dataset)
+    decision = world.look(stale=frozenset(world.jobs))
+    assert newest in deleted(decision), "it was made, though the listing lags"
+    assert step(world, "prepare").state is StepState.PENDING
+    world.look()
+    assert states(world)["prepare"] == "Succeeded"
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
