@@ -31,7 +31,8 @@ class ClusterRuns:
         self._kube = kube
         self._cache = cache
         self._image = image
-        self._parsed: dict[Key, tuple[Body, CompressionRun]] = {}
+        # Without the JSON that they were read from: the answer to a write is twice what the cache keeps of it.
+        self._parsed: dict[Key, CompressionRun] = {}
 
     async def keys(self) -> list[str]:
         """Every run that is known."""
@@ -117,10 +118,9 @@ class ClusterRuns:
 
     def _read(self, key: Key, body: Body) -> CompressionRun:
         known = self._parsed.get(key)
-        if known is not None and known[0]["metadata"].get("resourceVersion") == body["metadata"].get("resourceVersion"):
-            return known[1]
-        run = with_image(parse(body), self._image)
-        self._parsed[key] = (body, run)
+        if known is not None and known.metadata.resource_version == body["metadata"].get("resourceVersion", ""):
+            return known
+        run = self._parsed[key] = with_image(parse(body), self._image)
         return run
 
 
