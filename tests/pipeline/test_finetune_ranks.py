@@ -166,3 +166,50 @@ def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(tmp_path: Path, st
     found, expected = published(alone)[0]["train"], published(reference)[0]["train"]
     assert found[:7] == expected[:7]
     assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in expected], rel=1e-3)
+
+
+def launcher(store: Store, run: str, log: Path) -> subprocess.Popen[bytes]:
+    """The whole job, as a backend starts it."""
+    told = {CONFIG_VARIABLE: json.dumps(job_in(store, 1, run=run).to_json())}
+    command = [sys.executable, "-m", "compression_pipeline", "finetune"]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, env=os.environ | told, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def test_a_paused_job_and_the_one_that_took_over_end_with_one_artifact(tmp_path: Path, engine: Runtime) -> None:
+    """Two runs on one store; both are at their first attempt."""
+    store, reference = make_store(tmp_path / "shared"), make_store(tmp_path / "undisturbed")
+    finish(reference, 1, engine)
+    logs = tmp_path / "paused.log", tmp_path / "taker.log"
+    paused = launcher(store, "one", logs[0])
+    taker: subprocess.Popen[bytes] | None = None
+    try:
+        while '"step": 11,' not in logs[0].read_text():
+            assert paused.poll() is None, logs[0].read_text()
+            time.sleep(0.005)
+        processes = [paused.pid, *children_of(paused.pid)]
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        [heartbeat] = store.root.glob("work/*/heartbeat")
+        os.utime(heartbeat, (1, 1))
+        taker = launcher(store, "two", logs[1])
+        assert taker.wait(240) == 0, logs[1].read_text()
+        assert "goes on from step 7 (" in logs[1].read_text()
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+        assert paused.wait(240) == 0, logs[0].read_text()
+    finally:
+        for process in (paused, taker):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+    assert '"cached": true' in logs[0].read_text().splitlines()[-1]
+    assert published(store) == published(reference)
+    assert not list(store.root.glob("work/*"))
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that one has started."""
+    return [int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()]
