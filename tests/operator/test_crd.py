@@ -120,11 +120,12 @@ def test_patterns_mean_the_same_in_python_and_re2() -> None:
             assert depth or character != "|", f"{pattern}: ^ and $ would bind to one alternative each"
 
 
-def test_the_status_has_lists_that_merge_by_key() -> None:
+def test_conditions_merge_by_type_and_the_operators_own_lists_are_whole() -> None:
     status = SCHEMA["properties"]["status"]["properties"]
-    for field, key in (("conditions", "type"), ("steps", "name"), ("students", "name")):
-        assert status[field]["x-kubernetes-list-type"] == "map"
-        assert status[field]["x-kubernetes-list-map-keys"] == [key]
+    assert status["conditions"]["x-kubernetes-list-type"] == "map"
+    assert status["conditions"]["x-kubernetes-list-map-keys"] == ["type"]
+    for field in ("steps", "students"):
+        assert status[field]["x-kubernetes-list-type"] == "atomic"
 
 
 def test_a_form_that_kubernetes_does_not_take_is_refused() -> None:

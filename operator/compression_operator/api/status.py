@@ -48,9 +48,13 @@ IN_VAIN = 3
 """Interruptions in a row, without progress in between, that are no longer taken for a cluster's everyday life."""
 
 
-def by_key(key: str) -> dict[str, Any]:
-    """Marks a list of objects as a map by one of their fields, so that server-side apply merges it."""
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+BY_TYPE: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+"""As metav1 conditions are: a map by type, of which others may own entries."""
+
+WHOLE: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+"""A list that has one owner, the operator. As a map it would cost the API server a fifth more for each write of a
+status, which would carry the ownership of every field of every entry.
+"""
 
 
 class Observed(ConfigModel):
@@ -178,7 +182,7 @@ class CompressionRunStatus(Observed):
     phase: RunPhase = Field(default=RunPhase.PENDING, description="Phase of the earliest unfinished step.")
     observed_generation: int = Field(default=0, description="metadata.generation of the spec that was planned last.")
     conditions: list[Condition] = Field(
-        default=[], json_schema_extra=by_key("type"), description="Ready and its kin, for people and programs."
+        default=[], json_schema_extra=BY_TYPE, description="Ready and its kin, for people and programs."
     )
     start_time: datetime | None = Field(default=None, description="When the run was planned first.")
     completion_time: datetime | None = Field(default=None, description="When the last step ended.")
@@ -186,9 +190,9 @@ class CompressionRunStatus(Observed):
     resolved: Resolved | None = Field(default=None, description="What the sources turned out to be.")
     image: str | None = Field(default=None, description="Image of the jobs, kept when the operator is upgraded.")
     handled_retry: str | None = Field(default=None, description="Last value of the retry annotation acted on.")
-    steps: list[Step] = Field(default=[], json_schema_extra=by_key("name"), description="The steps of the plan.")
+    steps: list[Step] = Field(default=[], json_schema_extra=WHOLE, description="The steps of the plan.")
     students: list[StudentStatus] = Field(
-        default=[], json_schema_extra=by_key("name"), description="The figures of each student."
+        default=[], json_schema_extra=WHOLE, description="The figures of each student."
     )
 
     def step(self, name: str) -> Step | None:
