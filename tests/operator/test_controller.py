@@ -12,7 +12,8 @@ from local_jobs import a_job, a_run
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus, RunPhase
 from compression_operator.controller import Backoff, Conflict, Controller
-from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, Notice, ObservedJob
+from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, JobState, Notice, ObservedJob
+from compression_operator.reconcile import reconcile
 
 TIME = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -34,6 +35,7 @@ class World:
         self.errors: list[tuple[str, int]] = []
         self.untold = 0
         self.gone: set[str] = set()  # names of jobs that are not there any more
+        self.jobs: list[ObservedJob] = []
         self.refused: dict[str, Exception] = {}  # by name: why a job cannot be made, or be deleted
         self.notices: list[Notice] = []
         self.writes = 0
@@ -76,7 +78,7 @@ class World:
             self.fault("observe")
         finally:
             self.active[name] -= 1
-        return []
+        return list(self.jobs)
 
     async def create(self, run: CompressionRun, job: Job) -> None:
         self.fault("create")
@@ -157,6 +159,19 @@ def test_a_job_is_made_before_the_status_tells_of_it_and_goes_after_the_status_t
     assert failed.reason == "Failed"
     assert (deleted.type, deleted.reason, deleted.step, deleted.job) == ("Normal", "JobDeleted", "finetune", name)
     assert deleted.message == f"finetune: job {name} is deleted: it is wanted no more"
+
+
+def test_that_a_job_has_been_seen_is_not_worth_a_write_of_its_own() -> None:
+    world = World("a")
+    work(world, lambda: observed(world)["a"] >= 2, reconcile=reconcile, resync_seconds=0.01)
+    (step,) = (step for step in world.stored["default/a"].status.steps if step.state.active)
+    assert world.writes == 1 and step.unseen_since and step.job_name and step.fingerprint
+    job = ObservedJob(step.job_name, step.name, step.fingerprint, step.attempt, JobState.PENDING, alive=False)
+    for state, writes in ((JobState.PENDING, 1), (JobState.RUNNING, 2)):
+        world.jobs, seen = [replace(job, state=state, alive=True)], observed(world)["a"]
+        work(world, lambda seen=seen: observed(world)["a"] >= seen + 2, reconcile=reconcile, resync_seconds=0.01)
+        assert world.writes == writes
+    assert not any(step.unseen_since for step in world.stored["default/a"].status.steps)
 
 
 def test_of_a_job_that_was_gone_already_nothing_is_told() -> None:
