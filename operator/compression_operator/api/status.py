@@ -117,7 +117,8 @@ class Step(Observed):
     artifact: str | None = Field(default=None, description="<phase>-<key> in the store, once published.")
     cached: bool = Field(default=False, description="Whether the artifact was there already.")
     unseen_since: datetime | None = Field(
-        default=None, description="When the newest attempt's job was asked for; gone with the first write after the job was seen."
+        default=None,
+        description="When the newest attempt's job was asked for; gone with the first write after the job was seen.",
     )
     start_time: datetime | None = Field(default=None, description="When the newest attempt's first process ran.")
     completion_time: datetime | None = Field(default=None, description="When the step ended.")
