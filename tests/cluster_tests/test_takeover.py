@@ -23,13 +23,15 @@ def leads(operator: Operator) -> bool:
     return "compression_leader 1.0" in operator.ask("/metrics")[1]
 
 
-def each_job_once(namespace: Namespace) -> None:
-    """By the operator's own word, and by that of the training operator's Events on what it was given."""
+def each_job_once(namespace: Namespace, *, unsaid: int = 0) -> None:
+    """By the operator's own word, and by what there is. `unsaid`: jobs that one which was killed may have made without
+    living to say so.
+    """
     logs = "".join(path.read_text() for path in namespace.folder.glob("operator-*.log"))
     made = Counter(word for word in logs.split('"') if word.startswith("created attempt"))
     jobs = Counter(job["metadata"]["labels"]["modelcompression.io/step"] for job in namespace.jobs())
     assert set(jobs.values()) == {1} and len(jobs) == 8, jobs
-    assert set(made.values()) == {1} and len(made) == 8, made
+    assert set(made.values()) == {1} and 8 - unsaid <= len(made) <= 8, made
 
 
 def test_an_operator_that_is_told_to_stop_hands_over_at_once(namespace: Namespace) -> None:
@@ -75,7 +77,7 @@ def test_an_operator_that_is_killed_is_replaced_within_15_seconds(namespace: Nam
             waited = time.monotonic() - began
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
     assert waited <= 15, waited
-    each_job_once(namespace)
+    each_job_once(namespace, unsaid=1)
 
 
 def test_an_operator_that_freezes_and_wakes_writes_nothing_more(namespace: Namespace) -> None:
