@@ -267,6 +267,15 @@ def test_which_work_directory_is_meant(
     assert "teacher holds no run; `compression run FILE --workdir" in capsys.readouterr().err
 
 
+def test_a_clusters_manifest_is_planned_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parents[2] / "examples" / "demo-cluster.yaml"
+    assert main(["plan", str(example)]) == 2
+    assert "pvc:// is for clusters" in capsys.readouterr().err
+    assert main(["plan", str(example), "--cluster", "-o", "json"]) == 0
+    names = [step["name"] for step in json.loads(capsys.readouterr().out)["steps"]]
+    assert names[:2] == ["prepare", "finetune"] and len(names) == 8
+
+
 def test_plan_knows_what_the_work_directory_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench = Bench(tmp_path)
     arguments = ("plan", bench.file, "--workdir", bench.workdir)

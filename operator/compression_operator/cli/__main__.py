@@ -51,11 +51,12 @@ def parser() -> argparse.ArgumentParser:
 
     validate = commands.add_parser("validate", help="say whether manifests can be run")
     validate.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    validate.add_argument("--cluster", action="store_true", help="as on a cluster instead of this machine")
+    _add_cluster(validate)
     _add_set(validate)
 
     plan = commands.add_parser("plan", help="print the steps, their order and fingerprints")
     _add_file(plan)
+    _add_cluster(plan)
     _add_workdir(plan)
     _add_output(plan)
 
@@ -135,6 +136,10 @@ def _duration(text: str) -> timedelta:
         raise argparse.ArgumentTypeError(f"{text} is no age; write 7d, 12h, 30m or 0")
     unit = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1), None: timedelta(0)}[found[2]]
     return int(found[1] or 0) * unit
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cluster", action="store_true", help="as on a cluster instead of this machine")
 
 
 def _add_file(command: argparse.ArgumentParser) -> None:

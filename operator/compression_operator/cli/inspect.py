@@ -25,15 +25,18 @@ PLACEHOLDER = "0" * 32
 def validate(arguments: argparse.Namespace) -> int:
     """Say whether each manifest can be run. Raises InvalidManifest."""
     for file in arguments.files:
-        run = load(file, World.CLUSTER, arguments.set) if arguments.cluster else load_local(file, arguments.set)
+        run = _load(file, arguments)
         print(f"{file}: {run.metadata.name} is valid")
     return Code.SUCCEEDED
 
 
 def show_plan(arguments: argparse.Namespace) -> int:
     """Print the steps in their order. Raises InvalidManifest and WorkdirError."""
-    run = load_local(arguments.file, arguments.set)
-    planned = _planned(run, arguments.file, arguments.workdir or default_workdir(run))
+    run = _load(arguments.file, arguments)
+    if arguments.cluster:
+        planned = plan(run.spec)
+    else:
+        planned = _planned(run, arguments.file, arguments.workdir or default_workdir(run))
     if arguments.output is not None:
         steps = [_step_json(step) for step in planned.steps]
         print(_dump({"run": run.metadata.name, "steps": steps}, arguments.output), end="")
@@ -47,6 +50,11 @@ def show_plan(arguments: argparse.Namespace) -> int:
         table.add_row(step.name, ", ".join(step.dependencies), step.fingerprint or UNKNOWN)
     console().print(table)
     return Code.SUCCEEDED
+
+
+def _load(file: Path, arguments: argparse.Namespace) -> CompressionRun:
+    """The manifest as a cluster or this machine judges it. Raises InvalidManifest."""
+    return load(file, World.CLUSTER, arguments.set) if arguments.cluster else load_local(file, arguments.set)
 
 
 def _planned(run: CompressionRun, file: Path, workdir: Path) -> Plan:
