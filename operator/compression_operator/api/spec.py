@@ -264,7 +264,8 @@ class CompressionRunSpec(ConfigModel):
         ge=0,
         le=100,
         description="Ended jobs of each step that stay to be looked at (kubectl logs), the newest ones. What they told "
-        "stands in the status. Local runs keep every log.",
+        "stands in the status. A job that a sidecar keeps alive goes a minute after its step is done. Local runs keep "
+        "every log.",
     )
     ttl_seconds_after_finished: int = Field(
         default=604_800,

@@ -1,1 +1,1 @@
-"""`compression`: validate, plan, render, run, status, logs, report."""
+"""`compression`: validate, plan, render, run, status, logs, report, gc."""
