@@ -69,16 +69,19 @@ def test_a_real_prometheus_scrapes_the_operator(namespace: Namespace, prometheus
                 answer = urllib3.request(
                     "GET", f"http://127.0.0.1:{port}/api/v1/query", fields={"query": expression}, retries=False
                 )
+                assert answer.status == 200, answer.data
                 found = answer.json()["data"]["result"]
                 return {json.dumps(series["metric"], sort_keys=True): float(series["value"][1]) for series in found}
 
-            def up() -> bool:
+            def ready() -> bool:
+                """Prometheus listens before it answers: until it is ready every query is a 503."""
                 try:
-                    return 1.0 in query("up").values()
+                    return urllib3.request("GET", f"http://127.0.0.1:{port}/-/ready", retries=False).status == 200
                 except urllib3.exceptions.HTTPError:
                     return False
 
-            wait_for(up, "Prometheus to scrape")
+            wait_for(ready, "Prometheus to be ready")
+            wait_for(lambda: 1.0 in query("up").values(), "Prometheus to scrape")
             namespace.submit(jobTemplate=NOWHERE)
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
             wait_for(lambda: query('compression_runs{phase="Succeeded"} == 1'), "the run to be seen")
