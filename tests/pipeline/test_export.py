@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from stores import DATA, TEACHER, common, context, make_store
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compression_pipeline.ancestry import short_number
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import (
     Architecture,
@@ -30,7 +31,6 @@ from compression_pipeline.config import (
     PruneJob,
 )
 from compression_pipeline.errors import UserError
-from compression_pipeline.huggingface.card import short_number
 from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.huggingface.sample import clean, default_prompt, documents
 from compression_pipeline.huggingface.writer import save_tensors

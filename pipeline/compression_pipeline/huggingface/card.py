@@ -3,22 +3,15 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from compression_pipeline.artifact import Artifact, versions
+from compression_pipeline.ancestry import Ancestry
+from compression_pipeline.artifact import versions
 from compression_pipeline.config import (
     Architecture,
     ConfigModel,
-    DistillJob,
-    DistillResult,
     ExportConfig,
-    FinetuneJob,
-    FinetuneResult,
-    PrepareJob,
     PrepareResult,
-    PruneJob,
-    PruneResult,
     ResolvedSource,
     number_runs,
 )
@@ -46,44 +39,13 @@ HYPERPARAMETERS = (
 )
 
 
-@dataclass(frozen=True)
-class Ancestry:
-    """The phases that led to a student, as their artifacts tell."""
-
-    prepare: PrepareResult
-    prepared: PrepareJob
-    finetuned: tuple[FinetuneJob, FinetuneResult] | None
-    prune: tuple[PruneJob, PruneResult]
-    distill: tuple[DistillJob, DistillResult]
-    calibration_samples: int
-    validation_sequences: int
-
-    @classmethod
-    def read(cls, data: Artifact, teacher: Artifact, pruned: Artifact, distilled: Artifact) -> "Ancestry":
-        """From the manifests; the teacher's artifact is finetune's, or prepare's without one."""
-        finetuned = None
-        if teacher.manifest.phase == "finetune":
-            finetuned = _job(teacher, FinetuneJob, FinetuneResult)
-        prepared, result = _job(data, PrepareJob, PrepareResult)
-        return cls(
-            prepare=result,
-            prepared=prepared,
-            finetuned=finetuned,
-            prune=_job(pruned, PruneJob, PruneResult),
-            distill=_job(distilled, DistillJob, DistillResult),
-            calibration_samples=pruned.manifest.metrics["calibrationSamples"],
-            validation_sequences=distilled.manifest.metrics["validationSequences"],
-        )
-
-
 def model_card(ancestry: Ancestry, export: ExportConfig, sample: str, relative_error: float) -> str:
     """README.md: Hugging Face's metadata header and a page. It names no run: two runs may share one export."""
     pruned = ancestry.prune[1]
     student, teacher = pruned.student, ancestry.prepare.teacher
-    name = _name(ancestry.prepare.resolved_teacher.source)
     parts = [
         _header(ancestry),
-        f"# {name} compressed to {short_number(student.parameters)} parameters",
+        f"# {ancestry.title}",
         f"A {student.family} model of {student.parameters:,} parameters, "
         f"{100 * pruned.compression_ratio:.1f} % of its teacher's {teacher.parameters:,}: pruned by the importance of "
         "its parts, then distilled from the teacher (Minitron, [2407.14679](https://arxiv.org/abs/2407.14679) and "
@@ -117,18 +79,6 @@ def model_card(ancestry: Ancestry, export: ExportConfig, sample: str, relative_e
         "The terms of the teacher and of the data hold for this model too.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def short_number(count: int) -> str:
-    """A number of parameters as people say it: 4.51B, 63.2M, 870K."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return str(count)
-
-
-def _job(artifact: Artifact, job: type[Any], result: type[Any]) -> tuple[Any, Any]:
-    return job.model_validate(artifact.manifest.config), result.model_validate(artifact.manifest.result)
 
 
 def _header(ancestry: Ancestry) -> str:
@@ -213,8 +163,3 @@ def _code(language: str, text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _name(source: str) -> str:
-    """The last part of a source: hf://owner/name, file:folder/name or pvc://claim/folder/name."""
-    return source.rstrip("/").rpartition("/")[2].removeprefix("file:") or source

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from compression_pipeline.ancestry import Ancestry
 from compression_pipeline.config import Architecture, ExportDtype, ExportJob, ExportResult
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
-from compression_pipeline.huggingface.card import Ancestry, model_card
+from compression_pipeline.huggingface.card import model_card
 from compression_pipeline.huggingface.conversion import CheckpointReader
 from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.huggingface.names import expected_shapes

@@ -1,0 +1,78 @@
+"""What led to a student: its chain of artifacts, read into the jobs that made them and what these reported."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .artifact import Artifact
+from .config import (
+    DistillJob,
+    DistillResult,
+    FinetuneJob,
+    FinetuneResult,
+    Phase,
+    PrepareJob,
+    PrepareResult,
+    PruneJob,
+    PruneResult,
+)
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """The phases that led to a student, as their artifacts tell."""
+
+    artifacts: Mapping[Phase, Artifact]  # in the phases' order; no finetune where the teacher was not corrected
+    prepare: PrepareResult
+    prepared: PrepareJob
+    finetuned: tuple[FinetuneJob, FinetuneResult] | None
+    prune: tuple[PruneJob, PruneResult]
+    distill: tuple[DistillJob, DistillResult]
+    calibration_samples: int
+    validation_sequences: int
+
+    @classmethod
+    def read(cls, data: Artifact, teacher: Artifact, pruned: Artifact, distilled: Artifact) -> "Ancestry":
+        """From the manifests; the teacher's artifact is finetune's, or prepare's without one."""
+        finetuned = None
+        if teacher.manifest.phase == "finetune":
+            finetuned = _job(teacher, FinetuneJob, FinetuneResult)
+        prepared, result = _job(data, PrepareJob, PrepareResult)
+        return cls(
+            artifacts={
+                Phase.PREPARE: data,
+                **({Phase.FINETUNE: teacher} if finetuned else {}),
+                Phase.PRUNE: pruned,
+                Phase.DISTILL: distilled,
+            },
+            prepare=result,
+            prepared=prepared,
+            finetuned=finetuned,
+            prune=_job(pruned, PruneJob, PruneResult),
+            distill=_job(distilled, DistillJob, DistillResult),
+            calibration_samples=pruned.manifest.metrics["calibrationSamples"],
+            validation_sequences=distilled.manifest.metrics["validationSequences"],
+        )
+
+    @property
+    def title(self) -> str:
+        """What the student is. It names no run and no student: two runs may share one export, each by its own name."""
+        teacher = source_name(self.prepare.resolved_teacher.source)
+        return f"{teacher} compressed to {short_number(self.prune[1].parameters)} parameters"
+
+
+def short_number(count: int) -> str:
+    """A number of parameters as people say it: 4.51B, 63.2M, 870K."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def source_name(source: str) -> str:
+    """The last part of a source: hf://owner/name, file:folder/name or pvc://claim/folder/name."""
+    return source.rstrip("/").rpartition("/")[2].removeprefix("file:") or source
+
+
+def _job(artifact: Artifact, job: type[Any], result: type[Any]) -> tuple[Any, Any]:
+    return job.model_validate(artifact.manifest.config), result.model_validate(artifact.manifest.result)
