@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -145,3 +146,7 @@ def test_the_readme_s_manifest_is_valid_everywhere(world: World, tmp_path: Path)
     path = tmp_path / "run.yaml"
     path.write_text(text[1])
     assert load(path, world).metadata.name == "llama-8b"
+
+
+def test_no_example_of_hypothesis_is_judged_by_the_clock() -> None:
+    assert settings.default is not None and settings.default.deadline is None

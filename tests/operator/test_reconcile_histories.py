@@ -1,6 +1,6 @@
 """The reconciler under random histories: nothing forbidden ever happens, and every history has an end.
 
-HYPOTHESIS_EXAMPLES=10000 makes it look further.
+`HYPOTHESIS_EXAMPLES=10000 pytest --hypothesis-profile=search` looks at others, and further.
 """
 
 import os
