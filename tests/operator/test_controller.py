@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from local_jobs import a_job, a_run
+from virtual_time import run
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus, RunPhase
@@ -137,7 +138,7 @@ def work(world: World, until: Callable[[], bool], *, reconcile: Any = still, sec
         controller.stop()
         await asyncio.wait_for(task, 10)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def observed(world: World) -> Counter[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from virtual_time import monotonic, run
 
 from compression_operator import leader as leader_module
 from compression_operator.kube import ApiError
@@ -85,9 +86,8 @@ class Server:
 FAST = Timing(duration=1, renew=0.4, retry=0.05)
 
 
-def candidate(server: Server, name: str, clock: Any = None, timing: Timing = FAST) -> LeaderElection:
-    more = {"monotonic": clock} if clock else {}
-    return LeaderElection(server, "ns", "lease", name, timing=timing, **more)  # type: ignore[arg-type] # a stand-in
+def candidate(server: Server, name: str, clock: Any = monotonic, timing: Timing = FAST) -> LeaderElection:
+    return LeaderElection(server, "ns", "lease", name, timing=timing, monotonic=clock)  # type: ignore[arg-type] # a stand-in
 
 
 def test_one_leads_and_the_next_takes_over_at_once_when_it_lets_go() -> None:
@@ -109,7 +109,7 @@ def test_one_leads_and_the_next_takes_over_at_once_when_it_lets_go() -> None:
             "what is not held is not freed"
         )
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_one_that_dies_is_replaced_after_the_duration() -> None:
@@ -120,7 +120,7 @@ def test_one_that_dies_is_replaced_after_the_duration() -> None:
         await asyncio.wait_for(candidate(server, "b").acquire(), 5)
         assert asyncio.get_running_loop().time() - began >= 1.0
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost_in_time(fault: Any) -> None:
             await asyncio.wait_for(leader.hold(), 5)
         assert not leader.leads and asyncio.get_running_loop().time() - began < 1.0
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_fault_that_passes_costs_nothing() -> None:
@@ -159,7 +159,7 @@ def test_a_fault_that_passes_costs_nothing() -> None:
         assert leader.leads and not holding.done()
         holding.cancel()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_an_edit_of_the_lease_by_anybody_deposes_nobody() -> None:
@@ -175,7 +175,7 @@ def test_an_edit_of_the_lease_by_anybody_deposes_nobody() -> None:
         with pytest.raises(LeadershipLost, match="another replica holds it"):
             await asyncio.wait_for(holding, 5)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 @pytest.mark.parametrize(("meddler", "left"), [("a", ""), ("b", "b")])
@@ -189,7 +189,7 @@ def test_an_edited_lease_is_given_up_if_it_is_still_ours(meddler: str, left: str
         await leader.release()
         assert server.lease is not None and server.lease["spec"]["holderIdentity"] == left
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_giving_up_the_lease_is_given_up_where_the_server_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_giving_up_the_lease_is_given_up_where_the_server_hangs(monkeypatch: pyt
         await asyncio.wait_for(leader.release(), 5)
         assert not leader.leads
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_one_that_was_stopped_for_a_while_knows_that_it_may_not_write() -> None:
@@ -217,7 +217,7 @@ def test_one_that_was_stopped_for_a_while_knows_that_it_may_not_write() -> None:
         now = 1.0
         assert not leader.leads
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_candidate_that_may_not_write_the_lease_says_so_until_it_may() -> None:
@@ -236,7 +236,7 @@ def test_a_candidate_that_may_not_write_the_lease_says_so_until_it_may() -> None
         await asyncio.wait_for(acquiring, 5)
         assert waiting.leads and waiting.problem is None
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_why_a_lease_was_lost_is_told_though_the_last_try_hangs() -> None:
@@ -251,4 +251,4 @@ def test_why_a_lease_was_lost_is_told_though_the_last_try_hangs() -> None:
         with pytest.raises(LeadershipLost, match="forbids what the operator asked for: no"):
             await asyncio.wait_for(holding, 5)
 
-    asyncio.run(scenario())
+    run(scenario())

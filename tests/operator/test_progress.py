@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from jobs_world import World
 from looks import open_jobs, step
+from virtual_time import run
 
 from compression_operator.api.status import Progress
 from compression_operator.backends.progress import AT_ONCE, LogWatcher, Look, newest
 from compression_operator.denials import Denials
 from compression_operator.kube import ApiError
 
-TIME = datetime(2026, 11, 1, 12, tzinfo=UTC)
+TIME = datetime(2020, 11, 1, 12, tzinfo=UTC)  # past, whatever the machine's clock says
 
 
 def line(step: int, at: datetime = TIME) -> str:
@@ -74,7 +75,7 @@ def test_before_the_first_look_a_job_has_the_benefit_of_the_doubt() -> None:
         watcher = Cluster().watcher()
         assert watcher.look("uid", TIME).alive_at(TIME) == TIME, "also right after a restart of the operator"
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_log_that_cannot_be_read_is_not_silent() -> None:
@@ -92,7 +93,7 @@ def test_a_log_that_cannot_be_read_is_not_silent() -> None:
         assert second.progress is not None and second.progress.step == 7, "what was known stays"
         await watcher.close()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_log_that_nobody_foresaw_deafens_to_no_other(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +110,7 @@ def test_a_log_that_nobody_foresaw_deafens_to_no_other(caplog: pytest.LogCapture
         assert odd.last_event == odd.at > TIME, "what cannot be heard is not silent"
         await watcher.close()
 
-    asyncio.run(scenario())
+    run(scenario())
     assert "cannot read the log of pod odd: nobody foresaw that" in caplog.text and "Traceback" in caplog.text
 
 
@@ -130,7 +131,7 @@ def test_a_run_is_looked_at_once_a_period_whatever_is_asked() -> None:
         assert cluster.asked[-1] == "pod-3"
         await watcher.close()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_few_logs_are_read_at_once() -> None:
@@ -145,7 +146,7 @@ def test_few_logs_are_read_at_once() -> None:
         assert cluster.most_at_once == AT_ONCE and len(cluster.asked) == 40
         await watcher.close()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_what_is_gone_is_forgotten() -> None:
@@ -159,7 +160,7 @@ def test_what_is_gone_is_forgotten() -> None:
         watcher.forget("uid")
         assert watcher.look("uid", TIME).progress is None
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_step_that_is_done_has_done_all_of_it() -> None:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from virtual_time import run
 
 from compression_operator.workqueue import QueueClosed, WorkQueue
 
@@ -47,7 +48,7 @@ def test_the_queue_loses_nothing_and_hands_nothing_out_twice(commands: list[tupl
             with pytest.raises(QueueClosed):
                 await queue.get()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_timer_rings_once_at_the_earliest_time_asked_for() -> None:
@@ -68,4 +69,4 @@ def test_a_timer_rings_once_at_the_earliest_time_asked_for() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(queue.get(), 0.1)
 
-    asyncio.run(scenario())
+    run(scenario())
