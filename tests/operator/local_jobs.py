@@ -17,6 +17,9 @@ from compression_operator.jobs import Job, ObservedJob
 from compression_pipeline.config import DistillJob, FinetuneJob, Phase, PrepareJob
 
 HUB_WORD = "hf_of_the_tests"
+ENDLESS = {"steps": 1_000_000}
+"""How a job behaves that is still at it when the test ends it: hours of steps."""
+
 STANDIN = Path(__file__).with_name("standin.py")
 
 
@@ -130,7 +133,7 @@ class Local:
         return next((job for job in await self.backend.observe(run) if job.name == name), None)
 
     async def until(
-        self, run: CompressionRun, name: str, wanted: Callable[[ObservedJob], bool], seconds: float = 60
+        self, run: CompressionRun, name: str, wanted: Callable[[ObservedJob], bool], seconds: float = 240
     ) -> ObservedJob:
         """The job as soon as it is as wanted."""
         async with asyncio.timeout(seconds):
@@ -150,7 +153,7 @@ class Local:
 
 def environment_of(pid: int) -> dict[str, str]:
     """The environment of a process; empty for the moment in which the kernel puts a new program in it."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (found := Path(f"/proc/{pid}/environ").read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return dict(part.split("=", 1) for part in found.decode().split("\0") if part)

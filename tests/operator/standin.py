@@ -6,8 +6,10 @@ It reads COMPRESSION_CONFIG, prints JSON-line events, publishes an artifact, wri
 with the contract's exit codes. BEHAVIOUR.json maps the names of steps to how they behave ("*": all others):
 
 steps: training steps to take (20) · seconds: of one step (0.01) · fail: {"class", "message", "attempts"} what to end
-with, in the attempts up to that one · ignore_sigterm: true to go on nevertheless · escape: true to leave a child in a
-session of its own · sleep: seconds before anything else · waits: what to say, for two seconds, that the job waits for.
+with, in the attempts up to that one · ignore_sigterm: true to go on nevertheless (`<store>/told-to-stop` says that it
+was) · escape: true to leave a child in a session of its own · sleep: seconds before anything else · waits: what to say
+that the job waits for, for two seconds or until the file `waits_until` is there · until: a file without which the last
+step is not taken. In the names of files {attempt} is the attempt's number, and none is waited for longer than HELD.
 
 Training goes on after the last step that any attempt finished (`<store>/work/<fingerprint>/step`); every start is noted
 in `<store>/starts`.
@@ -23,6 +25,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+HELD = 120
+"""Seconds."""
 
 CODES = {"Done": 0, "UserError": 64, "Transient": 75, "Interrupted": 143}
 
@@ -47,8 +52,13 @@ class Job:
         return CODES[exit_class]
 
     def stop(self, *_: Any) -> None:
-        if not self.behaviour.get("ignore_sigterm"):
+        if self.behaviour.get("ignore_sigterm"):
+            (self.store / "told-to-stop").touch()
+        else:
             self.stopping.set()
+
+    def is_there(self, which: str) -> bool:
+        return Path(self.behaviour[which].format(attempt=self.config["attempt"])).exists()
 
     def watch_parent(self) -> None:
         # Not sys.stdin: its lock, held by a thread, aborts the interpreter's shutdown.
@@ -65,8 +75,11 @@ class Job:
             file.write(f"{self.config['step']} {self.config['attempt']} {os.getpid()}\n")
         if self.stopping.wait(self.behaviour.get("sleep", 0)):
             return self.end("Interrupted", "stopped before the first step")
-        for _ in range(4 if "waits" in self.behaviour else 0):
+        rounds = 0 if "waits" not in self.behaviour else 4 if "waits_until" not in self.behaviour else 2 * HELD
+        for _ in range(rounds):
             self.event("info", message=f"waits for {self.behaviour['waits']}")
+            if "waits_until" in self.behaviour and self.is_there("waits_until"):
+                break
             time.sleep(0.5)
         if self.behaviour.get("escape"):
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -88,6 +101,8 @@ class Job:
         reached = work / "step"
         first = int(reached.read_text()) if reached.exists() else 0
         for step in range(first + 1, total + 1):
+            if step == total and "until" in self.behaviour:
+                self.hold()
             if self.stopping.is_set():
                 return self.end("Interrupted", f"stopped at step {step - 1}")
             time.sleep(self.behaviour.get("seconds", 0.01))
@@ -95,6 +110,12 @@ class Job:
             reached.with_suffix(".new").replace(reached)
             self.event("progress", step=step, totalSteps=total, loss=4.0 - step / total, tokensPerSecond=1000.0)
         return 0
+
+    def hold(self) -> None:
+        end = time.monotonic() + HELD
+        while not self.is_there("until") and time.monotonic() < end:
+            if self.stopping.wait(0.01):
+                return
 
     def publish(self, artifact: Path) -> int:
         draft = artifact.with_name(f".{artifact.name}.{os.getpid()}")

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from io import StringIO
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,19 @@ def test_what_is_said_of_an_attempt(failed_as: ExitClass | None, failures: int, 
     assert line.endswith(f"finetune: running ({note})" if note else "finetune: running")
 
 
-def test_a_job_that_waits_for_another_run_s_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench = Bench(tmp_path)
-    bench.behave(finetune={"waits": "job b/finetune/1", "fail": {"class": "Transient", "message": "no", "attempts": 1}})
+def test_a_job_that_waits_for_another_run_s_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, times, say = Bench(tmp_path), count(1), PlainView.say
+    waits = {"waits": "job b/finetune/1", "waits_until": str(tmp_path / "said-{attempt}")}
+    bench.behave(finetune={**waits, "fail": {"class": "Transient", "message": "no", "attempts": 1}})
+
+    def note(view: PlainView, text: str) -> None:
+        say(view, text)
+        if text.startswith("finetune: waits for"):
+            (tmp_path / f"said-{next(times)}").touch()
+
+    monkeypatch.setattr(PlainView, "say", note)
     assert bench.run() == 0
     printed = capsys.readouterr().out.splitlines()
     said = [line.partition("finetune: ")[2] for line in printed if "  finetune: " in line]
