@@ -45,6 +45,18 @@ def test_the_newest_ended_jobs_of_a_step_stay(limit: int, kept: list[int]) -> No
     assert failure and failure.attempt == 7, "what became of it is told all the same"
 
 
+def test_one_that_is_listed_twice_and_lives_by_one_of_them_goes_with_the_next_look() -> None:
+    """Which of the two is the newer one is nobody's knowledge."""
+    world = World(manifest(jobHistoryLimit=0))
+    world.look()
+    (name,) = open_jobs(world)
+    world.start(name)
+    world.catch_up()
+    world.succeed(name)
+    assert not deleted(world.look(twice=frozenset({name})))
+    assert deleted(world.look()) == [name]
+
+
 def test_jobs_go_by_themselves_when_their_time_is_over() -> None:
     world = World(manifest(ttlSecondsAfterFinished=4000))
     world.drive()
