@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pages import Page
 from tiny import texts, write_checkpoint
 
 MANIFEST = {
@@ -107,3 +108,19 @@ def test_killed_in_the_middle_it_goes_on_from_its_checkpoint_and_then_has_nothin
 
     third = subprocess.run(command(tmp_path, "run"), capture_output=True, text=True)
     assert third.returncode == 0 and third.stdout.count(": cached\n") == 4
+
+    (report,) = store.glob("artifacts/export-*/report/index.html")
+    page = Page(report.read_text())
+    assert "none: students learn from the teacher as it came" in page.text
+    assert [row[0] for row in page.tables["figures"]] == ["Model", "Teacher", "student"]
+    figures = status["students"][0]
+    assert f"{figures['validationLoss']['distilled']:.3f}" in page.tables["figures"][2]
+    assert " ".join(figures["sample"].split()) in " ".join(page.text.split())
+    # Its manifest makes this very student: every step of it is found in the store.
+    (tmp_path / "student.yaml").write_text(page.text[page.text.index("apiVersion:") :])
+    files = [str(tmp_path / "student.yaml"), "--workdir", str(tmp_path / "again"), "--store", str(store)]
+    again = subprocess.run([*command(tmp_path, "run")[:-3], *files], capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count(": cached\n") == 4
+    mine = yaml.safe_load((tmp_path / "again" / "run.yaml").read_text())["status"]["students"][0]
+    assert mine["artifact"] == figures["artifact"]

@@ -12,79 +12,31 @@ import numpy
 import pytest
 import torch
 from checkpoints import VOCABULARY
+from exporting import DISTILLED, job, run, student_store
 from safetensors.torch import load_file
-from stores import DATA, TEACHER, common, context, make_store
+from stores import DATA, TEACHER
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_pipeline.ancestry import short_number
-from compression_pipeline.artifact import Artifact, Store
+from compression_pipeline.artifact import Store
 from compression_pipeline.config import (
     Architecture,
-    DistillConfig,
-    DistillJob,
-    EvaluateConfig,
-    ExportConfig,
-    ExportJob,
     ExportResult,
     Family,
-    PruneConfig,
-    PruneJob,
 )
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.huggingface.sample import clean, default_prompt, documents
 from compression_pipeline.huggingface.writer import save_tensors
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.phases import distill, prune
 from compression_pipeline.phases import export as phase
 from compression_pipeline.proof import FILE, Reference
-
-PRUNED, DISTILLED, EXPORTED = "1" * 32, "2" * 32, "3" * 32
-
-
-def student_store(root: Path, engine: Runtime, kind: str) -> Store:
-    """A store with a student pruned and distilled by the real phases."""
-    store = make_store(root, kind)
-    with pytest.MonkeyPatch.context() as patch:
-        for each in (prune, distill):
-            patch.setattr(each, "runtime", lambda job, **_: contextlib.nullcontext(engine))
-        student = PruneConfig(hidden_size=32, ffn_hidden_size=64, drop_layers=[2], divisor=16, calibration_samples=8)
-        told = common(store, "prune-width", PRUNED)
-        cut = PruneJob(**told, data=DATA, teacher=TEACHER, sequence_length=32, prune=student)
-        prune.run(cut, context(store, PRUNED)[0])
-        learn = DistillJob(
-            **common(store, "distill-width", DISTILLED),
-            data=DATA,
-            teacher=TEACHER,
-            pruned=f"prune-{PRUNED}",
-            sequence_length=32,
-            distill=DistillConfig(steps=2, global_batch_size=4, micro_batch_size=4, learning_rate=1e-3, warmup_steps=1),
-            evaluate=EvaluateConfig(samples=4),
-        )
-        distill.run(learn, context(store, DISTILLED)[0])
-    return store
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, engine: Runtime) -> Store:
     """One student that the tests here export, each under its own fingerprint."""
     return student_store(tmp_path_factory.mktemp("export"), engine, "qwen3")
-
-
-def job(store: Store, fingerprint: str = EXPORTED, **settings: Any) -> ExportJob:
-    return ExportJob(
-        **common(store, "export-width", fingerprint),
-        data=DATA,
-        teacher=TEACHER,
-        pruned=f"prune-{PRUNED}",
-        distilled=f"distill-{DISTILLED}",
-        export=ExportConfig.model_validate({"sample_tokens": 12} | settings),
-    )
-
-
-def run(store: Store, fingerprint: str, **settings: Any) -> tuple[ExportResult, Artifact]:
-    told, _ = context(store, fingerprint)
-    return phase.run(job(store, fingerprint, **settings), told), store.open(f"export-{fingerprint}")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -210,7 +162,7 @@ def test_export_needs_neither_megatron_nor_modelopt(store: Store) -> None:
         "import atexit, os, runpy, sys; sys.argv = ['worker', 'export']\n"
         "from compression_pipeline import worker\n"
         "worker.main(['export'])\n"
-        "assert not {'megatron', 'modelopt'} & set(sys.modules), 'heavy'\n"
+        "assert not {'megatron', 'modelopt', 'matplotlib'} & set(sys.modules), 'heavy'\n"
     )
     environment = {**os.environ, "COMPRESSION_CONFIG": json.dumps(job(store, "8" * 32).to_json())}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

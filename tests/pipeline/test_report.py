@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -15,57 +14,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page
 from report_run import CORRECTED_LOSS, DEPTH, TEACHER, TEACHER_LOSS, WIDTH, Run
 
 from compression_pipeline.config import Phase, number_runs
 from compression_pipeline.errors import UserError
 from compression_pipeline.report.charts import SPAN, Label, Level, Series, line_chart, ranked_area, spread, thin, ticks
-from compression_pipeline.report.data import load_run
+from compression_pipeline.report.run import load_run
 from compression_pipeline.report.write import write_report
-
-
-class Page(HTMLParser):
-    """A parsed page: its text, tables and attributes. Fails on tags that are not closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.text = ""
-        self._table: list[list[str]] | None = None
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "link", "br"):
-            self.open.append(tag)
-        if tag == "table":
-            self._table = self.tables.setdefault(dict(attrs).get("class") or str(len(self.tables)), [])
-        elif tag == "tr" and self._table is not None:
-            self._table.append([])
-        elif tag in ("td", "th") and self._table is not None:
-            self._table[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-        if tag == "table":
-            self._table = None
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("style", "script"):
-            return
-        self.text += data
-        if self._table and self._table[-1]:
-            self._table[-1][-1] += data.strip()
 
 
 @pytest.fixture

@@ -91,7 +91,10 @@ class DistillJob(JobConfig):
 
 
 class ExportJob(JobConfig):
-    """Write the student as a Hugging Face checkpoint with its card, and prove it. Its artifact: `model/`."""
+    """Write the student as a Hugging Face checkpoint with its card, and prove it.
+
+    Its artifact: `model/` and `report/index.html`.
+    """
 
     data: str
     teacher: str

@@ -39,8 +39,13 @@ HYPERPARAMETERS = (
 )
 
 
-def model_card(ancestry: Ancestry, export: ExportConfig, sample: str, relative_error: float) -> str:
-    """README.md: Hugging Face's metadata header and a page. It names no run: two runs may share one export."""
+def model_card(
+    ancestry: Ancestry, export: ExportConfig, sample: str, relative_error: float, *, report: str | None = None
+) -> str:
+    """README.md: Hugging Face's metadata header and a page. It names no run: two runs may share one export.
+
+    `report`: where the report lies, relative to the card.
+    """
     pruned = ancestry.prune[1]
     student, teacher = pruned.student, ancestry.prepare.teacher
     parts = [
@@ -69,6 +74,10 @@ def model_card(ancestry: Ancestry, export: ExportConfig, sample: str, relative_e
         f"{ancestry.validation_sequences:,} sequences of {ancestry.distill[0].sequence_length:,} tokens of the "
         "validation split.",
         _table(("Model", "Loss", "Perplexity"), _losses(ancestry)),
+        f"Its [report]({report}), beside this folder where the export wrote it, shows the losses over the steps, what "
+        "was pruned by which importance, and how to make it again."
+        if report
+        else "",
         "## How it was made",
         *_phases(ancestry),
         "## From what",

@@ -1,8 +1,9 @@
-"""export: write the student as a Hugging Face checkpoint with its card, and prove that it is the one that was trained.
+"""export: write the student as a Hugging Face checkpoint with card and report, and prove that it is what was trained.
 
 Needs neither Megatron nor ModelOpt.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,24 @@ from compression_pipeline.huggingface.sample import continue_greedily, default_p
 from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.machine import processors
 from compression_pipeline.proof import Reference, relative_error
+from compression_pipeline.report import PAGE
+from compression_pipeline.report.data import Exported
 
 TOLERANCE = 1e-4
 """Largest relative error of the logits. Two implementations of the same arithmetic differ by less than 1e-5."""
 
+
+REPORT = "report"
+"""Folder of the report, beside the checkpoint's."""
 
 NEGLIGIBLE = 1024**3
 """Bytes of memory that an export has for a model at least."""
 
 
 def run(job: ExportJob, context: Context) -> ExportResult:
-    """Export the student and publish it as `export-<fingerprint>`: `model/`, which is all that a user needs.
+    """Export the student and publish it as `export-<fingerprint>`.
+
+    The artifact: `model/`, which is all that a user needs, and `report/index.html`: what it lost and gained.
 
     Raises UserError where the type can't hold the weights, or where plain transformers doesn't compute from the files
     what the trained student computes.
@@ -64,7 +72,16 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         del model  # the teacher takes its place
         context.stop_if_requested()
         by_teacher = teacher_sample(teacher.model, student, prompt, settings.sample_tokens)
-        (folder / "README.md").write_text(model_card(ancestry, settings, sample, error), encoding="utf-8")
+        exported = Exported(
+            relative_error=error,
+            dtype=settings.dtype.value,
+            weights=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+            sample=sample,
+            teacher_sample=by_teacher,
+        )
+        drawn = draw_report(ancestry, job, exported, draft.path / REPORT, context)
+        card = model_card(ancestry, settings, sample, error, report=f"../{REPORT}/{PAGE}" if drawn else None)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         result = ExportResult(
             parameters=student.parameters,
             relative_error=error,
@@ -78,6 +95,23 @@ def run(job: ExportJob, context: Context) -> ExportResult:
             result=result.to_json(),
         )
     return published.result(ExportResult)  # another job's, where that was first
+
+
+def draw_report(ancestry: Ancestry, job: ExportJob, exported: Exported, folder: Path, context: Context) -> bool:
+    """Write the student's report into `folder`; whether that could be done.
+
+    A report that can't be drawn costs a warning, never a checkpoint that was proved: nothing is left of it then.
+    """
+    try:
+        from compression_pipeline.report.write import write_student_report
+
+        write_student_report(ancestry, job, exported, folder)
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        context.events.warning(f"the report could not be drawn ({why[:500]}); the checkpoint is whole and proved")
+        return False
+    return True
 
 
 def check_range(reference: Reference, dtype: ExportDtype) -> None:

@@ -1,1 +1,4 @@
-"""The report of a run: one self-contained page for the person who decides whether to ship a student."""
+"""The report of a run, or of a student: one self-contained page for the person who decides whether to ship it."""
+
+PAGE = "index.html"
+"""The page's file, in the folder of its report."""

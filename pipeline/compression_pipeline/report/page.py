@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compression_pipeline.config import Architecture, DatasetConfig, DistillConfig, FinetuneConfig, number_runs
+from compression_pipeline.config import Architecture, number_runs
 
-from . import words
+from . import facts, words
 from .charts import Area, Cell, Grid, Level, LineChart, Series, line_chart, ranked_area
 from .data import RunData, StudentData
 from .importance import Axis, Importance
@@ -44,6 +44,7 @@ class StudentView:
     grids: Sequence[Grid]
     areas: Sequence[Area]
     sample: str | None
+    exported: bool
     load: str | None
 
 
@@ -72,7 +73,7 @@ def render(run: RunData, resource_yaml: str) -> str:
     students = [_student(run, student, number % COLOURS) for number, student in enumerate(run.students)]
     return environment.get_template("report.html.j2").render(
         run=run,
-        subtitle=_subtitle(run),
+        lead=[facts.subtitle(run), *_when(run)],
         students=students,
         teacher_sample=next(filter(None, (s.export.teacher_sample for s in run.students if s.export)), None),
         warnings=list(words.warnings(run)),
@@ -80,14 +81,23 @@ def render(run: RunData, resource_yaml: str) -> str:
         rows=_rows(run),
         distillation=_distillation_chart(run),
         correction=_correction_chart(run),
-        steps=_steps(run),
-        facts=_facts(run),
-        seeds=_seeds(run.spec),
+        steps=_steps(run) if any(step.start or step.state != "Succeeded" for step in run.steps) else [],
+        facts=facts.facts(run),
+        seeds=facts.seeds(run.spec),
         versions=run.versions,
         fingerprints=[(step.name, step.fingerprint, step.artifact) for step in run.steps if step.fingerprint],
         manifest=resource_yaml,
-        window=words.duration((run.end - run.start).total_seconds() if run.start and run.end else None),
     )
+
+
+def _when(run: RunData) -> list[str]:
+    """When it ended; of a student alone, which has no start, when it was distilled."""
+    if run.end is None:
+        return []
+    moment = run.end.strftime("%Y-%m-%d %H:%M %Z").strip()
+    if run.start is None:
+        return [f"distilled {moment}"]
+    return [f"finished {moment} after {words.duration((run.end - run.start).total_seconds())}"]
 
 
 COLUMNS = ("Parameters", "Of teacher", "Loss", "Won back", "When pruned", "Perplexity", "Training tokens/s", "Weights")
@@ -124,7 +134,7 @@ def _rows(run: RunData) -> list[Row]:
             words.loss(student.pruned_loss),
             words.perplexity(student.distilled_loss),
             f"{student.tokens_per_second:,.0f}" if student.tokens_per_second else words.DASH,
-            words.size(student.checkpoint_bytes),
+            words.size(student.export.weights if student.export else None),
         ]
         rows.append(Row(student.name, number % COLOURS, cells, strong=3))
     return rows
@@ -178,14 +188,12 @@ def _student(run: RunData, student: StudentData, colour: int) -> StudentView:
     ]
     teacher = run.teacher.architecture
     found = student.importance or Importance()
-    grids = [_layers(student, teacher, found), _heads(found)]
+    named = bool(facts.pruning_settings(run.spec, student.name).get("dropLayers"))
+    grids = [_layers(student, teacher, found, named=named), _heads(found)]
     areas = [
         _hidden(found),
         _mean_axis("Feed-forward neurons", list(found.ffn.values()), "neurons a layer"),
     ]
-    load = None
-    if student.checkpoint and student.export:  # a run on a cluster names its storage, and has no work directory
-        load = f"artifacts/{student.checkpoint}/model" if run.spec.get("storage") else f"students/{student.name}"
     return StudentView(
         name=student.name,
         colour=colour,
@@ -195,7 +203,8 @@ def _student(run: RunData, student: StudentData, colour: int) -> StudentView:
         grids=[grid for grid in grids if grid],
         areas=[area for area in areas if area],
         sample=student.sample,
-        load=load,
+        exported=student.export is not None,
+        load=student.load,
     )
 
 
@@ -213,8 +222,8 @@ def _sizes(teacher: Architecture | None, student: Architecture | None) -> list[t
     return [(name, f"{before:,}", f"{after:,}") for name, before, after in pairs]
 
 
-def _layers(student: StudentData, teacher: Architecture | None, found: Importance) -> Grid | None:
-    """One bar a layer of the teacher."""
+def _layers(student: StudentData, teacher: Architecture | None, found: Importance, *, named: bool) -> Grid | None:
+    """One bar a layer of the teacher; `named`: by the user, and so not by what was measured."""
     if teacher is None or not student.kept_layers:
         return None
     heights = _logarithmic(found.layers)
@@ -231,7 +240,8 @@ def _layers(student: StudentData, teacher: Architecture | None, found: Importanc
     ]
     measured = "block influence (log scale): how much a layer changes what passes through it; " if found.layers else ""
     which = "all" if len(kept) == teacher.layers else number_runs(student.kept_layers)
-    return Grid("Layers", f"{measured}kept: {which} of {teacher.layers}", [("", cells)])
+    chosen = "; the dropped ones are named in the manifest" if named else ""
+    return Grid("Layers", f"{measured}kept: {which} of {teacher.layers}{chosen}", [("", cells)])
 
 
 def _logarithmic(scores: Mapping[int, float]) -> dict[int, float]:
@@ -296,64 +306,6 @@ def _steps(run: RunData) -> list[StepView]:
             artifact=step.artifact or "",
         )
         for step in run.steps
-    ]
-
-
-def _subtitle(run: RunData) -> str:
-    teacher = str((run.spec.get("teacher") or {}).get("model", "the teacher"))
-    source = str((run.spec.get("dataset") or {}).get("source", "the dataset"))
-    number = len(run.students)
-    return f"{teacher} → {number} student{'' if number == 1 else 's'}, on {source}"
-
-
-def _facts(run: RunData) -> list[tuple[str, str]]:
-    """What was done, as pairs of a name and a sentence."""
-    spec, prepared = run.spec, run.teacher.prepared
-    length = (spec.get("dataset") or {}).get("sequenceLength", DatasetConfig.model_fields["sequence_length"].default)
-    facts: list[tuple[str, str]] = []
-    if prepared is not None:
-        shape = prepared.teacher
-        facts.append(
-            (
-                "Teacher",
-                f"{shape.family.value}, {words.count(prepared.teacher_parameters)} parameters: {shape.layers} layers, "
-                f"hidden {shape.hidden_size:,}, feed-forward {shape.ffn_hidden_size:,}, "
-                f"{shape.attention_heads} heads in {shape.query_groups} groups, vocabulary {shape.vocabulary_size:,}",
-            )
-        )
-        facts.append(
-            (
-                "Text",
-                f"{prepared.documents:,} documents: {prepared.train_tokens:,} tokens to train on, "
-                f"{prepared.validation_tokens:,} held out; sequences of {length:,} tokens",
-            )
-        )
-    for name, key in (("Teacher correction", "finetune"), ("Distillation", "distill")):
-        settings = spec.get(key)
-        if settings:
-            facts.append((name, _training(settings, length)))
-    for student in spec.get("students") or []:
-        if student.get("distill"):
-            facts.append((f"Distillation of {student['name']}", _training(student["distill"], length)))
-    return facts
-
-
-def _training(settings: Mapping[str, Any], length: int) -> str:
-    fields = DistillConfig.model_fields
-    batch = settings.get("globalBatchSize", fields["global_batch_size"].default)
-    steps = settings.get("steps", 0)
-    rate = settings.get("learningRate")
-    peak = f", learning rate {float(rate):g} at its peak" if rate is not None else ""
-    return f"{steps:,} steps of {batch:,} sequences ({words.count(steps * batch * length)} tokens){peak}"
-
-
-def _seeds(spec: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Every seed that the results rest on."""
-    default = {"dataset": DatasetConfig, "finetune": FinetuneConfig, "distill": DistillConfig}
-    return [
-        (name, (spec.get(name) or {}).get("seed", model.model_fields["seed"].default))
-        for name, model in default.items()
-        if spec.get(name)
     ]
 
 

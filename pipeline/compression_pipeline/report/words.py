@@ -135,7 +135,7 @@ def _details(student: StudentData, final: float, teacher: float) -> Iterator[str
         error = student.export.relative_error
         how = f"are within {error:.1e} of" if error else "equal, to the last bit,"
         yield (
-            f"The exported checkpoint ({size(student.checkpoint_bytes)}, {student.export_dtype}) was loaded in plain "
+            f"The exported checkpoint ({size(student.export.weights)}, {student.export.dtype}) was loaded in plain "
             f"transformers: its logits {how} the trained student's."
         )
 

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import yaml
 
-from .data import load_run
+from compression_pipeline.ancestry import Ancestry
+from compression_pipeline.config import ExportJob
+
+from . import PAGE
+from .data import Exported
 from .page import distillation_series, manifest_of, render
 from .picture import draw
+from .run import load_run
+from .student import load_student, resource_of
 
-PAGE = "index.html"
 PICTURE = "loss.png"
 
 
@@ -33,3 +38,15 @@ def write_report(run: Path, store: Path, output: Path) -> Path:
         for draft in drafts:
             draft.replace(output / draft.name)
     return output / PAGE
+
+
+def write_student_report(ancestry: Ancestry, job: ExportJob, exported: Exported, folder: Path) -> Path:
+    """Write `index.html`, the report of the student that `job` has exported, into `folder`; returns the page.
+
+    The same artifacts give the same page, to the byte, wherever and for whichever run it is written.
+    """
+    data = load_student(ancestry, job, exported)
+    page = folder / PAGE
+    folder.mkdir(parents=True, exist_ok=True)
+    page.write_text(render(data, manifest_of(resource_of(data))), encoding="utf-8")
+    return page

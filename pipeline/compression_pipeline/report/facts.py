@@ -1,0 +1,99 @@
+"""What was done, in words: a run's settings and what prepare found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compression_pipeline.config import DatasetConfig, DistillConfig, FinetuneConfig, number_runs
+
+from . import words
+from .data import RunData, StudentData
+
+RANKED = (
+    ("hiddenSize", "hidden channels"),
+    ("ffnHiddenSize", "feed-forward neurons"),
+    ("attentionHeads", "attention heads"),
+)
+"""Fields of `prune` whose parts are ranked by activations, and what these parts are called."""
+
+
+def subtitle(run: RunData) -> str:
+    teacher = str((run.spec.get("teacher") or {}).get("model", "the teacher"))
+    source = str((run.spec.get("dataset") or {}).get("source", "the dataset"))
+    number = len(run.students)
+    return f"{teacher} → {number} student{'' if number == 1 else 's'}, on {source}"
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """What was done, as pairs of a name and a sentence."""
+    spec, prepared = run.spec, run.teacher.prepared
+    length = (spec.get("dataset") or {}).get("sequenceLength", DatasetConfig.model_fields["sequence_length"].default)
+    found: list[tuple[str, str]] = []
+    if prepared is not None:
+        shape = prepared.teacher
+        found.append(
+            (
+                "Teacher",
+                f"{shape.family.value}, {words.count(prepared.teacher_parameters)} parameters: {shape.layers} layers, "
+                f"hidden {shape.hidden_size:,}, feed-forward {shape.ffn_hidden_size:,}, "
+                f"{shape.attention_heads} heads in {shape.query_groups} groups, vocabulary {shape.vocabulary_size:,}",
+            )
+        )
+        found.append(
+            (
+                "Text",
+                f"{prepared.documents:,} documents: {prepared.train_tokens:,} tokens to train on, "
+                f"{prepared.validation_tokens:,} held out; sequences of {length:,} tokens",
+            )
+        )
+    correction = spec.get("finetune")
+    none = "none: students learn from the teacher as it came"
+    found.append(("Teacher correction", _training(correction, length) if correction else none))
+    alone = len(run.students) == 1
+    for student in run.students:
+        if said := _pruning(pruning_settings(spec, student.name), student):
+            found.append(("Pruning" if alone else f"Pruning of {student.name}", said))
+    if spec.get("distill"):
+        found.append(("Distillation", _training(spec["distill"], length)))
+    for student in spec.get("students") or []:
+        if student.get("distill"):
+            found.append((f"Distillation of {student['name']}", _training(student["distill"], length)))
+    return found
+
+
+def pruning_settings(spec: Mapping[str, Any], student: str) -> Mapping[str, Any]:
+    """What the spec says of a student's sizes."""
+    return next((s.get("prune") or {} for s in spec.get("students") or [] if s.get("name") == student), {})
+
+
+def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
+    """What chose the parts that were kept: what was measured, or the user."""
+    ranked = [name for field, name in RANKED if settings.get(field)]
+    parts: list[str] = []
+    if ranked:
+        parts.append(f"{', '.join(ranked)} ranked by their activations")
+    if settings.get("layers"):
+        parts.append("layers ranked by block influence")
+    if dropped := settings.get("dropLayers"):
+        parts.append(f"layers {number_runs(sorted(set(dropped)))} dropped, as the manifest names them, not ranked")
+    if parts and student.calibration_samples:
+        parts.append(f"importance measured on {student.calibration_samples:,} sequences of the training text")
+    return "; ".join(parts)
+
+
+def _training(settings: Mapping[str, Any], length: int) -> str:
+    fields = DistillConfig.model_fields
+    batch = settings.get("globalBatchSize", fields["global_batch_size"].default)
+    steps = settings.get("steps", 0)
+    rate = settings.get("learningRate")
+    peak = f", learning rate {float(rate):g} at its peak" if rate is not None else ""
+    return f"{steps:,} steps of {batch:,} sequences ({words.count(steps * batch * length)} tokens){peak}"
+
+
+def seeds(spec: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every seed that the results rest on."""
+    default = {"dataset": DatasetConfig, "finetune": FinetuneConfig, "distill": DistillConfig}
+    return [
+        (name, (spec.get(name) or {}).get("seed", model.model_fields["seed"].default))
+        for name, model in default.items()
+        if spec.get(name)
+    ]

@@ -1,0 +1,153 @@
+"""Artifacts read for a report. Nothing here raises over what can't be read: it is left out, and `gaps` says so."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from compression_pipeline.artifact import Artifact
+from compression_pipeline.config import DistillResult, FinetuneResult, PrepareResult, PruneResult
+
+from .data import Curve, Exported, History, StepData, StudentData, TeacherData
+from .importance import Importance, read_importance
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Reader:
+    """Reads artifacts, and remembers what could not be read and which versions made them."""
+
+    def __init__(self) -> None:
+        self.gaps: list[str] = []
+        self._versions: dict[str, list[str]] = {}
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Versions by package; several where the phases ran with several."""
+        return {name: ", ".join(found) for name, found in self._versions.items()}
+
+    def saw(self, versions: Mapping[str, str]) -> None:
+        """Remember the versions that something was made with."""
+        for name, version in versions.items():
+            found = self._versions.setdefault(name, [])
+            if version not in found:
+                found.append(version)
+
+    def result(self, artifact: Artifact | None, model: type[Model]) -> Model | None:
+        """What the phase reported."""
+        if artifact is None:
+            return None
+        try:
+            return model.model_validate(artifact.manifest.result)
+        except ValidationError:
+            self.gaps.append(f"{artifact.name} was made by another version; its result can't be read.")
+            return None
+
+    def teacher(
+        self,
+        prepare: Artifact | None,
+        finetune: Artifact | None,
+        *,
+        parameters: int | None = None,
+        losses: Sequence[Mapping[str, float]] = (),
+    ) -> TeacherData:
+        """The teacher by its artifacts; `losses` (teacher, correctedTeacher) are what is known without finetune's."""
+        prepared = self.result(prepare, PrepareResult)
+        corrected = self.result(finetune, FinetuneResult)
+        return TeacherData(
+            architecture=prepared.teacher if prepared else None,
+            parameters=parameters or (prepared.teacher_parameters if prepared else None),
+            loss=corrected.teacher_loss if corrected else _first(losses, "teacher"),
+            corrected_loss=corrected.corrected_teacher_loss if corrected else _first(losses, "correctedTeacher"),
+            history=_history(finetune),
+            tokens_per_second=corrected.tokens_per_second if corrected else None,
+            checkpoint_bytes=weights(prepare),
+            prepared=prepared,
+        )
+
+    def student(
+        self,
+        name: str,
+        prune: Artifact | None,
+        distill: Artifact | None,
+        exported: Exported | None,
+        *,
+        teacher: TeacherData,
+        steps: Sequence[StepData],
+        load: str | None,
+        figures: Mapping[str, Any] | None = None,
+    ) -> StudentData:
+        """A student by its artifacts; `figures` (its entry in a status) are what is known without them."""
+        figures = figures or {}
+        pruned = self.result(prune, PruneResult)
+        distilled = self.result(distill, DistillResult)
+        loss = figures.get("validationLoss") or {}
+        taught_by = loss.get("correctedTeacher", loss.get("teacher"))
+        if taught_by is None:
+            taught_by = teacher.corrected_loss if teacher.corrected_loss is not None else teacher.loss
+        return StudentData(
+            name=name,
+            parameters=figures.get("parameters") or (pruned.parameters if pruned else None),
+            ratio=figures.get("compressionRatio") or (pruned.compression_ratio if pruned else None),
+            teacher_loss=distilled.teacher_loss if distilled else taught_by,
+            pruned_loss=distilled.pruned_loss if distilled else loss.get("pruned"),
+            distilled_loss=distilled.distilled_loss if distilled else loss.get("distilled"),
+            tokens_per_second=figures.get("tokensPerSecond") or (distilled.tokens_per_second if distilled else None),
+            architecture=pruned.student if pruned else None,
+            kept_layers=pruned.kept_layers if pruned else [],
+            importance=self._importance(prune),
+            calibration_samples=prune.manifest.metrics.get("calibrationSamples") if prune else None,
+            history=_history(distill),
+            export=exported,
+            load=load,
+            sample=figures.get("sample") or (exported.sample if exported else None),
+            steps=steps,
+        )
+
+    def _importance(self, prune: Artifact | None) -> Importance | None:
+        if prune is None:
+            return None
+        try:
+            return read_importance(prune.path)
+        except (OSError, ValueError, LookupError, TypeError):
+            self.gaps.append(f"{prune.name} has no importance scores that can be read, so they are left out.")
+            return None
+
+
+def weights(artifact: Artifact | None) -> int | None:
+    """Bytes of an artifact's safetensors."""
+    if artifact is None:
+        return None
+    files = artifact.manifest.files
+    return sum(record.size for name, record in files.items() if name.endswith(".safetensors")) or None
+
+
+def _first(losses: Sequence[Mapping[str, float]], name: str) -> float | None:
+    return next((loss[name] for loss in losses if loss.get(name) is not None), None)
+
+
+def _history(artifact: Artifact | None) -> History:
+    """A training phase's history.json."""
+    content = _json(artifact.path / "history.json") if artifact else None
+    if not isinstance(content, dict):
+        return History()
+    return History(loss=_curve(content.get("train")), validation=_curve(content.get("validation")))
+
+
+def _curve(entries: object) -> Curve:
+    points: list[tuple[float, float]] = []
+    for entry in entries if isinstance(entries, list) else []:
+        step, loss = entry.get("step"), entry.get("loss")
+        if isinstance(step, int) and isinstance(loss, int | float) and math.isfinite(loss):
+            points.append((float(step), float(loss)))
+    return points
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,204 @@
+"""The report that every export leaves beside its checkpoint: of this student, from what led to it, always the same."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from exporting import DISTILLED, EXPORTED, PRUNED, job, run, student_store
+from pages import Page
+from stores import DATA, TEACHER, context
+
+from compression_pipeline.ancestry import Ancestry
+from compression_pipeline.artifact import Artifact, Store
+from compression_pipeline.config import Architecture, DistillResult, ExportResult
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases import export
+from compression_pipeline.report.data import Exported
+from compression_pipeline.report.page import render
+from compression_pipeline.report.student import load_student
+
+STEPS = {"prepare": DATA, "finetune": TEACHER, "prune": f"prune-{PRUNED}", "distill": f"distill-{DISTILLED}"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, engine: Runtime) -> Store:
+    return student_store(tmp_path_factory.mktemp("report"), engine, "llama3")
+
+
+@pytest.fixture(scope="module")
+def exported(store: Store) -> tuple[ExportResult, Artifact]:
+    return run(store, EXPORTED, sample_prompt="def save")
+
+
+@pytest.fixture
+def copy(store: Store, tmp_path: Path) -> Store:
+    """The same inputs in a store of the test's own; nothing is exported there yet."""
+    shutil.copytree(
+        store.root, tmp_path / "store", ignore=lambda _, names: [n for n in names if n.startswith("export")]
+    )
+    return Store(tmp_path / "store")
+
+
+def page_of(artifact: Artifact) -> Page:
+    return Page((artifact.path / "report" / "index.html").read_text(encoding="utf-8"))
+
+
+def said(page: Page) -> str:
+    return " ".join(page.text.split())
+
+
+def test_it_lies_beside_the_checkpoint_and_the_card_leads_to_it(exported: tuple[ExportResult, Artifact]) -> None:
+    _, artifact = exported
+    assert [path.name for path in (artifact.path / "report").iterdir()] == ["index.html"]
+    assert artifact.manifest.files["report/index.html"].size > 20_000
+    card = (artifact.model / "README.md").read_text()
+    link = card.partition("[report](")[2].partition(")")[0]
+    assert (artifact.model / link).resolve() == (artifact.path / "report" / "index.html").resolve()
+    assert sorted(path.name for path in artifact.model.glob("*.html")) == []
+
+
+def test_its_figures_are_those_of_the_chain(store: Store, exported: tuple[ExportResult, Artifact]) -> None:
+    result, artifact = exported
+    page = page_of(artifact)
+    head, teacher, corrected, student = page.tables["figures"]
+    column = {name: number for number, name in enumerate(head)}
+    distilled = store.open(f"distill-{DISTILLED}").result(DistillResult)
+    whole = Architecture.model_validate(store.open(DATA).manifest.result["teacher"]).parameters
+    assert teacher[column["Loss"]] == "5.900"
+    assert corrected[column["Loss"]] == "5.800"
+    assert student[column["Parameters"]] == f"{result.parameters / 1e3:.3g} k"
+    assert student[column["Of teacher"]] == f"{result.parameters / whole * 100:.0f} %"
+    assert student[column["Loss"]] == f"{distilled.distilled_loss:.3f}"
+    assert student[column["When pruned"]] == f"{distilled.pruned_loss:.3f}"
+    assert student[column["Training tokens/s"]] == f"{distilled.tokens_per_second:,.0f}"
+    weights = sum(path.stat().st_size for path in artifact.model.glob("*.safetensors"))
+    assert student[column["Weights"]] == f"{weights / 1e3:.1f} kB"
+    text = said(page)
+    assert text.count("Tiny-Llama compressed to") == 2  # in the browser's title, too
+    assert " ".join(result.sample.split()) in text
+    assert result.teacher_sample and " ".join(result.teacher_sample.split()) in text
+    assert f"its logits are within {result.relative_error:.1e} of" in text or "equal, to the last bit" in text
+    curves = next(value for _, name, value in page.attributes if name == "aria-label" and "while distilling" in value)
+    assert f"student: from {distilled.pruned_loss:.3f} to {distilled.distilled_loss:.3f}" in curves
+    assert "corrected teacher: 5.800" in curves
+
+
+def test_it_says_what_chose_the_parts_that_were_kept(exported: tuple[ExportResult, Artifact]) -> None:
+    text = said(page_of(exported[1]))
+    assert "hidden channels, feed-forward neurons ranked by their activations" in text
+    assert "layers 2 dropped, as the manifest names them, not ranked" in text
+    assert "importance measured on 8 sequences" in text
+    assert "kept: 1, 3 of 3; the dropped ones are named in the manifest" in text
+    assert "32 channels kept" in text and "64 neurons a layer kept" in text
+
+
+def test_it_tells_how_to_make_it_again(store: Store, exported: tuple[ExportResult, Artifact]) -> None:
+    page = page_of(exported[1])
+    chain = {name: store.open(artifact) for name, artifact in STEPS.items()}
+    rows = [[name, artifact.manifest.config["fingerprint"], artifact.name] for name, artifact in chain.items()]
+    assert page.tables["fingerprints"][1:] == [*rows, ["export", EXPORTED, f"export-{EXPORTED}"]]
+    spec = yaml.safe_load(page.text[page.text.index("apiVersion:") :])["spec"]
+    assert spec == {
+        "teacher": {"model": "hf://someone/Tiny-Llama", "revision": "abc123"},  # the commit, not the branch
+        "dataset": {"source": "file:texts", "sequenceLength": 32},
+        "finetune": {"steps": 5},
+        "students": [
+            {
+                "name": "student",
+                "prune": {
+                    "hiddenSize": 32,
+                    "ffnHiddenSize": 64,
+                    "dropLayers": [2],
+                    "divisor": 16,
+                    "calibrationSamples": 8,
+                },
+            }
+        ],
+        "distill": {"steps": 2, "globalBatchSize": 4, "microBatchSize": 4, "learningRate": 1e-3, "warmupSteps": 1},
+        "evaluate": {"samples": 4},
+        "export": {"samplePrompt": "def save", "sampleTokens": 12},
+    }
+    assert 'AutoModelForCausalLM.from_pretrained("../model")' in page.text
+    tables = [row for table in page.tables.values() for row in table]
+    assert ["distill", "1234"] in tables, "a seed"
+    assert any(row[0] == "torch" for row in tables), "a version"
+
+
+def test_it_stands_on_its_own(exported: tuple[ExportResult, Artifact]) -> None:
+    page = page_of(exported[1])
+    references = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")]
+    assert references and all(value.startswith(("#", "data:")) for value in references)
+    assert "<script" not in (exported[1].path / "report" / "index.html").read_text()
+
+
+def test_two_exports_of_the_same_inputs_are_equal_to_the_byte(
+    copy: Store, exported: tuple[ExportResult, Artifact]
+) -> None:
+    """In another store, for another run that calls the student otherwise, at another attempt."""
+    _, artifact = exported
+    told, _ = context(copy, EXPORTED, attempt=3)
+    names = {"run": "later", "step": "export-narrow", "student": "narrow", "attempt": 3, "store": str(copy.root)}
+    export.run(job(copy, EXPORTED, sample_prompt="def save").model_copy(update=names), told)
+    again = copy.open(artifact.name)
+    assert again.manifest.files == artifact.manifest.files, "paths, sizes and SHA-256 of all that was published"
+    assert "report/index.html" in again.manifest.files
+
+
+def test_what_cannot_be_read_is_said_to_be_missing(copy: Store) -> None:
+    chosen = copy.open(f"prune-{PRUNED}").path / "chosen.json"
+    chosen.write_bytes(b"x" * chosen.stat().st_size)
+    _, artifact = run(copy, EXPORTED)
+    text = said(page_of(artifact))
+    assert f"prune-{PRUNED} has no importance scores that can be read, so they are left out." in text
+    assert "channels kept" not in text
+
+
+def test_a_student_without_samples_says_so(store: Store) -> None:
+    page = loaded(store, sample="", teacher_sample=None)
+    assert "There is no sample" in page
+    page = loaded(store, sample="def save it", teacher_sample=None)
+    assert "def save it" in page
+    assert "The teacher wrote nothing to compare with" in page
+
+
+def loaded(store: Store, **changes: Any) -> str:
+    """A page of the student as it would be with this outcome of the export."""
+    chain = Ancestry.read(*map(store.open, STEPS.values()))
+    outcome = Exported(relative_error=0.0, dtype="bfloat16", weights=1, sample="s", teacher_sample="t")
+    return said(Page(render(load_student(chain, job(store), replace(outcome, **changes)), "")))
+
+
+def test_phases_of_several_versions_are_told(copy: Store, exported: tuple[ExportResult, Artifact]) -> None:
+    path = copy.open(f"prune-{PRUNED}").path / "manifest.json"
+    torch = copy.open(f"prune-{PRUNED}").manifest.versions["torch"]
+    path.write_text(path.read_text().replace(f'"torch": "{torch}"', '"torch": "2.0.1"'))
+    assert f"{torch}, 2.0.1" in loaded(copy)
+    assert "2.0.1" not in said(page_of(exported[1]))
+
+
+def test_a_report_that_cannot_be_drawn_costs_a_warning_and_nothing_else(
+    copy: Store, exported: tuple[ExportResult, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that fills up: half a page is there, and then it ends."""
+    whole = Path.write_text
+
+    def torn(path: Path, data: str, **options: Any) -> int:
+        if path.name != "index.html":
+            return whole(path, data, **options)
+        whole(path, data[:9], **options)
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", torn)
+    told, events = context(copy, EXPORTED)
+    result = export.run(job(copy, EXPORTED, sample_prompt="def save"), told)
+    warnings = [event["message"] for event in events.seen if event["event"] == "warning"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the report could not be drawn (OSError: [Errno 28] No space left on device")
+    assert warnings[0].endswith("the checkpoint is whole and proved")
+    artifact = copy.open(f"export-{EXPORTED}")
+    assert result.relative_error == exported[0].relative_error
+    assert not [name for name in artifact.manifest.files if not name.startswith("model/")]
+    assert "report](" not in (artifact.model / "README.md").read_text()
