@@ -35,7 +35,7 @@ Result = TypeVar("Result", bound=ConfigModel)
 _CHUNK = 8 * 1024**2
 _ATTEMPT = re.compile(r"(\d+)(?:-[0-9a-f]+)?")
 _LAUNCH_DIGITS = 8
-_TRIES = 5
+_TRIES = 100
 
 
 class FileRecord(ConfigModel):

@@ -22,7 +22,8 @@ FILE = "heartbeat"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 """Six missed beats. A network volume may answer late, and a paused process must not lose its step for a hiccup."""
-_TRIES = 5
+_TRIES = 1000
+"""To find the folder still there that was just made: others remove it when they leave. Six in a row have been in vain."""
 
 _NOT_LINKED = frozenset({errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
 """The name is taken, or the volume has no hard links (SMB, object storage)."""
