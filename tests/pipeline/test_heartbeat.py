@@ -93,7 +93,7 @@ def test_a_folder_that_is_removed_again_and_again_is_made_again(
             folder.rmdir()
 
     monkeypatch.setattr(heartbeats, "make_folder", made_and_removed)
-    mine = Heartbeat(tmp_path / "step", "r/prune/1", token="1", probe=tmp_path)
+    mine = pulse(tmp_path / "step", "r/prune/1")
     assert mine.claim() is None and mine.there
 
 

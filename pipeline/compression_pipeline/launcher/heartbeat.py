@@ -23,7 +23,7 @@ BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 """Six missed beats. A network volume may answer late, and a paused process must not lose its step for a hiccup."""
 _TRIES = 1000
-"""To find the folder still there that was just made: others remove it when they leave. Six in a row have been in vain."""
+"""To find the folder still there that was just made: others that leave remove it, six times in a row."""
 
 _NOT_LINKED = frozenset({errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
 """The name is taken, or the volume has no hard links (SMB, object storage)."""
