@@ -88,7 +88,7 @@ class ObservedJob:
 class CreateJob:
     """Create this job; an existing job of the same name and owner is the same job.
 
-    Asked for again as long as the job isn't observed: a listing may lag behind, and a job may have been lost.
+    Asked for once more where the job isn't observed soon: a listing may lag behind, and a job may have been deleted.
     """
 
     job: Job

@@ -22,8 +22,8 @@ from .notices import notices
 from .plan import Plan, PlannedStep, plan, step_name
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
-from .schedule import LISTING_LAG, Limits, Schedule, release_time, stops
-from .steps import deadlines, follow, forgiven, planned_step, seconds
+from .schedule import Limits, Schedule, release_time, stops
+from .steps import LISTING_LAG, deadlines, follow, forgiven, planned_step, seconds
 from .troubles import REASONS as TROUBLES
 
 BLOCKED_SECONDS = 10.0
@@ -82,6 +82,7 @@ class _Pass:
         self._forgive = self._edited or _retry_asked(run)
         self._status = run.status
         self._steps: dict[str, Step] = {}
+        self._missed: set[str] = set()  # steps that ask once more for a job that is not in the listing
 
     def decide(self) -> Decision:
         """The decision."""
@@ -90,7 +91,7 @@ class _Pass:
         self._change(handled_retry=token or self._run.status.handled_retry)
         steps = self._updated()
         faults = self._student_faults()
-        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, self._foreign, self._unmade)
+        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, self._foreign, self._unmade, self._missed)
         schedule = Schedule(self._run.metadata.name, steps, self._jobs, self._steps, limits)
         schedule.decide(self._now)
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
@@ -160,6 +161,8 @@ class _Pass:
         jobs = [job for job in self._jobs.values() if job.step == planned.name]
         followed = follow(step, jobs, planned.settings, self._now, halt=self._run.spec.suspend)
         step = followed.step
+        if followed.ask_again:
+            self._missed.add(step.name)
         if followed.result is not None:
             key = getattr(followed.result, "key", planned.fingerprint)
             step = step.model_copy(update={"artifact": f"{planned.phase}-{key}"})
@@ -205,7 +208,9 @@ class _Pass:
             if step.state is StepState.PENDING and step.retry_time is not None and step.retry_time > self._now:
                 yield step.retry_time
             if step.unseen_since is not None and step.job_name not in self._jobs:
-                yield self._now + LISTING_LAG
+                # The next second tells a job that somebody has deleted already from one that was asked for just now.
+                again = timedelta(seconds=1) if step.state.active and not step.interruptions else LISTING_LAG
+                yield step.unseen_since + again
             job = self._jobs.get(step.job_name or "")
             if job is not None and step.state is StepState.RUNNING:
                 yield from (when for when, _ in deadlines(job, settings[step.name]))

@@ -4,7 +4,7 @@ A job is wanted while a step names it; whatever else of the run's is live is sto
 no other job of it is live, and until none in the run makes the same artifact.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,10 +13,7 @@ from compression_pipeline.config import Phase
 from .api.status import Step, StepState
 from .jobs import Action, CreateJob, DeleteJob, ObservedJob
 from .plan import Plan, PlannedStep
-from .steps import cut, due
-
-LISTING_LAG = timedelta(seconds=30)
-"""Longest time that a listing is taken to lag behind the creation of a job."""
+from .steps import LISTING_LAG, cut, due
 
 LINGER = timedelta(seconds=60)
 """Time for the rest of a job to end, once its result is in the status. A sidecar would keep it alive for ever."""
@@ -31,6 +28,7 @@ class Limits:
     faults: Mapping[str, str]  # by student: why it cannot be made of this teacher
     foreign: frozenset[str]  # names of jobs that exist and are not this run's
     unmade: Mapping[str, object]  # by name: jobs that cannot be made, and why
+    missed: Set[str]  # steps that ask once more for their job, which is not in the listing
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ class Schedule:
         return step.model_copy(update={"message": wait.message})
 
     def _asked_again(self, planned: PlannedStep, step: Step) -> Step:
-        """A step whose job isn't seen asks for it again: by its name it cannot become two."""
-        if step.job_name is None or step.job_name in self._jobs:
+        """A step that misses its job asks for it again: by its name it cannot become two."""
+        if step.job_name is None or step.name not in self._limits.missed:
             return step
         if step.job_name in self._limits.foreign:
             self.blocked.append(step.name)

@@ -22,6 +22,9 @@ second one on: 10 s x 2^(n-1), at most ten minutes.
 INTERRUPTION_PACE = timedelta(seconds=10)
 """Least time from the start of an interrupted attempt to the next one."""
 
+LISTING_LAG = timedelta(seconds=30)
+"""Longest time that a listing is taken to lag behind the creation of a job."""
+
 MESSAGE_LIMIT = 1000
 """Characters of one message in the status: 32 students' steps must fit an object of the API server."""
 
@@ -32,6 +35,7 @@ class Followed:
 
     step: Step
     result: ConfigModel | None = None
+    ask_again: bool = False  # whether its job, which is not in the listing, is to be asked for once more
 
 
 def seconds(time: datetime) -> datetime:
@@ -65,7 +69,8 @@ def forgiven(step: Step) -> Step:
     """The step with its failures forgotten: the user edited the run or asked for a retry."""
     match step.state:
         case StepState.FAILED | StepState.PENDING:
-            cleared = {"failures": 0, "interruptions": 0, "retry_time": None, "completion_time": None, "message": ""}
+            counts = {"failures": 0, "interruptions": 0, "deletions": 0}
+            cleared = {**counts, "retry_time": None, "completion_time": None, "message": ""}
             return step.model_copy(update={"state": StepState.PENDING, **cleared})
         case _:
             return step
@@ -88,7 +93,7 @@ def follow(step: Step, jobs: Sequence[ObservedJob], settings: PhaseSettings, now
     first_new = step.attempt if step.state.active else step.attempt + 1
     job = max((job for job in candidates if job.attempt >= first_new), key=lambda job: job.attempt, default=None)
     if job is None:
-        return Followed(_unseen(step, now, halt=halt) if step.state.active else step)
+        return _unseen(step, now, halt=halt) if step.state.active else Followed(step)
     step = step.model_copy(update={"attempt": job.attempt, "job_name": job.name, "unseen_since": None})
     return Followed(_with_job(step, job, settings, now, halt=halt))
 
@@ -148,7 +153,7 @@ def _advanced(step: Step, job: ObservedJob) -> Step:
     """The step as far as the job brought it: where that is further than any before, earlier interruptions are past."""
     if job.progress is None or job.progress.step <= step.furthest:
         return step
-    return step.model_copy(update={"furthest": job.progress.step, "interruptions": 0})
+    return step.model_copy(update={"furthest": job.progress.step, "interruptions": 0, "deletions": 0})
 
 
 def _pause(times: int) -> timedelta:
@@ -241,21 +246,32 @@ def _passing(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetim
 
 def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
     """After an interruption: again, at once where it was the first since the step came further, else after a pause.
-    A node that refuses every pod, or an init container that fails each time, would make jobs without end.
+    A node that refuses every pod, an init container that fails each time, or a clean-up that deletes every job would
+    make jobs without end.
     """
     step = _advanced(step, job)
     times = step.interruptions + 1
+    deletions = step.deletions + job.deleting  # the step wants it, so it is not the operator that deletes it
     # What was done to it says more than where it stopped for that.
-    told = [job.message, job.termination.message if job.termination else ""]
-    said = "; ".join(filter(None, told if job.interrupted else [_said(job)]))
+    told = [_deleted(deletions) if job.deleting else job.message, job.termination.message if job.termination else ""]
+    said = "; ".join(filter(None, told if job.interrupted or job.deleting else [_said(job)]))
     left = _record(step, job, ExitClass.INTERRUPTED, now, f"interrupted: {said}" if said else "interrupted")
     begun = job.started or job.created
     again = seconds(begun) + INTERRUPTION_PACE if begun else None
     if times > 1:
         again = _ended(job, now) + _pause(times)
-    left |= {"state": StepState.PENDING, "interruptions": times}
+    left |= {"state": StepState.PENDING, "interruptions": times, "deletions": deletions}
     left |= {"retry_time": again if again and again > now else None}
     return step.model_copy(update=left)
+
+
+def _deleted(times: int) -> str:
+    if times < 2:
+        return "the job was deleted by somebody"
+    return (
+        f"the job was deleted by somebody {times} times in a row: look for what deletes jobs here, e.g. a clean-up, a "
+        "policy or another controller"
+    )
 
 
 def _halted(step: Step) -> Step:
@@ -263,18 +279,23 @@ def _halted(step: Step) -> Step:
     return step.model_copy(update=idle)
 
 
-def _unseen(step: Step, now: datetime, *, halt: bool) -> Step:
+def _unseen(step: Step, now: datetime, *, halt: bool) -> Followed:
     """The step whose job isn't in the listing: not yet, or no more."""
     if halt:
-        return _halted(step)
-    if step.unseen_since is not None:
-        return step
-    lost = AttemptRecord(
-        attempt=step.attempt,
-        job_name=step.job_name or "",
-        exit_class=ExitClass.INTERRUPTED.value,
-        message="the job vanished",
-        completion_time=now,
-    )
-    asked_again = {"state": StepState.STARTING, "unseen_since": now, "start_time": None, "progress": None}
-    return step.model_copy(update={**asked_again, "last_failure": lost, "message": "the job vanished"})
+        return Followed(_halted(step))
+    since = step.unseen_since
+    if since is None or not since <= now < since + LISTING_LAG:
+        gone = _interrupted(step, _gone(step), now)
+        return Followed(gone.model_copy(update={"unseen_since": None}))
+    if since == now or step.interruptions:
+        return Followed(step)
+    # By its name it cannot become two, if it is only the listing that lags. But once is enough: whoever deletes it
+    # before it is seen may do so again, and the lag's end tells for certain.
+    missed = _interrupted(step, _gone(step), now)
+    return Followed(missed.model_copy(update={"state": step.state, "unseen_since": now}), ask_again=True)
+
+
+def _gone(step: Step) -> ObservedJob:
+    """The step's job as far as it is known: somebody has deleted it."""
+    name, fingerprint = step.job_name or "", step.fingerprint or ""
+    return ObservedJob(name, step.name, fingerprint, step.attempt, JobState.PENDING, alive=False, deleting=True)

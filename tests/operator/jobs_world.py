@@ -79,6 +79,7 @@ class World:
     foreign: set[str] = field(default_factory=set)
     published: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)  # of all jobs ever created
+    made: Counter[str] = field(default_factory=Counter)  # by step: creations
     faults: Counter[str] = field(default_factory=Counter)  # by step: passing faults there were at most
     mistakes: dict[str, tuple[int, str | None]] = field(default_factory=dict)  # by step: of which edit and retry
     halted: set[str] = field(default_factory=set)  # jobs that were told to stop by a suspension
@@ -237,6 +238,7 @@ class World:
         if job.name not in self.names and live >= self.run.spec.max_parallel_jobs:
             raise Violation(f"{job.name} would be one of {live + 1} live jobs")
         self.names.add(job.name)
+        self.made[job.step] += 1
         seen = ObservedJob(
             job.name, job.step, job.fingerprint, job.attempt, JobState.PENDING, alive=True, created=self.now
         )

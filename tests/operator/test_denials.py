@@ -4,7 +4,7 @@ import dataclasses
 from datetime import timedelta
 
 import pytest
-from jobs_world import START, World
+from jobs_world import START, World, manifest
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus
@@ -73,7 +73,7 @@ def after(run: CompressionRun, decision: Decision) -> CompressionRun:
 
 
 def test_a_run_under_way_is_degraded_by_it_told_once_and_heals() -> None:
-    run = World().run
+    run = World(manifest(suspend=True)).run  # none of its jobs is missed meanwhile
     first = limited(run, reconcile(run, [], START), ["no progress: ask", "no Events: ask"], START)
     assert degraded(first.status) == ("True", FORBIDDEN, "no progress: ask; no Events: ask")
     assert [n.message for n in first.notices if n.reason == FORBIDDEN] == ["no progress: ask", "no Events: ask"]

@@ -1,14 +1,16 @@
 """Interruptions never count against retryLimit; those that keep a step from getting anywhere slow down and are told."""
 
+import re
 from datetime import timedelta
 
 import pytest
 from jobs_world import World, manifest
 from looks import PREPARED, at, condition, created, open_jobs, step
 
-from compression_operator.api.status import Progress, RunPhase
+from compression_operator.api.status import CompressionRunStatus, Progress, RunPhase
 from compression_operator.conditions import FINISHED
 from compression_operator.jobs import Decision, JobState
+from compression_pipeline.config import ExitClass
 
 REFUSED = "pod demo-master-0: UnexpectedAdmissionError: Allocate failed due to no healthy devices"
 
@@ -100,3 +102,85 @@ def test_an_edit_starts_at_once_whatever_was_interrupted(world: World) -> None:
     world.edit(maxParallelJobs=2)
     assert created(world.look()) == ["finetune"]
     assert step(world, "finetune").interruptions == 0
+
+
+def delete_all(world: World) -> None:
+    """As a clean-up does, before a listing shows them."""
+    for name in open_jobs(world):
+        world.vanish(name)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_clean_up_that_deletes_every_job_makes_no_storm_and_is_told(world: World, seen: bool) -> None:
+    """There was a new job for every one that was deleted, without a pause and without a word."""
+    end, made, told = world.now + timedelta(minutes=67), 0, []
+    while world.now < end:
+        decision = world.look()
+        made += len(created(decision))
+        told += [notice.message for notice in decision.notices if notice.reason == "StepInterrupted"]
+        if seen and open_jobs(world):
+            world.start(open_jobs(world)[0])
+            world.look()
+        delete_all(world)
+        world.pass_time(1)
+    waits = step(world, "finetune")
+    assert 8 <= made < 15 and made <= waits.deletions == waits.interruptions <= made + 1
+    assert told[0].endswith("interrupted: the job was deleted by somebody")
+    assert "deleted by somebody 4 times in a row: look for what deletes jobs here" in told[3]
+    assert told[3].endswith(f"; again at {times(told[3])} UTC")
+    degraded = condition(world, "Degraded")
+    assert (degraded.status, degraded.reason) == ("True", "Interrupted")
+    assert f"deleted by somebody {waits.deletions} times in a row" in degraded.message
+    assert waits.failures == 0 and world.status.phase not in FINISHED
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def times(message: str) -> str:
+    return re.findall(r"\d\d:\d\d:\d\d", message)[-1]
+
+
+def test_the_first_job_that_is_deleted_comes_again_at_once_and_the_next_after_a_pause(world: World) -> None:
+    made: list[float] = []
+    began = world.now
+    while len(made) < 4:
+        delete_all(world)
+        decision = world.look()
+        made += [(world.now - began).total_seconds() for _ in created(decision)]
+        if created(decision):
+            world.start(open_jobs(world)[0])
+            world.look()
+        else:
+            waits = step(world, "finetune")
+            assert waits.retry_time and waits.message.startswith(f"tries again at {waits.retry_time:%H:%M:%S} UTC")
+            world.pass_time(decision.look_again_seconds or 0)
+    assert made == [0, 20, 60, 140]
+
+
+def test_jobs_that_are_deleted_after_they_came_further_come_again_at_once(world: World) -> None:
+    for number in range(1, 6):
+        come_to(world, 10 * number)
+        delete_all(world)
+        assert created(world.look()) == ["finetune"]
+        assert (step(world, "finetune").deletions, condition(world, "Degraded").status) == (1, "False")
+        world.start(open_jobs(world)[0])
+
+
+def test_a_job_that_somebody_deletes_with_its_pods_first_says_so_and_where_it_stopped(world: World) -> None:
+    """A deletion in the foreground: the job stays in sight until its pods have ended."""
+    (name,) = open_jobs(world)
+    world.pass_time(60)
+    world.update(name, deleting=True)
+    assert created(world.look()) == []
+    world.fail(name, ExitClass.INTERRUPTED)
+    world.look()
+    failure = step(world, "finetune").last_failure
+    assert failure and failure.message == f"interrupted: the job was deleted by somebody; Interrupted of {name}"
+    assert step(world, "finetune").deletions == 1
+
+
+def test_a_status_of_before_such_deletions_were_counted_is_read(world: World) -> None:
+    old = world.status.to_json()
+    for one in old["steps"]:
+        one.pop("deletions", None)
+    assert CompressionRunStatus.model_validate(old) == world.status

@@ -13,6 +13,7 @@ from compression_operator.backends.observation import (
     CATCH_UP,
     SETTLING,
     first_pods,
+    left_over,
     observe_job,
     seen_job,
     seen_pod,
@@ -348,3 +349,25 @@ def test_what_is_kept_is_all_that_is_read() -> None:
     for case in ENDS:
         for state in states(case):
             assert (seen_job if state["kind"] == "job" else seen_pod)(state["object"]) == state["object"]
+
+
+def test_what_is_left_of_a_job_that_is_gone_is_its_living_pods() -> None:
+    seen, job = Seen(), None
+    for state in states("deleted"):
+        seen.take(state)
+        if seen.job is not None and (job := seen.look()) and job.state is JobState.RUNNING:
+            break
+    assert seen.job is not None and job is not None
+    pods = copy.deepcopy(list(seen.pods.values()))
+    for pod in pods:
+        pod["metadata"]["labels"] |= seen.job["metadata"]["labels"]
+    left = left_over(pods, seen.now)
+    assert left and (left.name, left.step, left.attempt) == (job.name, "distill-width", 1)
+    assert left.live and left.deleting and left.ours and left.ended_as is None and left.fingerprint == job.fingerprint
+    ended, orphans = copy.deepcopy(pods), copy.deepcopy(pods)
+    for pod in ended:
+        pod["status"]["phase"] = "Failed"
+    for pod in orphans:
+        del pod["metadata"]["ownerReferences"]
+    for gone in (ended, orphans, []):
+        assert left_over(gone, seen.now) is None

@@ -150,9 +150,10 @@ def test_a_job_deleted_by_hand_is_asked_for_again(world: World) -> None:
     world.vanish(name)
     decision = world.look()
     assert created(decision) == ["finetune"]
-    assert told(decision) == ["StepInterrupted"]
-    assert step(world, "finetune").failures == 0
-    assert open_jobs(world) == [name]
+    assert told(decision) == ["StepInterrupted", "JobCreated"]
+    assert decision.notices[0].message == "finetune, attempt 1: interrupted: the job was deleted by somebody"
+    assert (step(world, "finetune").attempt, step(world, "finetune").failures) == (2, 0)
+    assert len(open_jobs(world)) == 1 and name not in open_jobs(world)
     assert told(world.look()) == []
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED

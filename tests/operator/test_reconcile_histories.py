@@ -186,6 +186,26 @@ class Histories(RuleBasedStateMachine):
             self.world.catch_up()
             self.world.vanish(name)
 
+    @happens(which=picks, gaps=st.lists(st.integers(0, 90), min_size=3, max_size=10))
+    def somebody_deletes_every_job_of_a_step(self, which: int, gaps: list[int]) -> None:
+        """However soon each is deleted: one comes at once, and the next ones after pauses that double."""
+        world, name = self.world, self._open_job(which)
+        if name is None:
+            return
+        step = world.jobs[name].job.step
+        world.look()
+        began = world.made[step]
+        for gap in gaps:
+            world.catch_up()
+            for other, truth in list(world.jobs.items()):
+                if truth.job.step == step and not truth.gone and truth.seen.ended_as is None:
+                    world.vanish(other)
+            world.look()
+            world.pass_time(gap)
+        # One more, where the job that was open was an earlier attempt's, whose successor was due.
+        pauses = sum(20 * (2**n - 1) <= sum(gaps) for n in range(1, 10))
+        assert world.made[step] - began <= 2 + pauses, (world.made[step] - began, gaps)
+
     @happens()
     def what_ends_is_gone(self) -> None:
         for name, truth in list(self.world.jobs.items()):

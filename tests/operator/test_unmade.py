@@ -67,11 +67,32 @@ def test_how_an_attempt_ended_is_told_though_the_next_cannot_be_made(world: Worl
 def test_a_job_that_vanished_and_cannot_be_made_again_is_missed(world: World) -> None:
     at(world, *PREPARED)
     world.vanish(open_jobs(world)[0])
-    world.look(refused=[Phase.FINETUNE])
-    lost = step(world, "finetune")
-    assert (lost.state, lost.attempt) == ("Starting", 1)
-    assert lost.message == "its job is not there and cannot be made: the quota is used up"
-    assert lost.last_failure and lost.last_failure.message == "the job vanished"
+    for _ in range(3):
+        world.look(refused=[Phase.FINETUNE])
+        lost = step(world, "finetune")
+        assert (lost.state, lost.attempt, lost.deletions) == ("Pending", 1, 1)
+        assert lost.message == "waits, for its job cannot be made: the quota is used up"
+        assert lost.last_failure and lost.last_failure.message == "interrupted: the job was deleted by somebody"
+        world.pass_time(40)
+    assert created(world.look()) == ["finetune"], "no pause: it was deleted once"
+
+
+def test_a_job_that_was_deleted_before_it_was_seen_and_cannot_be_made_again_is_missed(world: World) -> None:
+    at(world, *PREPARED)
+    world.succeed(open_jobs(world)[0])
+    world.look()
+    names = open_jobs(world)
+    for name in names:
+        world.vanish(name)
+    world.pass_time(1)
+    world.look(refused=[Phase.PRUNE])
+    lost = step(world, "prune-width")
+    assert (lost.state, lost.message) == (
+        "Starting",
+        "its job is not there and cannot be made: the quota is used up",
+    )
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
 
 
 def test_its_place_is_another_steps(world: World) -> None:
@@ -128,11 +149,23 @@ def test_a_run_in_which_other_jobs_go_on_is_under_way_and_degraded(world: World)
     assert degraded.message.startswith("the quota is used up; prune-") and "attempt 1 failed" in degraded.message
 
 
-def test_a_job_that_vanished_and_whose_name_is_taken_says_so(world: World) -> None:
+def test_a_job_that_was_deleted_and_whose_name_is_taken_gets_another(world: World) -> None:
     at(world, *PREPARED)
     name = open_jobs(world)[0]
     world.vanish(name)
     world.foreign.add(name)
+    assert created(world.look()) == ["finetune"]
+    assert step(world, "finetune").job_name != name
+
+
+def test_one_that_was_deleted_before_it_was_seen_and_whose_name_is_taken_says_so(world: World) -> None:
+    world.look()
+    name = open_jobs(world)[0]
+    world.vanish(name)
+    world.foreign.add(name)
+    world.pass_time(1)
     decision = world.look()
-    assert decision.actions == () and decision.blocked == ("finetune",)
-    assert step(world, "finetune").message == f"waits for job {name} to be removed, which is not this run's"
+    assert decision.actions == () and decision.blocked == ("prepare",)
+    assert step(world, "prepare").message == f"waits for job {name} to be removed, which is not this run's"
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED, "under another name"

@@ -111,6 +111,9 @@ class Step(Observed):
     interruptions: int = Field(
         default=0, description="Attempts in a row that were interrupted before they came further than any earlier one."
     )
+    deletions: int = Field(
+        default=0, description="How many of these interruptions were a job that somebody else deleted."
+    )
     furthest: int = Field(default=0, description="The highest progress.step of all attempts.")
     job_name: str | None = Field(default=None, description="Job of the newest attempt.")
     fingerprint: str | None = Field(default=None, description="Unknown until the step's inputs are known.")

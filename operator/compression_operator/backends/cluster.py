@@ -12,7 +12,7 @@ from compression_operator.jobs import Job, JobState, ObservedJob
 from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
 
 from .claims import ClaimAdvice
-from .observation import JOB_NAME, FirstPods, first_pods, observe_job
+from .observation import JOB_NAME, FirstPods, first_pods, left_over, observe_job
 from .progress import LogWatcher
 from .pytorchjob import label_value, pytorch_job
 
@@ -80,7 +80,11 @@ class ClusterBackend:
                 running[uid] = job.pod
             found.append(replace(job, progress=look.progress, last_event=look.alive_at(now)))
         self._logs.follow(f"{namespace}/{run.metadata.name}", running)
-        return found + await self._foreign(run, {job.name for job in found})
+        known = {job.name for job in found}
+        for name in {step.job_name for step in run.status.steps if step.job_name} - known:
+            if (left := left_over(self._pods.members(f"{namespace}/{name}"), now)) is not None:
+                found.append(left)
+        return found + await self._foreign(run, known)
 
     async def create(self, run: CompressionRun, job: Job) -> None:
         """Create the PyTorchJob. Where one of that name exists it is taken for ours if its labels and owner say so;

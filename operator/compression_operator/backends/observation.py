@@ -143,6 +143,27 @@ def observe_job(
     )
 
 
+def left_over(pods: Sequence[Json], now: datetime) -> ObservedJob | None:
+    """A job that is gone while pods of it still write a checkpoint: it is being deleted, and not by us, who keep a job
+    in sight until its pods have ended. None where no pod lives that a job owns.
+    """
+    living = [pod for pod in pods if _owner(pod) is not None and view(pod, now).alive]
+    if not living:
+        return None
+    labels = mapping(living[0], "metadata", "labels")
+    attempt = str(labels.get(f"{GROUP}/attempt", ""))
+    return ObservedJob(
+        name=str(labels.get(JOB_NAME)),
+        step=str(labels.get(f"{GROUP}/step", "")),
+        fingerprint=str(labels.get(f"{GROUP}/fingerprint", "")),
+        attempt=int(attempt) if attempt.isdecimal() else 0,
+        state=JobState.PENDING,
+        alive=True,
+        deleting=True,
+        message="the job was deleted by somebody; waits for its pods to end",
+    )
+
+
 @dataclass(frozen=True)
 class _Job:
     """A job, and what its pods' ends say together."""

@@ -1,0 +1,91 @@
+"""PyTorchJobs that somebody else deletes: a clean-up that never rests, and pods that are not told at once."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from api import JOBS, wait_for
+from kubelets import NOWHERE, kubelet
+from operators import FINAL, Namespace, condition_of, step_of
+
+
+@contextmanager
+def clean_up(place: Namespace) -> Iterator[list[str]]:
+    """Deletes every job as soon as it is there; the UIDs of those that it deleted."""
+    deleted: list[str] = []
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.02):
+            for job in place.api.items(f"{JOBS}/namespaces/{place.name}/pytorchjobs"):
+                path = f"{JOBS}/namespaces/{place.name}/pytorchjobs/{job['metadata']['name']}"
+                place.api.delete(path, propagationPolicy="Background")
+                if job["metadata"]["uid"] not in deleted:
+                    deleted.append(job["metadata"]["uid"])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield deleted
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_clean_up_that_deletes_every_job_is_not_fought(namespace: Namespace) -> None:
+    """One comes again at once, the next ones after pauses, which a restart of the operator does not end."""
+
+    def prepare() -> dict[str, object]:
+        return step_of(namespace.status(), "prepare")
+
+    def notes() -> list[str]:
+        return [event["note"] for event in namespace.events() if event["reason"] == "StepInterrupted"]
+
+    words = "the job was deleted by somebody 2 times in a row: look for what deletes jobs here"
+    with clean_up(namespace) as deleted:
+        with namespace.operator():
+            namespace.submit(jobTemplate=NOWHERE)
+            wait_for(lambda: len(deleted) == 2, "the first job to come again")
+            wait_for(lambda: prepare().get("deletions") == 2, "the pause")
+            wait_for(lambda: any(words in note and "; again at" in note for note in notes()), "an Event of it")
+        waits = prepare()
+        assert len(deleted) == 2
+        assert words in str(waits["message"]) and str(waits["message"]).startswith("tries again at")
+        due = datetime.fromisoformat(str(waits["retryTime"]))
+        with namespace.operator(identity="operator-1") as second:
+            second.wait_line("this replica (operator-1) leads")
+            wait_for(lambda: len(deleted) == 3, "the next one")
+            assert datetime.now(UTC) >= due
+            wait_for(lambda: prepare().get("deletions") == 3, "the next pause")
+            degraded = condition_of(namespace.status(), "Degraded")
+            assert (degraded["status"], degraded["reason"]) == ("True", "Interrupted")
+            assert "deleted by somebody 3 times in a row" in degraded["message"]
+    assert len(deleted) == 3
+    with namespace.operator(identity="operator-2"), kubelet(namespace):
+        assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
+
+
+def test_the_pods_of_a_deleted_job_end_before_the_next_begins(namespace: Namespace, pods: str) -> None:
+    behaviour = {"prepare": {"steps": 100, "seconds": 0.2, "ignore_sigterm": True}}
+    one = [{"name": "width", "prune": {"hiddenSize": 64}}]
+    with namespace.operator(pods):
+        namespace.submit(behaviour=behaviour, finetune=None, students=one)
+        first = namespace.wait_step("prepare", "Running")["jobName"]
+        path = f"{JOBS}/namespaces/{namespace.name}/pytorchjobs/{first}"
+        namespace.behave({}, namespace.store)
+        namespace.api.delete(path, propagationPolicy="Background")
+        said = "the job was deleted by somebody; waits for its pods to end"
+        wait_for(lambda: said in step_of(namespace.status(), "prepare")["message"], "the operator to say so")
+
+        def next_job() -> list[str]:
+            return [name for job in namespace.jobs() if (name := job["metadata"]["name"]) != first]
+
+        assert not next_job()
+        wait_for(next_job, "the next attempt")
+        ended = {"Succeeded", "Failed"}
+        assert all(pod["status"]["phase"] in ended for pod in namespace.pods(first))
+        status = namespace.wait_phase(*FINAL)
+    assert status["phase"] == "Succeeded"
+    step = step_of(status, "prepare")
+    assert (step["attempt"], step.get("failures", 0)) == (2, 0)
