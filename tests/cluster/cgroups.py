@@ -59,11 +59,11 @@ def create(name: str) -> list[str]:
 
 
 def remove(name: str, handed_down: list[str]) -> list[Path]:
-    """Remove the group and its children in every hierarchy; returns what still holds a process after 5 s.
+    """Remove the group and its children in every hierarchy; returns what still holds a process after half a minute.
 
     Also in a version 2 hierarchy beside those of version 1: runc keeps a group for each container there.
     """
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     mounted = _mounted("cgroup") + _mounted("cgroup2")
     while left := [path for hierarchy in mounted for path in _bottom_up(hierarchy / name) if not _gone(path)]:
         if time.monotonic() > deadline:

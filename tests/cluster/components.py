@@ -59,7 +59,7 @@ def units(config: Config) -> list[Unit]:
     if "kube-scheduler" in config.programs:
         found.append(_scheduler(config))
     if "pytorchjobs.yaml" in config.programs:
-        found.append(_manifests(config))
+        found += [_manifests(config), _pytorchjobs(config)]
     if "training-operator" in config.programs:
         found.append(_training_operator(config))
     if config.pods:
@@ -198,6 +198,12 @@ def _manifests(config: Config) -> Unit:
     )
 
 
+def _pytorchjobs(config: Config) -> Unit:
+    """What was applied is served, and known by discovery, a little later; the training operator ends without it."""
+    kubectl = (config.programs["kubectl"], f"--kubeconfig={config.state.kubeconfig}", f"--cache-dir={config.root}/tmp")
+    return Unit("pytorchjobs", (*kubectl, "get", "pytorchjobs.v1.kubeflow.org"), after=("manifests",))
+
+
 def _training_operator(config: Config) -> Unit:
     health = config.ports["training-operator-health"]
     return Unit(
@@ -222,8 +228,10 @@ def _training_operator(config: Config) -> Unit:
             "--kube-api-burst=400",
             f"--pytorch-init-container-image={BUSYBOX}",
             "--pytorch-init-container-template-file=/tmp/init-container.yaml",
+            # Half a second each: a busy machine may take minutes to start the master for which workers wait.
+            "--pytorch-init-container-max-tries=1200",
         ),
-        after=("manifests",),
+        after=("pytorchjobs",),
         ready=http_ok("127.0.0.1", health, "/readyz"),
         environment=(("KUBECONFIG", "/tmp/kubeconfig"), ("TMPDIR", "/tmp")),
     )
@@ -262,7 +270,8 @@ def _node(config: Config) -> list[Unit]:
         Unit(
             "kube-proxy",
             (config.programs["kube-proxy"], f"--config={root}/kube-proxy.json"),
-            after=("kube-apiserver",),
+            # Where the node has no address within 30 s of its start, it ends as soon as the node gets one.
+            after=("node-ready",),
             ready=http_ok("127.0.0.1", 10256, "/livez"),
         ),
         Unit(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .errors import ClusterError
 
 _UPLINK = "uplink"
+_LINK_SECONDS = 60.0
 # The private blocks that are tried, in order: seldom used ones.
 _BLOCKS = tuple(ipaddress.ip_network(f"10.{second}.0.0/16") for second in (*range(213, 233), *range(150, 170)))
 
@@ -70,10 +71,10 @@ def connect(link: str, block: Block, pid: int) -> None:
 
 def settle(block: Block) -> None:
     """In the cluster: wait for the link and take our address. There is no default route: nothing leaves the machine."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + _LINK_SECONDS
     while _UPLINK not in {name for _, name in socket.if_nameindex()}:
         if time.monotonic() > deadline:
-            raise ClusterError("The network link to the machine did not appear within 20 s.")
+            raise ClusterError(f"The network link to the machine did not appear within {_LINK_SECONDS:g} s.")
         time.sleep(0.02)
     _ip("link", "set", "lo", "up")
     _ip("address", "add", f"{block.node}/30", "dev", _UPLINK)
@@ -81,12 +82,19 @@ def settle(block: Block) -> None:
 
 
 def disconnect(link: str) -> None:
-    """Wait until the kernel has taken the link away with its namespace; take it away ourselves after 5 s."""
-    deadline = time.monotonic() + 5
+    """Wait until the kernel has taken the link away with its namespace; take it away ourselves after 5 s.
+
+    Raises ClusterError where it stays all the same.
+    """
+    deadline, error = time.monotonic() + 5, None
     while link in {name for _, name in socket.if_nameindex()}:
+        if error is not None:
+            raise error
         if time.monotonic() > deadline:
-            _ip("link", "delete", link)
-            return
+            try:
+                _ip("link", "delete", link)
+            except ClusterError as refused:
+                error = refused  # the kernel may have been about to do it, and been quicker
         time.sleep(0.02)
 
 

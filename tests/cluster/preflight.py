@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import cgroups, namespaces
+from . import apt, cgroups, namespaces
 from .errors import ClusterError
 
 # Program (or file) -> the Debian package that has it.
@@ -35,12 +34,8 @@ def install(say: Callable[[str], None]) -> None:
     if not packages or os.geteuid() or shutil.which("apt-get") is None:
         return
     say(f"installing {', '.join(packages)} (apt-get)")
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    install_them = ["apt-get", "install", "--quiet=2", "--yes", "--no-install-recommends", *packages]
-    if subprocess.run(install_them, env=environment, capture_output=True, check=False).returncode:
-        # The package lists may be old or absent.
-        subprocess.run(["apt-get", "update", "--quiet=2"], env=environment, capture_output=True, check=False)
-        subprocess.run(install_them, env=environment, capture_output=True, check=False)
+    if (reason := apt.install(packages)) is not None:
+        say(f"apt-get could not install them: {reason}")
 
 
 def _missing() -> dict[str, str]:

@@ -20,7 +20,7 @@ from .paths import State
 from .processes import Identity, write_json
 
 # A cold page cache on a busy machine: the API server alone may take half a minute.
-_DEADLINE_SECONDS = 180.0
+_DEADLINE_SECONDS = 300.0
 _PROBE_INTERVAL_SECONDS = 0.1
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.cluster import apt
 from tests.cluster.paths import cache_root, locked
 
 SUITE = "bookworm"
@@ -47,13 +48,8 @@ def require_tools(say: Callable[[str], None]) -> None:
     if shutil.which("apt-get") is None:
         raise CannotBuild(f"{' and '.join(missing)} not found, and there is no apt-get to install them with")
     say(f"installing {', '.join(missing)} (apt-get)")
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "--quiet=2", "--yes", "--no-install-recommends", *missing]
-    for command in (install, ["apt-get", "update", "--quiet=2"], install):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and command is install:
-            return
-    raise CannotBuild(f"apt-get could not install {', '.join(missing)}: {done.stderr.strip()[-500:]}")
+    if (reason := apt.install(missing)) is not None:
+        raise CannotBuild(f"apt-get could not install {', '.join(missing)}: {reason}")
 
 
 def base_layer(say: Callable[[str], None]) -> Path:

@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.cluster import apt
 from tests.packaging.base import CannotBuild, folder
 
 PROGRAMS = ("prometheus", "promtool")
@@ -22,14 +23,18 @@ def _unpacked() -> Path:
         return target
     with tempfile.TemporaryDirectory(prefix="prometheus-", dir=folder()) as name:
         draft = Path(name) / "root"
-        _call(["apt-get", "download", "--quiet=2", "prometheus"], Path(name))
+        _download("prometheus", Path(name))
         (package,) = Path(name).glob("*.deb")
-        _call(["dpkg-deb", "--extract", str(package), str(draft)], Path(name))
+        command = ["dpkg-deb", "--extract", str(package), str(draft)]
+        subprocess.run(command, cwd=name, capture_output=True, check=True)
         draft.rename(target)
     return target
 
 
-def _call(command: list[str], where: Path) -> None:
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CannotBuild(f"`{' '.join(command)}` failed: {done.stderr.strip()[-500:]}")
+def _download(package: str, folder: Path) -> None:
+    if apt.call("download", package, folder=folder) is None:
+        return
+    # The package lists of a fresh machine are old or absent.
+    apt.call("update")
+    if (reason := apt.call("download", package, folder=folder)) is not None:
+        raise CannotBuild(f"apt-get could not download {package}: {reason}")
