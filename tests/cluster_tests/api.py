@@ -18,6 +18,16 @@ import yaml
 
 Body = dict[str, Any]
 
+PATIENCE_SECONDS = 120.0
+"""For one answer of the API server."""
+
+ROUND_SECONDS = 0.5
+
+CRD = Path(__file__).parents[2] / "crds" / "compressionruns.modelcompression.io.yaml"
+
+JSON = "application/json"
+DISCOVERY = f"{JSON};g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+
 RUNS = "/apis/modelcompression.io/v1alpha1"
 JOBS = "/apis/kubeflow.org/v1"
 
@@ -96,15 +106,27 @@ class Api:
                 tls.load_cert_chain(pem.name)
         self._pool = urllib3.PoolManager(ssl_context=tls, retries=False, maxsize=8)
 
-    def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json", **query: Any) -> Body:
-        """One request; `body` is JSON, or text of the given kind. Raises Refused."""
-        answer = self._pool.request(
-            method,
-            f"{self.server}{path}{'?' if query else ''}{urlencode(query)}",
-            body=body if body is None or isinstance(body, str | bytes) else json.dumps(body),
-            headers={**self.headers, "Content-Type": kind, "Accept": "application/json"},
-            timeout=60,
-        )
+    def call(
+        self, method: str, path: str, body: Any = None, *, kind: str = JSON, accept: str = JSON, **query: Any
+    ) -> Body:
+        """One request; `body` is JSON, or text of the given kind. Raises Refused.
+
+        Asked to come again later (e.g. as "storage is (re)initializing" after a CRD has changed) it does, as every
+        Kubernetes client: nothing has been done then.
+        """
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            answer = self._pool.request(
+                method,
+                f"{self.server}{path}{'?' if query else ''}{urlencode(query)}",
+                body=body if body is None or isinstance(body, str | bytes) else json.dumps(body),
+                headers={**self.headers, "Content-Type": kind, "Accept": accept},
+                timeout=PATIENCE_SECONDS,
+            )
+            pause = answer.headers.get("Retry-After", "")
+            if answer.status not in (429, 503) or not pause.isdigit() or time.monotonic() > end:
+                break
+            time.sleep(int(pause))
         text = answer.data.decode(errors="replace")
         if answer.status >= 400:
             raise Refused(answer.status, json.loads(text) if text.startswith("{") else {"message": text})
@@ -146,20 +168,32 @@ class Api:
             "PATCH", path, json.dumps(body), kind="application/apply-patch+yaml", fieldManager="tests", force="true"
         )
         group, version = body["spec"]["group"], body["spec"]["versions"][0]["name"]
+        plural, kind = body["spec"]["names"]["plural"], body["spec"]["names"]["kind"]
 
         def served() -> bool:
             found = self.get(path) or {}
             conditions = {c["type"]: c["status"] for c in (found.get("status") or {}).get("conditions") or ()}
-            try:
-                self.call("GET", f"/apis/{group}/{version}/{body['spec']['names']['plural']}")
-            except Refused:
-                return False  # not found, or "storage is (re)initializing"
-            return conditions.get("Established") == "True"
+            listed = self.get(f"/apis/{group}/{version}/{plural}") is not None
+            return listed and conditions.get("Established") == "True"
+
+        def discovered() -> bool:
+            """What kubectl asks first; told by a controller of its own, as is what it explains and validates by."""
+            groups = self.call("GET", "/apis", accept=f"{DISCOVERY},{JSON}").get("items")
+            if groups is None:  # an API server from before 1.30
+                return self.get(f"/apis/{group}/{version}") is not None
+            versions = [v for found in groups if found["metadata"]["name"] == group for v in found["versions"]]
+            return plural in [resource["resource"] for v in versions for resource in v.get("resources", ())]
+
+        def explained() -> bool:
+            schemas = (self.get(f"/openapi/v3/apis/{group}/{version}") or {}).get("components", {}).get("schemas", {})
+            return any(name.endswith(f".{kind}") for name in schemas)
 
         wait_for(served, "the CRD to be served")
+        wait_for(discovered, "the CRD to be discovered")
+        wait_for(explained, "the CRD to be in the OpenAPI documents")
 
 
-def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = 90, every: float = 0.1) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = 240, every: float = 0.1) -> Any:
     """Ask until the answer is true, and return it. Raises TimeoutError, which says what was waited for."""
     end = time.monotonic() + seconds
     while True:
@@ -169,3 +203,20 @@ def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = 90, ev
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds:g} s for {what}")
         time.sleep(every)
+
+
+def timed(condition: Callable[[], Any], what: str, *, every: float = 0.05) -> float:
+    """Seconds until the answer is true, of a machine that runs. Where even asking is held up, so is what is timed, and
+    that is no time of its own: of each round half a second counts at most. Raises TimeoutError.
+    """
+    passed, last = 0.0, time.monotonic()
+
+    def counted() -> bool:
+        nonlocal passed, last
+        found = bool(condition())
+        now = time.monotonic()
+        passed, last = passed + min(now - last, ROUND_SECONDS), now
+        return found
+
+    wait_for(counted, what, every=every)
+    return passed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import standin_image
-from api import RUNS, Api
+from api import CRD, RUNS, Api
 from operators import Namespace
 from tests.cluster.down import down
 from tests.cluster.images import import_archive
@@ -21,13 +21,16 @@ from tests.cluster.up import Cluster, up
 from tests.packaging.base import CannotBuild
 from tests.packaging.image import operator_image
 
-CRD = Path(__file__).parents[2] / "crds" / "compressionruns.modelcompression.io.yaml"
+TIMEOUT_SECONDS = 1800
+"""Of a test with its fixtures, on a machine that has much else to do; what is waited for has bounds of its own."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.cluster)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
 
 
 def _say(sentence: str) -> None:
@@ -88,6 +91,18 @@ def installable(cluster: Cluster, state: State) -> None:
 def namespace(api: Api, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Namespace]:
     """A namespace of the test's own with a claim for the store, and the operator's identity in it."""
     place = Namespace.create(api, request.node.name, tmp_path)
+    try:
+        yield place
+    finally:
+        place.remove()
+
+
+@pytest.fixture
+def another(api: Api, tmp_path: Path) -> Iterator[Namespace]:
+    """A second namespace."""
+    folder = tmp_path / "another"
+    folder.mkdir()
+    place = Namespace.create(api, "another", folder)
     try:
         yield place
     finally:

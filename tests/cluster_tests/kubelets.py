@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import urllib3
 from api import Api, Body, Refused
 from operators import Namespace
 
@@ -73,8 +74,8 @@ def kubelet(place: Namespace, seconds: float = 0.0) -> Iterator[None]:
                     ripe = time.monotonic() - born.setdefault(uid, time.monotonic()) >= seconds
                     if pod["status"].get("phase") == "Pending" and ripe:
                         end(place.api, pod)
-            except Refused:
-                continue  # gone, or changed meanwhile
+            except (Refused, urllib3.exceptions.HTTPError):
+                continue  # gone, or changed meanwhile, or no answer: once more in a moment
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import urllib3
 from api import Api, Refused
 from tests.cluster.paths import State
 from tests.cluster.processes import Identity
@@ -87,7 +88,7 @@ def bystander(api: Api) -> Iterator[None]:
                     kind="application/strategic-merge-patch+json",
                 )
                 api.merge(lease, {"spec": {"renewTime": now}})
-            except Refused:
+            except (Refused, urllib3.exceptions.HTTPError):
                 pass  # once more in a moment
             if stopping.wait(5):
                 return

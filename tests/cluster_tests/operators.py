@@ -8,8 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 import urllib3
 import yaml
-from api import JOBS, RUNS, Api, Body, Refused, wait_for
+from api import JOBS, RUNS, Api, Body, timed, wait_for
+from rights import in_rbac_words, wait_permitted
 
 from compression_operator.kube import LEASES, PERMISSIONS, Permission
 
@@ -48,8 +48,11 @@ class Namespace:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
         place.claim("store", ["ReadWriteMany"], store)
-        api.create(f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": ACCOUNT}})
+        accounts = f"/api/v1/namespaces/{name}/serviceaccounts"
+        api.create(accounts, {"metadata": {"name": ACCOUNT}})
         place.permit(PERMISSIONS)
+        # Pods are refused until the controller manager has made it.
+        wait_for(lambda: api.get(f"{accounts}/default"), "the namespace's own service account")
         return place
 
     def claim(self, claim: str, modes: list[str], folder: Path) -> None:
@@ -66,34 +69,41 @@ class Namespace:
             f"/api/v1/namespaces/{self.name}/persistentvolumeclaims", {"metadata": {"name": claim}, "spec": wanted}
         )
 
-    def permit(self, rules: Iterable[Permission]) -> None:
-        """Let the operator's account do this and nothing else."""
-        body = {"metadata": {"name": ACCOUNT}, "rules": _in_rbac_words(rules)}
+    @property
+    def user(self) -> str:
+        """The operator's account, as authorizers know it."""
+        return f"system:serviceaccount:{self.name}:{ACCOUNT}"
+
+    def permit(self, rules: Sequence[Permission]) -> None:
+        """Let the operator's account do this and nothing else, from now on."""
+        body = {"metadata": {"name": ACCOUNT}, "rules": in_rbac_words(rules)}
         path = f"{RBAC}/namespaces/{self.name}/roles"
         if self.api.get(f"{path}/{ACCOUNT}"):
             self.api.call("PUT", f"{path}/{ACCOUNT}", body)
-            return
-        self.api.create(path, body)
-        binding = {
-            "metadata": {"name": ACCOUNT},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ACCOUNT},
-            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": self.name}],
-        }
-        self.api.create(f"{RBAC}/namespaces/{self.name}/rolebindings", binding)
+        else:
+            self.api.create(path, body)
+            binding = {
+                "metadata": {"name": ACCOUNT},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ACCOUNT},
+                "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": self.name}],
+            }
+            self.api.create(f"{RBAC}/namespaces/{self.name}/rolebindings", binding)
+        wait_permitted(self.api, self.user, self.name, rules)
 
     def permit_everywhere(self, rules: Sequence[Permission] = PERMISSIONS) -> None:
         """Let the operator's account do this in every namespace, but for leases, which it needs in its own alone: as a
         cluster-wide installation does.
         """
         self.permit([rule for rule in rules if rule.resource == LEASES.plural])
-        widely = _in_rbac_words(rule for rule in rules if rule.resource != LEASES.plural)
-        self.api.create(f"{RBAC}/clusterroles", {"metadata": {"name": self.name}, "rules": widely})
+        widely = [rule for rule in rules if rule.resource != LEASES.plural]
+        self.api.create(f"{RBAC}/clusterroles", {"metadata": {"name": self.name}, "rules": in_rbac_words(widely)})
         binding = {
             "metadata": {"name": self.name},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": self.name},
             "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": self.name}],
         }
         self.api.create(f"{RBAC}/clusterrolebindings", binding)
+        wait_permitted(self.api, self.user, "", widely)
 
     def lend(self, other: "Namespace") -> str:
         """Let the operator of another namespace do here what it must; returns the path of the binding."""
@@ -104,6 +114,7 @@ class Namespace:
             "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": other.name}],
         }
         self.api.create(path, binding)
+        wait_permitted(self.api, other.user, self.name, PERMISSIONS)
         return f"{path}/of-another"
 
     def remove(self) -> None:
@@ -125,7 +136,8 @@ class Namespace:
         if not server:
             cluster["certificate-authority-data"] = base64.b64encode(self.api.authority.encode()).decode()
         file = self.folder / f"kubeconfig-{'proxy' if server else 'direct'}"
-        file.write_text(
+        draft = file.with_suffix(".new")  # an operator that runs reads its credentials anew at any time
+        draft.write_text(
             json.dumps(
                 {
                     "apiVersion": "v1",
@@ -137,7 +149,7 @@ class Namespace:
                 }
             )
         )
-        return file
+        return draft.rename(file)
 
     @contextmanager
     def operator(self, image: str = "localhost/none:1", *arguments: str, **options: Any) -> Iterator["Operator"]:
@@ -162,6 +174,8 @@ class Namespace:
         command += [] if everywhere else ["--namespace", self.name]
         command += ["--lease-namespace", self.name, "--identity", identity, "--host", "127.0.0.1", "--port", "0"]
         log = self.folder / f"{identity}.log"
+        log.touch()
+        begins = log.stat().st_size
         environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         with log.open("a") as file:
             process = subprocess.Popen(
@@ -170,7 +184,7 @@ class Namespace:
                 stderr=file,
                 env=environment | {"KUBECONFIG": str(self.kubeconfig(server))},
             )
-        return Operator(process, log, log.stat().st_size)
+        return Operator(process, log, begins)
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
@@ -204,7 +218,7 @@ class Namespace:
     def edit(self, name: str = "demo", **spec: Any) -> Body:
         return self.api.merge(self.run_path(name), {"spec": spec})
 
-    def wait_phase(self, *phases: str, name: str = "demo", seconds: float = 180) -> Body:
+    def wait_phase(self, *phases: str, name: str = "demo", seconds: float = 420) -> Body:
         """Wait for one of these phases; returns the status."""
         seen: Body = {}
 
@@ -219,7 +233,7 @@ class Namespace:
             raise AssertionError(f"{error}; its status is {json.dumps(seen, indent=1)}") from error
         return seen
 
-    def wait_step(self, step: str, *states: str, name: str = "demo", seconds: float = 120) -> Body:
+    def wait_step(self, step: str, *states: str, name: str = "demo", seconds: float = 300) -> Body:
         """Wait until a step is in one of these states; returns the step."""
 
         def there() -> Body | None:
@@ -266,8 +280,10 @@ class Operator:
         return self._port
 
     def output(self) -> str:
-        """What it has logged since it started."""
-        return self.log.read_text()[self._from :]
+        """What it has logged since it started; whole lines, for it may be writing one."""
+        ended = self.process.poll() is not None
+        text = self.log.read_bytes()[self._from :].decode()
+        return text if ended else text[: text.rfind("\n") + 1]
 
     def lines(self) -> list[Body]:
         """Its log's lines."""
@@ -283,7 +299,9 @@ class Operator:
             return 0, ""
         return answer.status, answer.data.decode()
 
-    def wait_ready(self, seconds: float = 90) -> None:
+    def wait_ready(self, seconds: float = 300) -> None:
+        """Importing alone took 135 s on a busy machine."""
+
         def ready() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"the operator ended with {self.process.returncode}:\n{self.output()[-3000:]}")
@@ -291,21 +309,40 @@ class Operator:
 
         wait_for(ready, "the operator to be ready", seconds=seconds)
 
-    def wait_line(self, text: str, seconds: float = 60) -> None:
-        wait_for(lambda: text in self.output(), f"{text!r} in the operator's log", seconds=seconds)
+    def wait_line(self, text: str) -> None:
+        wait_for(lambda: text in self.output(), f"{text!r} in the operator's log")
 
-    def terminate(self, seconds: float = 30) -> float:
-        """SIGTERM; returns how long it took to end."""
-        began = time.monotonic()
+    def wait_leads(self) -> None:
+        """It may be ready before: a follower is, too."""
+        wait_for(self.leads, "it to lead")
+
+    def leads(self) -> bool:
+        return "compression_leader 1.0" in self.ask("/metrics")[1]
+
+    def wait_end(self, seconds: float = 300) -> int:
+        """Wait until it has ended by itself; its exit code."""
+        return self.process.wait(seconds)
+
+    def terminate(self) -> float:
+        """SIGTERM; returns how long it took to end (see `timed`)."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(seconds)
-        return time.monotonic() - began
+        return timed(lambda: self.process.poll() is not None, "the operator to end")
 
     def kill(self) -> None:
         """SIGKILL."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(30)
+
+
+@contextmanager
+def leader_and_follower(place: Namespace) -> Iterator[tuple[Operator, Operator]]:
+    """Two replicas; the second one starts once the first leads, which it need not yet do when it is ready."""
+    with place.operator() as first:
+        first.wait_leads()
+        with place.operator(identity="operator-1") as second:
+            assert first.leads() and not second.leads()
+            yield first, second
 
 
 def manifest(name: str = "demo", **spec: Any) -> Body:
@@ -332,10 +369,6 @@ def manifest(name: str = "demo", **spec: Any) -> Body:
     return yaml.safe_load(json.dumps(body))
 
 
-def _in_rbac_words(rules: Iterable[Permission]) -> list[Body]:
-    return [{"apiGroups": [r.group], "resources": [r.resource], "verbs": list(r.verbs)} for r in rules]
-
-
 def step_of(status: Body, name: str) -> Body:
     """A step of a status; empty where there is none."""
     return next((step for step in status.get("steps", []) if step["name"] == name), {})
@@ -344,6 +377,3 @@ def step_of(status: Body, name: str) -> Body:
 def condition_of(status: Body, kind: str) -> Body:
     """A condition of a status; empty where there is none."""
     return next((c for c in status.get("conditions", []) if c["type"] == kind), {})
-
-
-__all__ = ["FINAL", "Namespace", "Operator", "Refused", "condition_of", "manifest", "step_of"]

@@ -111,7 +111,7 @@ def proxy(api: Api) -> Iterator[Proxy]:
     # `run` cancels the requests that are still open at the end: watches, mostly.
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    started.wait(10)
+    assert started.wait(120), "the proxy does not start"
     try:
         yield found
     finally:

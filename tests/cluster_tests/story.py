@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from api import JOBS, RUNS, Api, Body
+from api import JOBS, RUNS, Api, Body, wait_for
 from tests.cluster.paths import REPOSITORY
 
 SYSTEM, RELEASE = "compression-system", "compression-operator"
@@ -97,10 +97,15 @@ class Story:
         return self.status.get("phase", "")
 
     def end(self) -> None:
-        """Look at the rest, once the run has ended."""
+        """Look at the rest, once the run has ended: at the last pods' ends too, and at Events, which come after it."""
+        wait_for(lambda: "RunSucceeded" in [event["reason"] for event in self._about_the_run()], "the last Event")
+        self.look()
         self.jobs = self.api.items(f"{JOBS}/namespaces/{self.namespace}/pytorchjobs")
+        self.events = self._about_the_run()
+
+    def _about_the_run(self) -> list[Body]:
         events = self.api.items(f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events")
-        self.events = [event for event in events if event["regarding"]["kind"] == "CompressionRun"]
+        return [event for event in events if event["regarding"]["kind"] == "CompressionRun"]
 
     def pods_of(self, step: str) -> dict[str, Body]:
         """The pods of a step, by what they are in their job: master or worker."""

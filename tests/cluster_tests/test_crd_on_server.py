@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from api import RUNS, Api, Body, Refused
-from conftest import CRD
+from api import CRD, RUNS, Api, Body, Refused
 from operators import manifest
 from tests.cluster.up import Cluster
 

@@ -30,14 +30,19 @@ def test_the_newest_event_is_heard_however_long_the_lines_are(
     wait_for(lambda: api.call("GET", f"{path}/talks")["status"]["phase"] == "Succeeded", "the pod to have spoken")
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
 
-    async def scenario() -> int | None:
+    async def scenario() -> int:
         kube, looked = Kube(connect), asyncio.Event()
-        watcher = LogWatcher(kube, lambda _: looked.set(), denials=Denials(lambda _: None), first_seconds=0)
+        watcher = LogWatcher(
+            kube, lambda _: looked.set(), denials=Denials(lambda _: None), period_seconds=1, first_seconds=0
+        )
         try:
             watcher.follow(f"{namespace.name}/run", {"uid": "talks"})
-            await asyncio.wait_for(looked.wait(), 60)
-            progress = watcher.look("uid", datetime.now(UTC)).progress
-            return progress.step if progress else None
+            # A kubelet that has much to do may give no answer in time: the next look is as good as the first.
+            async with asyncio.timeout(120):
+                while not (progress := watcher.look("uid", datetime.now(UTC)).progress):
+                    looked.clear()
+                    await looked.wait()
+            return progress.step
         finally:
             await watcher.close()
             await kube.close()

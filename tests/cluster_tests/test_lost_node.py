@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import standin_image
-from api import Api, Body, wait_for
-from conftest import CRD
+from api import CRD, Api, Body, wait_for
 from nodes import GIVEN_UP_SOON, bystander, cut_power, silent_node
 from operators import FINAL, Namespace, manifest, step_of
 from tests.cluster.down import down

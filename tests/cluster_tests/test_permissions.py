@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from api import JOBS, Api, wait_for
 from kubelets import NOWHERE
-from operators import ACCOUNT, Namespace, Operator, condition_of, step_of
+from operators import Namespace, Operator, condition_of, leader_and_follower, step_of
 from proxy import Asked, Fault, proxy
 
 from compression_operator.kube import PERMISSIONS, Permission
@@ -53,18 +53,8 @@ def without(missing: Right) -> list[Permission]:
 
 
 def permit(place: Namespace, missing: Right | None) -> None:
-    """Let the operator of `place` do everything but this, from now on: authorizers learn of a Role a little later."""
+    """Let the operator of `place` do everything but this, from now on."""
     place.permit(PERMISSIONS if missing is None else without(missing))
-    account = f"system:serviceaccount:{place.name}:{ACCOUNT}"
-
-    def allowed(right: Right) -> bool:
-        resource, _, subresource = right.resource.partition("/")
-        asked = {"namespace": place.name, "verb": right.verb, "group": right.group, "resource": resource}
-        spec = {"user": account, "resourceAttributes": asked | {"subresource": subresource}}
-        review = place.api.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", {"spec": spec})
-        return review["status"]["allowed"]
-
-    wait_for(lambda: all(allowed(right) == (right != missing) for right in RIGHTS), "the Role to be in force")
 
 
 def lacks(right: Right, place: Namespace) -> str:
@@ -294,7 +284,8 @@ class Plays:
             permit(place, missing)
             return scenario(place, self._image), place
         except TimeoutError as error:
-            raise AssertionError(f"{error}; the operator said {(folder / 'operator-0.log').read_text()}") from error
+            said = "".join(log.read_text() for log in folder.glob("operator-*.log"))
+            raise AssertionError(f"{error}; the operator said {said}") from error
         finally:
             place.remove()
 
@@ -338,10 +329,9 @@ def test_no_witness_speaks_of_a_right_that_the_operator_has_not() -> None:
 
 def test_a_leader_and_a_follower_that_may_not_write_the_lease_any_more(namespace: Namespace) -> None:
     update = named("update leases")
-    with namespace.operator() as first, namespace.operator(identity="operator-1") as second:
-        first.wait_line("this replica (operator-0) leads")
+    with leader_and_follower(namespace) as (first, second):
         permit(namespace, update)
-        assert first.process.wait(60) == 1
+        assert first.wait_end() == 1
         assert lacks(update, namespace) in first.output().splitlines()[-1]
         wait_for(lambda: lacks(update, namespace) in unready(second), "the follower to be unready")
         permit(namespace, None)
@@ -364,11 +354,10 @@ def test_rights_taken_away_from_an_operator_at_work(namespace: Namespace) -> Non
 
 def test_a_follower_that_may_not_see_the_jobs_any_more(namespace: Namespace) -> None:
     """It could have looked once in a minute; when it is to lead it has to."""
-    with namespace.operator() as first, namespace.operator(identity="operator-1") as second:
-        first.wait_line("this replica (operator-0) leads")
+    with leader_and_follower(namespace) as (first, second):
         permit(namespace, named("list pytorchjobs"))
         first.terminate()
-        assert second.process.wait(60) == 1
+        assert second.wait_end() == 1
         assert lacks(named("list pytorchjobs"), namespace) in second.output().splitlines()[-1]
 
 
@@ -378,7 +367,7 @@ def test_an_operator_of_the_whole_cluster_needs_the_same(namespace: Namespace) -
     namespace.permit_everywhere(without(missing))
     operator = namespace.start(everywhere=True)
     try:
-        assert operator.process.wait(60) == 1
+        assert operator.wait_end() == 1
         said = f"the operator may not {missing} in the whole cluster: add this to the Role or ClusterRole"
         assert said in operator.output().splitlines()[-1]
     finally:

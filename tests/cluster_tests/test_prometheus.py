@@ -12,6 +12,7 @@ import urllib3
 from api import wait_for
 from kubelets import NOWHERE, end, kubelet
 from operators import FINAL, Namespace
+from tests.cluster import apt
 
 LISTED = (
     "compression_runs",
@@ -32,9 +33,7 @@ LISTED = (
 def prometheus() -> str:
     """Debian's Prometheus, installed where it is missing and may be."""
     if shutil.which("prometheus") is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", "prometheus"]):
-            subprocess.run(["apt-get", "--quiet=2", *command], env=environment, capture_output=True, check=False)
+        apt.install(["prometheus"], {"RUNLEVEL": "1"})
     if shutil.which("prometheus") is None:
         pytest.skip(
             "no Prometheus here, and it cannot be installed: metrics are not scraped (apt-get install prometheus)"

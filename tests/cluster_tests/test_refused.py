@@ -27,7 +27,7 @@ def pods_of(namespace: Namespace, number: int) -> list[Body]:
 def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Namespace, api: Api) -> None:
     path = f"/api/v1/namespaces/{namespace.name}/resourcequotas"
     api.create(path, {"metadata": {"name": "three"}, "spec": {"hard": {"count/pytorchjobs.kubeflow.org": "3"}}})
-    wait_for(lambda: (api.get(f"{path}/three") or {}).get("status", {}).get("hard"), "the quota to be known")
+    wait_for(lambda: (api.get(f"{path}/three") or {}).get("status", {}).get("used"), "the quota to be in force")
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE)
         for step in ("prepare", "finetune"):

@@ -1,27 +1,13 @@
 """One namespace or all of them; and how often a running step's progress is written."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from api import Api, wait_for
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, Operator, step_of
 from proxy import GONE, proxy
 
 from compression_operator.kube import PERMISSIONS
-
-
-@pytest.fixture
-def another(api: Api, tmp_path: Path) -> Iterator[Namespace]:
-    folder = tmp_path / "another"
-    folder.mkdir()
-    place = Namespace.create(api, "another", folder)
-    try:
-        yield place
-    finally:
-        place.remove()
 
 
 def test_an_operator_of_one_namespace_leaves_the_others_alone(namespace: Namespace, another: Namespace) -> None:
@@ -58,7 +44,8 @@ def test_a_tenant_that_is_deleted_concerns_no_other(namespace: Namespace, anothe
         first.wait_line("will retry")
         namespace.submit("ours", jobTemplate=NOWHERE)
         wait_for(namespace.jobs, "a job of the other")
-        assert well(first) and "cannot see namespace" in first.output()
+        wait_for(lambda: well(first), "it to be well, for nothing is owed by a watch of what is denied")
+        assert "cannot see namespace" in first.output()
         first.terminate()
     with namespace.operator("localhost/none:1", *both, identity="operator-1") as second, kubelet(namespace):
         assert denied(second, 1.0)
@@ -67,7 +54,8 @@ def test_a_tenant_that_is_deleted_concerns_no_other(namespace: Namespace, anothe
         wait_for(lambda: denied(second, 0.0), "the tenant to be seen again")
         with kubelet(another):
             assert another.wait_phase(*FINAL, name="late")["phase"] == "Succeeded"
-        assert well(second)
+        # Lists have told of it; the watches, which were refused, are tried again within half a minute.
+        wait_for(lambda: well(second), "it to be well")
 
 
 def test_an_operator_that_is_denied_all_of_its_namespaces_says_so(namespace: Namespace, another: Namespace) -> None:
@@ -76,13 +64,16 @@ def test_an_operator_that_is_denied_all_of_its_namespaces_says_so(namespace: Nam
         another.submit(jobTemplate=NOWHERE)
         wait_for(another.jobs, "the operator to be at work")
         namespace.api.delete(rule)
-        namespace.permit(p for p in PERMISSIONS if p.resource == "leases")
+        namespace.permit([rule for rule in PERMISSIONS if rule.resource == "leases"])
         lost = "the operator may not list compressionruns in namespace"
         wait_for(lambda: lost in operator.ask("/readyz")[1], "/readyz to tell")
         assert operator.ask("/readyz")[0] == 503
         assert operator.process.poll() is None
         again = namespace.start("localhost/none:1", "--namespace", another.name, identity="operator-1")
-        assert again.process.wait(60) == 1
+        try:
+            assert again.wait_end() == 1
+        finally:
+            again.kill()
     assert lost in again.output().splitlines()[-1]
 
 
@@ -100,17 +91,20 @@ def test_progress_is_written_at_a_bounded_rate(namespace: Namespace, api: Api, p
     """The step speaks ten times a second; its status is written once in --progress-seconds at most."""
     with proxy(api) as before, namespace.operator(pods, "--progress-seconds", "4", server=before.url):
         one = [{"name": "width", "prune": {"hiddenSize": 64}}]
-        namespace.submit(behaviour={"prepare": {"steps": 250, "seconds": 0.1}}, finetune=None, students=one)
+        began = time.monotonic()
+        namespace.submit(behaviour={"prepare": {"steps": 600, "seconds": 0.1}}, finetune=None, students=one)
         namespace.wait_step("prepare", "Running")
 
         def writes() -> int:
             return sum(a.verb == "update" and a.resource == "compressionruns/status" for a in list(before.asked))
 
-        began, written = time.monotonic(), writes()
+        written = writes()
         wait_for(lambda: step_of(namespace.status(), "prepare").get("progress", {}).get("step", 0) > 120, "progress")
-        took, written = time.monotonic() - began, writes() - written
+        written = writes() - written
         progress = step_of(namespace.status(), "prepare")["progress"]
-        logs = [a for a in before.asked if a.resource == "pods/log"]
+        logs, took = [a for a in list(before.asked) if a.resource == "pods/log"], time.monotonic() - began
         namespace.edit(suspend=True)
-    assert 1 <= written <= took / 4 + 2 and len(logs) <= took / 4 + 3, (written, len(logs), took)
-    assert progress["totalSteps"] == 250 and progress["loss"] < 4 and progress["tokensPerSecond"] == 1000
+    # No look without its pause, however late the test's own are; no write without a look, but for that it runs, which
+    # may have been counted late.
+    assert 1 <= written <= len(logs) + 1 and len(logs) <= took / 4 + 1, (written, len(logs), took)
+    assert progress["totalSteps"] == 600 and progress["loss"] < 4 and progress["tokensPerSecond"] == 1000

@@ -6,10 +6,10 @@ import time
 from collections import Counter
 
 import pytest
-from api import Api, wait_for
+from api import Api, timed, wait_for
 from kubelets import NOWHERE, end, kubelet
-from operators import FINAL, Namespace, Operator
-from proxy import HANGS, proxy
+from operators import FINAL, Namespace, leader_and_follower
+from proxy import HANGS, Asked, Fault, proxy
 
 LEASE = "/apis/coordination.k8s.io/v1"
 
@@ -17,10 +17,6 @@ LEASE = "/apis/coordination.k8s.io/v1"
 def holder(namespace: Namespace) -> str:
     lease = namespace.api.get(f"{LEASE}/namespaces/{namespace.name}/leases/compression-operator") or {}
     return lease.get("spec", {}).get("holderIdentity", "")
-
-
-def leads(operator: Operator) -> bool:
-    return "compression_leader 1.0" in operator.ask("/metrics")[1]
 
 
 def each_job_once(namespace: Namespace, *, unsaid: int = 0) -> None:
@@ -35,16 +31,14 @@ def each_job_once(namespace: Namespace, *, unsaid: int = 0) -> None:
 
 
 def test_an_operator_that_is_told_to_stop_hands_over_at_once(namespace: Namespace) -> None:
-    with namespace.operator() as first, namespace.operator(identity="operator-1") as second:
-        assert holder(namespace) == "operator-0" and leads(first) and not leads(second)
+    with leader_and_follower(namespace) as (first, second):
+        assert holder(namespace) == "operator-0"
         namespace.submit(jobTemplate=NOWHERE)
         with kubelet(namespace, 2.0):
             wait_for(lambda: namespace.jobs(), "the first job")
             assert "compression_queue_depth 0.0" in second.ask("/metrics")[1], "nothing waits for one that only watches"
             took = first.terminate()
-            began = time.monotonic()
-            wait_for(lambda: holder(namespace) == "operator-1", "the other to lead", every=0.02)
-            waited = time.monotonic() - began
+            waited = timed(lambda: holder(namespace) == "operator-1", "the other to lead", every=0.02)
             assert first.process.returncode == 0
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
     # The pod's grace period is 30 s; a follower looks every 2 s.
@@ -56,40 +50,45 @@ def test_an_operator_that_is_told_to_stop_hands_over_at_once(namespace: Namespac
 def test_an_operator_stops_in_time_though_the_api_server_hangs(namespace: Namespace, api: Api, busy: bool) -> None:
     """Busy it has a pass under way that cannot end; idle, but the lease to give up."""
     with proxy(api) as before, namespace.operator(server=before.url) as operator:
-        wait_for(lambda: leads(operator), "the operator to lead")
+        operator.wait_leads()
         if busy:
             namespace.submit(jobTemplate=NOWHERE)
             wait_for(namespace.jobs, "a job")
-        before.fault = lambda _: HANGS
+        hanging: list[Asked] = []
+
+        def hangs(asked: Asked) -> Fault:
+            hanging.append(asked)
+            return HANGS
+
+        before.fault = hangs
         if busy:
             namespace.edit(suspend=True)
-        operator.terminate(25)  # the pod's grace period is 30 s
+            wait_for(lambda: [a for a in hanging if a.verb == "update" and a.resource != "leases"], "a pass to hang")
+        assert operator.terminate() < 25  # the pod's grace period is 30 s
 
 
 def test_an_operator_that_is_killed_is_replaced_within_15_seconds(namespace: Namespace) -> None:
-    with namespace.operator() as first, namespace.operator(identity="operator-1") as second:
+    with leader_and_follower(namespace) as (first, second):
         namespace.submit(jobTemplate=NOWHERE)
         with kubelet(namespace, 2.0):
             wait_for(lambda: namespace.jobs(), "the first job")
             first.kill()
-            began = time.monotonic()
-            wait_for(lambda: leads(second), "the other to lead", every=0.05)
-            waited = time.monotonic() - began
+            waited = timed(lambda: holder(namespace) == "operator-1" and second.leads(), "the other to lead")
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
     assert waited <= 15, waited
     each_job_once(namespace, unsaid=1)
 
 
 def test_an_operator_that_freezes_and_wakes_writes_nothing_more(namespace: Namespace) -> None:
-    with namespace.operator() as first, namespace.operator(identity="operator-1") as second:
+    with leader_and_follower(namespace) as (first, second):
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(lambda: namespace.jobs(), "the first job")
+        first.wait_line("created attempt 1 of prepare")  # there it is before, and one that freezes then never says so
         first.process.send_signal(signal.SIGSTOP)
-        wait_for(lambda: leads(second), "the other to lead")
+        second.wait_leads()
         with kubelet(namespace, 1.0):
             wait_for(lambda: len(namespace.jobs()) >= 3, "the other to go on")
             first.process.send_signal(signal.SIGCONT)
-            assert first.process.wait(30) == 1, "it has lost the lease and ends"
+            assert first.wait_end() == 1, "it has lost the lease and ends"
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
         assert "lost the lease" in first.output()
     each_job_once(namespace)
@@ -101,11 +100,13 @@ def test_an_operator_killed_at_five_random_moments(namespace: Namespace, pods: s
     namespace.submit(behaviour={"*": {"steps": 20, "seconds": 0.1}})
     for _ in range(5):
         operator = namespace.start(pods)
-        operator.wait_line("this replica (operator-0) leads")
-        time.sleep(rng.uniform(0.0, 4.0))
-        operator.kill()
+        try:
+            operator.wait_line("this replica (operator-0) leads")
+            time.sleep(rng.uniform(0.0, 4.0))
+        finally:
+            operator.kill()
     with namespace.operator(pods):
-        status = namespace.wait_phase(*FINAL, seconds=240)
+        status = namespace.wait_phase(*FINAL)
     assert status["phase"] == "Succeeded"
     assert Counter(namespace.starts()) == Counter((step["name"], 1) for step in status["steps"])
     assert {job["metadata"]["name"] for job in namespace.jobs()} == {step["jobName"] for step in status["steps"]}
@@ -174,7 +175,7 @@ def test_a_claim_of_one_node_is_warned_of_once(namespace: Namespace, api: Api) -
         assert "ReadWriteOnce" not in progressing("fine") + progressing("serial")
         operator.terminate()
     with namespace.operator() as operator:
-        wait_for(lambda: leads(operator), "it to lead")
+        operator.wait_leads()
         namespace.edit("spread", export={"dtype": "float16"})
         wait_for(lambda: namespace.run("spread")["status"]["observedGeneration"] == 2, "the edit to be seen")
         wait_for(lambda: len(warnings("spread")) == 2, "a second Event, for it is another generation")
