@@ -42,7 +42,7 @@ FOLLOWING = {
 """The steps that can start as soon as a step is done (maxParallelJobs is 2, as many as there are students)."""
 
 HANDS = 16
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
 
 
 class Api:

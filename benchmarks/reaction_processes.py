@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 import urllib3
 
 WRITES = ("create", "update", "patch", "delete")
-STARTING_SECONDS = 60.0
+STARTING_SECONDS = 300.0
 
 
 @dataclass

@@ -19,6 +19,15 @@ from tests.packaging.base import CannotBuild
 from tests.packaging.image import operator_image
 from tests.packaging.installed import Cluster
 
+TIMEOUT_SECONDS = 3600
+"""Of a test with its fixtures: whichever comes first has programs to build, and an image."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(item.path).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
+
 
 def _say(sentence: str) -> None:
     sys.stderr.write(f"{sentence}\n")
