@@ -279,7 +279,8 @@ def _mean_axis(title: str, axes: Sequence[Axis], unit: str) -> Area | None:
     cut = [axis for axis in axes if 0 < len(axis.kept) < len(axis.scores) and sum(axis.scores) > 0]
     if not cut:
         return None
-    ranked = [sorted((s / sum(axis.scores) for s in axis.scores), reverse=True) for axis in cut]
+    totals = [sum(axis.scores) for axis in cut]
+    ranked = [[s / total for s in sorted(axis.scores, reverse=True)] for axis, total in zip(cut, totals, strict=True)]
     scores = [sum(column) / len(ranked) for column in zip(*ranked, strict=False)]
     shares = [kept for axis in cut if (kept := axis.kept_share) is not None]
     held = f"{min(shares):.0%}" if max(shares) - min(shares) < 0.005 else f"{min(shares):.0%} to {max(shares):.0%}"
