@@ -1,6 +1,6 @@
 """What the contract says of jobs that have ended, for the world of the reconciler's tests: said apart from its code."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 
 from compression_operator.api.run import CompressionRun
@@ -35,7 +35,7 @@ def has_a_history(status: CompressionRunStatus, job: ObservedJob) -> bool:
     return not job.live and not job.deleting and step is not None and step.fingerprint == job.fingerprint
 
 
-def time_is_over(run: CompressionRun, job: ObservedJob, jobs: Sequence[ObservedJob], now: datetime) -> bool:
+def time_is_over(run: CompressionRun, job: ObservedJob, jobs: Iterable[ObservedJob], now: datetime) -> bool:
     """Whether an ended job has had its time, or enough newer ones of its step have ended."""
     newer = [
         one for one in jobs if one.step == job.step and one.attempt > job.attempt and has_a_history(run.status, one)
@@ -45,9 +45,17 @@ def time_is_over(run: CompressionRun, job: ObservedJob, jobs: Sequence[ObservedJ
 
 
 def seconds_left(run: CompressionRun, job: ObservedJob, now: datetime) -> float | None:
-    """Seconds until the job has had its time; None where nobody knows when it ended."""
-    ttl = timedelta(seconds=run.spec.ttl_seconds_after_finished)
-    return (job.ended + ttl - now).total_seconds() if job.ended else None
+    """Seconds until the job has had its time, which begins with its end, or with what the status tells of that where
+    the job itself (its pod was lost) does not; None where neither does.
+    """
+    ttl, step = timedelta(seconds=run.spec.ttl_seconds_after_finished), run.status.step(job.step)
+    ended = job.ended
+    if ended is None and step is not None:
+        failure = step.last_failure
+        told_of = failure is not None and failure.job_name == job.name
+        ended = failure.completion_time if failure and told_of else step.completion_time
+        ended = ended if told_of or step.job_name == job.name else None
+    return (ended + ttl - now).total_seconds() if ended else None
 
 
 def lingers(status: CompressionRunStatus, job: ObservedJob, now: datetime) -> bool:

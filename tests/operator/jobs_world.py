@@ -83,6 +83,7 @@ class World:
     faults: Counter[str] = field(default_factory=Counter)  # by step: passing faults there were at most
     mistakes: dict[str, tuple[int, str | None]] = field(default_factory=dict)  # by step: of which edit and retry
     halted: set[str] = field(default_factory=set)  # jobs that were told to stop by a suspension
+    lived: set[str] = field(default_factory=set)  # jobs that the last look was shown twice, and alive by one of these
     real: datetime = START
     skew: timedelta = timedelta(0)  # what the operator's clock is off by
 
@@ -141,7 +142,7 @@ class World:
         """
         before = [truth.shown for name, truth in self.jobs.items() if name in twice and truth.shown is not None]
         listing = [*before, *self.listing(stale)]
-        lived = {job.name for job in before if job.alive}  # by one of two tellings, of which nobody knows the newer one
+        self.lived = {job.name for job in before if job.alive}
         for job in listing:
             heard = max(job.started or self.now, job.last_event or self.now)
             self.faults[job.step] += job.state is JobState.RUNNING and self.now - heard >= SILENCE
@@ -162,7 +163,7 @@ class World:
             self._delete(action.name)
         if crash_after is None:
             self._check_that_all_is_wanted()
-            self._check_that_jobs_go_in_time(decision, lived)
+            self._check_that_jobs_go_in_time(decision)
         else:
             self.catch_up()  # whoever starts anew lists anew
         return decision
@@ -179,32 +180,33 @@ class World:
             raise Violation(f"deletes {name}, which is not ours")
         if name not in self.jobs:
             return
-        job = self.jobs[name].shown
+        job = self._shown().get(name)
         if job is not None:
             untold = end_untold(self.status, job, self.halted)
             if untold:
                 raise Violation(f"{name} goes, and {untold}")
-            if has_a_history(self.status, job) and not time_is_over(self.run, job, self._shown(), self.now):
+            if has_a_history(self.status, job) and not time_is_over(self.run, job, self._shown().values(), self.now):
                 raise Violation(f"{name} goes before its time")
         self.update(name, deleting=True)
 
-    def _shown(self) -> list[ObservedJob]:
-        return [truth.shown for truth in self.jobs.values() if truth.shown is not None]
+    def _shown(self) -> dict[str, ObservedJob]:
+        """What the operator has been shown. Which of two showings is newer it can't know: what may live, lives."""
+        shown = {name: truth.shown for name, truth in self.jobs.items() if truth.shown is not None}
+        return {name: replace(job, alive=job.alive or name in self.lived) for name, job in shown.items()}
 
-    def _check_that_jobs_go_in_time(self, decision: Decision, lived: Collection[str]) -> None:
-        for name, truth in self.jobs.items():
-            if truth.shown is None or truth.seen.deleting:
+    def _check_that_jobs_go_in_time(self, decision: Decision) -> None:
+        shown = self._shown()
+        for name, job in shown.items():
+            if self.jobs[name].seen.deleting:
                 continue
-            if name in lived and not truth.shown.alive:
-                continue  # the next look is soon enough
-            left = seconds_to_linger(self.status, truth.shown, self.now)
+            left = seconds_to_linger(self.status, job, self.now)
             if left is not None and (left <= 0 or (decision.look_again_seconds or LATER) > left):
                 raise Violation(f"{name} is done, but lives; stop it in {left} s, not {decision.look_again_seconds}")
-            if not has_a_history(self.status, truth.shown):
+            if not has_a_history(self.status, job):
                 continue
-            if time_is_over(self.run, truth.shown, self._shown(), self.now):
+            if time_is_over(self.run, job, shown.values(), self.now):
                 raise Violation(f"{name} stays beyond its time")
-            until, again = seconds_left(self.run, truth.shown, self.now), decision.look_again_seconds
+            until, again = seconds_left(self.run, job, self.now), decision.look_again_seconds
             if until is not None and (again is None or again > until):
                 raise Violation(f"{name} is to go in {until} s, looks again in {again} s")
 

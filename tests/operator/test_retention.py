@@ -57,6 +57,29 @@ def test_one_that_is_listed_twice_and_lives_by_one_of_them_goes_with_the_next_lo
     assert deleted(world.look()) == [name]
 
 
+def test_one_that_failed_and_lives_by_one_of_two_listings_is_stopped() -> None:
+    world = World()
+    world.look()
+    (name,) = open_jobs(world)
+    world.catch_up()
+    world.fail(name, ExitClass.INTERRUPTED)
+    assert deleted(world.look(twice=frozenset({name}))) == [name]
+
+
+def test_of_one_whose_pod_is_lost_the_time_begins_when_that_is_told() -> None:
+    world = World(manifest(ttlSecondsAfterFinished=20))
+    world.look()
+    (name,) = open_jobs(world)
+    world.start(name)
+    world.lose_pod(name)
+    world.settle(name)
+    assert not deleted(world.look())
+    world.pass_time(19)
+    assert not deleted(world.look())
+    world.pass_time(1)
+    assert deleted(world.look()) == [name]
+
+
 def test_jobs_go_by_themselves_when_their_time_is_over() -> None:
     world = World(manifest(ttlSecondsAfterFinished=4000))
     world.drive()
