@@ -127,6 +127,11 @@ class Step(Observed):
     completion_time: datetime | None = Field(default=None, description="When the step ended.")
     retry_time: datetime | None = Field(default=None, description="When the next attempt may start.")
     message: str = Field(default="", description="What the step waits for, or why it failed.")
+    waiting_reason: str | None = Field(
+        default=None,
+        description="What keeps the job's pods from running, once that has lasted: Unschedulable, NodeUnreachable, "
+        "ImagePullFailed, ContainerConfigError, ContainerStartFailed or PodsNotCreated. Also the reason of Degraded.",
+    )
     progress: Progress | None = Field(default=None, description="Where the running attempt stands.")
     last_failure: AttemptRecord | None = Field(default=None, description="The newest attempt that did not succeed.")
 
@@ -155,7 +160,11 @@ class StudentStatus(Observed):
         default=ValidationLoss(), description="Mean nats per token over the same validation sequences."
     )
     tokens_per_second: float | None = Field(default=None, description="Distillation's mean throughput.")
-    artifact: str | None = Field(default=None, description="The exported checkpoint: <store>/artifacts/<this>/model.")
+    artifact: str | None = Field(
+        default=None,
+        description="The exported checkpoint, <store>/artifacts/<this>/model, and its report beside it, "
+        "report/index.html.",
+    )
     sample: str | None = Field(default=None, max_length=1000, description="A generated sentence.")
 
 
