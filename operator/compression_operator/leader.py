@@ -7,7 +7,7 @@ client-go, a candidate trusts no clock but its own: a lease has expired when *it
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +22,9 @@ Lease = dict[str, Any]
 RELEASE_SECONDS = 5.0
 """Time to give the lease up; without an answer by then it expires by itself."""
 
+EXPIRED_SECONDS = 0.01
+"""A follower looks this long after the lease's end: by no rounding is it too early."""
+
 
 class LeadershipLost(Exception):
     """The lease could not be renewed in time; another replica may be acting already."""
@@ -29,14 +32,23 @@ class LeadershipLost(Exception):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. `duration` without a change frees the lease, `renew` without a success loses it, `retry` between tries.
+    """Seconds. `duration` without a change frees the lease, `renew` without a success loses it. Tries begin every
+    `retry`; a request without an answer within `request` is given up and asked again.
 
-    A follower acts at the latest `duration + retry` after the leader's last renewal.
+    At the latest `retry + duration + request` = 14 s after the leader's last renewal, and three answers, a follower
+    leads, though one of its requests, whichever, gets no answer: it first looks `retry` after the renewal, sees a
+    lease that is over `duration` after that look's answer, looks again right then, and writes. What is lost costs
+    `request` once: the next try comes at once, for `retry` is over by then too. So 15 s hold where answers take a third
+    of a second each.
+
+    A leader survives two requests in a row without an answer: it tries after `retry`, `+ request`, `+ 2 request` = 2, 4
+    and 6 s, and has until `renew` = 7 s.
     """
 
     duration: int = 10
     renew: float = 7.0
     retry: float = 2.0
+    request: float = 2.0
 
 
 @dataclass
@@ -44,13 +56,14 @@ class Observation:
     """What one candidate has seen of the lease, by its own clock."""
 
     version: str = ""
-    since: float = field(default=0.0)  # monotonic seconds at which this version was first seen
+    until: float = field(default=0.0)  # monotonic seconds at which the lease is over, unless it changes
 
     def see(self, lease: Lease, now: float) -> None:
         """Note that the lease looks like this now."""
         version = lease["metadata"]["resourceVersion"]
         if version != self.version:
-            self.version, self.since = version, now
+            spec: dict[str, Any] = lease.get("spec") or {}
+            self.version, self.until = version, now + float(spec.get("leaseDurationSeconds") or 0)
 
 
 def may_take(lease: Lease, identity: str, seen: Observation, now: float) -> bool:
@@ -59,7 +72,7 @@ def may_take(lease: Lease, identity: str, seen: Observation, now: float) -> bool
     holder = spec.get("holderIdentity") or ""
     if holder in ("", identity):
         return True
-    return now - seen.since > float(spec.get("leaseDurationSeconds") or 0)
+    return now > seen.until
 
 
 def claimed(lease: Lease, identity: str, duration: int, now: datetime) -> Lease:
@@ -113,6 +126,7 @@ class LeaderElection:
         """Wait until this replica holds the lease."""
         waiting = False
         while True:
+            began = self._monotonic()
             try:
                 leads, self.problem = await self._try(), None
                 if leads:
@@ -124,14 +138,18 @@ class LeaderElection:
             except ApiError as error:
                 self.problem = None if error.passing else _words(error)
                 logger.warning("cannot read or write the lease %s/%s: %s", self._namespace, self._name, error)
-            await asyncio.sleep(self._timing.retry)
+            except TimeoutError:
+                self.problem, late = None, self._timing.request
+                logger.warning("the lease %s/%s: no answer within %g s", self._namespace, self._name, late)
+            await self._pause(began)
 
     async def hold(self) -> None:
         """Renew until cancelled. Raises LeadershipLost where that failed for too long."""
         late = f"not renewed for {self._timing.renew:g} s"
-        problem = late
+        problem, began = late, self._renewed
         while True:
-            await asyncio.sleep(self._timing.retry)
+            await self._pause(began)
+            began = self._monotonic()
             deadline = self._renewed + self._timing.renew
             try:
                 async with asyncio.timeout(max(deadline - self._monotonic(), 0.0)):
@@ -140,7 +158,7 @@ class LeaderElection:
                         continue
                 problem, deadline = "another replica holds it", 0.0
             except TimeoutError:
-                deadline = 0.0  # what went wrong before tells why
+                pass  # what went wrong before tells why
             except ApiError as error:
                 problem = _words(error)
             if self._monotonic() >= deadline:
@@ -169,6 +187,18 @@ class LeaderElection:
         freed = lease | {"spec": lease["spec"] | {"holderIdentity": ""}}
         await self._kube.replace(LEASES, self._namespace, self._name, freed)
 
+    async def _pause(self, began: float) -> None:
+        """Wait for the next try, after one that began then."""
+        due = began + self._timing.retry
+        if began <= self._seen.until:
+            due = min(due, self._seen.until + EXPIRED_SECONDS)
+        await asyncio.sleep(max(due - self._monotonic(), 0.0))
+
+    async def _answer(self, request: Awaitable[Lease]) -> Lease:
+        """What the API server answers. Raises ApiError, and TimeoutError where that takes too long."""
+        async with asyncio.timeout(self._timing.request):
+            return await request
+
     async def _try(self) -> bool:
         """Create, take or renew the lease; False where another replica holds it."""
         try:
@@ -182,7 +212,7 @@ class LeaderElection:
     async def _take(self) -> bool:
         """As `_try`, with ApiError 409 where somebody writes the lease between our look at it and our own write."""
         try:
-            lease = await self._kube.get(LEASES, self._namespace, self._name)
+            lease = await self._answer(self._kube.get(LEASES, self._namespace, self._name))
         except ApiError as error:
             if error.code != 404:
                 raise
@@ -204,8 +234,9 @@ class LeaderElection:
         asked = self._monotonic()
         wanted = claimed(lease, self._identity, self._timing.duration, datetime.now(UTC))
         if new:
-            self._held = await self._kube.create(LEASES, self._namespace, wanted)
+            request = self._kube.create(LEASES, self._namespace, wanted)
         else:
-            self._held = await self._kube.replace(LEASES, self._namespace, self._name, wanted)
+            request = self._kube.replace(LEASES, self._namespace, self._name, wanted)
+        self._held = await self._answer(request)
         self._renewed = asked
         self._seen.see(self._held, self._monotonic())

@@ -1,6 +1,7 @@
 """The lease, by its pure half and against a server of one object: never two leaders, whatever the clocks say."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,10 +84,39 @@ class Server:
         return self.lease
 
 
-FAST = Timing(duration=1, renew=0.4, retry=0.05)
+class Wire:
+    """One candidate's way to the server: each answer takes a while, and some never come."""
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self._server = server
+        self._seconds = seconds
+        self.asked = 0
+        self.lost: set[int] = set()  # numbers of requests without an answer
+        self.done = False  # these are done all the same
+
+    async def get(self, *args: Any) -> Lease:
+        return await self._through(self._server.get, args)
+
+    async def create(self, *args: Any) -> Lease:
+        return await self._through(self._server.create, args)
+
+    async def replace(self, *args: Any) -> Lease:
+        return await self._through(self._server.replace, args)
+
+    async def _through(self, ask: Callable[..., Awaitable[Lease]], args: tuple[Any, ...]) -> Lease:
+        lost, self.asked = self.asked in self.lost, self.asked + 1
+        await asyncio.sleep(self._seconds / 2)
+        if lost and not self.done:
+            await asyncio.sleep(3600)
+        answer = await ask(*args)
+        await asyncio.sleep(3600 if lost else self._seconds / 2)
+        return answer
 
 
-def candidate(server: Server, name: str, clock: Any = monotonic, timing: Timing = FAST) -> LeaderElection:
+FAST = Timing(duration=1, renew=0.4, retry=0.05, request=0.05)
+
+
+def candidate(server: Server | Wire, name: str, clock: Any = monotonic, timing: Timing = FAST) -> LeaderElection:
     return LeaderElection(server, "ns", "lease", name, timing=timing, monotonic=clock)  # type: ignore[arg-type] # a stand-in
 
 
@@ -119,6 +149,46 @@ def test_one_that_dies_is_replaced_after_the_duration() -> None:
         began = asyncio.get_running_loop().time()
         await asyncio.wait_for(candidate(server, "b").acquire(), 5)
         assert asyncio.get_running_loop().time() - began >= 1.0
+
+    run(scenario())
+
+
+@given(start=st.floats(0, 2), lost=st.integers(0, 9), done=st.booleans())
+def test_a_request_without_an_answer_does_not_keep_a_follower_from_leading_within_15_seconds(
+    start: float, lost: int, done: bool
+) -> None:
+    """Whichever request it is, and whenever the follower looks."""
+
+    async def scenario() -> None:
+        server = Server()
+        wire = Wire(server, 0.3)
+        leader, follower = candidate(server, "a", timing=Timing()), candidate(wire, "b", timing=Timing())
+        await leader.acquire()
+        holding = asyncio.create_task(leader.hold())
+        await asyncio.sleep(start)
+        acquiring = asyncio.create_task(follower.acquire())
+        await asyncio.sleep(4.001 - start)  # it was renewed at 2 and at 4
+        holding.cancel()
+        assert server.lease is not None and server.lease["metadata"]["resourceVersion"] == "3" and leader.leads
+        wire.lost, wire.done = {wire.asked + lost}, done
+        await acquiring
+        assert asyncio.get_running_loop().time() <= 4 + 15
+        assert follower.leads and not leader.leads
+
+    run(scenario())
+
+
+@given(first=st.integers(0, 6), count=st.integers(1, 2), done=st.booleans())
+def test_requests_without_an_answer_cost_a_leader_nothing(first: int, count: int, done: bool) -> None:
+    async def scenario() -> None:
+        wire = Wire(Server(), 0.3)
+        leader = candidate(wire, "a", timing=Timing())
+        await leader.acquire()
+        holding = asyncio.create_task(leader.hold())
+        wire.lost, wire.done = {wire.asked + first + number for number in range(count)}, done
+        await asyncio.sleep(30)
+        assert leader.leads and not holding.done() and wire.asked > 15
+        holding.cancel()
 
     run(scenario())
 
