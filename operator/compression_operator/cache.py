@@ -45,7 +45,7 @@ class Cache:
         self.keep = keep
         self._objects: dict[Key, Body] = {}
         self._groups: dict[str, set[Key]] = defaultdict(set)
-        self._deleted: dict[str, None] = {}  # UIDs, oldest first
+        self._deleted: dict[str, int] = {}  # resourceVersion by which it was gone, by UID; the oldest first
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -63,12 +63,16 @@ class Cache:
         return [self._objects[key] for key in sorted(self._groups.get(group, ()))]
 
     def put(self, body: Body) -> bool:
-        """Take note of an object; False where something newer is known already, or that it is gone."""
-        key, known = key_of(body), self._objects.get(key_of(body))
-        if body["metadata"].get("uid") in self._deleted:
+        """Take note of an object; False where something newer is known already, or that it was gone by then.
+
+        One that was gone for the watch alone, for its labels changed, comes back in a newer version.
+        """
+        key, known, uid = key_of(body), self._objects.get(key_of(body)), str(body["metadata"].get("uid"))
+        if version_of(body) <= self._deleted.get(uid, -1):
             return False
         if known is not None and version_of(body) < version_of(known):
             return False
+        self._deleted.pop(uid, None)
         changed = known is None or version_of(body) != version_of(known)
         if known is not None:
             self._ungroup(key, known)
@@ -79,20 +83,13 @@ class Cache:
         return changed
 
     def remove(self, body: Body) -> bool:
-        """Take note that an object is gone; False where it was not known, or another one has its name now."""
-        key, uid = key_of(body), str(body["metadata"].get("uid"))
-        self._deleted[uid] = None
-        while len(self._deleted) > FORGOTTEN:
-            self._deleted.pop(next(iter(self._deleted)))
-        known = self._objects.get(key)
-        if known is None or known["metadata"].get("uid") != body["metadata"].get("uid"):
-            return False
-        self._ungroup(key, known)
-        del self._objects[key]
-        return True
+        """Take note that an object is gone as of its resourceVersion; False where it was not known, or another one has
+        its name now, or it has come back since.
+        """
+        return self._remove(body, version_of(body))
 
     def has_gone(self, uid: str) -> bool:
-        """Whether an object is known to have been deleted."""
+        """Whether an object is known to have gone, and not to have come back."""
         return uid in self._deleted
 
     def replace_all(
@@ -109,8 +106,23 @@ class Cache:
             if key not in keys and namespace in (None, key[0]) and version_of(body) <= version
         ]
         for body in gone:
-            self.remove(body)
+            self._remove(body, version)
         return [body for body in listed if self.put(body)], gone
+
+    def _remove(self, body: Body, version: int) -> bool:
+        key, uid = key_of(body), str(body["metadata"].get("uid"))
+        known = self._objects.get(key)
+        there = known is not None and str(known["metadata"].get("uid")) == uid
+        if known is not None and there and version_of(known) > version:
+            return False
+        self._deleted[uid] = max(version, self._deleted.pop(uid, -1))
+        while len(self._deleted) > FORGOTTEN:
+            self._deleted.pop(next(iter(self._deleted)))
+        if known is None or not there:
+            return False
+        self._ungroup(key, known)
+        del self._objects[key]
+        return True
 
     def _ungroup(self, key: Key, body: Body) -> None:
         group = self._group(body)

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from .api.run import CompressionRun, ObjectMeta
+from .api.run import GROUP, CompressionRun, ObjectMeta
 from .backends.claims import ClaimAdvice, advised
-from .backends.cluster import ClusterBackend, job_group, pod_group
+from .backends.cluster import ClusterBackend, job_group, job_of, pod_group
 from .backends.observation import seen_job, seen_pod
 from .backends.progress import PERIOD_SECONDS, LogWatcher
 from .backends.pytorchjob import label_value
@@ -139,8 +139,13 @@ class Service:
         if resource == RUNS:
             self._enqueue(f"{meta['namespace']}/{meta['name']}")
             return
-        group = job_group(body)
-        for run in self._caches[RUNS].members(group) if group else ():
+        job = self._caches[PYTORCHJOBS].get(*job_of(body)) if resource == PODS else body
+        if job is not None and (key := job_group(job)) is not None:
+            self._enqueue(key)
+            return
+        # A pod of a job that is gone, or not known yet: its label says whose it was.
+        label = meta.get("labels", {}).get(f"{GROUP}/run")
+        for run in self._caches[RUNS].members(f"{meta['namespace']}/{label}"):
             self._enqueue(f"{meta['namespace']}/{run['metadata']['name']}")
 
     def _enqueue(self, key: str) -> None:

@@ -36,6 +36,16 @@ def test_what_is_gone_stays_gone_until_another_has_its_name() -> None:
     assert held.has_gone("one") and not held.has_gone("two")
 
 
+def test_what_left_the_watch_for_its_labels_comes_back_with_them() -> None:
+    held = cache()
+    held.put(body("a", 5))
+    assert held.remove(body("a", 6)) and held.has_gone("uid-a")
+    assert not held.put(body("a", 6)), "what the watch said goodbye with"
+    assert held.put(body("a", 7)) and not held.has_gone("uid-a")
+    assert not held.remove(body("a", 6)) and held.get("ns", "a") is not None, "a goodbye that comes late"
+    assert held.replace_all([], 8)[1] and not held.put(body("a", 8)) and held.put(body("a", 9)), "by a list likewise"
+
+
 def test_what_was_deleted_is_not_remembered_for_ever() -> None:
     held = cache()
     for number in range(FORGOTTEN + 1):
@@ -82,14 +92,25 @@ class Server:
     version: int = 1
     made: int = 0
     objects: dict[str, Body] = field(default_factory=dict)
+    hidden: dict[str, str] = field(default_factory=dict)  # UIDs of those whose label the watch misses, by name
     events: list[tuple[str, Body]] = field(default_factory=list)
 
     def act(self, what: str, name: str) -> None:
         self.version += 1
-        if what == "delete":
+        if what in ("delete", "unlabel") and name not in self.hidden:
             old = self.objects.pop(name, None)
             if old is not None:
                 self.events.append(("DELETED", body(name, self.version, old["metadata"]["uid"], "x")))
+                if what == "unlabel":
+                    self.hidden[name] = old["metadata"]["uid"]
+            return
+        if name in self.hidden:  # the watch tells nothing of it until it has its label again
+            if what == "delete":
+                del self.hidden[name]
+            elif what == "label":
+                uid = self.hidden.pop(name)
+                self.objects[name] = body(name, self.version, uid, "x")
+                self.events.append(("ADDED", self.objects[name]))
             return
         old = self.objects.get(name)
         if old is None:
@@ -100,7 +121,10 @@ class Server:
 
 
 ACTS = st.tuples(
-    st.sampled_from(["write", "write", "delete", "tell", "answer", "lose", "list", "listed"]), st.sampled_from("abc")
+    st.sampled_from(
+        ["write", "write", "delete", "unlabel", "label", "tell", "ask", "answer", "lose", "list", "listed"]
+    ),
+    st.sampled_from("abc"),
 )
 
 
@@ -110,6 +134,7 @@ def test_it_ends_up_with_the_truth(acts: list[tuple[str, str]]) -> None:
     """Events lag and get lost, answers to our own writes overtake them, LISTs are old by the time that they arrive."""
     server, held, health = Server(), cache(), WatchHealth()
     lists: list[tuple[list[Body], int]] = []
+    answers: list[Body] = []
     for what, name in acts:
         if what == "tell" and server.events:
             kind, told = server.events.pop(0)
@@ -119,17 +144,26 @@ def test_it_ends_up_with_the_truth(acts: list[tuple[str, str]]) -> None:
             else:
                 held.put(told)
                 health.told(told["metadata"]["uid"], version_of(told))
-        elif what == "answer" and name in server.objects:
-            held.put(server.objects[name])
+        elif what == "ask" and name in server.objects:
+            answers.append(server.objects[name])
+        elif what == "answer" and answers:
+            held.put(answers.pop(0))
         elif what == "lose" and server.events:
             server.events.pop(0)
         elif what == "list":
             lists.append((list(server.objects.values()), server.version))
         elif what == "listed" and lists:
             held.replace_all(*lists.pop(0))
-        elif what in ("write", "delete"):
+        elif what in ("write", "delete", "unlabel", "label"):
             server.act(what, name)
     held.replace_all(list(server.objects.values()), server.version)
+    assert not [uid for uid in (b["metadata"]["uid"] for b in server.objects.values()) if held.has_gone(uid)]
+    # What comes late from here on brings nobody back, and takes nobody away.
+    for told in (*answers, *(told for _, told in server.events)):
+        assert not held.has_gone(told["metadata"]["uid"]) or not held.put(told)
+    for kind, told in server.events:
+        if kind == "DELETED":
+            held.remove(told)
     truth = {(b["metadata"]["name"], b["metadata"]["resourceVersion"]) for b in server.objects.values()}
     assert {(b["metadata"]["name"], b["metadata"]["resourceVersion"]) for b in held.all()} == truth
     assert len(held.members("x")) + len(held.members("y")) == len(truth)

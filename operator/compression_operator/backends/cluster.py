@@ -5,33 +5,42 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from compression_operator.api.run import GROUP, CompressionRun
-from compression_operator.cache import Body, Cache
+from compression_operator.api.run import GROUP, KIND, CompressionRun
+from compression_operator.cache import Body, Cache, Key
 from compression_operator.controller import Conflict
 from compression_operator.jobs import Job, JobState, ObservedJob
 from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
 
 from .claims import ClaimAdvice
 from .observation import JOB_NAME, FirstPods, first_pods, left_over, observe_job
+from .podview import mapping
 from .progress import LogWatcher
-from .pytorchjob import label_value, pytorch_job
+from .pytorchjob import pytorch_job
 
 logger = logging.getLogger(__name__)
 
-SELECTOR = "app.kubernetes.io/managed-by=compression-operator"
+MANAGED_BY = ("app.kubernetes.io/managed-by", "compression-operator")
+SELECTOR = "=".join(MANAGED_BY)
 """What the jobs and pods of all runs have in common; watches ask the API server for these alone."""
 
 
 def job_group(body: Body) -> str | None:
-    """Jobs by run: the namespace and the run's name, as the label has it."""
-    run = body["metadata"].get("labels", {}).get(f"{GROUP}/run")
-    return f"{body['metadata']['namespace']}/{run}" if run else None
+    """Jobs by run: the namespace and the name of the run that controls it. Labels, which anybody edits, say less."""
+    for owner in body["metadata"].get("ownerReferences") or ():
+        if owner.get("controller") and owner.get("kind") == KIND and owner["apiVersion"].startswith(f"{GROUP}/"):
+            return f"{body['metadata']['namespace']}/{owner['name']}"
+    return None
+
+
+def job_of(pod: Body) -> Key:
+    """The job that a pod names as its own; an empty name where it names none."""
+    return pod["metadata"]["namespace"], pod["metadata"].get("labels", {}).get(JOB_NAME, "")
 
 
 def pod_group(body: Body) -> str | None:
     """Pods by job: the namespace and the job's name."""
-    job = body["metadata"].get("labels", {}).get(JOB_NAME)
-    return f"{body['metadata']['namespace']}/{job}" if job else None
+    namespace, job = job_of(body)
+    return f"{namespace}/{job}" if job else None
 
 
 def image_of(run: CompressionRun) -> str:
@@ -65,12 +74,21 @@ class ClusterBackend:
         self._taken: dict[str, set[str]] = {}  # by UID of the run: names that others' jobs have
 
     async def observe(self, run: CompressionRun) -> list[ObservedJob]:
-        """Every job of the run, from the cache; has the logs of those that run looked at."""
+        """Every job of the run, from the cache; has the logs of those that run looked at.
+
+        A job that is missed there is asked for: it may be out of the watch's sight, for somebody changed its labels.
+        """
         namespace, now = run.metadata.namespace, self._now()
         await self._claims.look(run)
+        bodies = self._jobs.members(f"{namespace}/{run.metadata.name}")
+        known = {body["metadata"]["name"] for body in bodies}
+        missed = {step.job_name: step.state.active for step in run.status.steps if step.job_name not in {*known, None}}
+        left = {name: left_over(self._pods.members(f"{namespace}/{name}"), now) for name in missed if name}
+        wanted = {name for name, gone in left.items() if missed[name] or gone is not None}
+        unseen = await self._unseen(run, (wanted | self._taken.get(run.metadata.uid, set())) - known)
         found: list[ObservedJob] = []
         running: dict[str, str] = {}
-        for body in self._jobs.members(f"{namespace}/{label_value(run.metadata.name)}"):
+        for body in (*bodies, *unseen.values()):
             name, uid = body["metadata"]["name"], body["metadata"]["uid"]
             pods = self._pods.members(f"{namespace}/{name}")
             first = self._first[uid] = first_pods(body, pods, self._first.get(uid, {}))
@@ -80,11 +98,7 @@ class ClusterBackend:
                 running[uid] = job.pod
             found.append(replace(job, progress=look.progress, last_event=look.alive_at(now)))
         self._logs.follow(f"{namespace}/{run.metadata.name}", running)
-        known = {job.name for job in found}
-        for name in {step.job_name for step in run.status.steps if step.job_name} - known:
-            if (left := left_over(self._pods.members(f"{namespace}/{name}"), now)) is not None:
-                found.append(left)
-        return found + await self._foreign(run, known)
+        return [*found, *(gone for name, gone in left.items() if gone is not None and name not in unseen)]
 
     async def create(self, run: CompressionRun, job: Job) -> None:
         """Create the PyTorchJob. Where one of that name exists it is taken for ours if its labels and owner say so;
@@ -108,7 +122,7 @@ class ClusterBackend:
                 # No watch will tell of it, and the status must not say that the step is under way.
                 raise Conflict(f"job {job.name} is another owner's") from error
         # Without this the next pass, before the watch tells of the job, would miss it.
-        self._jobs.put(body)
+        self._note(body)
 
     async def _there(self, namespace: str, name: str) -> Body:
         """The job whose name is taken. Raises Conflict where it has gone since."""
@@ -128,7 +142,7 @@ class ClusterBackend:
         uid = body["metadata"]["uid"] if body else None
         going = await self._kube.delete(PYTORCHJOBS, namespace, name, uid=uid, propagation="Foreground")
         if going is not None:
-            self._jobs.put(going)
+            self._note(going)
         return going is not None
 
     def gone(self, body: Body) -> None:
@@ -142,17 +156,25 @@ class ClusterBackend:
         self._logs.follow(f"{meta['namespace']}/{meta['name']}", {})
         self._taken.pop(meta.get("uid", ""), None)
 
-    async def _foreign(self, run: CompressionRun, known: set[str]) -> list[ObservedJob]:
-        """Jobs of others under names that this run needs, while they exist."""
-        names = self._taken.get(run.metadata.uid, set()) - known
-        found: list[ObservedJob] = []
+    def _note(self, body: Body) -> None:
+        """Take note of a job that the watch will go on telling of; another one is asked for when it is looked at."""
+        name, value = MANAGED_BY
+        if mapping(body, "metadata", "labels").get(name) == value:
+            self._jobs.put(body)
+
+    async def _unseen(self, run: CompressionRun, names: set[str]) -> dict[str, Body]:
+        """Jobs that are there and that no watch tells of, by name: others' jobs under names that this run needs, its
+        own without our label, and those that the watch has not told of yet.
+        """
+        found: dict[str, Body] = {}
         for name in sorted(names):
             try:
                 body = await self._kube.get(PYTORCHJOBS, run.metadata.namespace, name)
             except ApiError as error:
                 if error.code != 404:
                     raise
-                self._taken[run.metadata.uid].discard(name)
+                self._taken.get(run.metadata.uid, set[str]()).discard(name)
                 continue
-            found.append(observe_job(body, (), run_uid=run.metadata.uid, now=self._now()))
+            self._note(body)
+            found[name] = self._jobs.keep(body)
         return found
