@@ -61,11 +61,15 @@ class Bench:
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Run `compression run` in a process of its own."""
-        command = [sys.executable, __file__, self.behaviour, "run", self.file, "--workdir", self.workdir, *arguments]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(
-            [str(a) for a in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         )
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """What runs `compression run` in a process of its own."""
+        command = [sys.executable, __file__, self.behaviour, "run", self.file, "--workdir", self.workdir, *arguments]
+        return [str(a) for a in command]
 
     def starts(self) -> list[str]:
         """`step attempt` of every job that was started, in order."""

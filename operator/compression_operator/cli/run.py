@@ -25,6 +25,7 @@ from compression_pipeline.config import Phase
 
 from . import summary
 from .common import Code, complain, console, default_workdir, load_local, now, source_root, sources_digest
+from .output import unheard
 from .report import build_report
 from .session import INTERRUPTED, Session
 from .view import Cached, LiveView, PlainView, Resumed, View
@@ -34,7 +35,15 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the manifest to its end; see Code for what is returned. Raises InvalidManifest and WorkdirError."""
+    """Run the manifest to its end, whoever still listens; see Code for what is returned.
+
+    Raises InvalidManifest and WorkdirError.
+    """
+    with unheard():
+        return _submit(arguments)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
     file: Path = arguments.file
     manifest = load_local(file, arguments.set)
     root = source_root(file)

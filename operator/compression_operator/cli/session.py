@@ -5,6 +5,7 @@ import contextlib
 import signal
 from collections.abc import Callable
 from datetime import datetime
+from typing import cast
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
@@ -78,13 +79,17 @@ class Session:
             loop.add_signal_handler(number, self._interrupt)
         work = asyncio.create_task(self._controller.run(), name="controller")
         tick = asyncio.create_task(self._tick(), name="tick")
+        rest = asyncio.create_task(self._rest.wait(), name="rest")
         try:
-            await self._rest.wait()
+            await asyncio.wait((rest, work), return_when=asyncio.FIRST_COMPLETED)
+            if work.done() and self._fault is None:
+                self._fault = _cause(work)  # nobody would ever say that the run is at rest
             await self._wind_up()
         finally:
             tick.cancel()
+            rest.cancel()
             self._controller.stop()
-            await asyncio.gather(work, tick, return_exceptions=True)
+            await asyncio.gather(work, tick, rest, return_exceptions=True)
             for number in signals:
                 loop.remove_signal_handler(number)
         if self._interrupted:
@@ -118,8 +123,8 @@ class Session:
         if not self._interrupted:
             self._interrupted = True
             self._runs.suspended = True
-            self._view.say("stopping: running steps write a checkpoint; once more to stop at once")
             self._look()
+            self._view.say("stopping: running steps write a checkpoint; once more to stop at once")
         else:
             self._hard = True
             self._backend.kill()
@@ -144,3 +149,11 @@ class Session:
         if consecutive >= FATAL_ERRORS:
             self._fault = error
             self._rest.set()
+
+
+def _cause(work: asyncio.Task[None]) -> Exception:
+    """What ended the controller, which ends by itself only where it meets what it cannot handle."""
+    error = work.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error if isinstance(error, Exception) else RuntimeError("the controller has ended")
