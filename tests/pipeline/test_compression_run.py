@@ -1,6 +1,7 @@
 """`compression run` over the real phases: killed in mid-distillation, run again, and again."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from holding import Hold
 from pages import Page
 from tiny import texts, write_checkpoint
 
@@ -74,12 +76,19 @@ def test_killed_in_the_middle_it_goes_on_from_its_checkpoint_and_then_has_nothin
     write_checkpoint(tmp_path / "teacher")
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()[:40]))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(MANIFEST))
-    with subprocess.Popen(command(tmp_path, "run"), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as first:
+    hold = Hold(tmp_path / "hold", 6)
+    with subprocess.Popen(
+        command(tmp_path, "run"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        env=os.environ | hold.environment,
+    ) as first:
         while max(steps(events(tmp_path, 1)), default=0) < 6:
             assert first.poll() is None, (tmp_path / "work" / "run.yaml").read_text()
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 60
+    hold.release()
+    deadline = time.monotonic() + 240
     while processes_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_of(tmp_path) == []

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from engine_models import finetune_job
+from holding import Hold
 from safetensors.numpy import load_file
 from stores import DATA, TEACHER, context, make_store
 
@@ -45,13 +46,15 @@ def job_in(store: Store, attempt: int, **fields: Any) -> FinetuneJob:
 class Ranks:
     """The processes of one attempt, their output in files."""
 
-    def __init__(self, store: Store, folder: Path, attempt: int, count: int) -> None:
+    def __init__(self, store: Store, folder: Path, attempt: int, count: int, hold_at: int | None) -> None:
+        self.hold = Hold(folder / f"hold-{attempt}-{hold_at}", hold_at) if hold_at else None
+        held = self.hold.environment if self.hold else {}
         job = job_in(store, attempt, processes_per_node=count)
         self.logs = [folder / f"attempt-{attempt}-rank-{rank}.log" for rank in range(count)]
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
         self.processes: list[subprocess.Popen[bytes]] = []
         for rank, log in enumerate(self.logs):
-            environment = os.environ | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = os.environ | held | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             if rank:  # as on another node, which doesn't know what launch rank 0 belongs to
                 environment[LAUNCH_VARIABLE] = OTHER_LAUNCH
             with log.open("wb") as output:
@@ -65,10 +68,10 @@ class Ranks:
                 )
 
     def wait_for_step(self, step: int) -> None:
-        """Until rank 0 has told of `step`."""
+        """Until rank 0 has told of `step`, at which it is held."""
         while f'"step": {step},' not in self.logs[0].read_text():
             assert all(process.poll() is None for process in self.processes), self.output()
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def wait(self) -> list[int]:
         """Exit codes, once all have ended."""
@@ -83,7 +86,7 @@ class Ranks:
         return "\n".join(log.read_text() for log in self.logs)
 
 
-Start = Callable[[Store, int, int], Ranks]
+Start = Callable[..., Ranks]
 
 
 @pytest.fixture
@@ -91,8 +94,8 @@ def start(tmp_path: Path) -> Any:
     """Starts the ranks of an attempt: (store, attempt, count); whatever still runs at the end is killed."""
     started: list[Ranks] = []
 
-    def begin(store: Store, attempt: int, count: int) -> Ranks:
-        started.append(Ranks(store, tmp_path, attempt, count))
+    def begin(store: Store, attempt: int, count: int, *, hold_at: int | None = None) -> Ranks:
+        started.append(Ranks(store, tmp_path, attempt, count, hold_at))
         return started[-1]
 
     yield begin
@@ -119,7 +122,7 @@ def finish(store: Store, attempt: int, engine: Runtime) -> None:
 
 def test_a_killed_process_loses_nothing_that_was_saved(tmp_path: Path, start: Start, engine: Runtime) -> None:
     store, reference = make_store(tmp_path / "killed"), make_store(tmp_path / "undisturbed")
-    killed = start(store, 1, 1)
+    killed = start(store, 1, 1, hold_at=11)
     killed.wait_for_step(11)
     killed.processes[0].send_signal(signal.SIGKILL)
     assert killed.wait() == [-signal.SIGKILL]
@@ -137,7 +140,7 @@ def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(tmp_path: Path, st
     assert undisturbed.wait() == [0, 0], undisturbed.output()
     assert not list(reference.root.glob("work/*/*b*"))  # all is in rank 0's folder
 
-    killed = start(store, 1, 2)
+    killed = start(store, 1, 2, hold_at=11)
     killed.wait_for_step(11)
     killed.processes[0].send_signal(signal.SIGKILL)
     # A peer's death is a passing fault, noticed by itself.
@@ -145,10 +148,12 @@ def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(tmp_path: Path, st
     alone = Store(tmp_path / "alone")
     shutil.copytree(store.root, alone.root)
 
-    stopped = start(store, 2, 2)
+    stopped = start(store, 2, 2, hold_at=16)
     stopped.wait_for_step(16)
     # One rank is told; both stop after the same step.
     stopped.processes[1].send_signal(signal.SIGTERM)
+    assert stopped.hold
+    stopped.hold.release()
     assert stopped.wait() == [ExitClass.INTERRUPTED.code] * 2, stopped.output()
     lines = [line for log in stopped.logs for line in log.read_text().splitlines() if "SIGTERM" in line]
     assert len(lines) == 2
@@ -168,9 +173,10 @@ def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(tmp_path: Path, st
     assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in expected], rel=1e-3)
 
 
-def launcher(store: Store, run: str, log: Path) -> subprocess.Popen[bytes]:
+def launcher(store: Store, run: str, log: Path, hold: Hold | None = None) -> subprocess.Popen[bytes]:
     """The whole job, as a backend starts it."""
-    told = {CONFIG_VARIABLE: json.dumps(job_in(store, 1, run=run).to_json())}
+    held = hold.environment if hold else {}
+    told = held | {CONFIG_VARIABLE: json.dumps(job_in(store, 1, run=run).to_json())}
     command = [sys.executable, "-m", "compression_pipeline", "finetune"]
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -183,12 +189,13 @@ def test_a_paused_job_and_the_one_that_took_over_end_with_one_artifact(tmp_path:
     store, reference = make_store(tmp_path / "shared"), make_store(tmp_path / "undisturbed")
     finish(reference, 1, engine)
     logs = tmp_path / "paused.log", tmp_path / "taker.log"
-    paused = launcher(store, "one", logs[0])
+    hold = Hold(tmp_path / "hold", 11)
+    paused = launcher(store, "one", logs[0], hold)
     taker: subprocess.Popen[bytes] | None = None
     try:
         while '"step": 11,' not in logs[0].read_text():
             assert paused.poll() is None, logs[0].read_text()
-            time.sleep(0.005)
+            time.sleep(0.02)
         processes = [paused.pid, *children_of(paused.pid)]
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)
@@ -197,6 +204,7 @@ def test_a_paused_job_and_the_one_that_took_over_end_with_one_artifact(tmp_path:
         taker = launcher(store, "two", logs[1])
         assert taker.wait(240) == 0, logs[1].read_text()
         assert "goes on from step 7 (" in logs[1].read_text()
+        hold.release()
         for pid in processes:
             os.kill(pid, signal.SIGCONT)
         assert paused.wait(240) == 0, logs[0].read_text()
