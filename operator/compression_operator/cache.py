@@ -82,6 +82,17 @@ class Cache:
             self._groups[group].add(key)
         return changed
 
+    def go_back(self, body: Body) -> None:
+        """Take note of an object as it is, though it was known newer, or gone: the API server's state is an older one
+        again, e.g. after etcd was restored from a backup.
+        """
+        key = key_of(body)
+        known = self._objects.pop(key, None)
+        if known is not None:
+            self._ungroup(key, known)
+        self._deleted.pop(str(body["metadata"].get("uid")), None)
+        self.put(body)
+
     def remove(self, body: Body) -> bool:
         """Take note that an object is gone as of its resourceVersion; False where it was not known, or another one has
         its name now, or it has come back since.

@@ -1,5 +1,6 @@
 """CompressionRuns on a cluster, as the controller wants them: read from the cache, status written with a guard."""
 
+import logging
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -8,10 +9,12 @@ from pydantic import ValidationError
 
 from .api.run import CompressionRun, ObjectMeta
 from .api.status import CompressionRunStatus
-from .cache import Body, Cache, Key
+from .cache import Body, Cache, Key, version_of
 from .controller import Conflict
 from .kube import RUNS, ApiError, Kube
 from .troubles import UNREADABLE, Trouble, told
+
+logger = logging.getLogger(__name__)
 
 
 class UnreadableRun(Exception):
@@ -108,13 +111,23 @@ class ClusterRuns:
         return written
 
     async def _read_again(self, key: Key) -> None:
-        """The cache is behind: ask for the newest state."""
+        """The cache is behind: ask for the newest state. Or ahead: a read is of a state no older than its request, so
+        one that is older than what was known by then says that the API server's state has gone back.
+        """
+        known = self._cache.get(*key)
         try:
-            self._cache.put(await self._kube.get(RUNS, *key))
+            found = await self._kube.get(RUNS, *key)
         except ApiError as error:
             # A 409 also says that the run was deleted and made anew under its name; a later event tells.
             if error.code != 404:
                 raise
+            return
+        if known is not None and version_of(found) < version_of(known) and self._cache.get(*key) is known:
+            was, now = version_of(known), version_of(found)
+            logger.warning("run %s/%s is older than it was: version %d, not %d. Was etcd restored?", *key, now, was)
+            self._cache.go_back(found)
+        else:
+            self._cache.put(found)
 
     def _read(self, key: Key, body: Body) -> CompressionRun:
         known = self._parsed.get(key)

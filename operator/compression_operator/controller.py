@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 Reconcile = Callable[[CompressionRun, Sequence[ObservedJob], datetime, Mapping[str, Exception]], Decision]
 """Run, observed jobs, now, and by name the jobs that could not be made: the decision takes them for not there."""
 
+CONFLICTS = 2
+"""Conflicts in a row after which a key is looked at again at once; from the next one on, after pauses."""
+
 
 class Conflict(Exception):
     """The run, or what was observed of it, changed since it was read; look again."""
@@ -109,6 +112,7 @@ class Controller:
         self._backoff = backoff or Backoff()
         self._queue = WorkQueue()
         self._errors: dict[str, int] = {}
+        self._conflicts: dict[str, int] = {}
         self._timed = timed
         self._patience = patience
         self._passing = passing
@@ -165,13 +169,13 @@ class Controller:
     async def _pass(self, key: str) -> None:
         try:
             look = await self._look(key)
-        except Conflict:
-            # Nothing is wrong: somebody else wrote first. What was done is found again by observing.
-            self._queue.add(key)
+        except Conflict as conflict:
+            self._again(key, conflict)
             return
         except Exception as error:
             # A worker must outlive any one run's trouble.
             look = _Look(trouble=error)
+        self._conflicts.pop(key, None)
         if look.again is not None:
             self._queue.add_after(key, look.again)
         if look.trouble is None:
@@ -180,6 +184,18 @@ class Controller:
         count = self._errors[key] = self._errors.get(key, 0) + 1
         self._queue.add_after(key, max(self._backoff.seconds(count), self._patience(look.trouble)))
         self._listener.failed(key, look.trouble, count, told=look.told)
+
+    def _again(self, key: str, conflict: Conflict) -> None:
+        """Nothing is wrong: somebody else wrote first. What was done is found again by observing; at once, unless it
+        goes on like this.
+        """
+        count = self._conflicts[key] = self._conflicts.get(key, 0) + 1
+        if count <= CONFLICTS:
+            self._queue.add(key)
+            return
+        seconds = self._backoff.seconds(count - CONFLICTS)
+        logger.warning("%d conflicts in a row, looking again in %g s: %s", count, seconds, conflict, extra={"run": key})
+        self._queue.add_after(key, seconds)
 
     async def _look(self, key: str) -> _Look:
         """One pass over one run. What cannot be made or deleted holds up nothing else."""

@@ -36,6 +36,18 @@ def test_what_is_gone_stays_gone_until_another_has_its_name() -> None:
     assert held.has_gone("one") and not held.has_gone("two")
 
 
+def test_a_state_that_went_back_is_taken_for_what_it_is() -> None:
+    held = cache()
+    held.put(body("a", 5, run="x"))
+    held.put(body("b", 5))
+    held.remove(body("b", 6))
+    for name in "ab":
+        held.go_back(body(name, 3, run="y"))
+        assert held.get("ns", name) == body(name, 3, run="y") and not held.has_gone(f"uid-{name}")
+    assert held.members("x") == [] and len(held.members("y")) == 2
+    assert held.put(body("a", 4)) and not held.put(body("a", 3))
+
+
 def test_what_left_the_watch_for_its_labels_comes_back_with_them() -> None:
     held = cache()
     held.put(body("a", 5))
@@ -44,6 +56,15 @@ def test_what_left_the_watch_for_its_labels_comes_back_with_them() -> None:
     assert held.put(body("a", 7)) and not held.has_gone("uid-a")
     assert not held.remove(body("a", 6)) and held.get("ns", "a") is not None, "a goodbye that comes late"
     assert held.replace_all([], 8)[1] and not held.put(body("a", 8)) and held.put(body("a", 9)), "by a list likewise"
+
+
+def test_a_namespace_that_is_forgotten_can_be_told_of_again() -> None:
+    held = cache()
+    held.put(body("a", 5, "one", run="x"))
+    held.put(body("b", 5, "two", run="x", namespace="other"))
+    assert [b["metadata"]["name"] for b in held.forget("ns")] == ["a"] and held.forget("ns") == []
+    assert len(held) == 1 and [b["metadata"]["name"] for b in held.members("x")] == ["b"]
+    assert not held.has_gone("one") and held.put(body("a", 5, "one", run="x"))
 
 
 def test_what_was_deleted_is_not_remembered_for_ever() -> None:

@@ -5,11 +5,13 @@ import gc
 from typing import Any
 
 import kopf
-from http_server import served
+import pytest
+from http_server import Answer, served
 from local_jobs import a_run
 
 from compression_operator.cache import Cache
 from compression_operator.clusterruns import ClusterRuns
+from compression_operator.controller import Conflict
 from compression_operator.kube import Kube
 
 
@@ -36,4 +38,36 @@ def test_of_the_answer_to_a_write_nothing_is_kept_that_is_not_read() -> None:
 
     with served() as (server, url):
         server.answer = lambda *_: (200, answer, {})
+        asyncio.run(scenario(url))
+
+
+def test_a_state_that_went_back_is_read_again_and_then_written() -> None:
+    """E.g. etcd was restored from a backup: each write met with a conflict, for ever."""
+    body: dict[str, Any] = a_run().to_json()
+    body["metadata"] |= {"uid": "u", "resourceVersion": "1000", "generation": 1}
+    stored = body | {"metadata": body["metadata"] | {"resourceVersion": "500"}}
+    key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+
+    async def scenario(url: str) -> None:
+        kube, cache = Kube(lambda: kopf.ConnectionInfo(server=url)), Cache(lambda _: None)
+        runs = ClusterRuns(kube, cache, image="an-image")
+        cache.put(body)
+        run = await runs.get(key)
+        assert run is not None
+        with pytest.raises(Conflict):
+            await runs.write_status(run, run.status)
+        again = await runs.get(key)
+        assert again is not None and again.metadata.resource_version == "500"
+        await runs.write_status(again, again.status)
+        await kube.close()
+
+    with served() as (server, url):
+
+        def answer(method: str, path: str) -> Answer:
+            sent = server.asked[-1][2]
+            if method == "PUT" and sent["metadata"]["resourceVersion"] != "500":
+                return 409, {"kind": "Status", "reason": "Conflict", "message": "the object has been modified"}, {}
+            return 200, stored, {}
+
+        server.answer = answer
         asyncio.run(scenario(url))

@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from local_jobs import a_job, a_run
-from virtual_time import run
+from virtual_time import monotonic, run
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus, RunPhase
@@ -274,6 +275,25 @@ def test_a_conflict_is_read_again_at_once_and_is_no_error() -> None:
     world.on_pass = lambda run: passed.append(run.metadata.name)
     work(world, lambda: bool(passed), reconcile=to_failed, resync_seconds=60)
     assert observed(world)["a"] == 3 and not world.errors and world.writes == 1
+
+
+def test_conflicts_without_end_are_looked_at_after_pauses_that_one_success_ends() -> None:
+    world, looks = World("a"), list[float]()
+    conflicts = iter([True] * 9 + [False] + [True] * 3)
+
+    async def somebody_else_writes(_: str) -> None:
+        looks.append(monotonic())
+        if next(conflicts, False):
+            world.version["default/a"] += 1
+
+    def goes_on(run: CompressionRun, seen: Sequence[ObservedJob], now: datetime, unmade: Unmade) -> Decision:
+        return Decision(run.status.model_copy(update={"image": f"localhost/image:{len(looks)}"}))
+
+    world.observing = somebody_else_writes
+    world.on_pass = lambda run: world.enqueue(f"default/{run.metadata.name}") if world.writes == 1 else None
+    work(world, lambda: world.writes == 2, reconcile=goes_on, resync_seconds=1000, seconds=100, backoff=Backoff(0.5, 9))
+    pauses = [round(later - earlier, 3) for earlier, later in pairwise(looks)]
+    assert pauses == [0, 0, 0.5, 1, 2, 4, 8, 9, 9, 0, 0, 0, 0.5] and not world.errors
 
 
 def test_the_trouble_of_one_run_does_not_hold_up_the_others() -> None:
