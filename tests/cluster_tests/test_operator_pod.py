@@ -42,7 +42,7 @@ def installed(namespace: Namespace, cluster: Cluster, pods: str, installable: No
         assert done.returncode == 0, done.stderr
 
     chart = str(REPOSITORY / "charts" / "compression-operator")
-    helm("install", RELEASE, chart, "--wait", "--timeout=180s", "--values=-")
+    helm("install", RELEASE, chart, "--wait", "--timeout=420s", "--values=-")
     yield namespace
     helm("uninstall", RELEASE)
 
@@ -61,14 +61,14 @@ def test_its_pod_killed_at_five_random_moments(installed: Namespace, api: Api, s
     installed.submit(behaviour={"*": {"steps": 20, "seconds": 0.6}})
     killed: list[str] = []
     for _ in range(5):
-        wait_for(lambda: leader(api, installed.name) not in ("", *killed), "another leader", seconds=90)
+        wait_for(lambda: leader(api, installed.name) not in ("", *killed), "another leader")
         time.sleep(rng.uniform(0.0, 4.0))
         assert installed.status().get("phase") not in FINAL, "the run was over before the last kill"
         killed.append(leader(api, installed.name))
         assert cut_power(state, killed[-1]) == 1
         # Its Deployment makes another one; this one would wait ever longer for its next start.
         api.delete(f"/api/v1/namespaces/{installed.name}/pods/{killed[-1]}", gracePeriodSeconds=0)
-    status = installed.wait_phase(*FINAL, seconds=240)
+    status = installed.wait_phase(*FINAL)
     assert status["phase"] == "Succeeded"
     assert len(set(killed)) == len(killed)
     assert Counter(installed.starts()) == Counter((step["name"], 1) for step in status["steps"])

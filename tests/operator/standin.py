@@ -106,8 +106,9 @@ class Job:
             if self.stopping.is_set():
                 return self.end("Interrupted", f"stopped at step {step - 1}")
             time.sleep(self.behaviour.get("seconds", 0.01))
-            reached.with_suffix(".new").write_text(str(step))
-            reached.with_suffix(".new").replace(reached)
+            draft = reached.with_suffix(f".{self.config['attempt']}")  # an attempt before may not have ended yet
+            draft.write_text(str(step))
+            draft.replace(reached)
             self.event("progress", step=step, totalSteps=total, loss=4.0 - step / total, tokensPerSecond=1000.0)
         return 0
 
