@@ -1,7 +1,7 @@
 """CompressionRuns on a cluster, as the controller wants them: read from the cache, status written with a guard."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -29,11 +29,21 @@ class UnreadableRun(Exception):
 class ClusterRuns:
     """Runs of the watched namespaces (see controller.Runs)."""
 
-    def __init__(self, kube: Kube, cache: Cache, *, image: str) -> None:
-        """`image`: of the jobs of runs that name none, when they are first looked at."""
+    def __init__(
+        self,
+        kube: Kube,
+        cache: Cache,
+        *,
+        image: str,
+        written: Callable[[CompressionRunStatus, CompressionRunStatus], None] = lambda before, after: None,
+    ) -> None:
+        """`image`: of the jobs of runs that name none, when they are first looked at. `written` is told of every status
+        that was replaced: what was stored before, and what is now.
+        """
         self._kube = kube
         self._cache = cache
         self._image = image
+        self._written = written
         # Without the JSON that they were read from: the answer to a write is twice what the cache keeps of it.
         self._parsed: dict[Key, CompressionRun] = {}
 
@@ -73,7 +83,10 @@ class ClusterRuns:
         if known is None:
             return run
         written = await self._write(key, known, status.to_json(), run.metadata.resource_version)
-        return self._read(key, written) if written else run
+        if written is None:
+            return run
+        self._written(run.status, status)
+        return self._read(key, written)
 
     async def tell(self, key: str, trouble: Trouble, now: datetime) -> bool:
         """Write into the run's conditions what keeps it from being looked after; whether that was news.

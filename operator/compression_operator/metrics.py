@@ -16,14 +16,11 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from .api.run import CompressionRun
-from .api.status import RunPhase, Step, StepState
+from .api.status import CompressionRunStatus, RunPhase, Step, StepState
 
 STEP_SECONDS = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800, 86400, 259200, 604800)
 RECONCILE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-
-REMEMBERED = 10_000
-"""Runs whose last seen state is kept to tell what is new."""
 
 
 class Metrics:
@@ -81,24 +78,19 @@ class Metrics:
             ["phase", "reason"],
             registry=registry,
         )
-        self._seen: dict[str, dict[str, Step]] = {}  # by UID of the run, then by step
 
     def request(self, verb: str, code: int, seconds: float) -> None:
         """A request to the API server has been answered. Called from threads."""
         self._requests.labels(verb, str(code)).inc()
         self._request_seconds.labels(verb).observe(seconds)
 
-    def passed(self, run: CompressionRun) -> None:
-        """A pass over `run` went through: count what its steps did since the last one."""
-        before = self._seen.pop(run.metadata.uid, None)
-        now = {step.name: step for step in run.status.steps}
-        self._seen[run.metadata.uid] = now
-        while len(self._seen) > REMEMBERED:
-            self._seen.pop(next(iter(self._seen)))
-        if before is None:  # after a restart: what is seen first has happened before
-            return
-        for name, step in now.items():
-            self._count(before.get(name), step)
+    def written(self, before: CompressionRunStatus, after: CompressionRunStatus) -> None:
+        """A run's status has been replaced: count what its steps did. So each of these is counted once, by the replica
+        that told of it, also where it had only just begun to lead.
+        """
+        steps = {step.name: step for step in before.steps}
+        for step in after.steps:
+            self._count(steps.get(step.name), step)
 
     def exposition(self) -> bytes:
         """Prometheus' text format."""

@@ -21,9 +21,10 @@ class Scraped:
         self.metrics = Metrics(lambda: self.runs, lambda: 3, lambda: leads, per_run=per_run)
 
     def look(self) -> None:
+        before = self.world.status
         self.world.look()
         self.runs = [self.world.run]
-        self.metrics.passed(self.world.run)
+        self.metrics.written(before, self.world.status)
 
     def value(self, name: str, **labels: Any) -> float | None:
         return self.metrics.registry.get_sample_value(name, {k: str(v) for k, v in labels.items()})
@@ -76,9 +77,22 @@ def test_durations_and_retries_are_counted_once() -> None:
 def test_what_happened_before_a_restart_is_not_counted_again() -> None:
     scraped = Scraped()
     scraped.world.drive()
-    scraped.runs = [scraped.world.run]
-    scraped.metrics.passed(scraped.world.run)
+    scraped.look()
     assert b"compression_step_duration_seconds_count{" not in scraped.metrics.exposition()
+
+
+def test_a_new_leader_counts_what_ended_during_the_takeover() -> None:
+    """The pass that tells of it is its first one over the run."""
+    scraped = Scraped()
+    scraped.look()
+    (name,) = scraped.world.jobs
+    scraped.world.start(name)
+    scraped.look()
+    scraped.world.succeed(name)
+    successor = scraped.metrics = Metrics(lambda: scraped.runs, lambda: 0, lambda: True, per_run=True)
+    scraped.look()
+    labels = {"phase": "prepare", "outcome": "Succeeded"}
+    assert successor.registry.get_sample_value("compression_step_duration_seconds_count", labels) == 1
 
 
 def running_at(step: int, total: int) -> CompressionRun:
