@@ -150,7 +150,7 @@ def test_a_page_in_place_of_an_answer_is_no_answer(page: str) -> None:
 def test_an_api_server_that_does_not_answer_is_given_up() -> None:
     with served() as (server, url):
         hold = threading.Event()
-        server.answer = lambda *_: (hold.wait(10), (200, {}, {}))[1]
+        server.answer = lambda *_: (hold.wait(300), (200, {}, {}))[1]
         error = refused(url, lambda kube: kube.get(RUNS, "ns", "x"), timeout_seconds=0.2)
         hold.set()
     assert error.code == 0 and error.passing
@@ -166,14 +166,14 @@ def test_a_lease_is_renewed_whatever_else_hangs(monkeypatch: pytest.MonkeyPatch)
         while len(server.asked) < 8:
             await asyncio.sleep(0.01)
         try:
-            assert await asyncio.wait_for(kube.replace(LEASES, "ns", "x", {}), 5) == {}
+            assert await asyncio.wait_for(kube.replace(LEASES, "ns", "x", {}), 120) == {}
         finally:
             for task in hanging:
                 task.cancel()
             await kube.close()
 
     with served() as (server, url):
-        server.answer = lambda _, path: (200, {}, {}) if "leases" in path or hold.wait(30) else (500, {}, {})
+        server.answer = lambda _, path: (200, {}, {}) if "leases" in path or hold.wait(300) else (500, {}, {})
         asyncio.run(scenario(url))
         # A log is soon given up: it will be looked at again.
         monkeypatch.setattr("compression_operator.kube.LOG_TIMEOUT", aiohttp.ClientTimeout(total=0.1))

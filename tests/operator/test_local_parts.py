@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_jobs import a_job, a_run
 
-from compression_operator.backends import machine, space
+from compression_operator.backends import machine, processes, space
 from compression_operator.backends.logs import LineReader, ProgressReader, describe, duration, last_line, parse_event
 from compression_operator.backends.processes import ProcessId
 from compression_operator.sources import local_files, signature
@@ -185,6 +185,36 @@ def test_a_process_is_itself_and_nobody_else() -> None:
     assert own and own.alive and own == ProcessId.of(os.getpid())
     assert not ProcessId(own.pid, own.start + "0").alive
     assert ProcessId.of(2**22 + 1) is None
+
+
+def test_a_process_is_found_by_its_environment_also_while_it_gets_a_new_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment is empty for that moment, and a kernel's thread has none ever."""
+    boot = tmp_path / "sys" / "kernel" / "random" / "boot_id"
+    boot.parent.mkdir(parents=True)
+    boot.write_text("boot")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "stat").touch()
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    for pid, flags in ((7, "0"), (8, str(processes.KERNEL_THREAD))):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "environ").touch()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a b) {' '.join([*fields[:6], flags, *fields[7:48], '0'])}")
+
+    def arrives(_: float) -> None:
+        (tmp_path / "7" / "environ").write_bytes(b"A=1\0MARK=x\0")
+
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    monkeypatch.setattr(processes.time, "sleep", arrives)
+    assert [process.pid for process in processes.marked("MARK=x")] == [7]
+
+
+def test_a_process_of_this_machine_is_found_by_its_environment() -> None:
+    with subprocess.Popen(["sleep", "600"], env={"MARK": "of-this-test"}) as child:
+        assert [process.pid for process in processes.marked("MARK=of-this-test")] == [child.pid]
+        child.kill()
+    assert processes.marked("MARK=of-this-test") == []
 
 
 def test_the_space_that_a_step_takes(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def last_words(kubeconfig: Path, *arguments: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "compression_operator", "--image", "x", "--log-format", "json", *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "KUBERNETES_SERVICE_HOST"}
     ended = subprocess.run(
-        command, env=environment | {"KUBECONFIG": str(kubeconfig)}, capture_output=True, text=True, timeout=120
+        command, env=environment | {"KUBECONFIG": str(kubeconfig)}, capture_output=True, text=True, timeout=540
     )
     assert ended.returncode == 1 and not ended.stdout
     return [json.loads(line) for line in ended.stderr.splitlines()]

@@ -53,7 +53,7 @@ class Launched:
     output: str = ""
     errors: str = ""
 
-    def wait(self, timeout: float = 240) -> int:
+    def wait(self, timeout: float = 480) -> int:
         self.output, self.errors = self.process.communicate(timeout=timeout)
         return self.process.returncode
 
@@ -123,7 +123,7 @@ class Launch:
                     stream.close()
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = 240) -> None:
+def until(holds: Callable[[], bool], what: str, seconds: float = 480) -> None:
     """Wait for something that must come."""
     end = time.monotonic() + seconds
     while not holds():

@@ -176,7 +176,7 @@ def test_ranks_stop_before_the_same_batch_though_one_has_fewer(text: Path) -> No
     ranks = [python(code, RANK=str(rank), **meeting) for rank in range(2)]
     said = "was told to stop (SIGTERM) while it measured the validation loss True"
     for rank, batches in zip(ranks, ("0 [0, 2]", "1 [1, 3]"), strict=True):
-        output, errors = rank.communicate(timeout=240)
+        output, errors = rank.communicate(timeout=540)
         assert output.strip() == f"{batches} {said}", errors
 
 

@@ -75,7 +75,7 @@ class Ranks:
 
     def wait(self) -> list[int]:
         """Exit codes, once all have ended."""
-        return [process.wait(timeout=180) for process in self.processes]
+        return [process.wait(timeout=540) for process in self.processes]
 
     def first_step(self) -> int:
         """The first step that was told of."""
@@ -202,12 +202,12 @@ def test_a_paused_job_and_the_one_that_took_over_end_with_one_artifact(tmp_path:
         [heartbeat] = store.root.glob("work/*/heartbeat")
         os.utime(heartbeat, (1, 1))
         taker = launcher(store, "two", logs[1])
-        assert taker.wait(240) == 0, logs[1].read_text()
+        assert taker.wait(540) == 0, logs[1].read_text()
         assert "goes on from step 7 (" in logs[1].read_text()
         hold.release()
         for pid in processes:
             os.kill(pid, signal.SIGCONT)
-        assert paused.wait(240) == 0, logs[0].read_text()
+        assert paused.wait(540) == 0, logs[0].read_text()
     finally:
         for process in (paused, taker):
             if process is not None and process.poll() is None:

@@ -4,11 +4,18 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+
+EXEC_LOOKS, EXEC_SECONDS = 100, 2.0
+"""How often, and for how long at most, a process is looked at that the kernel puts a new program in."""
+
+KERNEL_THREAD = 0x0020_0000
+"""PF_KTHREAD of the kernel's sched.h: such a process never has an environment."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ def marked(mark: str) -> list[ProcessId]:
     found: list[ProcessId] = []
     for pid in _pids():
         with contextlib.suppress(OSError):
-            if wanted in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
+            if wanted in _environment(pid).split(b"\0"):
                 process = ProcessId.of(pid)
                 if process is not None:
                     found.append(process)
@@ -68,6 +75,24 @@ def _send(process: ProcessId, number: signal.Signals) -> None:
     if process.alive:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process.pid, number)
+
+
+def _environment(pid: int) -> bytes:
+    """As /proc tells it. That of a process in the midst of `exec` reads as empty, which is waited out: a job's child
+    would be overlooked, and outlive it. Raises OSError.
+    """
+    for _ in range(EXEC_LOOKS):
+        found = (PROC / str(pid) / "environ").read_bytes()
+        if found or not _in_exec(pid):
+            return found
+        time.sleep(EXEC_SECONDS / EXEC_LOOKS)
+    return b""
+
+
+def _in_exec(pid: int) -> bool:
+    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    state, flags, environment_end = fields[0], int(fields[6]), fields[48]
+    return state not in "ZX" and not flags & KERNEL_THREAD and environment_end == "0"
 
 
 def _pids() -> Iterator[int]:
