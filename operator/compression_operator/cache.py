@@ -99,6 +99,14 @@ class Cache:
         """
         return self._remove(body, version_of(body))
 
+    def forget(self, namespace: str) -> list[Body]:
+        """Know nothing of a namespace any more, until something is told of it again. Returns what was known."""
+        found = [(key, body) for key, body in self._objects.items() if key[0] == namespace]
+        for key, body in found:
+            self._ungroup(key, body)
+            del self._objects[key]
+        return [body for _, body in found]
+
     def has_gone(self, uid: str) -> bool:
         """Whether an object is known to have gone, and not to have come back."""
         return uid in self._deleted
