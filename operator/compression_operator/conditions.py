@@ -71,16 +71,20 @@ def _verdicts(steps: Sequence[Step], phase: RunPhase, situation: Situation) -> d
     """By type of condition: whether it holds, the reason, the message."""
     failed = [step for step in steps if step.state is StepState.FAILED]
     going_on = [step for step in steps if not step.state.final]
+    stuck = [step for step in going_on if step.waiting_reason]
     shaky = [step for step in going_on if step.failures or step.in_vain]
     why, what = _story(steps, phase, failed, situation)
     under_way = phase not in (*FINISHED, RunPhase.SUSPENDED)
     suspended = phase is RunPhase.SUSPENDED
-    troubles = failed or shaky
-    degraded = _reason(failed, situation) if failed else _why_shaky(shaky) if shaky else "AsExpected"
+    troubles = [f"{step.name}: {step.message}" for step in (*failed, *stuck)]
+    troubles += [] if failed else [_trouble(step) for step in shaky]
+    degraded = "AsExpected"
+    if troubles:
+        degraded = _reason(failed, situation) if failed else _why_stuck(stuck) or _why_shaky(shaky)
     return {
         "Ready": (phase is RunPhase.SUCCEEDED, why, what),
         "Progressing": (under_way, why, what),
-        "Degraded": (bool(troubles), degraded, _listed([_trouble(step) for step in troubles])),
+        "Degraded": (bool(troubles), degraded, _listed(troubles)),
         "Suspended": (suspended, why, what) if suspended else (False, "NotSuspended", ""),
         "Reconciling": (under_way, why, what),
         "Stalled": (phase is RunPhase.FAILED, why, what),
@@ -103,14 +107,20 @@ def _story(steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], situa
             stopping = f"{jobs} job{'s write' if jobs > 1 else ' writes'} a checkpoint and will end" if jobs else ""
             return phase.value, f"{tally}; {stopping or 'set spec.suspend to false to go on'}"
         case _:
-            active = [step.name + (f" ({step.message})" if step.message else "") for step in steps if step.state.active]
+            active = [step for step in steps if step.state.active]
+            under_way = [step.name + (f" ({step.message})" if step.message else "") for step in active]
             waiting = [f"{step.name} {step.message}" for step in steps if step.state is StepState.PENDING]
-            going = f"under way: {_listed(active)}" if active else _listed(waiting[:1])
-            return phase.value, f"{tally}; {going}"
+            going = f"under way: {_listed(under_way)}" if active else _listed(waiting[:1])
+            why = _why_stuck(active) if all(step.waiting_reason for step in active) else ""
+            return why or phase.value, f"{tally}; {going}"
 
 
 def _reason(failed: Sequence[Step], situation: Situation) -> str:
     return "InvalidStudent" if situation.faults else f"{failed[0].phase.value.capitalize()}Failed"
+
+
+def _why_stuck(steps: Sequence[Step]) -> str:
+    return next((step.waiting_reason for step in steps if step.waiting_reason), "")
 
 
 def _why_shaky(steps: Sequence[Step]) -> str:
@@ -118,7 +128,7 @@ def _why_shaky(steps: Sequence[Step]) -> str:
 
 
 def _trouble(step: Step) -> str:
-    if step.state is StepState.FAILED or step.last_failure is None:
+    if step.last_failure is None:
         return f"{step.name}: {step.message}"
     if step.in_vain:
         many = f"{step.interruptions} attempts in a row were interrupted before they came further"

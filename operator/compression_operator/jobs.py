@@ -35,6 +35,27 @@ class Job:
     settings: PhaseSettings
 
 
+class WaitReason(StrEnum):
+    """What keeps a job's pods from running: the reason of conditions and Events."""
+
+    UNSCHEDULABLE = "Unschedulable"
+    NODE_UNREACHABLE = "NodeUnreachable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    CONTAINER_START_FAILED = "ContainerStartFailed"
+    PODS_NOT_CREATED = "PodsNotCreated"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a job waits for that somebody should know of; it may yet come by itself."""
+
+    reason: WaitReason
+    message: str
+    told_from: datetime  # until then it is worth no word
+    counts_from: datetime | None  # until then it is everyday life, from then on trouble; None: it never is
+
+
 @dataclass(frozen=True)
 class ObservedJob:
     """A job as a backend found it."""
@@ -56,6 +77,7 @@ class ObservedJob:
     exit_code: int | None = None
     interrupted: bool = False  # evicted, preempted, lost node, vanished pod, failed init container
     message: str = ""  # why it waits, or why it failed where no termination message tells
+    waiting: Wait | None = None  # what keeps its pods from running
     pod: str | None = None
     node: str | None = None
     progress: Progress | None = None

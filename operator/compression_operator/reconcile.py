@@ -17,7 +17,7 @@ from compression_pipeline.config import Phase, student_faults
 from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from .api.status import CompressionRunStatus, Step, StepState
 from .conditions import FINISHED, Situation, summarized
-from .jobs import Decision, DeleteJob, JobState, ObservedJob
+from .jobs import Decision, DeleteJob, JobState, ObservedJob, Wait
 from .notices import notices
 from .plan import Plan, PlannedStep, plan, step_name
 from .results import figures_that_stand, record
@@ -167,7 +167,17 @@ class _Pass:
             key = getattr(followed.result, "key", planned.fingerprint)
             step = step.model_copy(update={"artifact": f"{planned.phase}-{key}"})
             self._status = record(self._status, step, followed.result)
-        self._steps[planned.name] = step
+        self._steps[planned.name] = step.model_copy(update={"waiting_reason": self._why_stuck(step)})
+
+    def _why_stuck(self, step: Step) -> str | None:
+        """What keeps the step's job from running, once that is more than everyday life."""
+        wait = self._wait(step)
+        counts = wait is not None and wait.counts_from is not None and wait.counts_from <= self._now
+        return wait.reason.value if wait is not None and counts else None
+
+    def _wait(self, step: Step) -> Wait | None:
+        job = self._jobs.get(step.job_name or "")
+        return job.waiting if job is not None and step.state.active else None
 
     def _student_faults(self) -> dict[str, str]:
         teacher = self._status.teacher
@@ -214,6 +224,9 @@ class _Pass:
             job = self._jobs.get(step.job_name or "")
             if job is not None and step.state is StepState.RUNNING:
                 yield from (when for when, _ in deadlines(job, settings[step.name]))
+            wait = self._wait(step)
+            if wait is not None:
+                yield from (time for time in (wait.told_from, wait.counts_from) if time and time > self._now)
 
 
 def _merged(observed: Iterable[ObservedJob]) -> dict[str, ObservedJob]:

@@ -145,7 +145,14 @@ HEALTHS: dict[str, tuple[Body, str, str]] = {
             WAITS,
         ),
         "Progressing",
-        "under way: distill-width (distill-width: attempt 1 failed: NCCL timeout)",
+        "under way: distill-width (Retrying: distill-width: attempt 1 failed: NCCL timeout)",
+    ),
+    "waiting for GPUs": (
+        summary(
+            step(Phase.PREPARE, StepState.STARTING, message="pod p cannot be scheduled", waiting_reason="Unschedulable")
+        ),
+        "Progressing",
+        "Preparing: 0 of 1 steps are done; under way: prepare (pod p cannot be scheduled) (Unschedulable: prepare:",
     ),
     "one student lost, the other under way": (
         summary(
@@ -155,7 +162,7 @@ HEALTHS: dict[str, tuple[Body, str, str]] = {
             step(Phase.DISTILL, StepState.RUNNING, "depth"),
         ),
         "Progressing",
-        "(distill-width: loss is not a number)",
+        "(DistillFailed: distill-width: loss is not a number)",
     ),
     "succeeded": (
         summary(PREPARED, PRUNED, step(Phase.EXPORT, StepState.SUCCEEDED, "width")),

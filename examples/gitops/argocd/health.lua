@@ -1,5 +1,6 @@
 -- The health of a CompressionRun for Argo CD, from its conditions.
 -- Retries are the operator's business: a run that goes on is Progressing, and its message says what went wrong so far.
+-- So is one whose pods find no place, or whose image cannot be pulled: that may heal by itself, and Degraded says it.
 local status = obj.status
 if status == nil or status.conditions == nil then
   return { status = "Progressing", message = "Waiting for the operator to look at the run" }
@@ -38,6 +39,6 @@ if conditions.Progressing ~= nil then
   message = message .. ": " .. conditions.Progressing.message
 end
 if conditions.Degraded ~= nil then
-  message = message .. " (" .. conditions.Degraded.message .. ")"
+  message = message .. " (" .. conditions.Degraded.reason .. ": " .. conditions.Degraded.message .. ")"
 end
 return { status = "Progressing", message = message }

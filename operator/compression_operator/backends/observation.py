@@ -8,15 +8,15 @@ pods' is waited for.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
 from compression_operator.api.run import GROUP
-from compression_operator.jobs import JobState, ObservedJob
+from compression_operator.jobs import JobState, ObservedJob, Wait, WaitReason
 from compression_pipeline.config import ExitClass
 
-from .podview import EMPTY, Json, PodView, mapping, mappings, view, when
+from .podview import EMPTY, Json, PodView, mapping, mappings, view, wait, when
 
 JOB_NAME = "training.kubeflow.org/job-name"
 """Label that the training operator puts on pods."""
@@ -34,6 +34,8 @@ META = (
     "resourceVersion",
     "uid",
 )
+
+ENDLESS = datetime.max.replace(tzinfo=UTC)
 
 CATCH_UP = timedelta(seconds=30)
 """Time for which a job's word is taken to be ahead of what is known of its pods."""
@@ -138,6 +140,7 @@ def observe_job(
         exit_code=witness.exit_code if witness and over else None,
         interrupted=failed and bool(interruption),
         message=_message(job, state, interruption, witness, now),
+        waiting=None if over else job.waiting,
         pod=shown.name if shown else None,
         node=shown.node if shown else None,
     )
@@ -234,6 +237,28 @@ class _Job:
         failed = self.failures or sorted((pod for pod in ended if pod.exit_code), key=lambda pod: str(pod.ended))
         return next(iter(failed), None) or next((pod for pod in ended if pod.master), None)
 
+    @property
+    def queued(self) -> bool:
+        """Whether its queue has it wait."""
+        return self.suspended or (self.holds("Suspended") and not self.pods)
+
+    @property
+    def waiting(self) -> Wait | None:
+        """What keeps it from running; of several things the one that counts first."""
+        if self.queued or self.deleting:
+            return None
+        found = [pod.waiting for pod in self.pods if pod.waiting]
+        if not found and self.created is not None and len(self.pods) < max(self.nodes, 1):
+            # A queue that has let it go on has had it wait until now.
+            since = max(filter(None, (self.created, self.since("Suspended"))))
+            return wait(WaitReason.PODS_NOT_CREATED, self._unmade(), since, told_after=CATCH_UP)
+        return min(found, key=lambda one: (one.counts_from or ENDLESS, one.told_from, one.message), default=None)
+
+    def _unmade(self) -> str:
+        if not self.pods:
+            return "no pods have been made for it: does the training operator run, and may it make pods here?"
+        return f"only {len(self.pods)} of its {self.nodes} pods have been made: is there a quota in this namespace?"
+
     def _removed(self, pod: PodView, failures: Sequence[PodView]) -> bool:
         """Whether the pod was deleted by somebody else than the training operator, which cleans up after a failure."""
         if pod.deleted is None or self.deleting or self.suspended:
@@ -281,15 +306,9 @@ def _message(job: _Job, state: JobState, interruption: str, witness: PodView | N
         return str(job.conditions.get("Failed", EMPTY).get("message", ""))
     if state is JobState.SUCCEEDED:
         return ""
-    if job.suspended or (job.holds("Suspended") and not job.pods):
+    if job.queued:
         return "suspended: waits to be admitted to its queue"
-    waiting = next((pod.waiting for pod in job.pods if pod.waiting), "")
-    late = job.created is not None and now - job.created > CATCH_UP and not job.deleting
-    if not waiting and late and not job.pods:
-        return "no pods have been made for it: does the training operator run, and may it make pods here?"
-    if not waiting and late and len(job.pods) < job.nodes:
-        return f"only {len(job.pods)} of its {job.nodes} pods have been made: is there a quota in this namespace?"
-    return waiting
+    return job.waiting.message if job.waiting and job.waiting.told_from <= now else ""
 
 
 def _ended(job: _Job, status: Json, witness: PodView | None) -> datetime | None:

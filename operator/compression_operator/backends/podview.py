@@ -1,13 +1,14 @@
 """What one pod tells of a job, read from its JSON. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, cast
 
 from pydantic import ValidationError
 
+from compression_operator.jobs import Wait, WaitReason
 from compression_pipeline.config import ExitClass, Termination
 
 from .pytorchjob import CONTAINER
@@ -19,8 +20,15 @@ REPLICA_TYPE = "training.kubeflow.org/replica-type"
 """Label that the training operator puts on pods."""
 
 UNPULLED = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError", "InvalidImageName"})
-STUCK = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+STUCK = {
+    "CreateContainerConfigError": WaitReason.CONTAINER_CONFIG_ERROR,
+    "CreateContainerError": WaitReason.CONTAINER_START_FAILED,
+    "RunContainerError": WaitReason.CONTAINER_START_FAILED,
+}
 """Waiting reasons that a person has to look at."""
+
+PATIENCE = timedelta(seconds=60)
+"""Time after which a wait is trouble: a Secret that is made a moment after the run, a node that frees a GPU."""
 
 UNANSWERED = timedelta(seconds=60)
 """Time beyond its end after which a pod that never ran is not waited for: nobody is there to say that it is gone."""
@@ -44,7 +52,7 @@ class PodView:
     alive: bool  # whether a process of it may still run
     lost: bool  # its node was given up, so that nobody will ever tell how it ended
     disruption: str  # what the cluster did to it; empty where it was left alone
-    waiting: str  # what it waits for that somebody should know of
+    waiting: Wait | None  # what keeps it from running
 
     @property
     def exit_class(self) -> ExitClass | None:
@@ -80,7 +88,7 @@ def view(pod: Json, now: datetime) -> PodView:
         disruption=f"pod {name}: its node {mapping(pod, 'spec').get('nodeName')} is lost"
         if lost
         else _disruption(status, terminated, name),
-        waiting=_waiting(status, name),
+        waiting=_waiting(pod, name, now),
     )
 
 
@@ -160,22 +168,35 @@ def _tail(terminated: Json) -> str:
     return lines[-1][:500] if lines else ""
 
 
-def _waiting(status: Json, name: str) -> str:
+def _waiting(pod: Json, name: str, now: datetime) -> Wait | None:
     """Why the pod does not run, in the scheduler's or the kubelet's words."""
+    status = mapping(pod, "status")
     if _node_silent(status):
-        return f"pod {name}: its node does not answer"
+        since = when(_condition(status, "Ready").get("lastTransitionTime"))
+        return wait(WaitReason.NODE_UNREACHABLE, f"pod {name}: its node does not answer", since or now)
     scheduled = _condition(status, "PodScheduled")
+    known = when(scheduled.get("lastTransitionTime")) or when(mapping(pod, "metadata").get("creationTimestamp")) or now
     if scheduled.get("status") == "False":
-        return f"pod {name} cannot be scheduled: {scheduled.get('message') or scheduled.get('reason')}"
+        why = f"pod {name} cannot be scheduled: {scheduled.get('message') or scheduled.get('reason')}"
+        found = wait(WaitReason.UNSCHEDULABLE, why, known)
+        # Where a gate holds it back, somebody wants it to wait.
+        return replace(found, counts_from=None) if scheduled.get("reason") == "SchedulingGated" else found
     for container in (*mappings(status, "initContainerStatuses"), *mappings(status, "containerStatuses")):
         waiting = mapping(container, "state", "waiting")
         if waiting.get("reason") in UNPULLED:
             # The kubelet's words change back and forth between an error and the pause after it: ours do not.
             why = str(waiting.get("message") or "").rpartition("ErrImagePull: ")[2]
-            return _sentence(f"pod {name}: the image {container.get('image')} cannot be pulled", why)
+            what = _sentence(f"pod {name}: the image {container.get('image')} cannot be pulled", why)
+            return wait(WaitReason.IMAGE_PULL_FAILED, what, known)
         if waiting.get("reason") in STUCK:
-            return _sentence(f"pod {name}: {waiting['reason']}", waiting.get("message"))
-    return ""
+            what = _sentence(f"pod {name}: {waiting['reason']}", waiting.get("message"))
+            return wait(STUCK[waiting["reason"]], what, known)
+    return None
+
+
+def wait(reason: WaitReason, message: str, since: datetime, *, told_after: timedelta = timedelta(0)) -> Wait:
+    """A wait that counts once it has lasted for a while."""
+    return Wait(reason, message, told_from=since + told_after, counts_from=since + max(PATIENCE, told_after))
 
 
 def _condition(status: Json, kind: str) -> Json:

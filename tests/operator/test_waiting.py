@@ -1,0 +1,218 @@
+"""Pods that do not run: what they wait for, said at once, and trouble once it has lasted."""
+
+import copy
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobs_world import World, manifest, student
+from looks import at, condition, finish, open_jobs, states, step, told
+from recordings import UID, Body, Seen, replay
+from recordings import states as recorded
+
+from compression_operator.api.status import RunPhase
+from compression_operator.backends.observation import observe_job
+from compression_operator.backends.podview import PATIENCE
+from compression_operator.conditions import FINISHED
+from compression_operator.jobs import ObservedJob, Wait, WaitReason
+
+# -- what pods tell -------------------------------------------------------------------------------------------------
+
+
+def seen(case: str) -> tuple[Body, Body]:
+    """A recorded job and its only pod, as they were seen last."""
+    last = Seen()
+    for state in recorded(case):
+        last.take(state)
+    assert last.job is not None
+    (pod,) = last.pods.values()
+    return copy.deepcopy(last.job), copy.deepcopy(pod)
+
+
+def observe(job: Body, *pods: Body, at: str) -> ObservedJob:
+    return observe_job(job, pods, run_uid=UID, now=datetime.fromisoformat(at))
+
+
+@pytest.mark.parametrize(
+    ("case", "reason", "since"),
+    [
+        ("unschedulable", WaitReason.UNSCHEDULABLE, "2026-11-21T06:53:07Z"),
+        ("no-image", WaitReason.IMAGE_PULL_FAILED, "2026-11-21T06:53:15Z"),
+        ("no-secret", WaitReason.CONTAINER_CONFIG_ERROR, "2026-11-21T06:53:58Z"),
+    ],
+)
+def test_recorded_pods_tell_why_they_do_not_run_and_since_when(case: str, reason: WaitReason, since: str) -> None:
+    waits = {job.waiting for job in replay(recorded(case)) if job.waiting and job.message}
+    assert {wait.reason for wait in waits} == {reason}
+    began = datetime.fromisoformat(since)
+    assert {(wait.told_from, wait.counts_from) for wait in waits} == {(began, began + PATIENCE)}
+    assert {wait.message for wait in waits} == {job.message for job in replay(recorded(case)) if job.message}
+
+
+@pytest.mark.parametrize("case", ["done", "crash", "evicted", "user-error", "worker-failed"])
+def test_recorded_pods_that_ran_waited_for_nothing(case: str) -> None:
+    waits = {job.waiting.reason for job in replay(recorded(case)) if job.waiting}
+    assert waits == {WaitReason.PODS_NOT_CREATED}, "for a moment, of which nothing is said"
+    assert not [job for job in replay(recorded(case)) if job.waiting and job.message]
+
+
+def test_a_silent_node_is_waited_for_until_its_pod_is_given_up() -> None:
+    found = list(replay(recorded("node-lost")))
+    assert {job.waiting.reason for job in found if job.waiting and job.message} == {WaitReason.NODE_UNREACHABLE}
+    assert found[-1].waiting is None, "it has ended"
+
+
+def test_what_a_scheduling_gate_holds_back_is_wanted_to_wait() -> None:
+    job, pod = seen("unschedulable")
+    gated = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "it has gates"}
+    pod["status"]["conditions"] = [gated]
+    found = observe(job, pod, at="2026-11-21T09:00:00Z")
+    assert found.message.endswith("cannot be scheduled: it has gates")
+    assert found.waiting is not None and found.waiting.counts_from is None
+
+
+def test_pods_that_nobody_makes_count_from_when_the_queue_let_the_job_go() -> None:
+    job, _ = seen("unschedulable")
+    job["status"] = {}
+    began = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+    found = observe(job, at="2026-11-21T09:00:00Z").waiting
+    assert found is not None and (found.reason, found.counts_from) == (WaitReason.PODS_NOT_CREATED, began + PATIENCE)
+    let_go = {"type": "Suspended", "status": "False", "lastTransitionTime": "2026-11-21T08:59:59Z"}
+    job["status"] = {"conditions": [let_go]}
+    found = observe(job, at="2026-11-21T09:00:00Z")
+    assert found.message == "" and found.waiting is not None
+    assert found.waiting.counts_from == datetime(2026, 11, 21, 9, 0, 59, tzinfo=UTC)
+    job["spec"]["runPolicy"] = {"suspend": True}
+    assert observe(job, at="2026-11-21T09:00:00Z").waiting is None
+
+
+def test_of_several_pods_the_one_that_counts_first_is_told() -> None:
+    job, pod = seen("unschedulable")
+    job["spec"] = {"pytorchReplicaSpecs": {"Master": {"replicas": 1}, "Worker": {"replicas": 1}}}
+    other = copy.deepcopy(pod)
+    other["metadata"] |= {"name": "a-worker-0", "uid": "w"}
+    other["status"]["conditions"][0] |= {"lastTransitionTime": "2026-11-21T06:53:06Z", "message": "it is full"}
+    for pods in ([pod, other], [other, pod]):
+        assert (
+            observe(job, *pods, at="2026-11-21T06:54:00Z").message == "pod a-worker-0 cannot be scheduled: it is full"
+        )
+
+
+# -- what a run makes of it -----------------------------------------------------------------------------------------
+
+WHY = "pod demo-prepare-master-0 cannot be scheduled: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+
+
+def stuck(world: World, name: str, reason: WaitReason = WaitReason.UNSCHEDULABLE, why: str = WHY) -> Wait:
+    """Let the job wait for something from now on."""
+    wait = Wait(reason, why, told_from=world.now, counts_from=world.now + PATIENCE)
+    world.update(name, waiting=wait, message=why)
+    return wait
+
+
+def reasons(world: World) -> dict[str, tuple[str, str]]:
+    return {kind: (condition(world, kind).status, condition(world, kind).reason) for kind in KINDS}
+
+
+KINDS = ("Ready", "Degraded", "Progressing", "Reconciling", "Stalled")
+
+
+def test_what_lasts_degrades_the_run_and_is_told_once() -> None:
+    world = World()
+    world.look()
+    (name,) = open_jobs(world)
+    stuck(world, name)
+    decision = world.look()
+    assert reasons(world)["Degraded"] == ("False", "AsExpected") and decision.notices == ()
+    assert WHY in condition(world, "Progressing").message, "said at once"
+    assert decision.look_again_seconds == PATIENCE.total_seconds(), "nobody else would wake the run up then"
+    world.pass_time(PATIENCE.total_seconds())
+    (notice,) = world.look().notices
+    assert (notice.type, notice.reason, notice.job) == ("Warning", "Unschedulable", name)
+    assert notice.message == f"prepare, attempt 1: {WHY}"
+    assert condition(world, "Degraded").message == f"prepare: {WHY}"
+    assert reasons(world) == {
+        "Ready": ("False", "Unschedulable"),
+        "Degraded": ("True", "Unschedulable"),
+        "Progressing": ("True", "Unschedulable"),
+        "Reconciling": ("True", "Unschedulable"),
+        "Stalled": ("False", "Unschedulable"),
+    }
+    world.update(name, message="pod x cannot be scheduled: 0/2 nodes are available")  # the scheduler's other words
+    world.pass_time(300)
+    assert world.look().notices == () and step(world, "prepare").message.endswith("0/2 nodes are available")
+
+
+def test_what_resolves_itself_leaves_nothing_behind() -> None:
+    world = World()
+    world.look()
+    (name,) = open_jobs(world)
+    stuck(world, name)
+    world.pass_time(3600)
+    world.look()
+    world.update(name, waiting=None, message="")
+    world.start(name)
+    world.look()
+    assert step(world, "prepare").waiting_reason is None
+    assert reasons(world)["Degraded"] == ("False", "AsExpected") and reasons(world)["Ready"][1] == "Preparing"
+
+
+def test_another_reason_is_told_anew() -> None:
+    world = World()
+    world.look()
+    (name,) = open_jobs(world)
+    stuck(world, name)
+    world.pass_time(3600)
+    assert told(world.look()) == ["Unschedulable"]
+    stuck(world, name, WaitReason.IMAGE_PULL_FAILED, "the image cannot be pulled")
+    assert told(world.look()) == [] and reasons(world)["Degraded"][0] == "False"
+    world.pass_time(60)
+    assert told(world.look()) == ["ImagePullFailed"] and reasons(world)["Ready"][1] == "ImagePullFailed"
+
+
+def test_while_another_student_goes_on_only_degraded_tells() -> None:
+    world = at(World(manifest(students=[student("width", hiddenSize=128), student("depth", dropLayers=[3])])))
+    for _ in range(2):
+        finish(world)
+    one, other = open_jobs(world)
+    world.start(other)
+    stuck(world, one)
+    world.pass_time(60)
+    world.look()
+    assert world.status.phase is RunPhase.PRUNING and sorted(states(world).values()).count("Running") == 1
+    assert reasons(world)["Ready"][1] == "Pruning" and reasons(world)["Degraded"] == ("True", "Unschedulable")
+
+
+def test_a_job_that_goes_takes_its_reason_along() -> None:
+    world = World()
+    world.look()
+    (name,) = open_jobs(world)
+    stuck(world, name)
+    world.pass_time(60)
+    world.look()
+    world.edit(suspend=True)
+    world.look()
+    assert step(world, "prepare").waiting_reason is None and reasons(world)["Degraded"] == ("False", "AsExpected")
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from(list(WaitReason)), st.integers(0, 200), st.booleans()), max_size=5))
+def test_whatever_a_job_waits_for_a_second_look_tells_nothing_new(waits: list[tuple[WaitReason, int, bool]]) -> None:
+    """World.look looks twice. And whenever a wait begins to count, somebody looks."""
+    world = World()
+    world.look()
+    (name,) = open_jobs(world)
+    for reason, passed, counts in waits:
+        wait = Wait(reason, f"{reason}!", world.now, world.now + PATIENCE if counts else None)
+        world.update(name, waiting=wait, message=wait.message)
+        again = world.look().look_again_seconds
+        if counts:
+            assert again is not None and again <= PATIENCE.total_seconds()
+        world.pass_time(passed)
+        world.look()
+        assert reasons(world)["Degraded"][0] == str(counts and passed >= PATIENCE.total_seconds())
+    world.update(name, waiting=None, message="")
+    world.drive()
+    assert world.status.phase in FINISHED
+    assert not any(step.waiting_reason for step in world.status.steps)
