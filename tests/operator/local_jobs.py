@@ -109,6 +109,8 @@ class Local:
         gpus: tuple[str, ...] = (),
         processors: int = 2,
         command: tuple[str, ...] | None = None,
+        now: Callable[[], datetime] = now,
+        monotonic: Callable[[], float] = time.monotonic,
         **behaviour: Any,
     ) -> None:
         self.root = root
@@ -124,7 +126,7 @@ class Local:
             gpus=gpus,
             command=command or behave(root, **behaviour),
         )
-        self.backend = LocalBackend(place, now=now, wake=self._wake)
+        self.backend = LocalBackend(place, now=now, wake=self._wake, monotonic=monotonic)
 
     def _wake(self, run: CompressionRun) -> None:
         self.woken += 1

@@ -6,23 +6,26 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.jobs import Job, JobState, ObservedJob
-from compression_pipeline.config import TERMINATION_VARIABLE, DistillJob, ExitClass, FinetuneJob, Phase, Termination
+from compression_pipeline.config import TERMINATION_VARIABLE, ExitClass, Phase, Termination
 
-from . import machine, processes, space
+from . import machine, processes, shares, space
 from .jobfiles import ExitRecord, JobFolder, JobRecord, ProcessRecord
 from .logs import ProgressReader
 from .outcome import ending
 from .processes import ProcessId
 from .published import is_whole
+from .vigil import Vigil
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +62,27 @@ class _Waiting:
 class LocalBackend:
     """Runs jobs as processes. Use it within one event loop, and `close` it at the end."""
 
-    def __init__(self, place: Place, *, now: Callable[[], datetime], wake: Callable[[CompressionRun], None]) -> None:
-        """`wake` is called when a job of the run has ended."""
+    def __init__(
+        self,
+        place: Place,
+        *,
+        now: Callable[[], datetime],
+        wake: Callable[[CompressionRun], None],
+        warned: Callable[[str, str], None] = lambda step, message: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`wake` is called when a job of the run has ended, `warned` with a step and what a job of it warns of that was
+        started here. `monotonic`: a clock that nobody sets, in seconds.
+        """
         self._place = place
         self._now = now
+        self._warned = warned
+        self._monotonic = monotonic
         self._wake = wake
         self._records: dict[str, JobRecord] = {}
         self._ended: dict[str, ObservedJob] = {}
         self._progress: dict[str, ProgressReader] = {}
+        self._vigils: dict[str, Vigil] = {}  # of running jobs
         self._children: dict[str, asyncio.subprocess.Process] = {}
         self._waiting: deque[_Waiting] = deque()
         self._starting: set[str] = set()
@@ -105,7 +121,7 @@ class LocalBackend:
             if folder.exit() is None:
                 raise RuntimeError(f"job {job.name} was deleted and its processes are still ending")
             folder.set_aside()
-            for known in (self._records, self._ended, self._progress):
+            for known in (self._records, self._ended, self._progress, self._vigils):
                 known.pop(job.name, None)
         folder.create(JobRecord.of(job, run_uid=run.metadata.uid, created=self._now()))
         lacking = self._shortage(run, job)
@@ -183,13 +199,17 @@ class LocalBackend:
                 # standard input has closed; the grace period holds for it too.
                 self._stop(run, folder, record)
             reader = self._read_log(folder)
-            common |= {"last_event": reader.last_event, "progress": reader.progress, "message": reader.waits}
+            vigil = self._vigils.setdefault(folder.name, Vigil())
+            vigil.look(self._monotonic(), reader.last_event)
+            common |= vigil.seen(self._now(), process.started if process else record.created)
+            common |= {"progress": reader.progress, "message": reader.waits}
             return ObservedJob(**common, state=JobState.RUNNING, alive=True)
         exited = folder.exit() or self._settle(folder, None)
         reader = self._read_log(folder)
         common |= {"last_event": reader.last_event, "progress": reader.progress}
         self._ended[folder.name] = ObservedJob(**common, alive=False, **ending(folder, exited))
-        del self._progress[folder.name]
+        for known in (self._progress, self._vigils):
+            known.pop(folder.name, None)
         return self._ended[folder.name]
 
     def _read_log(self, folder: JobFolder) -> ProgressReader:
@@ -239,7 +259,7 @@ class LocalBackend:
                     self._gpus_of.pop(name, None)
 
     def _gpus_wanted(self, job: Job) -> int:
-        return _ranks(job, min(job.settings.gpus_per_node, len(self._place.gpus)))
+        return shares.ranks(job, min(job.settings.gpus_per_node, len(self._place.gpus)))
 
     async def _start(self, waiting: _Waiting, gpus: tuple[str, ...]) -> None:
         folder, job = waiting.folder, waiting.job
@@ -267,6 +287,7 @@ class LocalBackend:
             self._wake(waiting.run)
             return
         self._children[folder.name] = child
+        self._progress[folder.name] = ProgressReader(folder.log, warned=partial(self._warned, job.step))
         process = ProcessId.of(child.pid)
         watch = asyncio.create_task(self._watch(waiting.run, folder, child), name=f"watch {folder.name}")
         self._watches.add(watch)
@@ -279,8 +300,8 @@ class LocalBackend:
 
     def _filled_in(self, waiting: _Waiting, gpus: tuple[str, ...]) -> dict[str, Any]:
         job = waiting.job
-        ranks = len(gpus) or _ranks(job, job.settings.processes_per_node)
-        threads = max(1, self._place.processors // (ranks * _at_once(waiting.run, job.phase)))
+        ranks = len(gpus) or shares.ranks(job, job.settings.processes_per_node)
+        threads = max(1, self._place.processors // (ranks * shares.at_once(waiting.run, job.phase)))
         filled: dict[str, Any] = {
             "run_uid": waiting.run.metadata.uid or None,
             "store": str(self._place.store.absolute()),
@@ -361,22 +382,3 @@ class LocalBackend:
                 child.kill()
         for straggler in self._processes(folder):
             processes.kill(straggler)
-
-
-def _ranks(job: Job, most: int) -> int:
-    """The most ranks, up to `most`, that the job's global batch splits over: a machine has the GPUs that it has."""
-    match job.config:
-        case FinetuneJob():
-            training = job.config.finetune
-        case DistillJob():
-            training = job.config.distill
-        case _:
-            return most
-    micro_batches = training.global_batch_size // training.micro_batch_size
-    return next((count for count in range(most, 0, -1) if micro_batches % count == 0), 0)
-
-
-def _at_once(run: CompressionRun, phase: Phase) -> int:
-    """Jobs of this phase that may run at the same time: prepare and finetune are alone, students share the machine."""
-    alone = phase in (Phase.PREPARE, Phase.FINETUNE)
-    return 1 if alone else min(run.spec.max_parallel_jobs, len(run.spec.students))

@@ -1,7 +1,7 @@
 """A job's log: JSON-line events among plain lines, read as they come and shown to a person."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -93,8 +93,10 @@ class LineReader:
 class ProgressReader:
     """The newest progress and sign of life on a log, at a cost that goes with what is new on it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, warned: Callable[[str], None] | None = None) -> None:
+        """`warned` is told the message of each warning."""
         self._lines = LineReader(path, tail=TAIL)
+        self._warned = warned
         self.progress: Progress | None = None
         self.last_event: datetime | None = None
         self.waits = ""
@@ -108,8 +110,10 @@ class ProgressReader:
                 continue
             self.last_event = event_time(event) or self.last_event
             self.progress = event_progress(event) or self.progress
-            said = str(event.get("message", "")) if event["event"] == "info" else ""
-            self.waits = said if said.startswith("waits for ") else ""
+            said = str(event.get("message", ""))
+            self.waits = said if event["event"] == "info" and said.startswith("waits for ") else ""
+            if event["event"] == "warning" and self._warned is not None:
+                self._warned(said)
 
 
 def last_line(path: Path) -> str | None:

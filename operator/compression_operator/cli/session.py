@@ -42,7 +42,7 @@ class Session:
     ) -> None:
         """`look_seconds`: how often progress is looked at. What ends is seen at once."""
         self._runs = LocalRuns(workdir, run)
-        self._backend = LocalBackend(place, now=now, wake=lambda _: self._look())
+        self._backend = LocalBackend(place, now=now, wake=lambda _: self._look(), warned=self._warn)
         self._view = view
         self._look_seconds = look_seconds
         self._key = key_of(run)
@@ -60,6 +60,7 @@ class Session:
         self._fault: Exception | None = None
         self._interrupted = False
         self._hard = False
+        self._warnings: set[tuple[str, str]] = set()
 
     @property
     def run_now(self) -> CompressionRun:
@@ -129,6 +130,12 @@ class Session:
             self._hard = True
             self._backend.kill()
             self._rest.set()
+
+    def _warn(self, step: str, message: str) -> None:
+        """Tell what a job warns of, once: every attempt may find it anew."""
+        if (step, message) not in self._warnings:
+            self._warnings.add((step, message))
+            self._view.say(f"{step}: warning: {message}")
 
     # -- the controller's listener ----------------------------------------------------------------------------------
 
