@@ -73,6 +73,10 @@ class ClusterRuns:
             except UnreadableRun:
                 continue
 
+    def unreadable(self) -> int:
+        """How many runs there are that cannot be read."""
+        return len(self._cache) - sum(1 for _ in self.readable())
+
     async def write_status(self, run: CompressionRun, status: CompressionRunStatus) -> CompressionRun:
         """Replace the status; Conflict where the run has changed since it was read.
 

@@ -33,16 +33,18 @@ class Metrics:
         leads: Callable[[], bool],
         *,
         per_run: bool,
+        unreadable: Callable[[], int] = lambda: 0,
         denied: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
         """`runs`, `queue` and `leads` are asked at each scrape; runs only where this replica leads, so that sums over
-        replicas are right. `per_run`: progress and loss of each run, a series for each running step. `denied`: whether
+        replicas are right. `per_run`: progress and loss of each run, a series for each running step. `unreadable`: how
+        many runs there are besides that this version does not understand. `denied`: whether
         it is, for each namespace that is named to be watched.
         """
         registry = self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        registry.register(_Now(runs, queue, leads, denied, per_run=per_run))
+        registry.register(_Now(runs, unreadable, queue, leads, denied, per_run=per_run))
         self.reconcile_seconds = Histogram(
             "compression_reconcile_duration_seconds",
             "Time of one pass over a run, API calls included.",
@@ -114,6 +116,7 @@ class _Now(Collector):
     def __init__(
         self,
         runs: Callable[[], Iterable[CompressionRun]],
+        unreadable: Callable[[], int],
         queue: Callable[[], int],
         leads: Callable[[], bool],
         denied: Callable[[], Mapping[str, bool]],
@@ -121,6 +124,7 @@ class _Now(Collector):
         per_run: bool,
     ) -> None:
         self._runs = runs
+        self._unreadable = unreadable
         self._denied = denied
         self._queue = queue
         self._leads = leads
@@ -146,6 +150,11 @@ class _Now(Collector):
         for phase in RunPhase:
             by_phase.add_metric([phase.value], phases[phase])
         yield by_phase
+        yield GaugeMetricFamily(
+            "compression_runs_unreadable",
+            "CompressionRuns that this version of the operator does not understand; they have no phase here.",
+            value=self._unreadable(),
+        )
         steps = [step for run in runs for step in run.status.steps]
         by_state = GaugeMetricFamily("compression_steps", "Steps by phase and state.", labels=["phase", "state"])
         for (phase, state), number in sorted(Counts((step.phase.value, step.state.value) for step in steps).items()):

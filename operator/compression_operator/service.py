@@ -80,6 +80,7 @@ class Service:
             lambda: self._controller.queue_depth,
             self._leads,
             per_run=options.per_run_metrics,
+            unreadable=lambda: self._runs.unreadable(),
             denied=lambda: self._resync.denied(),
         )
         self._kube = Kube(

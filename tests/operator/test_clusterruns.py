@@ -14,6 +14,23 @@ from compression_operator.cache import Cache
 from compression_operator.clusterruns import ClusterRuns
 from compression_operator.controller import Conflict
 from compression_operator.kube import Kube
+from compression_operator.metrics import Metrics
+
+
+def test_runs_that_cannot_be_read_are_counted_apart() -> None:
+    """E.g. of a newer version, after a downgrade."""
+    body: dict[str, Any] = a_run().to_json()
+    body["metadata"] |= {"uid": "u", "resourceVersion": "1", "generation": 1}
+    newer = {**body, "metadata": {**body["metadata"], "name": "newer", "uid": "v"}}
+    newer["spec"] = {**body["spec"], "teacher": {"model": 7}}
+    cache = Cache(lambda _: None)
+    kube = Kube(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))
+    runs = ClusterRuns(kube, cache, image="an-image")
+    metrics = Metrics(runs.readable, lambda: 0, lambda: True, per_run=False, unreadable=runs.unreadable)
+    for known, found in ((body, 0), (newer, 1)):
+        cache.put(known)
+        assert metrics.registry.get_sample_value("compression_runs_unreadable") == found
+    assert metrics.registry.get_sample_value("compression_runs", {"phase": "Pending"}) == 1
 
 
 def test_of_the_answer_to_a_write_nothing_is_kept_that_is_not_read() -> None:
