@@ -35,6 +35,9 @@ CHORES = 1000
 DRAIN_SECONDS = 10.0
 """Time for passes under way to end once the operator is told to stop."""
 
+TELLING_SECONDS = 1.0
+"""Time for what they had to tell to be written, after that."""
+
 SYNC_PAUSE_SECONDS = 2.0
 
 
@@ -252,7 +255,7 @@ class Service:
                 await asyncio.wait(
                     (self._controlling, work), timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-                await asyncio.wait((asyncio.create_task(self._chores.join()),), timeout=1.0)
+                await asyncio.wait((asyncio.create_task(self._chores.join()),), timeout=TELLING_SECONDS)
         finally:
             for task in (work, stop, chores):
                 task.cancel()

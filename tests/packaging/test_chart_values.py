@@ -1,12 +1,16 @@
 """The chart's values: each is documented and does something, and wrong ones are refused by name."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
 import yaml
 from charts.document import documented, values
-from tests.packaging.helm import CHART, IMAGES, Body, Refused, everything, render
+from tests.packaging.helm import CHART, IMAGES, Body, Refused, everything, kinds, render
+
+from compression_operator.leader import RELEASE_SECONDS
+from compression_operator.service import DRAIN_SECONDS, TELLING_SECONDS
 
 VALUES: Body = yaml.safe_load((CHART / "values.yaml").read_text())
 FREE = {  # objects that Kubernetes defines, not the chart
@@ -100,6 +104,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "commonLabels": ({"a": "b c"}, "at '/commonLabels/a': 'b c' does not match"),
     "tolerations": ([{"keys": "x"}], "additional properties 'keys' not allowed"),
     "affinity.podAffinities": ({}, "additional properties 'podAffinities' not allowed"),
+    "terminationGracePeriodSeconds": (19, "at '/terminationGracePeriodSeconds': minimum: got 19, want 20"),
     "fullnameOverride": ("Upper", "at '/fullnameOverride': 'Upper' does not match"),
 }
 
@@ -110,6 +115,35 @@ def test_wrong_values_are_refused_by_name(path: str) -> None:
     with pytest.raises(Refused) as refused:
         render(changed({}, path, value))
     assert sentence in str(refused.value)
+
+
+def test_the_least_grace_period_is_enough_to_hand_over() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    takes = DRAIN_SECONDS + TELLING_SECONDS + RELEASE_SECONDS
+    assert takes < schema["properties"]["terminationGracePeriodSeconds"]["minimum"] <= 2 * takes
+
+
+@pytest.mark.parametrize(
+    ("interval", "timeout", "refused"),
+    [
+        ("30s", "31s", True),
+        ("30s", "1m", True),
+        ("500ms", "1s", True),
+        ("1m30s", "91s", True),
+        ("30s", "30s", False),
+        ("1m30s", "90s", False),
+        ("1d", "23h", False),
+    ],
+)
+def test_a_scrape_may_not_take_longer_than_the_time_between_two(interval: str, timeout: str, refused: bool) -> None:
+    given = {"metrics": {"serviceMonitor": {"enabled": True, "interval": interval, "scrapeTimeout": timeout}}}
+    if not refused:
+        assert "ServiceMonitor" in kinds(render(given))
+        return
+    with pytest.raises(Refused) as found:
+        render(given)
+    words = f"metrics.serviceMonitor.scrapeTimeout ({timeout}) is longer than metrics.serviceMonitor.interval"
+    assert f"{words} ({interval})" in str(found.value)
 
 
 def test_every_object_of_the_chart_is_closed() -> None:

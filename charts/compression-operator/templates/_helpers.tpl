@@ -59,6 +59,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
+{{/* Milliseconds of a duration as Prometheus writes it, e.g. 1m30s. */}}
+{{- define "compression-operator.milliseconds" -}}
+{{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
+{{- $sum := 0 -}}
+{{- range regexFindAll "[0-9]+(ms|s|m|h|d)" . -1 -}}
+{{- $sum = add $sum (mul (regexFind "[0-9]+" . | int64) (get $units (regexFind "[a-z]+" .))) -}}
+{{- end -}}
+{{- $sum -}}
+{{- end -}}
+
 {{/* What the operator does in the namespaces that it watches: kube.PERMISSIONS, verb by verb (a test compares). */}}
 {{- define "compression-operator.rules" -}}
 - apiGroups: [modelcompression.io]
