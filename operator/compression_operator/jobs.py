@@ -42,6 +42,7 @@ class WaitReason(StrEnum):
     NODE_UNREACHABLE = "NodeUnreachable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    CONTAINER_CREATING = "ContainerCreating"  # the kubelet's word: it pulls an image or mounts volumes
     CONTAINER_START_FAILED = "ContainerStartFailed"
     PODS_NOT_CREATED = "PodsNotCreated"
 

@@ -53,7 +53,7 @@ def test_recorded_pods_tell_why_they_do_not_run_and_since_when(case: str, reason
 @pytest.mark.parametrize("case", ["done", "crash", "evicted", "user-error", "worker-failed"])
 def test_recorded_pods_that_ran_waited_for_nothing(case: str) -> None:
     waits = {job.waiting.reason for job in replay(recorded(case)) if job.waiting}
-    assert waits == {WaitReason.PODS_NOT_CREATED}, "for a moment, of which nothing is said"
+    assert waits <= {WaitReason.PODS_NOT_CREATED, WaitReason.CONTAINER_CREATING}, "each for a moment"
     assert not [job for job in replay(recorded(case)) if job.waiting and job.message]
 
 
@@ -70,6 +70,66 @@ def test_what_a_scheduling_gate_holds_back_is_wanted_to_wait() -> None:
     found = observe(job, pod, at="2026-11-21T09:00:00Z")
     assert found.message.endswith("cannot be scheduled: it has gates")
     assert found.waiting is not None and found.waiting.counts_from is None
+
+
+def creating(state: str = "ContainerCreating") -> tuple[Body, Body]:
+    """A job whose pod was bound to a node at 06:51:51, and not yet started, as the kubelet told it."""
+    seen = Seen()
+    for change in recorded("done"):
+        seen.take(change)
+        statuses = [pod["status"].get("containerStatuses") for pod in seen.pods.values()]
+        if statuses and statuses[0]:
+            break
+    job, (pod,) = seen.job, seen.pods.values()
+    assert (
+        job is not None and pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ContainerCreating"
+    )
+    job, pod = copy.deepcopy(job), copy.deepcopy(pod)
+    pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] = state
+    return job, pod
+
+
+def test_a_pod_that_is_being_created_for_long_is_told_of_and_counts_once_no_pull_takes_that_long() -> None:
+    job, pod = creating()
+    assert observe(job, pod, at="2026-11-21T06:52:50Z").message == ""
+    found = observe(job, pod, at="2026-11-21T06:52:51Z")
+    assert found.message == (
+        "pod done-master-0 has not started since 2026-11-21 06:51:51 UTC: its image is still being pulled, or a volume "
+        "of it cannot be mounted; `kubectl describe pod done-master-0` says"
+    )
+    assert found.waiting is not None and found.waiting.reason is WaitReason.CONTAINER_CREATING
+    assert found.waiting.counts_from == datetime(2026, 11, 21, 7, 6, 51, tzinfo=UTC)
+    assert observe(job, pod, at="2026-11-21T09:00:00Z").message == found.message, "each change would be written"
+
+
+def test_a_pod_whose_volumes_are_mounted_waits_for_its_image() -> None:
+    job, pod = creating()
+    (ready,) = (c for c in pod["status"]["conditions"] if c["type"] == "PodReadyToStartContainers")
+    ready |= {"status": "True", "lastTransitionTime": "2026-11-21T06:52:00Z"}
+    assert observe(job, pod, at="2026-11-21T06:52:59Z").message == ""
+    assert (
+        "06:52:00 UTC: its image is still being pulled, it seems; "
+        in observe(job, pod, at="2026-11-21T07:00:00Z").message
+    )
+
+
+def test_an_init_container_that_runs_is_another_matter_than_one_that_is_not_there() -> None:
+    job, pod = creating("PodInitializing")
+    (initialized,) = (c for c in pod["status"]["conditions"] if c["type"] == "Initialized")
+    initialized["status"] = "False"
+    init: Body = {"name": "fetch", "state": {"waiting": {"reason": "PodInitializing"}}}
+    pod["status"]["initContainerStatuses"] = [init]
+    assert "a volume of it cannot be mounted" in observe(job, pod, at="2026-11-21T06:52:51Z").message
+    init["state"] = {"running": {"startedAt": "2026-11-21T06:51:53Z"}}
+    assert observe(job, pod, at="2026-11-21T09:00:00Z").waiting is None
+    initialized["status"] = "True"
+    assert observe(job, pod, at="2026-11-21T09:00:00Z").waiting is not None, "a sidecar goes on while the rest waits"
+    init["state"] = {"terminated": {"exitCode": 0, "finishedAt": "2026-11-21T08:59:00Z"}}
+    assert observe(job, pod, at="2026-11-21T08:59:59Z").message == "", "until then it was at work"
+    assert (
+        "08:59:00 UTC: its image is still being pulled, it seems;"
+        in observe(job, pod, at="2026-11-21T09:00:00Z").message
+    )
 
 
 def test_pods_that_nobody_makes_count_from_when_the_queue_let_the_job_go() -> None:

@@ -130,7 +130,8 @@ class Step(Observed):
     waiting_reason: str | None = Field(
         default=None,
         description="What keeps the job's pods from running, once that has lasted: Unschedulable, NodeUnreachable, "
-        "ImagePullFailed, ContainerConfigError, ContainerStartFailed or PodsNotCreated. Also the reason of Degraded.",
+        "ImagePullFailed, ContainerConfigError, ContainerCreating, ContainerStartFailed or PodsNotCreated. Also the "
+        "reason of Degraded.",
     )
     progress: Progress | None = Field(default=None, description="Where the running attempt stands.")
     last_failure: AttemptRecord | None = Field(default=None, description="The newest attempt that did not succeed.")

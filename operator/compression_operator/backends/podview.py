@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -29,6 +29,12 @@ STUCK = {
 
 PATIENCE = timedelta(seconds=60)
 """Time after which a wait is trouble: a Secret that is made a moment after the run, a node that frees a GPU."""
+
+CREATING = frozenset({"ContainerCreating", "PodInitializing"})
+"""Waiting reasons while images are pulled or volumes are mounted: the kubelet does not say which."""
+
+LONG_PULL = timedelta(minutes=15)
+"""Time to pull an image of 20 GB with some to spare; until then a pod that is being created is no trouble."""
 
 UNANSWERED = timedelta(seconds=60)
 """Time beyond its end after which a pod that never ran is not waited for: nobody is there to say that it is gone."""
@@ -191,7 +197,28 @@ def _waiting(pod: Json, name: str, now: datetime) -> Wait | None:
         if waiting.get("reason") in STUCK:
             what = _sentence(f"pod {name}: {waiting['reason']}", waiting.get("message"))
             return wait(STUCK[waiting["reason"]], what, known)
-    return None
+    return _creating(status, name, known)
+
+
+def _creating(status: Json, name: str, scheduled: datetime) -> Wait | None:
+    """The wait of a pod whose pipeline's container is neither there nor refused. None while an init container runs."""
+    ours = next((c for c in mappings(status, "containerStatuses") if c.get("name") == CONTAINER), EMPTY)
+    before = mappings(status, "initContainerStatuses")
+    # Sidecars go on while the pod counts as initialized.
+    initializing = _condition(status, "Initialized").get("status") != "True"
+    running = initializing and any(mapping(container, "state", "running") for container in before)
+    if mapping(ours, "state", "waiting").get("reason") not in CREATING or running:
+        return None
+    ends = [when(mapping(container, "state", "terminated").get("finishedAt")) for container in before]
+    ready = _condition(status, "PodReadyToStartContainers")
+    # False proves nothing: kubelets tell of the sandbox, for which volumes are mounted, only once images are pulled.
+    mounted = ready.get("status") == "True"
+    since = max(filter(None, (scheduled, when(ready.get("lastTransitionTime")) if mounted else None, *ends)))
+    what = f"pod {name} has not started since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC: its image is still being "
+    what += "pulled, it seems" if mounted or any(ends) else "pulled, or a volume of it cannot be mounted"
+    what += f"; `kubectl describe pod {name}` says"
+    found = wait(WaitReason.CONTAINER_CREATING, what, since, told_after=PATIENCE)
+    return replace(found, counts_from=since + LONG_PULL)
 
 
 def wait(reason: WaitReason, message: str, since: datetime, *, told_after: timedelta = timedelta(0)) -> Wait:
