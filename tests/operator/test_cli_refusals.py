@@ -28,6 +28,17 @@ def test_a_wrong_manifest_gets_a_line_for_each_fault(tmp_path: Path, capsys: pyt
     assert bench.call("plan", bench.file, "--set", "nonsense") == 2
 
 
+def test_validate_tells_the_faults_of_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    good, wrong = bench.file, [tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "missing.yaml"]
+    for file in wrong[:2]:
+        file.write_text(good.read_text().replace("hiddenSize: 64", "hiddenSize: 65"))
+    assert bench.call("validate", wrong[0], good, *wrong[1:]) == 2
+    told = capsys.readouterr()
+    assert told.out == f"{good}: demo is valid\n"
+    assert [line.partition(":")[0] for line in told.err.splitlines()] == [str(file) for file in wrong]
+
+
 def test_a_source_that_is_not_there_is_told_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
