@@ -95,7 +95,7 @@ def test_kill_9_leaves_no_orphans_and_the_next_run_goes_on(
     wait_for(lambda: not any(running(pid) for pid in bench.pids()))
     assert bench.call("status", bench.workdir) == 0
     shown = capsys.readouterr().out
-    headline = f"(nothing is running; continue with: compression run FILE --workdir {bench.workdir})"
+    headline = f"(nothing is running; continue with: compression run {bench.file} --workdir {bench.workdir})"
     assert shown.splitlines()[0] == f"demo: Distilling {headline}"
     assert re.search(r"distill-width +stopped +\d+/400", shown) and "running " not in shown.partition("\n")[2]
     go = tmp_path / "go"

@@ -1,5 +1,6 @@
 """What the commands share: exit codes, loading a manifest, where a run is."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -99,5 +100,7 @@ def find_workdir(given: Path | None) -> tuple[Workdir, CompressionRun]:
     workdir = Workdir(given)
     run = workdir.read()
     if run is None:
-        raise WorkdirError(f"{given} holds no run; `compression run FILE --workdir {given}` makes one")
+        raise WorkdirError(
+            f"{given} holds no run; `compression run FILE --workdir {shlex.quote(str(given))}` makes one"
+        )
     return workdir, run

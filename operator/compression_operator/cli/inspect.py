@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
@@ -14,6 +15,7 @@ from compression_operator.plan import Plan, PlannedStep, plan
 from compression_operator.runs import Workdir, to_yaml
 
 from .common import Code, console, default_workdir, find_workdir, load_local, now, source_root, sources_digest
+from .invocation import how_to_go_on
 from .summary import failures, print_students
 from .view import step_seconds, step_word
 
@@ -23,10 +25,17 @@ PLACEHOLDER = "0" * 32
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    """Say whether each manifest can be run. Raises InvalidManifest."""
+    """Say whether each manifest can be run. Raises InvalidManifest with the faults of all of them."""
+    faults: list[Fault] = []
     for file in arguments.files:
-        run = _load(file, arguments)
-        print(f"{file}: {run.metadata.name} is valid")
+        try:
+            run = _load(file, arguments)
+        except InvalidManifest as error:
+            faults += error.faults
+        else:
+            print(f"{file}: {run.metadata.name} is valid")
+    if faults:
+        raise InvalidManifest(faults)
     return Code.SUCCEEDED
 
 
@@ -127,7 +136,7 @@ def status(arguments: argparse.Namespace) -> int:
     out = console()
     resting = run.status.phase in (RunPhase.SUCCEEDED, RunPhase.FAILED)
     idle = not resting and not workdir.in_use
-    hint = f" (nothing is running; continue with: compression run FILE --workdir {workdir.root})" if idle else ""
+    hint = f" (nothing is running; continue with: {how_to_go_on(workdir)})" if idle else ""
     out.print(Text(f"{run.metadata.name}: {run.status.phase}{hint}"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("step", "state", "failures", "seconds", "progress", "message"):

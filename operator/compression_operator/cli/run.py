@@ -2,8 +2,8 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
-import shlex
 import subprocess
 import sys
 import uuid
@@ -25,6 +25,7 @@ from compression_pipeline.config import Phase
 
 from . import summary
 from .common import Code, complain, console, default_workdir, load_local, now, source_root, sources_digest
+from .invocation import Invocation
 from .output import unheard
 from .report import build_report
 from .session import INTERRUPTED, Session
@@ -50,6 +51,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     workdir = Workdir(arguments.workdir or default_workdir(manifest))
     with workdir.locked():
         workdir.make(arguments.store)
+        invocation = Invocation.of(arguments)
         moment = now()
         submitted = submit(
             workdir,
@@ -60,6 +62,8 @@ def _submit(arguments: argparse.Namespace) -> int:
             retry=moment.isoformat(),
         )
         submitted = forget(workdir, submitted, missing_steps(workdir, submitted))
+        with contextlib.suppress(OSError):  # for the hint of `compression status` alone
+            invocation.write(workdir)
         place = Place(
             jobs=workdir.jobs,
             store=workdir.store.absolute(),
@@ -69,7 +73,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             gpus=machine.visible_gpus(os.environ),
             command=arguments.job_command or COMMAND,
         )
-        return _run(workdir, submitted, place, how_to_go_on(arguments, file, workdir))
+        return _run(workdir, submitted, place, invocation.again(workdir))
 
 
 def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
@@ -102,16 +106,6 @@ def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
             wanted.add(step.name)
             missing.append(step.name)
     return missing
-
-
-def how_to_go_on(arguments: argparse.Namespace, file: Path, workdir: Workdir) -> str:
-    """The command that goes on where this one stopped."""
-    words = ["compression", "run", str(file), "--workdir", str(workdir.root)]
-    if arguments.store is not None:
-        words += ["--store", str(arguments.store)]
-    for override in arguments.set:
-        words += ["--set", override]
-    return shlex.join(words)
 
 
 def _run(workdir: Workdir, run: CompressionRun, place: Place, again: str) -> int:
