@@ -345,6 +345,17 @@ def test_notes_say_what_to_do_next(tmp_path: Path) -> None:
     assert "NOTE" not in text
 
 
+def test_the_logs_that_the_notes_name_are_those_of_all_replicas(tmp_path: Path) -> None:
+    """Of a Deployment kubectl shows one pod's, which may be the one that only waits."""
+    given: Body = {"nameOverride": "squeezer", "podLabels": {"team": "a"}}
+    found = re.search(r"kubectl -n ops logs -l (\S+) --prefix", notes(tmp_path, given, release="mini", namespace="ops"))
+    assert found is not None
+    named = dict(pair.split("=") for pair in found[1].split(","))
+    rendered = render(given, release="mini", namespace="ops")
+    assert named == only(rendered, "Deployment")["spec"]["selector"]["matchLabels"]
+    assert named.items() <= only(rendered, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
+
+
 def test_notes_name_what_is_missing(tmp_path: Path) -> None:
     text = notes(tmp_path, {"watchNamespaces": ["a", "b"], "crds": {"install": False}})
     assert "watches the namespaces a, b" in text
