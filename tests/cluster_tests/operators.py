@@ -48,11 +48,8 @@ class Namespace:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
         place.claim("store", ["ReadWriteMany"], store)
-        accounts = f"/api/v1/namespaces/{name}/serviceaccounts"
-        api.create(accounts, {"metadata": {"name": ACCOUNT}})
+        api.create(f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": ACCOUNT}})
         place.permit(PERMISSIONS)
-        # Pods are refused until the controller manager has made it.
-        wait_for(lambda: api.get(f"{accounts}/default"), "the namespace's own service account")
         return place
 
     def claim(self, claim: str, modes: list[str], folder: Path) -> None:

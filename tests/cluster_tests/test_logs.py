@@ -25,6 +25,8 @@ def test_the_newest_event_is_heard_however_long_the_lines_are(
     container["securityContext"] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     spec: Body = {"restartPolicy": "Never", "containers": [container]}
     spec["securityContext"] = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
+    account = f"/api/v1/namespaces/{namespace.name}/serviceaccounts/default"
+    wait_for(lambda: api.get(account), "the controller manager to make the account without which pods are refused")
     path = f"/api/v1/namespaces/{namespace.name}/pods"
     api.create(path, {"metadata": {"name": "talks"}, "spec": spec})
     wait_for(lambda: api.call("GET", f"{path}/talks")["status"]["phase"] == "Succeeded", "the pod to have spoken")
