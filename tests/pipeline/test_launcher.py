@@ -318,12 +318,20 @@ def test_after_a_killed_job_nobody_waits(launch: Launch) -> None:
 
 def test_bad_calls_are_user_errors(tmp_path: Path) -> None:
     config = {"run": "r", "step": "s", "attempt": 1, "fingerprint": "short", "store": "/nowhere"}
+    newer = config | {"fingerprint": "0" * 32, "data": "d", "teacher": "t", "sequenceLength": 64}
+    newer |= {"prune": {"layers": 2, "spice": "hot"}}
     for arguments, environment, message in (
         ([], {}, "usage: python -m compression_pipeline PHASE, one of prepare, finetune"),
         (["bake"], {}, "usage: python -m compression_pipeline PHASE"),
         (["prune"], {"COMPRESSION_CONFIG": ""}, "the environment variable COMPRESSION_CONFIG is missing"),
         (["prune"], {"COMPRESSION_CONFIG": "{"}, "COMPRESSION_CONFIG: the whole: Invalid JSON"),
         (["prune"], {"COMPRESSION_CONFIG": json.dumps(config)}, "COMPRESSION_CONFIG: fingerprint: String should match"),
+        (
+            ["prune"],
+            {"COMPRESSION_CONFIG": json.dumps(newer)},
+            "COMPRESSION_CONFIG: prune.spice: this image does not know it, so it is older than the operator: set "
+            "spec.jobTemplate.image to a newer one",
+        ),
     ):
         path = tmp_path / "termination.json"
         told = os.environ | {"COMPRESSION_TERMINATION_MESSAGE": str(path)} | environment

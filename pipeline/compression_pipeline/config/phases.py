@@ -1,6 +1,7 @@
 """What a job is told: one typed configuration per phase, as JSON in the environment variable COMPRESSION_CONFIG."""
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
@@ -43,6 +44,13 @@ class JobConfig(ConfigModel):
     grace_period_seconds: int = Field(default=300, ge=1)
     processes_per_node: int = Field(default=1, ge=1, description="Ranks that the launcher starts on this node.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of one rank. Default: processors / ranks.")
+
+    def for_image(self) -> dict[str, Any]:
+        """As JSON for an image, which may be older and not know the newest fields: those at their default are left out,
+        as they are of fingerprints (so a default never changes within a SCHEMA_VERSION), and it runs whatever does not
+        use them.
+        """
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
 
 
 class PrepareJob(JobConfig):

@@ -67,6 +67,11 @@ def _job(arguments: Sequence[str], own: Mapping[str, str]) -> tuple[Phase, JobCo
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"{CONFIG_VARIABLE}: {where}: this image does not know it, so it is older than the operator: set "
+                "spec.jobTemplate.image to a newer one, or leave the field out of the run"
+            ) from error
         raise UserError(f"{CONFIG_VARIABLE}: {where}: {first['msg']}") from error
 
 
