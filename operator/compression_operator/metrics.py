@@ -56,13 +56,14 @@ class Metrics:
         )
         self._requests = Counter(
             "compression_api_requests_total",
-            "Requests to the Kubernetes API by verb and HTTP status (0: no answer).",
+            "Requests to the Kubernetes API by verb and HTTP status (0: no answer). Not the watches that go on, nor "
+            "the lists that they begin with; with each resync they are begun anew for a moment, as verb watch.",
             ["verb", "code"],
             registry=registry,
         )
         self._request_seconds = Histogram(
             "compression_api_request_duration_seconds",
-            "Time of requests to the Kubernetes API.",
+            "Time of the requests that compression_api_requests_total counts.",
             ["verb"],
             buckets=REQUEST_SECONDS,
             registry=registry,

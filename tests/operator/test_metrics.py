@@ -1,13 +1,18 @@
 """What is counted when a run goes on, and what only the leader tells."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
+import kopf
+import pytest
+from http_server import served
 from jobs_world import World
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import Progress
 from compression_operator.jobs import JobState
+from compression_operator.kube import RUNS, ApiError, Kube
 from compression_operator.metrics import Metrics
 from compression_pipeline.config import ExitClass
 
@@ -122,6 +127,23 @@ def test_progress_of_each_run_is_a_setting() -> None:
     empty = running_at(0, 0)
     metrics = Metrics(lambda: [empty], lambda: 0, lambda: True, per_run=True)
     assert metrics.registry.get_sample_value("compression_run_progress_ratio", labels) == 0
+
+
+@pytest.mark.parametrize("code", [401, 403, 429])
+def test_that_a_watch_would_be_refused_is_counted(code: int) -> None:
+    """kopf's own requests are not: each resync asks in their place."""
+    scraped = Scraped()
+
+    async def scenario(url: str) -> None:
+        kube = Kube(lambda: kopf.ConnectionInfo(server=url), on_request=scraped.metrics.request)
+        with pytest.raises(ApiError):
+            await kube.watchable(RUNS)
+        await kube.close()
+
+    with served() as (server, url):
+        server.answer = lambda *_: (code, {}, {})
+        asyncio.run(scenario(url))
+    assert scraped.value("compression_api_requests_total", verb="watch", code=code) == 1
 
 
 def test_requests_are_counted_by_verb_and_code() -> None:
