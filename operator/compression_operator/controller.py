@@ -200,7 +200,7 @@ class Controller:
     async def _look(self, key: str) -> _Look:
         """One pass over one run. What cannot be made or deleted holds up nothing else."""
         run = await self._runs.get(key)
-        if run is None or run.metadata.deletion_timestamp is not None:
+        if run is None:
             return _Look()  # its jobs go with it, by owner reference
         observed = await self._backend.observe(run)
         # A status must not tell of a job that could not be made, and a job must not go before the status tells what

@@ -29,6 +29,9 @@ from .troubles import REASONS as TROUBLES
 BLOCKED_SECONDS = 10.0
 """When to look again while a step waits for a job to be gone, should nobody tell that it is."""
 
+ORPHAN = "orphan"
+"""Finalizer of an object whose dependants are to outlive it (metav1.FinalizerOrphanDependents)."""
+
 NONE: Mapping[str, object] = MappingProxyType({})
 
 
@@ -38,10 +41,13 @@ def reconcile(
     """What to do for `run`, given every job that was observed for it, and by name those that cannot be made, with the
     reason. Calling it again with the status it returns, and all else the same, gives that status.
 
-    A finished run is looked at again only when it is edited (metadata.generation) or a new retry is asked for.
+    A finished run is looked at again only when it is edited (metadata.generation) or a new retry is asked for. One that
+    is being deleted makes and tells nothing more, and what lives of it is stopped.
     """
     jobs = _merged(observed)
     ours = {name: job for name, job in jobs.items() if job.ours}
+    if run.metadata.deletion_timestamp is not None:
+        return Decision(run.status, tuple(_left_behind(run, ours)))
     look = _Pass(run, ours, foreign=frozenset(jobs) - frozenset(ours), unmade=unmade, now=now)
     return look.rest() if _settled(run) else look.decide()
 
@@ -58,6 +64,18 @@ def _retry_asked(run: CompressionRun) -> bool:
     """
     token = run.metadata.annotations.get(RETRY_ANNOTATION)
     return bool(token) and token != run.status.handled_retry
+
+
+def _left_behind(run: CompressionRun, jobs: Mapping[str, ObservedJob]) -> Iterator[DeleteJob]:
+    """The live jobs of a run that somebody's finalizer keeps: Kubernetes deletes them only once the run is gone.
+
+    Whoever deletes it with --cascade=orphan wants them to go on, and until they are given up that finalizer stands.
+    """
+    if ORPHAN in (run.metadata.finalizers or ()):
+        return
+    for job in jobs.values():
+        if job.live and not job.deleting:
+            yield DeleteJob(job.name, job.step, "its run is being deleted")
 
 
 class _Pass:

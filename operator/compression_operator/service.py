@@ -167,6 +167,8 @@ class Service:
     def _reconcile(
         self, run: CompressionRun, observed: Sequence[ObservedJob], now: datetime, unmade: Mapping[str, Exception]
     ) -> Decision:
+        if run.metadata.deletion_timestamp is not None:
+            return reconcile(run, observed, now)
         words = {name: words_of(error) for name, error in unmade.items()}
         decision = advised(run, reconcile(run, observed, now, words), self._claims.about(run))
         decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)

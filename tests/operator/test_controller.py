@@ -344,13 +344,15 @@ def test_it_looks_again_when_the_decision_says_so() -> None:
     work(world, lambda: observed(world)["a"] >= 3, reconcile=soon, resync_seconds=60)
 
 
-def test_a_run_that_is_gone_or_going_is_left_alone() -> None:
-    world = World("a", "b")
+def test_a_run_that_is_going_only_stops_its_jobs() -> None:
+    world = World("a")
     going = world.stored["default/a"]
     metadata = going.metadata.model_copy(update={"deletion_timestamp": TIME})
     world.stored["default/a"] = going.model_copy(update={"metadata": metadata})
-    work(world, lambda: observed(world)["b"] >= 3, resync_seconds=0.01)
-    assert observed(world)["a"] == 0
+    lives = ObservedJob("a-1", "prepare", "f" * 32, 1, JobState.RUNNING, alive=True)
+    world.jobs = [lives, replace(lives, name="b-1", ours=False)]
+    work(world, lambda: observed(world)["a"] >= 3, reconcile=reconcile, resync_seconds=0.01)
+    assert {call for call in world.calls if call[0] != "observe"} == {("delete", "a-1")}
 
 
 def test_a_failed_listing_is_tried_again() -> None:

@@ -6,6 +6,8 @@ from jobs_world import START, World, manifest, student
 from looks import FINETUNED, PREPARED, at, condition, created, deleted, finish, open_jobs, states, step, told
 
 from compression_operator.api.status import RunPhase, StepState
+from compression_operator.jobs import Decision
+from compression_operator.reconcile import reconcile
 from compression_pipeline.config import ExitClass, Phase
 
 
@@ -184,3 +186,29 @@ def test_everything_that_is_permanent_ends_in_failure() -> None:
         world.pass_time(decision.look_again_seconds or 1)
     assert world.status.phase is RunPhase.FAILED
     assert len(world.names) == 2
+
+
+# -- a run that is being deleted -------------------------------------------------------------------------------------
+
+
+def going(world: World, *finalizers: str) -> Decision:
+    """What is decided for the run once somebody has deleted it."""
+    changes = {"deletion_timestamp": world.now, "finalizers": list(finalizers)}
+    metadata = world.run.metadata.model_copy(update=changes)
+    return reconcile(world.run.model_copy(update={"metadata": metadata}), world.listing(), world.now)
+
+
+def test_a_run_that_a_finalizer_keeps_gives_its_gpus_back(world: World) -> None:
+    at(world, *FINETUNED)
+    running = open_jobs(world)
+    decision = going(world, "example.com/mine")
+    assert sorted(deleted(decision)) == sorted(running) and len(running) == 2
+    assert created(decision) == told(decision) == [] and decision.status == world.status
+    world.update(running[0], deleting=True)
+    world.fail(running[1], ExitClass.TRANSIENT)
+    assert going(world, "example.com/mine").actions == (), "ended jobs go with the run, and no attempt follows them"
+
+
+def test_jobs_that_are_to_outlive_their_run_do(world: World) -> None:
+    at(world, *FINETUNED)
+    assert going(world, "orphan").actions == ()

@@ -40,6 +40,7 @@ class ObjectMeta(BaseModel):
     resource_version: str = ""
     creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None
+    finalizers: list[str] | None = None
     labels: dict[str, LabelValue] = {}
     annotations: dict[str, str] = {}
 
