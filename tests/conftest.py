@@ -1,6 +1,11 @@
-"""What all tests share: how far Hypothesis looks, and that it judges no example by the clock."""
+"""What all tests share: how far Hypothesis looks, that it judges no example by the clock, and whose taste counts."""
+
+import os
 
 from hypothesis import HealthCheck, settings
+
+TASTE = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "HF_HUB_OFFLINE")
+"""What a person or a CI sets for themselves, and what changes the words that tests look at, or whom they may ask."""
 
 
 def pytest_configure() -> None:
@@ -12,3 +17,5 @@ def pytest_configure() -> None:
     settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
     settings.register_profile("same", settings.get_profile("search"), derandomize=True, database=None)
     settings.load_profile("same")
+    for name in TASTE:
+        os.environ.pop(name, None)
