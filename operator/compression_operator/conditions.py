@@ -15,6 +15,9 @@ UNDER_WAY = {
     Phase.DISTILL: RunPhase.DISTILLING,
     Phase.EXPORT: RunPhase.EXPORTING,
 }
+KINDS = ("Ready", "Progressing", "Degraded", "Suspended", "Reconciling", "Stalled")
+"""The conditions of every run that was looked at."""
+
 FINISHED = (RunPhase.SUCCEEDED, RunPhase.FAILED)
 LISTED = 5
 """Steps that one message names at most."""

@@ -16,7 +16,7 @@ from compression_pipeline.config import Phase, student_faults
 
 from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from .api.status import CompressionRunStatus, Step, StepState
-from .conditions import FINISHED, Situation, summarized
+from .conditions import FINISHED, KINDS, Situation, summarized
 from .jobs import Decision, DeleteJob, JobState, ObservedJob, Wait
 from .notices import notices
 from .plan import Plan, PlannedStep, plan, step_name
@@ -136,8 +136,12 @@ class _Pass:
         return Decision(self._status_told(), actions, look_again_seconds=min(waits, default=None))
 
     def _status_told(self) -> CompressionRunStatus:
-        """The status of a finished run, its conditions written anew where they tell of trouble that is over by now."""
-        if not any(condition.reason in TROUBLES for condition in self._status.conditions):
+        """The status of a finished run, its conditions written anew where one is missing, for somebody has removed it,
+        or where they tell of trouble that is over by now.
+        """
+        conditions = self._status.conditions
+        whole = {condition.type for condition in conditions}.issuperset(KINDS)
+        if whole and not any(condition.reason in TROUBLES for condition in conditions):
             return self._status
         faults = list(self._student_faults().values())
         return summarized(self._status, Situation(self._run.metadata.generation, False, 0, faults), self._now)

@@ -6,8 +6,10 @@ from jobs_world import START, World, manifest, student
 from looks import FINETUNED, PREPARED, at, condition, created, deleted, finish, open_jobs, states, step, told
 
 from compression_operator.api.status import RunPhase, StepState
+from compression_operator.conditions import KINDS
 from compression_operator.jobs import Decision
 from compression_operator.reconcile import reconcile
+from compression_operator.steps import seconds
 from compression_pipeline.config import ExitClass, Phase
 
 
@@ -186,6 +188,29 @@ def test_everything_that_is_permanent_ends_in_failure() -> None:
         world.pass_time(decision.look_again_seconds or 1)
     assert world.status.phase is RunPhase.FAILED
     assert len(world.names) == 2
+
+
+@pytest.mark.parametrize("left", [[], ["Ready"], ["Ready", "Progressing", "Degraded", "Suspended", "Stalled"]])
+@pytest.mark.parametrize("ends", [RunPhase.SUCCEEDED, RunPhase.FAILED])
+def test_conditions_that_somebody_removed_from_a_finished_run_come_back(
+    world: World, left: list[str], ends: RunPhase
+) -> None:
+    world.look()
+    if ends is RunPhase.FAILED:
+        (name,) = open_jobs(world)
+        world.fail(name, ExitClass.USER_ERROR)
+    world.drive()
+    whole = world.status
+    assert whole.phase is ends and [c.type for c in whole.conditions] == list(KINDS)
+    removed = whole.model_copy(update={"conditions": [c for c in whole.conditions if c.type in left]})
+    world.run = world.run.model_copy(update={"status": removed})
+    decision = world.look()
+    assert decision.notices == () and len(world.status.conditions) == len(KINDS)
+    for before in whole.conditions:
+        now = condition(world, before.type)
+        assert (now.status, now.reason, now.message) == (before.status, before.reason, before.message)
+        assert now.last_transition_time == (before.last_transition_time if before.type in left else seconds(world.now))
+    assert world.status.completion_time == whole.completion_time
 
 
 # -- a run that is being deleted -------------------------------------------------------------------------------------
