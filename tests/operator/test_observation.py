@@ -275,7 +275,10 @@ def test_a_job_without_pods_is_told_of_after_a_while() -> None:
     job, _ = running()
     job["status"] = {}
     assert observe(job).message == ""
-    assert "does the training operator run" in observe(job, later=60).message
+    assert observe(job, later=60).message == (
+        "no pods have been made for it: a quota, a LimitRange or another rule of admission refuses them, or the "
+        "training operator does not run; `kubectl describe pytorchjob done` has the reason"
+    )
 
 
 def test_a_job_runs_once_all_of_its_pods_do() -> None:
@@ -304,7 +307,10 @@ def test_a_worker_that_was_never_made_is_told_of() -> None:
     found = observe(job, master)
     assert (found.state, found.message) == (JobState.PENDING, ""), "it may be on its way"
     found = observe(job, master, later=60)
-    assert found.state is JobState.PENDING and found.message.startswith("only 1 of its 4 pods have been made")
+    assert found.state is JobState.PENDING and found.message == (
+        "only 1 of its 4 pods have been made: a quota, a LimitRange or another rule of admission refuses the others "
+        "perhaps; `kubectl describe pytorchjob done` has the reason"
+    )
 
 
 def test_a_verdict_without_evidence_is_believed_after_a_while() -> None:

@@ -37,6 +37,9 @@ META = (
 
 ENDLESS = datetime.max.replace(tzinfo=UTC)
 
+ADMISSION = "a quota, a LimitRange or another rule of admission"
+"""What keeps pods from being made; the training operator tells it in an Event of the job."""
+
 CATCH_UP = timedelta(seconds=30)
 """Time for which a job's word is taken to be ahead of what is known of its pods."""
 
@@ -110,6 +113,7 @@ def observe_job(
     meta, labels = mapping(body, "metadata"), mapping(body, "metadata", "labels")
     own = [view(pod, now) for pod in pods if _owner(pod) == meta.get("uid")]
     job = _Job(
+        name=str(meta.get("name")),
         conditions=_conditions(body),
         suspended=bool(mapping(body, "spec", "runPolicy").get("suspend")),
         deleting="deletionTimestamp" in meta,
@@ -171,6 +175,7 @@ def left_over(pods: Sequence[Json], now: datetime) -> ObservedJob | None:
 class _Job:
     """A job, and what its pods' ends say together."""
 
+    name: str
     conditions: Mapping[str, Json]
     suspended: bool
     deleting: bool
@@ -255,9 +260,12 @@ class _Job:
         return min(found, key=lambda one: (one.counts_from or ENDLESS, one.told_from, one.message), default=None)
 
     def _unmade(self) -> str:
-        if not self.pods:
-            return "no pods have been made for it: does the training operator run, and may it make pods here?"
-        return f"only {len(self.pods)} of its {self.nodes} pods have been made: is there a quota in this namespace?"
+        reason = f"`kubectl describe pytorchjob {self.name}` has the reason"
+        if self.pods:
+            so_few = f"only {len(self.pods)} of its {self.nodes} pods have been made"
+            return f"{so_few}: {ADMISSION} refuses the others perhaps; {reason}"
+        none = "no pods have been made for it"
+        return f"{none}: {ADMISSION} refuses them, or the training operator does not run; {reason}"
 
     def _removed(self, pod: PodView, failures: Sequence[PodView]) -> bool:
         """Whether the pod was deleted by somebody else than the training operator, which cleans up after a failure."""
