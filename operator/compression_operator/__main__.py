@@ -8,6 +8,7 @@ import os
 import sys
 
 from .backends.progress import PERIOD_SECONDS
+from .controller import WORKERS
 from .health import MISSED_SECONDS
 from .kube import NoCluster
 from .leader import LeadershipLost
@@ -31,7 +32,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lease-namespace", default=os.environ.get("POD_NAMESPACE", "default"))
     parser.add_argument("--lease-name", default="compression-operator")
     parser.add_argument("--leader-election", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--workers", type=int, default=4, help="runs that are looked at at once")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="runs that are looked at at once; half as many of one namespace")
     parser.add_argument("--resync-seconds", type=float, default=60.0, help="a lost event costs this long at most")
     parser.add_argument(
         "--missed-seconds",

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 Reconcile = Callable[[CompressionRun, Sequence[ObservedJob], datetime, Mapping[str, Exception]], Decision]
 """Run, observed jobs, now, and by name the jobs that could not be made: the decision takes them for not there."""
 
+WORKERS = 8
+"""Runs that are looked at at once; of one namespace half as many (see workqueue)."""
+
 CONFLICTS = 2
 """Conflicts in a row after which a key is looked at again at once; from the next one on, after pauses."""
 
@@ -92,7 +95,7 @@ class Controller:
         *,
         reconcile: Reconcile,
         now: Callable[[], datetime],
-        workers: int = 4,
+        workers: int = WORKERS,
         resync_seconds: float = 60.0,
         backoff: Backoff | None = None,
         timed: Callable[[float], None] | None = None,
@@ -110,7 +113,7 @@ class Controller:
         self._workers = workers
         self._resync_seconds = resync_seconds
         self._backoff = backoff or Backoff()
-        self._queue = WorkQueue()
+        self._queue = WorkQueue(workers)
         self._errors: dict[str, int] = {}
         self._conflicts: dict[str, int] = {}
         self._timed = timed

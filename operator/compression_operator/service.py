@@ -14,7 +14,7 @@ from .backends.progress import PERIOD_SECONDS, LogWatcher
 from .backends.pytorchjob import label_value
 from .cache import Body, Cache
 from .clusterruns import ClusterRuns
-from .controller import Conflict, Controller
+from .controller import WORKERS, Conflict, Controller
 from .denials import Denials, limited
 from .events import EventRecorder
 from .failures import PERSISTENT, trouble_of, unforeseen, words_of
@@ -55,7 +55,7 @@ class Options:
     lease_namespace: str = "default"
     lease_name: str = "compression-operator"
     leader_election: bool = True
-    workers: int = 4
+    workers: int = WORKERS
     resync_seconds: float = 60.0
     missed_seconds: float = MISSED_SECONDS
     progress_seconds: float = PERIOD_SECONDS
