@@ -45,7 +45,8 @@ class Cache:
         self.keep = keep
         self._objects: dict[Key, Body] = {}
         self._groups: dict[str, set[Key]] = defaultdict(set)
-        self._deleted: dict[str, int] = {}  # resourceVersion by which it was gone, by UID; the oldest first
+        # By UID, the oldest first: the namespace, and the newest resourceVersion as of which it is known to be gone.
+        self._deleted: dict[str, tuple[str, int]] = {}
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -68,7 +69,7 @@ class Cache:
         One that was gone for the watch alone, for its labels changed, comes back in a newer version.
         """
         key, known, uid = key_of(body), self._objects.get(key_of(body)), str(body["metadata"].get("uid"))
-        if version_of(body) <= self._deleted.get(uid, -1):
+        if uid in self._deleted and version_of(body) <= self._deleted[uid][1]:
             return False
         if known is not None and version_of(body) < version_of(known):
             return False
@@ -126,6 +127,10 @@ class Cache:
         ]
         for body in gone:
             self._remove(body, version)
+        there = {str(body["metadata"].get("uid")) for body in listed}
+        for uid, (place, since) in self._deleted.items():
+            if uid not in there and namespace in (None, place):
+                self._deleted[uid] = (place, max(since, version))  # what happened to it in between is past, too
         return [body for body in listed if self.put(body)], gone
 
     def _remove(self, body: Body, version: int) -> bool:
@@ -134,7 +139,8 @@ class Cache:
         there = known is not None and str(known["metadata"].get("uid")) == uid
         if known is not None and there and version_of(known) > version:
             return False
-        self._deleted[uid] = max(version, self._deleted.pop(uid, -1))
+        _, since = self._deleted.pop(uid, ("", -1))
+        self._deleted[uid] = (key[0], max(version, since))
         while len(self._deleted) > FORGOTTEN:
             self._deleted.pop(next(iter(self._deleted)))
         if known is None or not there:

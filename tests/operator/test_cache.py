@@ -67,6 +67,16 @@ def test_a_namespace_that_is_forgotten_can_be_told_of_again() -> None:
     assert not held.has_gone("one") and held.put(body("a", 5, "one", run="x"))
 
 
+def test_what_happened_to_it_before_a_list_that_lacks_it_is_past() -> None:
+    """It had its label again for a while, and was deleted: the list knows before the watch tells of either."""
+    for listed, back in (("elsewhere", True), ("ns", False), (None, False)):
+        held = cache()
+        held.put(body("a", 5))
+        held.remove(body("a", 6))
+        held.replace_all([], 8, listed)
+        assert held.put(body("a", 7)) is back and held.put(body("a", 9))
+
+
 def test_what_was_deleted_is_not_remembered_for_ever() -> None:
     held = cache()
     for number in range(FORGOTTEN + 1):
