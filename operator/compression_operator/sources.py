@@ -1,7 +1,7 @@
 """`file:` sources of local runs: which files they name, and whether they are still what they were."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from compression_pipeline.config import digest
@@ -17,21 +17,33 @@ def local_path(source: str, root: Path) -> Path:
     return root / source.removeprefix(PREFIX)
 
 
-def local_files(source: str, root: Path) -> Iterator[Path]:
-    """The files that a `file:` source names (a file, a folder or a glob), sorted; nothing for other sources."""
+def local_files(source: str, root: Path, aside: Collection[Path] = ()) -> Iterator[Path]:
+    """The files that a `file:` source names (a file, a folder or a glob), sorted; nothing for other sources.
+
+    Of a folder or a glob, as prepare reads it, without hidden files and what is in the folders `aside` (resolved): the
+    work directory and the store may well lie below the manifest's folder.
+    """
     if not source.startswith(PREFIX):
         return
     path = local_path(source, root)
     if path.is_dir():
-        yield from sorted(found for found in path.rglob("*") if found.is_file())
+        yield from _those_meant(path, "**/*", aside)
     elif path.exists():
         yield path
     else:
         base = _before_glob(path)
-        yield from sorted(found for found in base.glob(str(path.relative_to(base))) if found.is_file())
+        yield from _those_meant(base, str(path.relative_to(base)), aside)
 
 
-def signature(source: str, root: Path) -> str | None:
+def _those_meant(base: Path, pattern: str, aside: Collection[Path]) -> list[Path]:
+    def meant(path: Path) -> bool:
+        hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
+        return not hidden and path.is_file() and not any(map(path.resolve().is_relative_to, aside))
+
+    return sorted(filter(meant, base.glob(pattern)))
+
+
+def signature(source: str, root: Path, aside: Collection[Path] = ()) -> str | None:
     """A digest that changes when a file of the source does; None for a source that isn't `file:`.
 
     Made from relative names and sizes, and the content of small files or the time of change of large ones: cheap enough
@@ -41,7 +53,7 @@ def signature(source: str, root: Path) -> str | None:
         return None
     path = local_path(source, root)
     base = path if path.is_dir() else _before_glob(path)
-    return digest([[str(file.relative_to(base)), *_mark(file)] for file in local_files(source, root)])
+    return digest([[str(file.relative_to(base)), *_mark(file)] for file in local_files(source, root, aside)])
 
 
 def _mark(file: Path) -> tuple[int, str]:

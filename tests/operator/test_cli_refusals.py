@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from local_cli import REPORT, Bench
 
+from compression_operator.backends import machine
 from compression_operator.cli import report
 from compression_operator.runs import Workdir, WorkdirError
 
@@ -37,6 +38,30 @@ def test_validate_tells_the_faults_of_all_files(tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr()
     assert told.out == f"{good}: demo is valid\n"
     assert [line.partition(":")[0] for line in told.err.splitlines()] == [str(file) for file in wrong]
+
+
+def test_arithmetic_that_needs_a_gpu_is_refused_where_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"steps": 10, "globalBatchSize": 4, "warmupSteps": 2}
+    own = {"name": "depth", "prune": {"dropLayers": [3]}, "distill": {**training, "precision": "BF16"}}
+    bench = Bench(tmp_path, students=[{"name": "width", "prune": {"hiddenSize": 64}}, own])
+    wanted = ["--set", "finetune.precision=BF16"]
+    monkeypatch.setattr(machine, "visible_gpus", lambda _: ())
+    assert bench.run(*wanted) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{bench.file}: {path}.precision: BF16 needs a GPU and none was found on this machine; set Auto or FP32"
+        for path in ("spec.finetune", "spec.students[1].distill")
+    ]
+    assert not bench.workdir.exists()
+    assert bench.call("validate", bench.file, *wanted) == 0, "it may be meant for another machine"
+    monkeypatch.setattr(machine, "visible_gpus", lambda _: ("0",))
+    assert bench.run(*wanted, "--set", "phases.finetune.gpusPerNode=0") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "spec.finetune.precision: BF16 needs a GPU and spec.phases.finetune.gpusPerNode is 0; set Auto or FP32"
+    )
+    assert bench.run(*wanted) == 0
 
 
 def test_a_source_that_is_not_there_is_told_before_anything_starts(

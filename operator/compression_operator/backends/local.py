@@ -235,7 +235,13 @@ class LocalBackend:
             return None  # published already: the job ends in seconds and writes nothing
         teacher = run.status.teacher.parameter_count if run.status.teacher else 0
         student = next((s.parameters or 0 for s in run.status.students if s.name == job.student), 0)
-        needed = space.bytes_needed(job.config, source_root=self._place.source_root, teacher=teacher, student=student)
+        needed = space.bytes_needed(
+            job.config,
+            source_root=self._place.source_root,
+            teacher=teacher,
+            student=student,
+            aside=(self._place.jobs.parent.resolve(), store.resolve()),
+        )
         return space.shortage(store, needed)
 
     async def _start_waiting(self) -> None:

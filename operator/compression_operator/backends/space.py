@@ -1,6 +1,7 @@
 """Room on the disk: about what a step will write, asked before it starts."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from compression_operator.sources import local_files
@@ -26,13 +27,17 @@ CHECKPOINTED = 14
 """Bytes of one parameter in a training checkpoint: bfloat16 weight, float32 master weight and two AdamW moments."""
 
 
-def bytes_needed(config: JobConfig, *, source_root: Path, teacher: int, student: int) -> int:
-    """Roughly what the step writes, in bytes. `teacher`, `student`: parameters, 0 where they aren't known yet."""
+def bytes_needed(
+    config: JobConfig, *, source_root: Path, teacher: int, student: int, aside: Collection[Path] = ()
+) -> int:
+    """Roughly what the step writes, in bytes. `teacher`, `student`: parameters, 0 where they aren't known yet; `aside`:
+    folders below the sources' that are not read (resolved).
+    """
     match config:
         case PrepareJob():
             # The teacher is copied; tokens take about as many bytes as their text.
             sources = (config.teacher.model, config.dataset.source)
-            written = sum(path.stat().st_size for source in sources for path in local_files(source, source_root))
+            written = sum(path.stat().st_size for source in sources for path in local_files(source, source_root, aside))
         case FinetuneJob():
             written = teacher * (WEIGHT + _checkpoints(config.finetune))
         case PruneJob():

@@ -79,9 +79,11 @@ def source_root(file: Path) -> Path:
     return file.absolute().parent
 
 
-def sources_digest(run: CompressionRun, root: Path) -> str:
-    """Digest of the local files that the run's sources name."""
-    return digest([signature(source, root) for source in (run.spec.teacher.model, run.spec.dataset.source)])
+def sources_digest(run: CompressionRun, root: Path, workdir: Workdir) -> str:
+    """Digest of the local files that the run's sources name; empty where they name none, as on a cluster."""
+    aside = (workdir.root.resolve(), workdir.store.resolve())
+    signatures = [signature(source, root, aside) for source in (run.spec.teacher.model, run.spec.dataset.source)]
+    return digest(signatures) if any(signatures) else ""
 
 
 def default_workdir(run: CompressionRun) -> Path:

@@ -68,7 +68,7 @@ def _load(file: Path, arguments: argparse.Namespace) -> CompressionRun:
 
 def _planned(run: CompressionRun, file: Path, workdir: Path) -> Plan:
     """The plan, with what the work directory knows of the sources where they are still the same."""
-    sources = sources_digest(run, source_root(file))
+    sources = sources_digest(run, source_root(file), Workdir(workdir))
     stored = Workdir(workdir).read()
     first = plan(run.spec, sources=sources).steps[0]
     if stored is None or stored.status.resolved is None:

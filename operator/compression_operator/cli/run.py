@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.run import SOURCES_ANNOTATION, CompressionRun
 from compression_operator.api.status import RunPhase, Step, StepState
 from compression_operator.backends import machine
@@ -21,7 +22,7 @@ from compression_operator.backends.published import is_whole
 from compression_operator.plan import plan
 from compression_operator.reconcile import reconcile
 from compression_operator.runs import Workdir, forget, submit
-from compression_pipeline.config import Phase
+from compression_pipeline.config import Phase, Precision, TrainingConfig
 
 from . import summary
 from .common import Code, complain, console, default_workdir, load_local, now, source_root, sources_digest
@@ -47,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _submit(arguments: argparse.Namespace) -> int:
     file: Path = arguments.file
     manifest = load_local(file, arguments.set)
+    gpus = machine.visible_gpus(os.environ)
+    if faults := list(_without_gpu(manifest, file, gpus)):
+        raise InvalidManifest(faults)
     root = source_root(file)
     workdir = Workdir(arguments.workdir or default_workdir(manifest))
     with workdir.locked():
@@ -56,7 +60,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         submitted = submit(
             workdir,
             manifest,
-            sources=sources_digest(manifest, root),
+            sources=sources_digest(manifest, root, workdir),
             now=moment,
             uid=str(uuid.uuid4()),
             retry=moment.isoformat(),
@@ -70,10 +74,25 @@ def _submit(arguments: argparse.Namespace) -> int:
             source_root=root,
             environment=os.environ,
             processors=machine.processors(),
-            gpus=machine.visible_gpus(os.environ),
+            gpus=gpus,
             command=arguments.job_command or COMMAND,
         )
         return _run(workdir, submitted, place, invocation.again(workdir))
+
+
+def _without_gpu(run: CompressionRun, file: Path, gpus: Sequence[str]) -> Iterator[Fault]:
+    """What needs a GPU and would get none: the engine refuses it too, but only after prepare and prune."""
+    spec = run.spec
+    trained: list[tuple[str, Phase, TrainingConfig | None]] = [
+        ("spec.finetune", Phase.FINETUNE, spec.finetune),
+        ("spec.distill", Phase.DISTILL, spec.distill),
+        *((f"spec.students[{n}].distill", Phase.DISTILL, s.distill) for n, s in enumerate(spec.students)),
+    ]
+    for path, phase, training in trained:
+        wanted = getattr(spec.phases, phase).gpus_per_node
+        if training is not None and training.precision is Precision.BF16 and not (gpus and wanted):
+            why = f"spec.phases.{phase}.gpusPerNode is 0" if gpus else "none was found on this machine"
+            yield Fault(str(file), f"{path}.precision", f"BF16 needs a GPU and {why}; set Auto or FP32")
 
 
 def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
