@@ -15,6 +15,7 @@ from compression_operator.jobs import Job
 from compression_pipeline.config import ConfigModel, Phase, Termination
 
 from .processes import ProcessId
+from .termination import read_termination
 
 M = TypeVar("M", bound=ConfigModel)
 
@@ -115,7 +116,10 @@ class JobFolder:
 
     def termination(self) -> Termination | None:
         """What the job said when it ended; None where it said nothing that can be read."""
-        return self._read("termination.json", Termination)
+        try:
+            return read_termination((self.path / "termination.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def write_termination(self, termination: Termination) -> None:
         self._write("termination.json", termination)

@@ -6,12 +6,11 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, cast
 
-from pydantic import ValidationError
-
 from compression_operator.jobs import Wait, WaitReason
 from compression_pipeline.config import ExitClass, Termination
 
 from .pytorchjob import CONTAINER
+from .termination import read_termination
 
 Json = Mapping[str, Any]
 EMPTY: Json = MappingProxyType({})
@@ -53,7 +52,7 @@ class PodView:
     started: datetime | None  # of the pipeline's container
     ended: datetime | None
     exit_code: int | None
-    termination: Termination | None
+    termination: Termination | None  # where the launcher wrote one: the log's end stands there where it could not
     last_words: str  # why the container ended, where it wrote no termination message
     alive: bool  # whether a process of it may still run
     lost: bool  # its node was given up, so that nobody will ever tell how it ended
@@ -87,7 +86,7 @@ def view(pod: Json, now: datetime) -> PodView:
         started=when(mapping(container, "state", "running").get("startedAt") or terminated.get("startedAt")),
         ended=when(terminated.get("finishedAt")),
         exit_code=terminated.get("exitCode"),
-        termination=_termination(terminated),
+        termination=read_termination(str(terminated.get("message") or "")),
         last_words=_last_words(terminated),
         alive=not lost and _alive(status),
         lost=lost,
@@ -151,14 +150,6 @@ def _disruption(status: Json, terminated: Json, name: str) -> str:
     if status.get("reason") and status.get("reason") != "DeadlineExceeded":
         return _sentence(f"pod {name}: {status['reason']}", status.get("message"))
     return "" if terminated else f"pod {name} failed before it ran"
-
-
-def _termination(terminated: Json) -> Termination | None:
-    """The termination message, where the launcher wrote one (the log's end stands there where it could not)."""
-    try:
-        return Termination.model_validate_json(str(terminated.get("message") or ""))
-    except ValidationError:
-        return None
 
 
 def _last_words(terminated: Json) -> str:
