@@ -213,6 +213,7 @@ def test_a_long_name_fits_a_label() -> None:
         {"containers": [{"name": "pytorch", "securityContext": {"privileged": True}}]},
         {"containers": [{"name": "side", "image": "x", "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},
         {"initContainers": [{"name": "i", "image": "x", "securityContext": {"runAsUser": 0}}]},
+        {"securityContext": {"fsGroup": 0, "runAsGroup": 0, "supplementalGroups": [0], "sysctls": [{"name": "a"}]}},
         {"volumes": [{"name": "tmp", "emptyDir": {}, "hostPath": {"path": "/"}}]},
         {
             "volumes": [{"name": "root", "hostPath": {"path": "/"}}],
@@ -236,6 +237,22 @@ def test_a_pod_template_does_not_loosen_the_pod(evil: dict[str, Any]) -> None:
     ]
 
 
+def test_a_pod_template_may_say_whose_files_the_volume_holds() -> None:
+    theirs = {"runAsUser": 5001, "runAsGroup": 5002, "fsGroup": 5003, "supplementalGroups": [5004, 0, 5005]}
+    wanted = {"securityContext": theirs | {"fsGroupChangePolicy": "Always", "runAsNonRoot": False}}
+    own = {"distill": {"podTemplate": {"spec": {"securityContext": {"fsGroup": 6003}}}}}
+    made = jobs(a_run(jobTemplate={"podTemplate": {"spec": wanted}}, phases=own))
+    for name, group in (("finetune", 5003), ("distill-width", 6003)):
+        pod = pods(made[name])[0]
+        assert_secure(pod)
+        assert pod["spec"]["securityContext"] == POD_SECURITY | theirs | {
+            "fsGroup": group,
+            "supplementalGroups": [5004, 5005],
+            "fsGroupChangePolicy": "Always",
+        }
+    assert pods(jobs(a_run())["finetune"])[0]["spec"]["securityContext"] == POD_SECURITY
+
+
 def test_old_annotations_do_not_switch_confinement_off() -> None:
     annotations = {
         "container.apparmor.security.beta.kubernetes.io/pytorch": "unconfined",
@@ -250,7 +267,15 @@ def test_old_annotations_do_not_switch_confinement_off() -> None:
 
 def assert_secure(pod: dict[str, Any]) -> None:
     spec = pod["spec"]
-    assert spec["securityContext"] == POD_SECURITY and spec["automountServiceAccountToken"] is False
+    security = spec["securityContext"]
+    assert spec["automountServiceAccountToken"] is False
+    assert {name: security[name] for name in ("runAsNonRoot", "seccompProfile")} == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    ids = [security["runAsUser"], security["runAsGroup"], security["fsGroup"], *security.get("supplementalGroups", [])]
+    assert all(type(one) is int and 0 < one < 2**31 for one in ids)
+    assert not security.keys() - POD_SECURITY.keys() - {"supplementalGroups"}
     for name in ("hostNetwork", "hostPID", "hostIPC", "hostUsers", "serviceAccount", "serviceAccountName", "nodeName"):
         assert name not in spec
     for kind in ("containers", "initContainers", "ephemeralContainers"):
@@ -268,6 +293,10 @@ VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(0, 9) | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
+)
+IDS = st.integers(-1, 2**31) | VALUES
+SECURITY = VALUES | st.dictionaries(
+    st.sampled_from(["runAsUser", "runAsGroup", "fsGroup", "runAsNonRoot", "seccompProfile"]), IDS, max_size=3
 )
 CONTAINERS = st.lists(
     st.fixed_dictionaries(
@@ -291,7 +320,7 @@ TEMPLATES = st.fixed_dictionaries(
                 "containers": CONTAINERS,
                 "initContainers": CONTAINERS,
                 "ephemeralContainers": CONTAINERS,
-                "securityContext": VALUES,
+                "securityContext": SECURITY,
                 "hostNetwork": VALUES,
                 "hostPID": VALUES,
                 "serviceAccountName": VALUES,

@@ -121,7 +121,9 @@ class JobTemplate(ConfigModel):
     pod_template: Untyped | None = Field(
         default=None,
         description="A pod template (metadata and spec) merged under the operator's own and the fields beside this "
-        "one. Security context, service account, host namespaces and hostPath are applied last and cannot be set here.",
+        "one. Of the pod's securityContext it may set runAsUser, runAsGroup, fsGroup, supplementalGroups (not 0) and "
+        "fsGroupChangePolicy, e.g. for an NFS volume's group. The rest of it, service account, host namespaces and "
+        "hostPath are applied last and cannot be set here.",
     )
 
 

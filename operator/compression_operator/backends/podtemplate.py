@@ -17,6 +17,14 @@ POD_SECURITY: Json = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+IDENTITY = ("runAsUser", "runAsGroup", "fsGroup")
+"""Fields of the pod's security context that a template may set: a volume's files belong to somebody (NFS, say). Root is
+nobody's to ask for. supplementalGroups and fsGroupChangePolicy may be set too.
+"""
+
+LARGEST_ID = 2**31 - 1
+"""The largest user or group that Kubernetes takes."""
+
 CONTAINER_SECURITY: Json = {
     "runAsNonRoot": True,
     "allowPrivilegeEscalation": False,
@@ -53,7 +61,7 @@ def merge_under(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Json:
 
 
 def secured(template: Mapping[str, Any]) -> Json:
-    """The pod template as it may run: no other user, token, host namespace, host port or host path, whatever it said.
+    """The pod template as it may run: no root, token, host namespace, host port or host path, whatever it said.
 
     Volumes of the host, and the mounts of them, are left out.
     """
@@ -65,7 +73,8 @@ def secured(template: Mapping[str, Any]) -> Json:
     for kind in CONTAINER_LISTS:
         if kind in spec:
             spec[kind] = [_secured_container(_mapping(container), gone) for container in _sequence(spec[kind])]
-    spec |= {"volumes": allowed, "securityContext": POD_SECURITY, "automountServiceAccountToken": False}
+    security = POD_SECURITY | _identity(_mapping(spec.get("securityContext")))
+    spec |= {"volumes": allowed, "securityContext": security, "automountServiceAccountToken": False}
     annotations = {
         name: value
         for name, value in _mapping(metadata.get("annotations")).items()
@@ -75,6 +84,21 @@ def secured(template: Mapping[str, Any]) -> Json:
     return {"metadata": kept | ({"annotations": annotations} if annotations or "annotations" in kept else {})} | {
         "spec": spec
     }
+
+
+def _identity(wanted: Json) -> Json:
+    """Who the pod is to be, of a security context, as far as that is nobody mighty."""
+    found = {name: wanted[name] for name in IDENTITY if _harmless(wanted.get(name))}
+    groups = [group for group in _sequence(wanted.get("supplementalGroups")) if _harmless(group)]
+    if groups:
+        found["supplementalGroups"] = groups
+    if wanted.get("fsGroupChangePolicy") in ("Always", "OnRootMismatch"):
+        found["fsGroupChangePolicy"] = wanted["fsGroupChangePolicy"]
+    return found
+
+
+def _harmless(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= LARGEST_ID
 
 
 def _secured_container(container: Json, gone: set[Any]) -> Json:
