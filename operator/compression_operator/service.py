@@ -24,6 +24,7 @@ from .kube import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource,
 from .leader import LeaderElection
 from .metrics import Metrics
 from .reconcile import reconcile
+from .repeats import Repeats
 from .resync import Resync
 from .troubles import Trouble, held_up
 
@@ -97,6 +98,7 @@ class Service:
         self._election = LeaderElection(self._kube, options.lease_namespace, options.lease_name, options.identity)
         self._runs = ClusterRuns(self._kube, self._caches[RUNS], image=options.image, written=self._metrics.written)
         self._denials = Denials(self._enqueue_all)
+        self._repeats = Repeats()
         self._logs = LogWatcher(
             self._kube, self._enqueue, denials=self._denials, period_seconds=options.progress_seconds
         )
@@ -136,6 +138,7 @@ class Service:
             self._backend.gone(body)
         elif resource == RUNS:
             self._backend.run_gone(body)
+            self._repeats.forget(f"{body['metadata']['namespace']}/{body['metadata']['name']}")
 
     def _enqueue_owner(self, resource: Resource, body: Body) -> None:
         """Have the run looked at that an object belongs to."""
@@ -196,11 +199,16 @@ class Service:
         if isinstance(error, ApiError) and error.namespace_gone:
             logger.info("its namespace is being deleted: %s", error, extra={"run": key})
             return
-        self._metrics.reconcile_errors.inc()
-        # A traceback helps with what nobody expected; the API server's refusals speak for themselves.
-        traceback = error if unforeseen(error) else None
-        logger.error("pass failed (%d in a row): %s", consecutive, error, extra={"run": key}, exc_info=traceback)
         trouble = trouble_of(error)
+        news = self._repeats.waits(key, trouble, consecutive)
+        if news is None:
+            self._metrics.reconcile_errors.inc()
+            # A traceback helps with what nobody expected; the API server's refusals speak for themselves.
+            traceback = error if unforeseen(error) else None
+            logger.error("pass failed (%d in a row): %s", consecutive, error, extra={"run": key}, exc_info=traceback)
+        else:
+            level = logging.WARNING if news else logging.DEBUG
+            logger.log(level, "waits (%d passes in a row): %s", consecutive, error, extra={"run": key})
         if trouble is not None and not told and (consecutive >= PERSISTENT or not unforeseen(error)):
             self._later(lambda: self._tell(key, trouble))
 
