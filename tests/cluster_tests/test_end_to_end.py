@@ -6,6 +6,7 @@ by a patch of `jobTemplate.podTemplate` before the run is let go, the pipeline i
 """
 
 import hashlib
+import html
 import json
 import os
 import secrets
@@ -80,7 +81,7 @@ def story(api: Api, console: Console, dataset: Path, tmp_path_factory: pytest.Te
         for body in volumes:
             scope = "" if body["kind"] == "PersistentVolume" else f"/namespaces/{name}"
             api.create(f"/api/v1{scope}/{body['kind'].lower()}s", body)
-        apply, wait, *copies, go, _, _ = _commands(dataset)
+        apply, wait, *copies, go, _, _, _ = _commands(dataset)
         for command in (apply, wait, *copies):
             console.run(*command)
         api.merge(told.path, {"spec": {"jobTemplate": {"podTemplate": pipeline_image.pod_template()}}})
@@ -107,7 +108,9 @@ def _install(console: Console) -> None:
 
 
 def _commands(dataset: Path) -> list[list[str]]:
-    """The commands at the example's top: apply, wait, copy the teacher, copy the text, go, watch, copy a student."""
+    """The commands at the example's top: apply, wait, copy the teacher and the text, go, watch, copy a student and its
+    report.
+    """
     lines = (line.removeprefix("#   ") for line in (REPOSITORY / EXAMPLE).read_text().splitlines())
     text = [line.replace("out/demo-input/dataset", str(dataset)) for line in lines if line.startswith("kubectl ")]
     return [shlex.split(line, comments=True) for line in text]
@@ -237,7 +240,7 @@ def test_the_students_load_and_write(story: Story, dataset: Path, tmp_path: Path
     """As a user gets hold of them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    copy = shlex.join(_commands(dataset)[-1])
+    copy = shlex.join(_commands(dataset)[-2])
     for student in story.status["students"]:
         folder = tmp_path / student["name"]
         story.console.run(*shlex.split(copy.replace("ARTIFACT", student["artifact"]).replace("./width", str(folder))))
@@ -266,6 +269,25 @@ def test_losses_and_weights_are_those_of_a_local_run(story: Story, alone: Path) 
 
     assert len(weights(story.store)) >= len(STEPS)
     assert weights(story.store) == weights(alone / "store")
+
+
+def test_each_student_brought_its_report(story: Story, dataset: Path, tmp_path: Path) -> None:
+    """Drawn in its export's pod, which is nobody, has a read-only root and saw nothing but the volume."""
+    copy = shlex.join(_commands(dataset)[-1])
+    for student in story.status["students"]:
+        file = tmp_path / f"{student['name']}.html"
+        story.console.run(
+            *shlex.split(copy.replace("ARTIFACT", student["artifact"]).replace("./width.html", str(file)))
+        )
+        page = " ".join(html.unescape(file.read_text()).split())
+        losses = student["validationLoss"]
+        figures = [f"{losses[name]:.3f}" for name in ("teacher", "correctedTeacher", "pruned", "distilled")]
+        figures += [f"{student['compressionRatio'] * 100:.0f} %", f"{student['tokensPerSecond']:,.0f}"]
+        assert not [figure for figure in figures if f">{figure}<" not in page]
+        assert " ".join(student["sample"].split()) in page
+        steps = [step for step in story.status["steps"] if step.get("student") in (None, student["name"])]
+        assert not [step["name"] for step in steps if step["artifact"] not in page]
+        assert "left out" not in page, "all that led to it could be read"
 
 
 def test_the_report_is_built_from_the_resource_and_the_volume(story: Story, tmp_path: Path) -> None:
