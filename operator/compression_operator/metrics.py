@@ -39,7 +39,7 @@ class Metrics:
         """`runs`, `queue` and `leads` are asked at each scrape; runs only where this replica leads, so that sums over
         replicas are right. `per_run`: progress and loss of each run, a series for each running step. `unreadable`: how
         many runs there are besides that this version does not understand. `denied`: whether
-        it is, for each namespace that is named to be watched.
+        it is, for each namespace that is to be watched; under no name: the whole cluster.
         """
         registry = self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -137,7 +137,8 @@ class _Now(Collector):
         yield GaugeMetricFamily("compression_leader", "Whether this replica leads (1) or waits (0).", value=leads)
         refused = GaugeMetricFamily(
             "compression_namespace_denied",
-            "Whether a namespace that this replica is to watch is denied to it (1), as it is once it was deleted.",
+            "Whether a namespace that this replica is to watch is denied to it (1), as it is once it was deleted. "
+            "Without a namespace: the whole cluster.",
             labels=["namespace"],
         )
         for namespace, denied in self._denied().items():

@@ -7,6 +7,7 @@ other.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from .backends.cluster import SELECTOR
 from .cache import Body, Cache, version_of
@@ -25,6 +26,14 @@ Place = str | None
 Told = Callable[[Resource, Body], None]
 
 
+@dataclass(frozen=True)
+class _Denial:
+    """What keeps us from seeing a place."""
+
+    why: str
+    forbidden: bool  # for want of a permission, which may be given at any time
+
+
 class Resync:
     """Compares the caches with the cluster. `changed` and `gone` are told what the watches had not told."""
 
@@ -38,7 +47,7 @@ class Resync:
         self._changed = changed
         self._gone = gone
         self._watches = {(resource, place): WatchHealth() for resource in caches for place in self._places}
-        self._denied: dict[Place, str] = {}  # what keeps us from seeing a place
+        self._denied: dict[Place, _Denial] = {}
 
     def told(self, resource: Resource, kind: str | None, body: Body) -> None:
         """An event of a watch."""
@@ -62,11 +71,18 @@ class Resync:
     @property
     def unusable(self) -> str | None:
         """Why nothing can be seen of any namespace; None where something can."""
-        return next(iter(self._denied.values())) if len(self._denied) == len(self._places) else None
+        return next(iter(self._denied.values())).why if len(self._denied) == len(self._places) else None
+
+    @property
+    def absent(self) -> str | None:
+        """What the cluster lacks for anything to be seen, where it is no permission. kopf asks what resources there are
+        once, when it starts: an operator that is to see one that comes later has to start anew.
+        """
+        return self.unusable if not any(denial.forbidden for denial in self._denied.values()) else None
 
     def denied(self) -> dict[str, bool]:
-        """Whether it is denied to us, for each namespace; empty where the whole cluster is watched."""
-        return {place: place in self._denied for place in self._places if place is not None}
+        """Whether it is denied to us, for each namespace; under no name where the whole cluster is watched."""
+        return {place or "": place in self._denied for place in self._places}
 
     async def compare(self, *, judge: bool) -> None:
         """Put the caches right; `judge`: hold what is found against the watches.
@@ -92,11 +108,16 @@ class Resync:
 
     def _deny(self, place: Place, error: ApiError) -> None:
         words = refusal(error.code, str(error), error.resource).message
-        if self._denied.get(place) != words:
+        if place not in self._denied or self._denied[place].why != words:
             logger.warning("cannot see namespace %s, which is tried again: %s", place or "(all)", words)
-        self._denied[place] = words
+        self._denied[place] = _Denial(words, error.denied)
         for resource in self._caches:
             self._watches[resource, place].forgive()  # no watch can tell what is denied
+        if place is not None and error.denied and error.resource == f"{RUNS.plural}.{RUNS.group}":
+            # They may have gone with the RoleBinding, and nobody would ever say so. Their jobs stay known: a run that
+            # is still there must not miss them.
+            for body in self._caches[RUNS].forget(place):
+                self._gone(RUNS, body)
 
     async def _compare(self, resource: Resource, selector: str | None, place: Place, judge: bool) -> None:
         cache = self._caches[resource]

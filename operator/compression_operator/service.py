@@ -40,10 +40,12 @@ TELLING_SECONDS = 1.0
 """Time for what they had to tell to be written, after that."""
 
 SYNC_PAUSE_SECONDS = 2.0
+DENIED_PAUSE_SECONDS = 30.0
+"""Longest pause between two looks at a cluster of which nothing may be seen yet; the first is SYNC_PAUSE_SECONDS."""
 
 
 class Unusable(Exception):
-    """The cluster is not one that the operator can work in, e.g. for want of a permission or of the PyTorchJob CRD."""
+    """The cluster is not one that the operator can work in, e.g. for want of the PyTorchJob CRD."""
 
 
 @dataclass(frozen=True)
@@ -295,21 +297,27 @@ class Service:
         return self._resync.silent(self._options.missed_seconds)
 
     def _ready(self) -> str | None:
-        return self._unsynced or self._resync.unusable or self._election.problem
+        return self._resync.unusable or self._unsynced or self._election.problem
 
     async def _sync_until_done(self) -> None:
-        """Compare the caches with the truth, trying again where the API server is away. Raises Unusable where nothing
-        can be seen of any namespace.
+        """Compare the caches with the truth, trying again where the API server is away, or where nothing may be seen of
+        any namespace: somebody may give the permission, and until then /readyz says which. Raises Unusable where the
+        cluster lacks what has to be seen.
         """
+        pause = SYNC_PAUSE_SECONDS
         while True:
             try:
                 await self._resync.compare(judge=self._unsynced is None)
-                break
             except ApiError as error:
                 logger.warning("cannot list, trying again in %g s: %s", SYNC_PAUSE_SECONDS, error)
                 await asyncio.sleep(max(SYNC_PAUSE_SECONDS, error.retry_after))
-        if self._resync.unusable:
-            raise Unusable(self._resync.unusable)
+                continue
+            if self._resync.unusable is None:
+                break
+            if self._resync.absent:
+                raise Unusable(self._resync.absent)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, DENIED_PAUSE_SECONDS)
         self._unsynced = None
 
     async def _resync_forever(self) -> None:

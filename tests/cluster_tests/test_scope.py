@@ -71,10 +71,10 @@ def test_an_operator_that_is_denied_all_of_its_namespaces_says_so(namespace: Nam
         assert operator.process.poll() is None
         again = namespace.start("localhost/none:1", "--namespace", another.name, identity="operator-1")
         try:
-            assert again.wait_end() == 1
+            wait_for(lambda: lost in again.ask("/readyz")[1], "/readyz of one that starts to tell")
+            assert again.process.poll() is None and again.ask("/healthz")[0] == 200
         finally:
             again.kill()
-    assert lost in again.output().splitlines()[-1]
 
 
 def test_an_operator_of_the_whole_cluster(namespace: Namespace, another: Namespace) -> None:
