@@ -94,6 +94,21 @@ def test_the_last_words_of_a_program_are_not_its_events(tmp_path: Path) -> None:
             "step 10/120  loss 4.123  12,346 tokens/s  ETA 1m40s",
         ),
         ({"event": "progress", "step": 3, "totalSteps": 9, "unit": "documents"}, "document 3/9"),
+        (
+            {
+                "event": "progress",
+                "step": 1_500_000,
+                "totalSteps": 2_500_000_000,
+                "unit": "bytes",
+                "tokensPerSecond": 98765.4,
+                "documentsPerSecond": 432.1,
+            },
+            "1.5 MB of 2.5 GB  98,765 tokens/s  432.1 documents/s",
+        ),
+        (
+            {"event": "progress", "step": 1, "totalSteps": 2, "tokensPerSecond": 5, "modelFlopsUtilization": 0.4137},
+            "step 1/2  5 tokens/s  MFU 41.4%",
+        ),
         ({"event": "metric", "name": "validationLoss", "value": 3.98, "step": 100}, "validationLoss 3.98 at step 100"),
         ({"event": "warning", "message": "only 3 sequences"}, "warning: only 3 sequences"),
         ({"event": "info", "message": "loads the teacher"}, "loads the teacher"),

@@ -159,6 +159,8 @@ def test_a_run_with_an_unfinished_student_has_a_page(
 def test_a_run_that_only_just_began_has_a_page(tmp_path: Path, report: Callable[[Run], Page]) -> None:
     run = Run(tmp_path, phase="Pending")
     resource = run.resource()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "loss.png").touch()  # of the run as it was before an edit
     for left_out in ({"status"}, set()):
         kept = {key: value for key, value in resource.items() if key not in left_out}
         if "status" in kept:

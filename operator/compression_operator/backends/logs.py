@@ -9,6 +9,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from compression_operator.api.status import Progress
+from compression_pipeline.config import human_bytes
 
 TAIL = 64 * 1024
 """Bytes at the end of a log that are read at first: the newest progress is among them."""
@@ -151,14 +152,25 @@ def _text(event: dict[str, Any]) -> str:
 
 def _progress_text(event: dict[str, Any]) -> str:
     unit = str(event.get("unit", "steps"))
-    parts = [f"{unit.removesuffix('s')} {event.get('step')}/{event.get('totalSteps')}"]
+    parts = [_way(event, unit)]
     if event.get("loss") is not None:
         parts.append(f"loss {_number(event['loss'])}")
     if event.get("tokensPerSecond") is not None:
         parts.append(f"{_number(event['tokensPerSecond'])} tokens/s")
+    if event.get("documentsPerSecond") is not None:
+        parts.append(f"{_number(event['documentsPerSecond'])} documents/s")
+    if isinstance(share := event.get("modelFlopsUtilization"), int | float):
+        parts.append(f"MFU {share:.1%}")
     if event.get("etaSeconds") is not None:
         parts.append(f"ETA {duration(event['etaSeconds'])}")
     return "  ".join(parts)
+
+
+def _way(event: dict[str, Any], unit: str) -> str:
+    done, total = event.get("step"), event.get("totalSteps")
+    if unit == "bytes" and isinstance(done, int) and isinstance(total, int):
+        return f"{human_bytes(done)} of {human_bytes(total)}"
+    return f"{unit.removesuffix('s')} {done}/{total}"
 
 
 def _number(value: Any) -> str:

@@ -35,6 +35,8 @@ def write_report(run: Path, store: Path, output: Path) -> Path:
         if any(line.points for line in series):
             drafts.append(Path(folder) / PICTURE)
             draw(drafts[1], series, levels)
+        else:
+            (output / PICTURE).unlink(missing_ok=True)  # of the run as it was: no longer true
         for draft in drafts:
             draft.replace(output / draft.name)
     return output / PAGE
