@@ -1,7 +1,8 @@
 """What of a store no run refers to any more, and its removal.
 
-Removed are artifacts (`artifacts/<phase>-<key>`), those that were set aside as damaged, and what attempts left
-(`work/<fingerprint>`). Everything else in a store is left alone, the cache of downloads (`hub/`) too.
+Removed are artifacts (`artifacts/<phase>-<key>`), those that were set aside as damaged, what attempts left
+(`work/<fingerprint>`), and downloads (`hub/models--...`, `hub/datasets--...`) of what no run names: artifacts hold what
+they need of them by hard links or copies. Everything else in a store is left alone.
 """
 
 import json
@@ -24,6 +25,9 @@ _ARTIFACT = re.compile(rf"(?:{'|'.join(phase.value for phase in Phase)})-[0-9a-f
 _ASIDE = re.compile(r"\.(?:damaged|removing)-.+")
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _REMOVING = ".removing-"
+_HUB = "hf://"
+_DOWNLOAD = re.compile(r"(?:models|datasets)--.+")
+"""As huggingface_hub names the folders of its cache."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Unused:
 
 
 def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
-    """Folders of the store that these runs refer to: what their steps made or work on, and what that was made from."""
+    """Folders of the store that these runs refer to: what their steps made or work on, what that was made from, and
+    what was downloaded of their sources.
+    """
     found: set[Path] = set()
     for run in runs:
         for step in run.status.steps:
@@ -51,6 +57,9 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
             if artifact not in found:
                 found.add(artifact)
                 waiting += _inputs(artifact)
+        for kind, source in (("models", run.spec.teacher.model), ("datasets", run.spec.dataset.source)):
+            if source.startswith(_HUB):
+                found.add(store / "hub" / "--".join((kind, *source.removeprefix(_HUB).split("/"))))
     return frozenset(found)
 
 
@@ -72,6 +81,8 @@ def unused(store: Path, used: Iterable[Path], *, now: datetime, older_than: time
         *_named(store / "artifacts", _ASIDE),
         *_named(store / "work", _FINGERPRINT),
         *_named(store / "work", _ASIDE),
+        *_named(store / "hub", _DOWNLOAD),
+        *_named(store / "hub", _ASIDE),
     ):
         if folder in kept or folder.name.rpartition("-")[2] in keys:
             continue
@@ -120,7 +131,7 @@ def _changed(path: Path, now: datetime) -> datetime:
 
 
 def _freed(path: Path) -> int:
-    """Bytes of a file; none where it has another name as well, in the cache of downloads."""
+    """Bytes of a file; none where it has another name as well, in an artifact or in the cache of downloads."""
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -229,3 +229,34 @@ def test_what_is_meant_must_be_clear(
     (tmp_path / "store" / "artifacts").mkdir(parents=True)
     assert bench.call("gc", *arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_downloads_that_no_run_names_go(edited: Edited, capsys: pytest.CaptureFixture[str]) -> None:
+    bench, _, _ = edited
+    hub = bench.store / "hub"
+    sizes = {"models--owner--named": 10, "models--owner--old": 2000, "datasets--old": 300, "datasets--owner--text": 10}
+    for name, size in sizes.items():
+        blobs, snapshot = hub / name / "blobs", hub / name / "snapshots" / "c0ffee"
+        blobs.mkdir(parents=True)
+        snapshot.mkdir(parents=True)
+        (blobs / "b10b").write_bytes(b"x" * size)
+        (snapshot / "model.safetensors").symlink_to("../../blobs/b10b")
+    linked = next(bench.store.glob("artifacts/prepare-*")) / "linked"
+    os.link(hub / "datasets--old" / "blobs" / "b10b", linked)
+    (hub / ".locks" / "models--owner--old").mkdir(parents=True)
+    other = bench.root / "other.yaml"
+    manifest = yaml.safe_load(bench.file.read_text())
+    manifest["spec"] |= {"teacher": {"model": "hf://owner/named"}}
+    manifest["spec"]["dataset"] |= {"source": "hf://owner/text"}
+    other.write_text(yaml.safe_dump(manifest))
+    assert gc(bench, "--runs", other) == 0
+    assert len(list(hub.glob("[a-z]*"))) == 4, "none is old enough"
+
+    age(bench.store)
+    capsys.readouterr()
+    assert gc(bench, "--runs", other, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "would remove hub/models--owner--old: 2.0 kB" in said and "would remove hub/datasets--old: 0 bytes" in said
+    assert gc(bench, "--runs", other) == 0
+    assert {path.name for path in hub.iterdir()} == {"models--owner--named", "datasets--owner--text", ".locks"}
+    assert linked.read_bytes() == b"x" * 300
