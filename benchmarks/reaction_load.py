@@ -43,6 +43,8 @@ FOLLOWING = {
 
 HANDS = 16
 PATIENCE_SECONDS = 300.0
+IDLE_SECONDS = 30.0
+"""A connection that was idle longer is not used again: the API server closes it after 90 s."""
 
 
 class Api:
@@ -63,9 +65,12 @@ class Api:
 
     def call(self, method: str, path: str, body: Body | None = None, kind: str = "application/json") -> Any:
         """One request; the answer as JSON, or as text where it is none. Raises RuntimeError where it is refused."""
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
+        connection, now = getattr(self._local, "connection", None), time.monotonic()
+        if connection is None or now - self._local.used > IDLE_SECONDS:
+            if connection is not None:
+                connection.close()
             connection = self._local.connection = self.connect()
+        self._local.used = now
         data = None if body is None else json.dumps(body)
         connection.request(method, path, data, self._headers | {"Content-Type": kind})
         answer = connection.getresponse()
