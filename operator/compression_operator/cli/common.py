@@ -36,6 +36,10 @@ PLAIN_WIDTH = 140
 """Columns of a table that goes to a file."""
 
 
+WIDE = 110
+"""Columns from which on a table has room for all that it has to tell beside each other."""
+
+
 def now() -> datetime:
     """The clock of the commands, in UTC."""
     return datetime.now(UTC)

@@ -1,7 +1,7 @@
 """The end of a run: the table of students, where everything is, and why what failed did."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,37 +10,55 @@ from compression_operator.api.status import StepState, StudentStatus
 from compression_operator.runs import Workdir
 from compression_pipeline.config import won_back
 
+from .common import WIDE
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 ABSENT = "-"
+HEADINGS = (
+    "student",
+    "parameters",
+    "ratio",
+    "loss: teacher",
+    "corrected",
+    "pruned",
+    "distilled",
+    "recovered",
+    "tokens/s",
+)
+ABREAST = 3
+"""Students beside each other in a narrow terminal."""
 
 
 def print_students(console: "Console", run: CompressionRun) -> None:
-    """The table of students, and the sentence that each wrote."""
-    from rich.table import Table
+    """The table of students, a row each or in a narrow terminal a column each, and the sentence that each wrote."""
     from rich.text import Text
 
-    table = Table(header_style="bold", title=None)
-    table.add_column("student")
-    for heading in (
-        "parameters",
-        "ratio",
-        "loss: teacher",
-        "corrected",
-        "pruned",
-        "distilled",
-        "recovered",
-        "tokens/s",
-    ):
-        table.add_column(heading, justify="right")
-    for student in run.status.students:
-        table.add_row(*_row(student))
-    console.print(table)
+    rows = [HEADINGS, *(tuple(_row(student)) for student in run.status.students)]
+    if console.width >= WIDE:
+        console.print(_table(rows))
+    else:
+        for first in range(1, len(rows), ABREAST):
+            console.print(_table(list(zip(HEADINGS, *rows[first : first + ABREAST], strict=True))))
     for student in run.status.students:
         if student.sample:
             text = Text.assemble((f"{student.name}: ", "bold"), " ".join(student.sample.split()))
             console.print(text, soft_wrap=True)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> "Table":
+    """The first row as headings, figures to the right."""
+    from rich.table import Table
+
+    table = Table(header_style="bold", title=None)
+    table.add_column(rows[0][0])
+    for heading in rows[0][1:]:
+        table.add_column(heading, justify="right", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
 
 
 def _row(student: StudentStatus) -> Iterator[str]:

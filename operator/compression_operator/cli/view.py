@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: a live table in a terminal, a line for each change elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Protocol
 
@@ -9,9 +9,13 @@ from compression_operator.api.status import Progress, Step, StepState
 from compression_operator.backends.logs import duration
 from compression_pipeline.config import ExitClass, Phase
 
+from .common import WIDE
+
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, RenderableType
+
+BAR, NARROW_BAR = 24, 10
+"""Columns of a progress bar, in a wide terminal and in a narrow one."""
 
 Cached = Callable[[Step], bool]
 """Whether the step's artifact was there already when the command began."""
@@ -129,6 +133,7 @@ class LiveView:
         self._now = now
         self._cached = cached
         self._run: CompressionRun | None = None
+        self._console = console
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=False)
         self._live.start()
 
@@ -143,26 +148,38 @@ class LiveView:
     def close(self) -> None:
         self._live.stop()
 
-    def _render(self) -> "Table":
+    def _render(self) -> "RenderableType":
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("phase", "student", "state"):
-            table.add_column(name, no_wrap=True)
-        table.add_column("", width=24)
+        wide = self._console.width >= WIDE
+        table.add_column("phase", no_wrap=True)
+        table.add_column("student", no_wrap=True, max_width=16)
+        table.add_column("state", no_wrap=True)
+        bar = BAR if wide else NARROW_BAR
+        table.add_column("", width=bar)
         for name in ("loss", "tokens/s", "time", "ETA"):
             table.add_column(name, justify="right", no_wrap=True, min_width=6)
-        table.add_column("", overflow="fold", style="dim")
-        if (run := self._run) is not None:
-            for step in run.status.steps:
-                self._add_row(table, run, step)
-        return table
+        if wide:
+            table.add_column("", overflow="fold", style="dim")
+        if (run := self._run) is None:
+            return table
+        messages: list[Text] = []
+        for step in run.status.steps:
+            word = shown_word(run, step, self._cached)
+            message = Text(self._message(run, step, word))
+            cells = self._cells(step, word, bar)
+            table.add_row(*cells, *([message] if wide else ()))
+            if message and not wide:
+                messages.append(Text.assemble((f"{step.name}: ", "bold"), message, overflow="fold"))
+        return Group(table, *messages)
 
-    def _add_row(self, table: "Table", run: CompressionRun, step: Step) -> None:
+    def _cells(self, step: Step, word: str, width: int) -> "Iterator[RenderableType]":
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        word = shown_word(run, step, self._cached)
         style = {
             "done": "green",
             "cached": "green",
@@ -174,22 +191,19 @@ class LiveView:
         seconds = None if word in ("cached", "pending") else step_seconds(step, self._now())
         progress = step.progress
         running = step.state is StepState.RUNNING
-        bar = ""
+        bar: RenderableType = ""
         if running and progress is not None:
-            bar = ProgressBar(total=progress.total_steps, completed=progress.step, width=24)
+            bar = ProgressBar(total=progress.total_steps, completed=progress.step, width=width)
         elif running:
-            bar = ProgressBar(total=None, pulse=True, width=24)
-        table.add_row(
-            step.phase.value,
-            step.student or "",
-            Text(word, style=style.get(word, "")),
-            bar,
-            f"{progress.loss:.3f}" if progress and progress.loss is not None else "",
-            f"{progress.tokens_per_second:,.0f}" if progress and progress.tokens_per_second else "",
-            duration(seconds) if seconds is not None else "",
-            duration(progress.eta_seconds) if running and progress and progress.eta_seconds is not None else "",
-            Text(self._message(run, step, word)),
-        )
+            bar = ProgressBar(total=None, pulse=True, width=width)
+        yield step.phase.value
+        yield Text(step.student or "", overflow="ellipsis")
+        yield Text(word, style=style.get(word, ""))
+        yield bar
+        yield f"{progress.loss:.3f}" if progress and progress.loss is not None else ""
+        yield f"{progress.tokens_per_second:,.0f}" if progress and progress.tokens_per_second else ""
+        yield duration(seconds) if seconds is not None else ""
+        yield duration(progress.eta_seconds) if running and progress and progress.eta_seconds is not None else ""
 
     def _message(self, run: CompressionRun, step: Step, word: str) -> str:
         if word == "running":
