@@ -1,0 +1,30 @@
+"""Pods that do not run, told of by a real scheduler."""
+
+from api import Body, wait_for
+from kubelets import NOWHERE
+from operators import Namespace, condition_of, step_of
+
+
+def ours(namespace: Namespace, reason: str) -> list[Body]:
+    """Events of this reason on the run; the training operator has its own on the job."""
+    events = [event for event in namespace.events() if event["regarding"]["kind"] == "CompressionRun"]
+    return [event for event in events if event["reason"] == reason]
+
+
+def test_pods_that_find_no_place_degrade_the_run_after_a_while(namespace: Namespace) -> None:
+    with namespace.operator("localhost/none:1", "--resync-seconds", "600"):
+        namespace.submit(jobTemplate=NOWHERE)
+        wait_for(
+            lambda: "cannot be scheduled" in step_of(namespace.status(), "prepare").get("message", ""), "the words"
+        )
+        degraded = wait_for(
+            lambda: (found := condition_of(namespace.status(), "Degraded"))["status"] == "True" and found,
+            "it to be woken up when the wait begins to count",
+        )
+        status = namespace.status()
+        assert degraded["reason"] == condition_of(status, "Ready")["reason"] == "Unschedulable"
+        assert condition_of(status, "Reconciling")["status"] == "True"
+        assert condition_of(status, "Stalled")["status"] == "False"
+        events = wait_for(lambda: ours(namespace, "Unschedulable"), "the Event")
+        assert [event["type"] for event in events] == ["Warning"], events
+        assert events[0]["note"].startswith("prepare, attempt 1: pod ")
