@@ -99,3 +99,10 @@ def test_unknown_rope_scaling_is_refused(scaling: dict[str, Any], sentence: str)
     shape: Architecture = architecture(rope_scaling=scaling)
     with pytest.raises(UserError, match=sentence):
         rope_frequencies(shape)
+
+
+def test_a_model_is_not_asked_for_positions_that_it_has_not_learned(engine: Runtime) -> None:
+    shape = architecture(max_position_embeddings=16)
+    assert build(shape, engine, sequence_length=16)
+    with pytest.raises(UserError, match=r"dataset.sequenceLength: 17 is more than the teacher's 16 positions"):
+        build(shape, engine, sequence_length=17)

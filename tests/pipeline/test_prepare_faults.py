@@ -93,9 +93,9 @@ def test_too_little_text(preparation: Preparation) -> None:
     preparation.write("splits/train.jsonl", *rows("one", "two"))
     preparation.write("splits/validation.jsonl", *rows(""))
     assert "has no text in its split for validation" in fault(preparation, "file:splits")
-    preparation.write("short.jsonl", *rows(*texts()[:9]))
-    said = fault(preparation, "file:short.jsonl", sequenceLength=1_000_000)
-    assert "fewer than one sequence of dataset.sequenceLength (1000000)" in said
+    preparation.write("short.jsonl", *rows(*(text[:300] for text in texts()[:9])))
+    said = fault(preparation, "file:short.jsonl", sequenceLength=512)
+    assert "fewer than one sequence of dataset.sequenceLength (512)" in said
     assert preparation.run("file:short.jsonl").train_tokens > 0  # the text serves shorter ones
 
 
@@ -145,7 +145,19 @@ def test_teachers_that_cannot_be_used(preparation: Preparation, tiny_teacher: Pa
             (folder / "config.json").write_text(json.dumps(config))
     said = fault(preparation, "file:corpus.jsonl", teacher={"model": "file:teacher"})
     assert message in said
+    assert said.startswith((f"teacher.model: {folder}", "teacher.model: file:teacher ")), "the draft's folder is gone"
     assert not list(preparation.store.glob("artifacts/*"))
+
+
+def test_sequences_longer_than_the_teacher_knows_are_refused_before_any_text_is_read(
+    preparation: Preparation, tiny_teacher: Path
+) -> None:
+    most = json.loads((tiny_teacher / "config.json").read_text())["max_position_embeddings"]
+    preparation.write("corpus.jsonl", *rows(*texts()[:9]), "no JSON")
+    said = fault(preparation, "file:corpus.jsonl", sequenceLength=most + 1)
+    assert f"dataset.sequenceLength: {most + 1} is more than the teacher's {most} positions" in said
+    assert "no JSON" not in fault(preparation, "file:corpus.jsonl", sequenceLength=most)
+    assert "corpus.jsonl:10" in fault(preparation, "file:corpus.jsonl", sequenceLength=most)
 
 
 def test_a_disk_that_fills_in_mid_write(preparation: Preparation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from .phases import (
 )
 from .pruning import PruneConfig
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
-from .students import student_architecture, student_faults
+from .students import sequence_fault, student_architecture, student_faults
 from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision, TrainingConfig
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "human_bytes",
     "number_runs",
     "semantic_fields",
+    "sequence_fault",
     "student_architecture",
     "student_faults",
     "won_back",

@@ -1,4 +1,4 @@
-"""What pruning may make of a given teacher: checked before any GPU is asked for, and again before the forward pass."""
+"""What may be made of a given teacher: checked before any GPU is asked for, and again before the forward pass."""
 
 from collections.abc import Iterator
 
@@ -30,6 +30,17 @@ def student_faults(teacher: Architecture, prune: PruneConfig) -> Iterator[tuple[
             yield "dropLayers", f"the teacher has layers 1 to {teacher.layers}; there is no layer {missing[0]}"
         elif len(set(prune.drop_layers)) >= teacher.layers:
             yield "dropLayers", f"drops all {teacher.layers} layers of the teacher; keep at least one"
+
+
+def sequence_fault(teacher: Architecture, sequence_length: int) -> str | None:
+    """What is wrong with sequences of so many tokens; None where the teacher was made for them."""
+    most = teacher.max_position_embeddings
+    if sequence_length <= most:
+        return None
+    return (
+        f"dataset.sequenceLength: {sequence_length} is more than the teacher's {most} positions "
+        f"(max_position_embeddings), which is all that it has learned; lower it to {most} or less"
+    )
 
 
 def student_architecture(teacher: Architecture, prune: PruneConfig) -> Architecture:

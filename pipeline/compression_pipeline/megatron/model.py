@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as functional
 
-from compression_pipeline.config import Architecture
+from compression_pipeline.config import Architecture, sequence_fault
 from compression_pipeline.errors import UserError
 
 from .runtime import Runtime
@@ -65,8 +65,11 @@ def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int)
     Hugging Face checkpoint. Call it with `attention_mask=None`.
 
     Raises:
-        UserError: the RoPE scaling is of a kind that isn't known.
+        UserError: the RoPE scaling is of a kind that isn't known, or the sequences are longer than the teacher knows.
     """
+    fault = sequence_fault(architecture, sequence_length)
+    if fault:
+        raise UserError(fault)
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 

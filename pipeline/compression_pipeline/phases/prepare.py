@@ -8,7 +8,8 @@ artifact wherever it lies.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from compression_pipeline import space
@@ -21,6 +22,7 @@ from compression_pipeline.config import (
     ResolvedSource,
     digest,
     semantic_fields,
+    sequence_fault,
 )
 from compression_pipeline.config.fingerprint import SCHEMA_VERSION
 from compression_pipeline.context import Context
@@ -76,6 +78,7 @@ def content_key(dataset: DatasetConfig, *, teacher: str, text: str) -> str:
 
 def _check_length(found: PrepareResult, dataset: DatasetConfig) -> None:
     """Say now, and not on a GPU, that there is less text than one sequence; the artifact serves shorter ones."""
+    _check_positions(found.teacher, dataset)
     length = dataset.sequence_length
     for split, tokens in (("train", found.train_tokens), ("validation", found.validation_tokens)):
         if tokens < length + 1:  # the last token of a sequence has a target, too
@@ -84,6 +87,12 @@ def _check_length(found: PrepareResult, dataset: DatasetConfig) -> None:
                 f"dataset.sequenceLength ({length}); give more text, lower sequenceLength, or change how much is held "
                 "out (dataset.validationFraction)"
             )
+
+
+def _check_positions(teacher: Architecture, dataset: DatasetConfig) -> None:
+    fault = sequence_fault(teacher, dataset.sequence_length)
+    if fault:
+        raise UserError(fault)
 
 
 def _resolved(source: str, opened: Source, files: dict[str, Sequence[SourceFile]]) -> ResolvedSource:
@@ -111,7 +120,11 @@ def _make(
         f"preparing {job.teacher.model} and {job.dataset.source}",
     )
     model_paths = teacher.fetch(model_files)
-    architecture = _inspected(model_paths[0].parent, job.teacher.model)
+    original = model_paths[0].parent
+    with _told_of(original, job.teacher.model):
+        architecture = inspect(original).architecture
+        tokenizer = load(original)
+    _check_positions(architecture, job.dataset)  # before all the text is tokenized
     train = _opened(splits.train, dataset, job.dataset.text_column)
     validation = _opened(splits.validation, dataset, job.dataset.text_column)
     with context.store.draft("prepare", key) as draft:
@@ -121,7 +134,6 @@ def _make(
             context.stop_if_requested()
             if not (teacher.private and _link(path, folder / file.name, file, draft)):
                 _copy(path, folder / file.name, file, draft)
-        tokenizer = load(folder)
         data = draft.path / "data"
         data.mkdir()
         tokenized = Tokenization(job.dataset, context, folder, tokenizer, data).run(train, validation)
@@ -151,9 +163,11 @@ def _make(
         )
 
 
-def _inspected(folder: Path, source: str) -> Architecture:
+@contextmanager
+def _told_of(folder: Path, source: str) -> Iterator[None]:
+    """Faults of the teacher's files, as of `teacher.model`."""
     try:
-        return inspect(folder).architecture
+        yield
     except UserError as error:
         # A download lies in a cache whose path says nothing to a person.
         said = str(error)
