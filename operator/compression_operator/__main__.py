@@ -14,7 +14,7 @@ from .kube import NoCluster
 from .leader import LeadershipLost
 from .logs import LOG_FORMATS, configure
 from .main import operate
-from .service import Options, Service, Unusable
+from .service import Options, Service
 
 logger = logging.getLogger("compression_operator")
 
@@ -32,7 +32,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lease-namespace", default=os.environ.get("POD_NAMESPACE", "default"))
     parser.add_argument("--lease-name", default="compression-operator")
     parser.add_argument("--leader-election", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--workers", type=int, default=WORKERS, help="runs that are looked at at once; half as many of one namespace")
+    parser.add_argument(
+        "--workers", type=int, default=WORKERS, help="runs that are looked at at once; half as many of one namespace"
+    )
     parser.add_argument("--resync-seconds", type=float, default=60.0, help="a lost event costs this long at most")
     parser.add_argument(
         "--missed-seconds",
@@ -77,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     code = 0
     try:
         asyncio.run(_operate(options))
-    except* (LeadershipLost, NoCluster, Unusable) as group:
+    except* (LeadershipLost, NoCluster) as group:
         logger.error("%s", group.exceptions[0])
         code = 1
     except* Exception as group:  # in the log's own format too, for whoever reads that by machine

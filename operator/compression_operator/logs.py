@@ -42,9 +42,17 @@ def configure(log_format: str, level: str) -> None:
     """Send everything to standard error; the watching library's own chatter from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(lambda record: not (record.name.startswith("kopf") and _needless(record)))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("kopf", "urllib3", "asyncio", "aiohttp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _needless(record: logging.LogRecord) -> bool:
+    """What kopf says of its end, each time with a traceback, is said once by whoever starts it anew (watches.py); and
+    signals are none of its business, in a thread of its own.
+    """
+    return bool(record.exc_info) or record.getMessage().startswith("OS signals are ignored")
 
 
 def _context(record: logging.LogRecord) -> dict[str, str]:

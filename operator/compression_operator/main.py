@@ -5,19 +5,18 @@ users' resources; `on.event` writes nothing.
 """
 
 import asyncio
-import itertools
-import logging
+import functools
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import kopf
 
 from .backends.cluster import SELECTOR
+from .cache import Body
 from .kube import PODS, PYTORCHJOBS, RUNS, Resource, connect
 from .service import Service
-
-logger = logging.getLogger(__name__)
+from .watches import Retries, keep_watching
 
 STREAM_SECONDS = 600
 """A watch is closed by the API server and opened anew this often."""
@@ -27,26 +26,15 @@ SILENT_SECONDS = 150
 
 CONNECT_SECONDS = 10
 
-RETRY_SECONDS = (1, 1, 2, 3, 5, 8, 13, 21, 30)
-"""Pauses between the tries of a watch that is refused or fails; the last one for ever."""
-
-
-class Retries:
-    """Pauses without an end: after the last one kopf itself would end, and with it the watches of all namespaces."""
-
-    def __iter__(self) -> Iterator[float]:
-        return itertools.chain(RETRY_SECONDS, itertools.repeat(RETRY_SECONDS[-1]))
-
-
 IDENTITY: Any = "compression-operator"
 
 
-def registry_for(service: Service) -> kopf.OperatorRegistry:
-    """Handlers that feed `service`, in a registry of their own."""
+def registry_for(fed: Callable[[Resource, str | None, Body], object]) -> kopf.OperatorRegistry:
+    """Handlers that call `fed`, in a registry of their own."""
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(_login)
     for resource in (RUNS, PYTORCHJOBS, PODS):
-        _watch(registry, service, resource)
+        _watch(registry, fed, resource)
     return registry
 
 
@@ -103,49 +91,45 @@ class NoProgress(kopf.ProgressStorage):
 
 
 async def operate(service: Service, namespaces: tuple[str, ...]) -> None:
-    """Watch and work until SIGTERM or SIGINT. Raises LeadershipLost, Unusable, and whatever a watch dies of."""
-    stop, ready = asyncio.Event(), asyncio.Event()
+    """Watch and work until SIGTERM or SIGINT. Raises LeadershipLost, and whatever the service dies of."""
+    loop = asyncio.get_running_loop()
     watching = asyncio.create_task(
-        kopf.operator(
-            registry=registry_for(service),
-            settings=settings_for(),
-            clusterwide=not namespaces,
-            namespaces=namespaces,
-            standalone=True,
-            # Unused without peering, but else kopf asks for the user's name, and a user id of the cluster's has none.
-            identity=IDENTITY,
-            stop_flag=stop,
-            ready_flag=ready,
-        ),
-        name="kopf",
+        keep_watching(lambda stop: _watch_all(service, namespaces, loop, stop), service, service.resources_returned),
+        name="watches",
     )
     working = asyncio.create_task(service.run(), name="service")
-    signals = asyncio.create_task(_stop_on_signals(service, ready), name="signals")
-    done, _ = await asyncio.wait((watching, working), return_when=asyncio.FIRST_COMPLETED)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    await asyncio.wait((watching, working), return_when=asyncio.FIRST_COMPLETED)
     service.stop()
-    stop.set()
-    signals.cancel()
-    results = await asyncio.gather(watching, working, return_exceptions=True)
-    for task, result in zip((watching, working), results, strict=True):
-        if isinstance(result, BaseException) and (task in done or task is working):
+    watching.cancel()
+    for result in await asyncio.gather(working, watching, return_exceptions=True):
+        if isinstance(result, Exception):
             raise result
 
 
-async def _stop_on_signals(service: Service, ready: asyncio.Event) -> None:
-    """Have signals stop the service, and its end the watches.
+async def _watch_all(
+    service: Service, namespaces: tuple[str, ...], loop: asyncio.AbstractEventLoop, stop: asyncio.Event
+) -> None:
+    """kopf, in this loop; what it tells goes to the service in that one. Raises whatever a watch dies of."""
+    await kopf.operator(
+        registry=registry_for(functools.partial(loop.call_soon_threadsafe, service.fed)),
+        settings=settings_for(),
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        standalone=True,
+        # Unused without peering, but else kopf asks for the user's name, and a user id of the cluster's has none.
+        identity=IDENTITY,
+        stop_flag=stop,
+    )
 
-    With its own handlers, which it has set by then, kopf would wait five seconds for our tasks and then cancel them in
-    the middle of what they do.
-    """
-    await ready.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, service.stop)
 
-
-def _watch(registry: kopf.OperatorRegistry, service: Service, resource: Resource) -> None:
+def _watch(
+    registry: kopf.OperatorRegistry, fed: Callable[[Resource, str | None, Body], object], resource: Resource
+) -> None:
     @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)
     async def _(event: Mapping[str, Any], **_: object) -> None:
-        service.fed(resource, event["type"], event["object"])
+        fed(resource, event["type"], event["object"])
 
 
 def _login(**_: Any) -> kopf.ConnectionInfo:

@@ -38,14 +38,24 @@ class Resync:
     """Compares the caches with the cluster. `changed` and `gone` are told what the watches had not told."""
 
     def __init__(
-        self, kube: Kube, caches: Mapping[Resource, Cache], namespaces: Sequence[str], *, changed: Told, gone: Told
+        self,
+        kube: Kube,
+        caches: Mapping[Resource, Cache],
+        namespaces: Sequence[str],
+        *,
+        changed: Told,
+        gone: Told,
+        returned: Callable[[], object],
     ) -> None:
-        """Of these namespaces; without any: of the whole cluster."""
+        """Of these namespaces; without any: of the whole cluster. `returned` is told when there is a resource that the
+        cluster did not know before.
+        """
         self._kube = kube
         self._caches = caches
         self._places: tuple[Place, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._changed = changed
         self._gone = gone
+        self._returned = returned
         self._watches = {(resource, place): WatchHealth() for resource in caches for place in self._places}
         self._denied: dict[Place, _Denial] = {}
 
@@ -73,13 +83,6 @@ class Resync:
         """Why nothing can be seen of any namespace; None where something can."""
         return next(iter(self._denied.values())).why if len(self._denied) == len(self._places) else None
 
-    @property
-    def absent(self) -> str | None:
-        """What the cluster lacks for anything to be seen, where it is no permission. kopf asks what resources there are
-        once, when it starts: an operator that is to see one that comes later has to start anew.
-        """
-        return self.unusable if not any(denial.forbidden for denial in self._denied.values()) else None
-
     def denied(self) -> dict[str, bool]:
         """Whether it is denied to us, for each namespace; under no name where the whole cluster is watched."""
         return {place or "": place in self._denied for place in self._places}
@@ -101,8 +104,11 @@ class Resync:
                 else:
                     self._deny(place, error)
                 continue
-            if self._denied.pop(place, None) is not None:
+            denial = self._denied.pop(place, None)
+            if denial is not None:
                 logger.info("namespace %s is there again", place or "(all)")
+            if denial is not None and not denial.forbidden:
+                self._returned()
         if failed is not None:
             raise failed
 

@@ -1,6 +1,7 @@
 """The operator as one process: caches, controller, leader election, events, endpoints, put together and taken down."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,10 +45,6 @@ DENIED_PAUSE_SECONDS = 30.0
 """Longest pause between two looks at a cluster of which nothing may be seen yet; the first is SYNC_PAUSE_SECONDS."""
 
 
-class Unusable(Exception):
-    """The cluster is not one that the operator can work in, e.g. for want of the PyTorchJob CRD."""
-
-
 @dataclass(frozen=True)
 class Options:
     """What an operator is told when it starts."""
@@ -78,6 +75,10 @@ class Service:
             PODS: Cache(pod_group, keep=seen_pod),
         }
         self._unsynced: str | None = "the first look at the cluster is not done yet"
+        self._unwatched: str | None = None
+        self._look = asyncio.Event()  # at the cluster, now and not when the period is over
+        self.resources_returned = asyncio.Event()
+        """Set when there is a resource that the cluster did not know before: kopf asks once, when it starts."""
         self._stopping = asyncio.Event()
         self._controlling: asyncio.Task[None] | None = None
         self._chores: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(CHORES)
@@ -95,7 +96,12 @@ class Service:
             leads=self._leads,
         )
         self._resync = Resync(
-            self._kube, self._caches, options.namespaces, changed=self._enqueue_owner, gone=self._cleaned
+            self._kube,
+            self._caches,
+            options.namespaces,
+            changed=self._enqueue_owner,
+            gone=self._cleaned,
+            returned=self.resources_returned.set,
         )
         self._election = LeaderElection(self._kube, options.lease_namespace, options.lease_name, options.identity)
         self._runs = ClusterRuns(self._kube, self._caches[RUNS], image=options.image, written=self._metrics.written)
@@ -134,6 +140,12 @@ class Service:
             changed = self._caches[resource].put(body)
         if changed:
             self._enqueue_owner(resource, body)
+
+    def watching(self, problem: str | None) -> None:
+        """Why nothing is watched just now, None where all is: see watches.Health."""
+        self._unwatched = problem
+        if problem is not None:
+            self._look.set()  # it may be the first sign of a resource that is gone
 
     def _cleaned(self, resource: Resource, body: Body) -> None:
         if resource == PYTORCHJOBS:
@@ -253,7 +265,7 @@ class Service:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Serve the endpoints, wait to lead, then reconcile until `stop`. Raises LeadershipLost and Unusable."""
+        """Serve the endpoints, wait to lead, then reconcile until `stop`. Raises LeadershipLost."""
         options = self._options
         server = await serve(Probes(self._live, self._ready, self._metrics.exposition), options.host, options.port)
         chores = asyncio.create_task(self._do_chores(), name="chores")
@@ -297,12 +309,11 @@ class Service:
         return self._resync.silent(self._options.missed_seconds)
 
     def _ready(self) -> str | None:
-        return self._resync.unusable or self._unsynced or self._election.problem
+        return self._resync.unusable or self._unsynced or self._unwatched or self._election.problem
 
     async def _sync_until_done(self) -> None:
         """Compare the caches with the truth, trying again where the API server is away, or where nothing may be seen of
-        any namespace: somebody may give the permission, and until then /readyz says which. Raises Unusable where the
-        cluster lacks what has to be seen.
+        any namespace: somebody may give the permission, or install the CRD, and until then /readyz says which.
         """
         pause = SYNC_PAUSE_SECONDS
         while True:
@@ -314,15 +325,17 @@ class Service:
                 continue
             if self._resync.unusable is None:
                 break
-            if self._resync.absent:
-                raise Unusable(self._resync.absent)
             await asyncio.sleep(pause)
             pause = min(2 * pause, DENIED_PAUSE_SECONDS)
         self._unsynced = None
 
     async def _resync_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._options.resync_seconds)
+            with contextlib.suppress(TimeoutError):
+                # What is missing is waited for by whoever has just installed it.
+                longest = DENIED_PAUSE_SECONDS if self._resync.unusable else self._options.resync_seconds
+                await asyncio.wait_for(self._look.wait(), min(longest, self._options.resync_seconds))
+            self._look.clear()
             try:
                 await self._resync.compare(judge=True)
             except ApiError as error:

@@ -25,6 +25,13 @@ EXPIRED = {
     "message": "too old resource version",
     "code": 410,
 }
+LEADERLESS = {
+    "kind": "Status",
+    "status": "Failure",
+    "reason": "InternalError",
+    "message": "etcdserver: no leader",
+    "code": 500,
+}
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -54,6 +61,8 @@ CUT = "cut"  # the connection is closed before the request reaches the API serve
 LOST = "lost"  # the API server does what was asked, and its answer is lost
 HANGS = "hangs"  # nothing is ever answered
 GONE = "gone"  # of a watch: its next event is lost, and the client told that what it knows is too old (410)
+NO_LEADER = "no leader"  # of a watch: likewise, and told that etcd has no leader (500)
+ENDS: dict[object, dict[str, Any]] = {GONE: EXPIRED, NO_LEADER: LEADERLESS}
 Fault = Answer | str | None
 
 
@@ -161,9 +170,10 @@ async def _handle(request: web.Request, session: aiohttp.ClientSession, api: Api
         await stream.prepare(request)
         try:
             while line := await answer.content.readline():
-                if found.fault(asked) == GONE:
-                    note(410)
-                    await stream.write(json.dumps({"type": "ERROR", "object": EXPIRED}).encode() + b"\n")
+                end = found.fault(asked)
+                if isinstance(end, str) and end in ENDS:
+                    note(ENDS[end]["code"])
+                    await stream.write(json.dumps({"type": "ERROR", "object": ENDS[end]}).encode() + b"\n")
                     break
                 if not found.swallow(asked):
                     await stream.write(line)

@@ -357,18 +357,21 @@ def test_a_follower_that_may_not_see_the_jobs_any_more(namespace: Namespace) -> 
     with leader_and_follower(namespace) as (first, second):
         permit(namespace, named("list pytorchjobs"))
         first.terminate()
-        assert second.wait_end() == 1
-        assert lacks(named("list pytorchjobs"), namespace) in second.output().splitlines()[-1]
+        said = lacks(named("list pytorchjobs"), namespace)
+        wait_for(lambda: said in unready(second), "/readyz to tell")
+        permit(namespace, None)
+        wait_for(lambda: second.ask("/readyz")[0] == 200, "it to be ready again")
+        second.wait_leads()
 
 
 def test_an_operator_of_the_whole_cluster_needs_the_same(namespace: Namespace) -> None:
-    """Leases aside, which it needs where it runs: with a ClusterRole of one right less it says so, and ends."""
+    """Leases aside, which it needs where it runs: with a ClusterRole of one right less it says so, and waits."""
     missing = named("list pods")
     namespace.permit_everywhere(without(missing))
     operator = namespace.start(everywhere=True)
     try:
-        assert operator.wait_end() == 1
         said = f"the operator may not {missing} in the whole cluster: add this to the Role or ClusterRole"
-        assert said in operator.output().splitlines()[-1]
+        wait_for(lambda: said in unready(operator), "/readyz to tell")
+        assert operator.process.poll() is None
     finally:
         operator.kill()

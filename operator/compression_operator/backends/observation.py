@@ -281,7 +281,8 @@ def _state(job: _Job, now: datetime) -> tuple[JobState, str]:
     if job.done:
         return JobState.SUCCEEDED, ""
     if job.holds("Succeeded"):
-        behind = any(pod.master and pod.exit_code is None for pod in job.pods) and _fresh(job.since("Succeeded"), now)
+        behind = not any(pod.master and pod.exit_code is not None for pod in job.pods)
+        behind = behind and _fresh(job.since("Succeeded"), now)
         return (going_on if behind else JobState.SUCCEEDED), ""
     if job.suspended and not job.holds("Failed"):
         return JobState.PENDING, ""
