@@ -26,6 +26,10 @@ EXPIRED_SECONDS = 0.01
 """A follower looks this long after the lease's end: by no rounding is it too early."""
 
 
+READ_SECONDS = 0.1
+"""Time to read an answer that has come."""
+
+
 class LeadershipLost(Exception):
     """The lease could not be renewed in time; another replica may be acting already."""
 
@@ -196,8 +200,16 @@ class LeaderElection:
 
     async def _answer(self, request: Awaitable[Lease]) -> Lease:
         """What the API server answers. Raises ApiError, and TimeoutError where that takes too long."""
-        async with asyncio.timeout(self._timing.request):
-            return await request
+        asked = asyncio.ensure_future(request)
+        try:
+            await asyncio.wait((asked,), timeout=self._timing.request - READ_SECONDS)
+            # Where this process itself was held up the answer may be there, and has only to be read.
+            await asyncio.wait((asked,), timeout=READ_SECONDS)
+            if not asked.done():
+                raise TimeoutError
+            return asked.result()
+        finally:
+            asked.cancel()
 
     async def _try(self) -> bool:
         """Create, take or renew the lease; False where another replica holds it."""
