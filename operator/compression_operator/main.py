@@ -111,8 +111,10 @@ async def operate(service: Service, namespaces: tuple[str, ...]) -> None:
 async def _watch_all(
     service: Service, namespaces: tuple[str, ...], loop: asyncio.AbstractEventLoop, stop: asyncio.Event
 ) -> None:
-    """kopf, in this loop; what it tells goes to the service in that one. Raises whatever a watch dies of."""
-    await kopf.operator(
+    """kopf, in this loop; what it tells goes to the service in that one. Raises whatever a watch dies of, at once:
+    `kopf.operator` waits then until every other watch has ended, and one that waits for credentials never does.
+    """
+    tasks = await kopf.spawn_tasks(
         registry=registry_for(functools.partial(loop.call_soon_threadsafe, service.fed)),
         settings=settings_for(),
         clusterwide=not namespaces,
@@ -122,6 +124,9 @@ async def _watch_all(
         identity=IDENTITY,
         stop_flag=stop,
     )
+    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in ended:
+        task.result()
 
 
 def _watch(

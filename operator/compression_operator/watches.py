@@ -58,10 +58,23 @@ class _Thread(threading.Thread):
         self.ended: asyncio.Future[BaseException | None] = self._here.create_future()
 
     def run(self) -> None:
+        loop = self._there
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._live())
+            # Told already: what is left of it, which may wait for what never comes, holds nobody up.
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left, timeout=LEAVING_SECONDS))
+        finally:
+            loop.close()
+
+    async def _live(self) -> None:
         died_of: BaseException | None = None
         try:
-            with asyncio.Runner(loop_factory=lambda: self._there) as runner:
-                runner.run(self._watch(self._stop))
+            await self._watch(self._stop)
         except BaseException as error:  # told to whoever waits; a thread has nobody else to tell
             died_of = error
         with contextlib.suppress(RuntimeError):  # nobody waits any more

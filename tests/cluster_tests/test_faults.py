@@ -132,7 +132,7 @@ def test_a_quota_that_is_used_up_is_told_and_waited_for(namespace: Namespace, ap
         ("compressionruns", "compressionruns.modelcompression.io: install the CRD with `kubectl apply -f crds/`"),
     ],
 )
-def test_without_a_resource_it_says_what_to_install_and_ends(
+def test_without_a_resource_it_says_what_to_install_and_waits_for_it(
     lacking: str, said: str, namespace: Namespace, api: Api
 ) -> None:
     with pytest.raises(Refused) as refused:
@@ -141,12 +141,18 @@ def test_without_a_resource_it_says_what_to_install_and_ends(
     assert words == "404 page not found\n", "what a real API server says of a resource that it does not have"
     with proxy(api) as before:
         before.fault = lambda asked: Answer(404, text=words) if asked.resource == lacking else None
-        operator = namespace.start(server=before.url)
+        operator = namespace.start("localhost/none:1", "--resync-seconds", "2", server=before.url)
         try:
-            assert operator.wait_end() == 1
+            told = f"the API server does not know {said}"
+            wait_for(lambda: told in operator.ask("/readyz")[1], "/readyz to tell")
+            assert operator.ask("/readyz")[0] == 503 and operator.process.poll() is None
+            before.fault = lambda _: None
+            operator.wait_ready()
+            namespace.submit(jobTemplate=NOWHERE)
+            with kubelet(namespace):
+                assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
         finally:
             operator.kill()
-    assert f"the API server does not know {said}" in operator.output().splitlines()[-1]
 
 
 def test_a_watch_that_falls_silent_is_noticed_and_the_run_goes_on(namespace: Namespace, api: Api) -> None:
