@@ -21,7 +21,7 @@ RETRY_SECONDS = (1, 1, 2, 3, 5, 8, 13, 21, 30)
 LASTING_SECONDS = 10.0
 """A watch that lives so long works: what kept the one before it from working is over."""
 
-LEAVING_SECONDS = 3.0
+LEAVING_SECONDS = 1.0
 """Time for a watch to end once it is told to; its thread keeps no process from ending."""
 
 
