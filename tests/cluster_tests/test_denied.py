@@ -1,8 +1,5 @@
 """An operator that may not see what it is to look after: it says so, and goes on once it may."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from api import Api, wait_for
 from kubelets import NOWHERE, kubelet
@@ -10,19 +7,6 @@ from operators import FINAL, RBAC, Namespace, Operator
 from proxy import GONE, proxy
 
 from compression_operator.kube import PERMISSIONS, Permission
-
-SEEN = ("compressionruns", "pytorchjobs", "pods")
-
-
-@pytest.fixture
-def another(api: Api, tmp_path: Path) -> Iterator[Namespace]:
-    folder = tmp_path / "another"
-    folder.mkdir()
-    place = Namespace.create(api, "another", folder)
-    try:
-        yield place
-    finally:
-        place.remove()
 
 
 def without(verb: str, resource: str) -> list[Permission]:
