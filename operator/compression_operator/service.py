@@ -331,10 +331,11 @@ class Service:
 
     async def _resync_forever(self) -> None:
         while True:
+            period = self._options.resync_seconds
+            if self._resync.unusable:  # whoever has just installed what is missing waits for it
+                period = min(period, DENIED_PAUSE_SECONDS)
             with contextlib.suppress(TimeoutError):
-                # What is missing is waited for by whoever has just installed it.
-                longest = DENIED_PAUSE_SECONDS if self._resync.unusable else self._options.resync_seconds
-                await asyncio.wait_for(self._look.wait(), min(longest, self._options.resync_seconds))
+                await asyncio.wait_for(self._look.wait(), period)
             self._look.clear()
             try:
                 await self._resync.compare(judge=True)

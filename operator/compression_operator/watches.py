@@ -1,8 +1,9 @@
 """What watches the cluster, in a thread and an event loop of its own, and started anew whenever it ends.
 
 kopf ends for good with the first answer that it does not expect: a 401 while keys are rotated, an ERROR event while
-etcd has no leader, a CRD that is gone. It then cancels every task of its loop that was made after it, whoever made it.
-In a loop of its own it can neither end the passes that are under way nor lose us the lease.
+etcd has no leader, a CRD that is gone. What is left of it can wait for ever for what never comes, and only its loop
+tells its tasks from ours. So it has one of its own, which is thrown away with all that is in it: no pass that is under
+way ends with it, and no lease is lost.
 """
 
 import asyncio
