@@ -11,6 +11,7 @@ from tests.packaging.helm import CHART, IMAGES, Body, Refused, everything, kinds
 
 from compression_operator.leader import RELEASE_SECONDS
 from compression_operator.service import DRAIN_SECONDS, TELLING_SECONDS
+from compression_operator.watches import LEAVING_SECONDS
 
 VALUES: Body = yaml.safe_load((CHART / "values.yaml").read_text())
 FREE = {  # objects that Kubernetes defines, not the chart
@@ -119,7 +120,7 @@ def test_wrong_values_are_refused_by_name(path: str) -> None:
 
 def test_the_least_grace_period_is_enough_to_hand_over() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    takes = DRAIN_SECONDS + TELLING_SECONDS + RELEASE_SECONDS
+    takes = DRAIN_SECONDS + TELLING_SECONDS + RELEASE_SECONDS + LEAVING_SECONDS
     assert takes < schema["properties"]["terminationGracePeriodSeconds"]["minimum"] <= 2 * takes
 
 
