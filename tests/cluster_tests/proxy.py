@@ -43,7 +43,7 @@ class Asked:
     group: str
     resource: str  # with its subresource
     namespace: str
-    name: str
+    name: str  # or the one that a list or a watch is confined to
     code: int = 0  # what was answered
 
 
@@ -75,6 +75,16 @@ class Proxy:
     fault: Callable[[Asked], Fault] = lambda _: None
     swallow: Callable[[Asked], bool] = lambda _: False  # asked for every event of a watch
 
+    def watched(self, *namespaces: str) -> bool:
+        """Whether watches have been opened of all that the operator watches, in each of these namespaces. It leads, and
+        acts on what it has listed, before they are.
+        """
+        kinds = ("compressionruns", "pytorchjobs", "pods")
+        opened = {
+            (a.resource, a.namespace) for a in list(self.asked) if a.code == 200 and a.verb == "watch" and not a.name
+        }
+        return opened >= {(kind, namespace) for kind in kinds for namespace in namespaces}
+
     def answered(self, verb: str, resource: str, code: int = 201) -> list[Asked]:
         return [a for a in list(self.asked) if (a.verb, a.resource, a.code) == (verb, resource, code)]
 
@@ -87,7 +97,8 @@ def in_rbac_words(method: str, path: str, query: Any) -> Asked | None:
     parts = found.groupdict()
     verb = VERBS.get(method) or ("watch" if query.get("watch") else "get" if parts["name"] else "list")
     resource = parts["resource"] + (f"/{parts['subresource']}" if parts["subresource"] else "")
-    return Asked(verb, parts["group"] or "", resource, parts["namespace"] or "", parts["name"] or "")
+    name = parts["name"] or query.get("fieldSelector", "").removeprefix("metadata.name=")
+    return Asked(verb, parts["group"] or "", resource, parts["namespace"] or "", name)
 
 
 @contextmanager

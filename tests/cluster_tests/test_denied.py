@@ -76,6 +76,7 @@ def test_runs_that_went_with_the_right_to_see_them_are_forgotten(
         another.submit("gone", jobTemplate=NOWHERE)
         another.submit("stays", jobTemplate=NOWHERE)
         wait_for(lambda: runs(operator) == 2 and len(another.jobs()) == 2, "their jobs")
+        wait_for(lambda: before.watched(another.name), "the watches to be open")
         api.delete(rule)
         before.fault = lambda asked: GONE if (asked.verb, asked.namespace) == ("watch", another.name) else None
         another.edit("gone", suspend=True)  # an event, upon which the watch has to be opened again

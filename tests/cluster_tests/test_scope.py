@@ -34,6 +34,7 @@ def test_a_tenant_that_is_deleted_concerns_no_other(namespace: Namespace, anothe
     with proxy(api) as before, namespace.operator("localhost/none:1", *both, server=before.url) as first:
         another.submit("theirs", jobTemplate=NOWHERE)
         wait_for(another.jobs, "a job of the tenant")
+        wait_for(lambda: before.watched(another.name), "the watches to be open")
         assert denied(first, 0.0)
         api.delete(rule)
         wait_for(lambda: denied(first, 1.0), "the operator to tell of it")

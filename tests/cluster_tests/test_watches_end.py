@@ -8,7 +8,7 @@ import pytest
 from api import CRD, Api, wait_for
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, Operator
-from proxy import GONE, NO_LEADER, Answer, Asked, Fault, Proxy, proxy
+from proxy import GONE, NO_LEADER, Answer, Asked, Fault, proxy
 from tests.cluster.down import down
 from tests.cluster.paths import State
 from tests.cluster.up import up_bare
@@ -77,22 +77,18 @@ def test_a_crd_that_is_missing_is_waited_for_and_so_is_one_that_goes(bare: Api, 
     def has_job(namespace: Namespace, run: str) -> bool:
         return any(job["metadata"]["labels"]["modelcompression.io/run"] == run for job in namespace.jobs())
 
-    def watched(before: Proxy, wanted: int) -> bool:
-        return len(before.answered("watch", "compressionruns", 200)) >= wanted
-
     with proxy(bare) as before:
         operator = namespace.start("localhost/none:1", "--resync-seconds", "2", server=before.url)
         try:
             for name in ("first", "second"):
                 wait_for(lambda: unready(operator), "/readyz to tell what is missing")
                 assert operator.ask("/healthz")[0] == 200
-                # One is the operator's question whether it may.
-                wanted = len(before.answered("watch", "compressionruns", 200)) + 2
+                before.asked.clear()
                 bare.apply_crd(CRD)
                 operator.wait_ready()
                 namespace.submit(name, jobTemplate=NOWHERE)
                 wait_for(functools.partial(has_job, namespace, name), "its job")
-                wait_for(functools.partial(watched, before, wanted), "CompressionRuns to be watched")
+                wait_for(functools.partial(before.watched, namespace.name), "all to be watched")
                 bare.delete(DEFINITION)
         finally:
             operator.kill()
