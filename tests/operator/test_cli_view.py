@@ -11,7 +11,7 @@ from local_jobs import a_run, now
 
 from compression_operator import steps
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import AttemptRecord, Step, StepState
+from compression_operator.api.status import AttemptRecord, Progress, Step, StepState
 from compression_operator.cli import report
 from compression_operator.cli.view import LiveView, PlainView, attempt_note
 from compression_pipeline.config import ExitClass, Phase
@@ -92,3 +92,19 @@ def test_the_live_table_tells_what_a_job_waits_for() -> None:
     view.update(running(message="waits for job b/finetune/1")[0])
     view.close()
     assert "waits for job b/finetune/1" in out.getvalue() and "resumed" not in out.getvalue()
+
+
+def test_a_step_that_reads_text_shows_its_documents() -> None:
+    from rich.console import Console
+
+    run, step = running()
+    progress = Progress(step=30, total_steps=100, tokens_per_second=5000.0, documents_per_second=1234.4)
+    step = step.model_copy(update={"progress": progress})
+    run = run.model_copy(update={"status": run.status.model_copy(update={"steps": [step]})})
+    out, lines = StringIO(), StringIO()
+    view = LiveView(Console(file=out, width=140), now=now, cached=lambda _: False, resumed=lambda _: False)
+    view.update(run)
+    view.close()
+    assert "1,234 documents/s" in out.getvalue()
+    PlainView(lines, now=now, cached=lambda _: False, resumed=lambda _: False).update(run)
+    assert "finetune: 30/100, 5,000 tokens/s, 1,234 documents/s" in lines.getvalue()

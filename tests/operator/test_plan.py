@@ -87,6 +87,7 @@ def test_only_prepares_fingerprint_is_known_before_prepare_has_looked() -> None:
         ({"distill": {"steps": 101}}, {"distill-width", "distill-depth", "export-width", "export-depth"}),
         ({"finetune": {"steps": 201}}, ALL - {"prepare"}),
         ({"export": {"dtype": "float16"}}, {"export-width", "export-depth"}),
+        ({"export": {"sampleTokens": 24}}, {"export-width", "export-depth"}),
         ({"evaluate": {"samples": 3}}, ALL - {"prepare"}),
         ({"teacher": {"model": "hf://owner/other"}}, {"prepare"}),
         ({"teacher": {"model": "hf://owner/teacher", "revision": "v2"}}, {"prepare"}),

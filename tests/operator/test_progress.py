@@ -60,6 +60,9 @@ def test_the_newest_progress_and_the_newest_sign_of_life() -> None:
     progress, last = newest(text)
     assert progress is not None and (progress.step, progress.total_steps, progress.loss) == (4, 100, 3.5)
     assert last == later and newest("nothing\n") == (None, None)
+    reading = {"event": "progress", "step": 1, "totalSteps": 2, "documentsPerSecond": 20.5, "etaSeconds": None}
+    progress, _ = newest(json.dumps(reading))
+    assert progress == Progress(step=1, total_steps=2, documents_per_second=20.5)
 
 
 def test_time_since_the_look_is_not_silence() -> None:

@@ -166,6 +166,29 @@ def test_a_single_file_and_a_glob(preparation: Preparation) -> None:
     assert preparation.run(f"file:{preparation.folder}/corpus/**/*.jsonl").documents == 30
 
 
+def test_a_mark_of_utf8_is_no_text(preparation: Preparation) -> None:
+    plain, marked = preparation.folder / "plain", preparation.folder / "marked"
+    for folder, mark in ((plain, b""), (marked, b"\xef\xbb\xbf")):
+        folder.mkdir()
+        (folder / "a.txt").write_bytes(mark + texts()[0].encode())
+        (folder / "b.jsonl").write_bytes(mark + "".join(f"{row}\n" for row in rows(*texts()[1:9])).encode())
+    one, other = (
+        preparation.artifact(preparation.run(f"file:{folder}")).data / "train.bin" for folder in (plain, marked)
+    )
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_folder_that_is_a_link_is_told_of(preparation: Preparation) -> None:
+    preparation.write("corpus/a.jsonl", *rows(*texts()[:10]))
+    preparation.write("elsewhere/b.jsonl", *rows(*texts()[10:20]))
+    (preparation.folder / "corpus" / "more").symlink_to(preparation.folder / "elsewhere")
+    assert preparation.run("file:corpus").documents == 10
+    [warning] = preparation.events("warning")
+    assert f"what is below {preparation.folder / 'corpus' / 'more'} is not read, for it is a link" in warning["message"]
+    assert preparation.run("file:corpus/more").documents == 10
+    assert preparation.events("warning") == []
+
+
 # -- what is held out -------------------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,8 @@ def test_damaged_and_wrong_rows(preparation: Preparation) -> None:
     preparation.write("number.jsonl", '{"text": 5}')
     assert "column.jsonl" not in fault(preparation, "file:number.jsonl")
     assert "number.jsonl:1: text is no string (int)" in fault(preparation, "file:number.jsonl")
+    preparation.write("deep.jsonl", "[" * 100_000)
+    assert "deep.jsonl:1: is nested too deeply" in fault(preparation, "file:deep.jsonl")
     preparation.write("list.jsonl", "[1]")
     assert "is one JSON array" not in fault(preparation, "file:list.jsonl")
     preparation.write("array.jsonl", "[", '{"text": "a"}', "]")

@@ -84,6 +84,7 @@ class Progress(Observed):
     total_steps: int = Field(description="What there is to do, in the same unit.")
     loss: float | None = Field(default=None, description="Newest training loss.")
     tokens_per_second: float | None = Field(default=None, description="Tokens a second, over all ranks.")
+    documents_per_second: float | None = Field(default=None, description="Documents a second, where text is tokenized.")
     eta_seconds: int | None = Field(default=None, description="Seconds left at the present speed.")
 
 

@@ -38,13 +38,15 @@ def event_time(event: dict[str, Any]) -> datetime | None:
     return time if time.tzinfo is not None else None
 
 
+_PROGRESS = ("step", "totalSteps", "loss", "tokensPerSecond", "documentsPerSecond", "etaSeconds")
+
+
 def event_progress(event: dict[str, Any]) -> Progress | None:
     """The progress that an event tells of; None for every other event."""
     if event["event"] != "progress":
         return None
-    fields = {name: event.get(name) for name in ("step", "totalSteps", "loss", "tokensPerSecond", "etaSeconds")}
     try:
-        return Progress.model_validate({name: value for name, value in fields.items() if value is not None})
+        return Progress.model_validate({name: event[name] for name in _PROGRESS if event.get(name) is not None})
     except ValidationError:
         return None
 

@@ -207,7 +207,7 @@ class LiveView:
 
     def _message(self, run: CompressionRun, step: Step, word: str) -> str:
         if word == "running":
-            return step.message or attempt_note(run, step, self._resumed)
+            return step.message or attempt_note(run, step, self._resumed) or _documents_words(step.progress)
         return step.message if word in ("failed", "retry", "skipped", "starting") else ""
 
 
@@ -215,10 +215,16 @@ def _tenth(progress: Progress | None) -> int:
     return 0 if progress is None or not progress.total_steps else progress.step * 10 // progress.total_steps
 
 
+def _documents_words(progress: Progress | None) -> str:
+    speed = progress.documents_per_second if progress else None
+    return f"{speed:,.0f} documents/s" if speed else ""
+
+
 def _progress_words(progress: Progress) -> list[str]:
     return [
         f"{progress.step}/{progress.total_steps}",
         f"loss {progress.loss:.3f}" if progress.loss is not None else "",
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "",
+        _documents_words(progress),
         f"ETA {duration(progress.eta_seconds)}" if progress.eta_seconds is not None else "",
     ]

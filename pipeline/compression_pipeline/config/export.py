@@ -1,11 +1,10 @@
 """The Hugging Face checkpoint that a student ends as."""
 
 from enum import StrEnum
-from typing import Annotated
 
 from pydantic import Field
 
-from .base import ConfigModel, Operational
+from .base import ConfigModel
 
 
 class ExportDtype(StrEnum):
@@ -34,6 +33,4 @@ class ExportConfig(ConfigModel):
         max_length=1000,
         description="Text that the sample generation continues. Default: the start of a validation document.",
     )
-    sample_tokens: Annotated[int, Operational()] = Field(
-        default=48, ge=1, le=4096, description="Tokens of the sample generation."
-    )
+    sample_tokens: int = Field(default=48, ge=1, le=4096, description="Tokens of the sample generation.")

@@ -71,8 +71,14 @@ class LocalSource:
             return base.parent, [base.name]
         if not base.is_dir():
             raise UserError(f"{self._where} does not exist ({base}); correct the path")
-        matched = base.glob(self._pattern) if self._pattern else base.rglob("*")
-        files = sorted(path for path in matched if path.is_file() and not self._is_aside(path.relative_to(base)))
+        pattern = self._pattern or "**/*"
+        found = sorted(path for path in base.glob(pattern) if not self._is_aside(path.relative_to(base)))
+        files = [path for path in found if path.is_file()]
+        links = [path for path in found if path.is_dir() and path.is_symlink()]
+        if links and "**" in pattern:
+            self._place.context.events.warning(
+                f"{self._where}: what is below {links[0]} is not read, for it is a link; name that folder itself"
+            )
         if not files:
             why = "matches no file" if self._pattern else "is an empty folder"
             raise UserError(f"{self._where} {why} ({base}); correct the path")

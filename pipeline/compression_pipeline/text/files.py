@@ -56,7 +56,7 @@ def _reader(name: str) -> Callable[[TextFile], Iterator[str]]:
 
 def _whole_text(file: TextFile) -> Iterator[str]:
     try:
-        yield file.path.read_text(encoding="utf-8")
+        yield file.path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file.name} is not UTF-8 (byte {error.start}); convert it") from error
 
@@ -73,6 +73,8 @@ def _json_lines(file: TextFile) -> Iterator[str]:
         text = _decoded(line, file, number)
         try:
             row = json.loads(text)
+        except RecursionError as error:
+            raise UserError(f"{file.name}:{number}: is nested too deeply; correct or remove the line") from error
         except json.JSONDecodeError as error:
             if number == 1 and text.lstrip().startswith("["):
                 raise UserError(f"{file.name} is one JSON array; write one JSON object a line (JSON Lines)") from error
@@ -169,7 +171,8 @@ class _Decompressed(io.RawIOBase):
 
 def _decoded(line: bytes, file: TextFile, number: int) -> str:
     try:
-        return line.decode("utf-8")
+        # Some editors mark the beginning of a file as UTF-8.
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{file.name}:{number}: is not UTF-8 (byte {error.start} of the line); convert it") from error
 
