@@ -1,9 +1,12 @@
 """Logging of the operator: one line a record, for people (text) or for machines (JSON), with run, step and job."""
 
+import inspect
 import json
 import logging
 import sys
 from datetime import UTC, datetime
+
+logger = logging.getLogger(__name__)
 
 LOG_FORMATS = ("text", "json")
 CONTEXT = ("run", "step", "job", "reason")
@@ -44,8 +47,18 @@ def configure(log_format: str, level: str) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(lambda record: not (record.name.startswith("kopf") and _needless(record)))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    sys.unraisablehook = _unraisable
     for noisy in ("kopf", "urllib3", "asyncio", "aiohttp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _unraisable(args: "sys.UnraisableHookArgs") -> None:
+    """What Python could raise nowhere, in the log's format. Of a coroutine it is no news: its loop was thrown away (see
+    watches.py).
+    """
+    where: object = args.object
+    level = logging.DEBUG if inspect.iscoroutine(where) else logging.WARNING
+    logger.log(level, "%s %r", args.err_msg or "ignored in", where, exc_info=args.exc_value)
 
 
 def _needless(record: logging.LogRecord) -> bool:

@@ -25,6 +25,9 @@ LASTING_SECONDS = 10.0
 LEAVING_SECONDS = 1.0
 """Time for a watch to end once it is told to; its thread keeps no process from ending."""
 
+LEFT_SECONDS = 0.5
+"""Time of that for what it leaves behind, which may wait for what never comes."""
+
 
 class Retries:
     """Pauses without an end: after the last one kopf itself would end, and with it the watches of all namespaces."""
@@ -46,7 +49,9 @@ class Health(Protocol):
 
 
 class _Thread(threading.Thread):
-    """One life of a watch. `ended` resolves, in the loop that made it, to what it died of; None: it just ended."""
+    """One life of a watch. `ended` resolves, in the loop that made it, to what it died of; None: it just ended. By then
+    its own loop is closed: nothing of it speaks after the last words of a process that ends.
+    """
 
     def __init__(self, watch: Watch) -> None:
         super().__init__(name="watches", daemon=True)
@@ -61,23 +66,17 @@ class _Thread(threading.Thread):
     def run(self) -> None:
         loop = self._there
         asyncio.set_event_loop(loop)
-        try:
-            loop.run_until_complete(self._live())
-            # Told already: what is left of it, which may wait for what never comes, holds nobody up.
-            left = asyncio.all_tasks(loop)
-            for task in left:
-                task.cancel()
-            if left:
-                loop.run_until_complete(asyncio.wait(left, timeout=LEAVING_SECONDS))
-        finally:
-            loop.close()
-
-    async def _live(self) -> None:
         died_of: BaseException | None = None
         try:
-            await self._watch(self._stop)
+            loop.run_until_complete(self._watch(self._stop))
         except BaseException as error:  # told to whoever waits; a thread has nobody else to tell
             died_of = error
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=LEFT_SECONDS))
+        loop.close()
         with contextlib.suppress(RuntimeError):  # nobody waits any more
             self._here.call_soon_threadsafe(self._end, died_of)
 

@@ -121,5 +121,33 @@ def test_so_are_those_of_one_that_ends_for_what_nobody_expected(tmp_path: Path) 
     config = kubeconfig(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        last = last_words(config, "--host", "127.0.0.1", "--port", str(port))[-1]
-    assert last["level"] == "critical" and "address already in use" in last["traceback"]
+        said = last_words(config, "--host", "127.0.0.1", "--port", str(port))
+    [last] = [line for line in said if line["level"] == "critical"]
+    assert "address already in use" in last["traceback"]
+
+
+def test_so_is_what_could_be_raised_nowhere() -> None:
+    program = """
+import asyncio, gc
+from compression_operator.logs import configure
+configure("json", "info")
+class Broken:
+    def __del__(self):
+        raise ValueError("nobody catches this")
+Broken()
+async def left():
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0)  # no loop runs any more
+loop = asyncio.new_event_loop()
+loop.set_exception_handler(lambda *_: None)
+task = loop.create_task(left())
+loop.run_until_complete(asyncio.sleep(0))
+loop.close()
+del task, loop
+gc.collect()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=540)
+    [line] = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert line["level"] == "warning" and "__del__" in line["message"] and "nobody catches this" in line["traceback"]

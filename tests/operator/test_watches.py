@@ -127,6 +127,36 @@ def test_one_that_does_not_leave_holds_nobody_up(monkeypatch: pytest.MonkeyPatch
     leave.set()
 
 
+def test_what_is_left_of_a_watch_is_over_before_the_next_one_begins() -> None:
+    events: list[str] = []
+
+    async def lingers() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.05)
+            events.append("left")
+
+    async def watch(stop: asyncio.Event) -> None:
+        events.append("began")
+        asyncio.create_task(lingers())  # noqa: RUF006 # as kopf does
+        await stop.wait()
+
+    async def main() -> None:
+        again = asyncio.Event()
+        watching = asyncio.create_task(keep_watching(watch, Told(), again))
+        for life in (1, 2, 3):
+            while events.count("began") < life:
+                await asyncio.sleep(0.001)
+            if life < 3:
+                again.set()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(main())
+    assert events == ["began", "left"] * 3
+
+
 def test_the_pauses_never_end() -> None:
     for _ in range(2):  # each request goes through them anew
         first = list(itertools.islice(iter(Retries()), 10_000))
