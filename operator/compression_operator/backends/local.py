@@ -24,7 +24,7 @@ from .jobfiles import ExitRecord, JobFolder, JobRecord, ProcessRecord
 from .logs import ProgressReader
 from .outcome import ending
 from .processes import ProcessId
-from .published import is_whole
+from .published import is_published
 from .vigil import Vigil
 
 logger = logging.getLogger(__name__)
@@ -231,8 +231,8 @@ class LocalBackend:
     def _shortage(self, run: CompressionRun, job: Job) -> str | None:
         store = self._place.store
         store.mkdir(parents=True, exist_ok=True)
-        if is_whole(store, f"{job.phase}-{job.fingerprint}"):
-            return None  # published already: the job ends in seconds and writes nothing
+        if is_published(store, job.phase, job.fingerprint):
+            return None  # the job ends in seconds and writes nothing
         teacher = run.status.teacher.parameter_count if run.status.teacher else 0
         student = next((s.parameters or 0 for s in run.status.students if s.name == job.student), 0)
         needed = space.bytes_needed(
