@@ -8,7 +8,9 @@ they need of them by hard links or copies. Everything else in a store is left al
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,7 +37,7 @@ class Unused:
     """Something in a store that no run refers to."""
 
     path: Path
-    size: int  # bytes that its removal frees
+    size: int  # bytes that its removal frees, after that of those before it
     changed: datetime
 
 
@@ -75,7 +77,8 @@ def unused(store: Path, used: Iterable[Path], *, now: datetime, older_than: time
     """What may be removed: neither `used`, nor worked on, nor changed for `older_than`."""
     kept = {*used, *(folder for folder, _ in working(store, now))}
     keys = {folder.name for folder in kept if folder.parent.name == "work"}
-    found: list[Unused] = []
+    found: list[tuple[Path, datetime]] = []
+    contents: list[list[Path]] = []
     for folder in (
         *_named(store / "artifacts", _ARTIFACT),
         *_named(store / "artifacts", _ASIDE),
@@ -89,8 +92,9 @@ def unused(store: Path, used: Iterable[Path], *, now: datetime, older_than: time
         files = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
         changed = max(_changed(path, now) for path in files)
         if now - changed >= older_than:
-            found.append(Unused(folder, sum(map(_freed, files)), changed))
-    return found
+            found.append((folder, changed))
+            contents.append(files)
+    return [Unused(folder, size, changed) for (folder, changed), size in zip(found, _freed(contents), strict=True)]
 
 
 def remove(found: Unused) -> None:
@@ -130,10 +134,20 @@ def _changed(path: Path, now: datetime) -> datetime:
         return now
 
 
-def _freed(path: Path) -> int:
-    """Bytes of a file; none where it has another name as well, in an artifact or in the cache of downloads."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return 0
-    return status.st_size if path.is_file() and status.st_nlink == 1 else 0
+def _freed(removed: Sequence[Iterable[Path]]) -> Iterator[int]:
+    """Bytes that each removal of these frees, one after the other. A file goes with the last of its names, be they in
+    artifacts or in the cache of downloads: with none of them where one stays.
+    """
+    names: Counter[tuple[int, int]] = Counter()
+    for paths in removed:
+        size = 0
+        for path in paths:
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                file = status.st_dev, status.st_ino
+                names[file] += 1
+                size += status.st_size if names[file] == status.st_nlink else 0
+        yield size

@@ -209,6 +209,28 @@ def test_a_file_with_another_name_frees_nothing(tmp_path: Path) -> None:
     assert (found.path, found.size) == (artifact, 10)
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_file_all_of_whose_names_go_is_freed_once(
+    edited: Edited, dry_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher from the Hub has two: prepare's artifact holds the download by a hard link."""
+    bench, left, _ = edited
+    assert gc(bench, "--older-than", "0") == 0 and not left & tree(bench.store)
+    blobs = bench.store / "hub" / "models--owner--old" / "blobs"
+    artifact = bench.store / "artifacts" / f"prepare-{'a' * 32}"
+    for folder in (blobs, artifact):
+        folder.mkdir(parents=True)
+    (blobs / "b10b").write_bytes(b"x" * 5_000_000)
+    os.link(blobs / "b10b", artifact / "model.safetensors")
+    os.link(blobs / "b10b", artifact / "again.safetensors")
+    age(bench.store)
+    capsys.readouterr()
+    assert gc(bench, *(["--dry-run"] if dry_run else [])) == 0
+    one, other, total = capsys.readouterr().out.splitlines()
+    assert f"{artifact.name}: 0 bytes" in one and "models--owner--old: 5.0 MB" in other
+    assert total == f"5.0 MB {'would be' if dry_run else 'are'} free"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
