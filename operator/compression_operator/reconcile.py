@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
-from compression_pipeline.config import Phase, student_faults
+from compression_pipeline.config import Phase, sequence_fault, student_faults, text_fault
 
 from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from .api.status import CompressionRunStatus, Step, StepState
@@ -109,7 +109,8 @@ class _Pass:
         self._change(handled_retry=token or self._run.status.handled_retry)
         steps = self._updated()
         faults = self._student_faults()
-        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, self._foreign, self._unmade, self._missed)
+        unfit = self._text_fault()
+        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, unfit, self._foreign, self._unmade, self._missed)
         schedule = Schedule(self._run.metadata.name, steps, self._jobs, self._steps, limits)
         schedule.decide(self._now)
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
@@ -214,6 +215,17 @@ class _Pass:
             if sentences:
                 found[student.name] = "; ".join(sentences)
         return found
+
+    def _text_fault(self) -> str | None:
+        """What prepare says where it is told of such a sequenceLength; it was told of another one."""
+        teacher, resolved, dataset = self._status.teacher, self._status.resolved, self._run.spec.dataset
+        if teacher is None or resolved is None:
+            return None
+        fault = sequence_fault(teacher, dataset.sequence_length)
+        tokens, held_out = resolved.train_tokens, resolved.validation_tokens
+        if fault is None and tokens is not None and held_out is not None:
+            fault = text_fault(dataset, train_tokens=tokens, validation_tokens=held_out)
+        return f"spec.{fault}" if fault else None
 
     # -- when to look again -------------------------------------------------------------------------------------------
 

@@ -116,7 +116,13 @@ def _update_student(status: CompressionRunStatus, step: Step, changes: dict[str,
 
 
 def _resolved(result: PrepareResult) -> Resolved:
-    return Resolved(key=result.key, teacher=result.resolved_teacher, dataset=result.resolved_dataset)
+    return Resolved(
+        key=result.key,
+        teacher=result.resolved_teacher,
+        dataset=result.resolved_dataset,
+        train_tokens=result.train_tokens,
+        validation_tokens=result.validation_tokens,
+    )
 
 
 def _teacher(status: CompressionRunStatus, result: PrepareResult) -> TeacherStatus:

@@ -12,7 +12,7 @@ from compression_pipeline.config import Phase
 
 from .api.status import Step, StepState
 from .jobs import Action, CreateJob, DeleteJob, ObservedJob
-from .plan import Plan, PlannedStep
+from .plan import Plan, PlannedStep, step_name
 from .steps import LISTING_LAG, cut, due
 
 LINGER = timedelta(seconds=60)
@@ -26,6 +26,7 @@ class Limits:
     max_parallel_jobs: int
     suspended: bool
     faults: Mapping[str, str]  # by student: why it cannot be made of this teacher
+    unfit: str | None  # why nothing can be trained on the text that was prepared
     foreign: frozenset[str]  # names of jobs that exist and are not this run's
     unmade: Mapping[str, object]  # by name: jobs that cannot be made, and why
     missed: Set[str]  # steps that ask once more for their job, which is not in the listing
@@ -75,8 +76,7 @@ class Schedule:
             return self._asked_again(planned, step)
         if step.state in (StepState.SUCCEEDED, StepState.FAILED):
             return step
-        fault = self._limits.faults.get(planned.student or "")
-        if fault and planned.phase is Phase.PRUNE:
+        if fault := self._fault(planned):
             return step.model_copy(update={"state": StepState.FAILED, "message": fault, "completion_time": now})
         skipped = self._why_skipped(planned)
         if skipped:
@@ -84,6 +84,13 @@ class Schedule:
         if self._wait(planned, step, now) is None:
             return self._started(planned, step, now)
         return step.model_copy(update={"state": StepState.PENDING})
+
+    def _fault(self, planned: PlannedStep) -> str | None:
+        """Why the step cannot be, whatever it is tried with."""
+        if planned.phase is Phase.PRUNE and (fault := self._limits.faults.get(planned.student or "")):
+            return fault
+        first = planned.phase is not Phase.PREPARE and set(planned.dependencies) <= {step_name(Phase.PREPARE)}
+        return self._limits.unfit if first else None
 
     def _told(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
         wait = self._wait(planned, step, now) if step.state is StepState.PENDING else None

@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -114,6 +114,7 @@ class Published(_Record):
 
     artifact: str
     watched: list[Watched] = Field(default=[], description="What it was made from, of local files.")
+    result: dict[str, Any] = Field(default={}, description="What the step told otherwise than the one that made it.")
 
 
 class Store:
@@ -148,7 +149,9 @@ class Store:
         raise UserError(f"{path / missing} is missing or not whole; remove {path} and run again")
 
     def find_published(self, phase: str, fingerprint: str) -> Artifact | None:
-        """What the step of this fingerprint has published, where its sources are still what they were."""
+        """What the step of this fingerprint has published, with the result that it told, where its sources are still
+        what they were.
+        """
         found = self.find(f"{phase}-{fingerprint}")
         if found is not None:
             return found
@@ -156,7 +159,11 @@ class Store:
             record = Published.model_validate_json((self.work_folder(fingerprint) / "published.json").read_bytes())
         except (OSError, ValidationError):
             return None
-        return self.find(record.artifact) if all(found.unchanged() for found in record.watched) else None
+        found = self.find(record.artifact) if all(found.unchanged() for found in record.watched) else None
+        if found is None:
+            return None
+        result = found.manifest.result | record.result
+        return replace(found, manifest=found.manifest.model_copy(update={"result": result}))
 
     def record_published(self, fingerprint: str, record: Published) -> None:
         """Remember which artifact the step of this fingerprint made."""

@@ -15,6 +15,7 @@ TEACHER = Architecture(
     head_dim=32,
     vocabulary_size=1000,
 )
+VALIDATION_TOKENS = 100_000
 
 
 def number(key: str) -> int:
@@ -45,8 +46,8 @@ def result(job: Job) -> dict[str, Any]:
                 "resolvedTeacher": source,
                 "resolvedDataset": source,
                 "documents": 10,
-                "trainTokens": 1000,
-                "validationTokens": 100,
+                "trainTokens": 1_000_000,
+                "validationTokens": VALIDATION_TOKENS,
             }
         case Phase.FINETUNE:
             return {"teacherLoss": loss(key), "correctedTeacherLoss": loss(key, 1), "newInALaterVersion": 1}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine_models import architecture, randomize
 
-from compression_pipeline.config import Architecture
+from compression_pipeline.config import Architecture, sequence_fault
 from compression_pipeline.errors import UserError
 from compression_pipeline.megatron.model import build, rope_frequencies
 from compression_pipeline.megatron.runtime import Runtime
@@ -106,3 +106,13 @@ def test_a_model_is_not_asked_for_positions_that_it_has_not_learned(engine: Runt
     assert build(shape, engine, sequence_length=16)
     with pytest.raises(UserError, match=r"dataset.sequenceLength: 17 is more than the teacher's 16 positions"):
         build(shape, engine, sequence_length=17)
+
+
+def test_positions_that_are_stretched_are_learned() -> None:
+    shape = architecture(max_position_embeddings=16)
+    assert sequence_fault(shape, 64) is not None
+    linear = shape.model_copy(update={"rope_scaling": {"rope_type": "linear", "factor": 4.0}})
+    assert sequence_fault(linear, 64) is None and sequence_fault(linear, 65) is not None
+    # What its config gives is after that: Llama 3.1's 131,072.
+    llama3 = shape.model_copy(update={"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
+    assert sequence_fault(llama3, 64) is not None

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from preparing import Preparation, rows
+from preparing import FINGERPRINT, Preparation, rows
 from tiny import END, texts
 
+from compression_pipeline.artifact import Store
 from compression_pipeline.text import tokenize
 from compression_pipeline.text.indexed import IndexedWriter
 
@@ -79,6 +80,8 @@ def test_the_same_content_is_found_again_wherever_it_lies(preparation: Preparati
     assert (second.key, second.cached) == (first.key, True)
     assert second.resolved_dataset.source == "pvc://claim/two"
     assert second.resolved_dataset.digest == first.resolved_dataset.digest
+    adopted = Store(preparation.store).find_published("prepare", FINGERPRINT)
+    assert adopted is not None and adopted.manifest.result["resolvedDataset"]["source"] == "pvc://claim/two"
     third = preparation.run("file:one", seed=5)
     assert third.key != first.key
     preparation.write("one/a.jsonl", *rows(*texts()[:31]))

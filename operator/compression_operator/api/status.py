@@ -189,6 +189,8 @@ class Resolved(Observed):
     key: str = Field(description="Key of prepare's artifact.")
     teacher: ResolvedSource = Field(description="The teacher that was found.")
     dataset: ResolvedSource = Field(description="The dataset that was found.")
+    train_tokens: int | None = Field(default=None, description="Tokens of text to train on.")
+    validation_tokens: int | None = Field(default=None, description="Tokens of held-out text.")
 
 
 class CompressionRunStatus(Observed):

@@ -29,8 +29,9 @@ from .phases import (
     ResolvedSource,
 )
 from .pruning import PruneConfig
+from .sequences import sequence_fault, text_fault
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
-from .students import sequence_fault, student_architecture, student_faults
+from .students import student_architecture, student_faults
 from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision, TrainingConfig
 
 __all__ = [
@@ -78,5 +79,6 @@ __all__ = [
     "sequence_fault",
     "student_architecture",
     "student_faults",
+    "text_fault",
     "won_back",
 ]

@@ -32,17 +32,6 @@ def student_faults(teacher: Architecture, prune: PruneConfig) -> Iterator[tuple[
             yield "dropLayers", f"drops all {teacher.layers} layers of the teacher; keep at least one"
 
 
-def sequence_fault(teacher: Architecture, sequence_length: int) -> str | None:
-    """What is wrong with sequences of so many tokens; None where the teacher was made for them."""
-    most = teacher.max_position_embeddings
-    if sequence_length <= most:
-        return None
-    return (
-        f"dataset.sequenceLength: {sequence_length} is more than the teacher's {most} positions "
-        f"(max_position_embeddings), which is all that it has learned; lower it to {most} or less"
-    )
-
-
 def student_architecture(teacher: Architecture, prune: PruneConfig) -> Architecture:
     """The architecture that `prune` makes of `teacher`. Call `student_faults` first."""
     layers = prune.layers or teacher.layers - len(set(prune.drop_layers or ()))

@@ -23,6 +23,7 @@ from compression_pipeline.config import (
     digest,
     semantic_fields,
     sequence_fault,
+    text_fault,
 )
 from compression_pipeline.config.fingerprint import SCHEMA_VERSION
 from compression_pipeline.context import Context
@@ -60,11 +61,16 @@ def run(job: PrepareJob, context: Context) -> PrepareResult:
         artifact = _make(job, context, key, resolved, (teacher, model_files), (dataset, splits))
     found = PrepareResult.model_validate(artifact.manifest.result)
     _check_length(found, job.dataset)
-    watched = [*teacher.watched(), *dataset.watched()]
-    context.store.record_published(job.fingerprint, Published(artifact=artifact.name, watched=watched))
     # The same content may have come from elsewhere the first time.
-    told = {"resolved_teacher": resolved["teacher"], "resolved_dataset": resolved["dataset"], "cached": cached}
-    return found.model_copy(update=told)
+    told = {"resolved_teacher": resolved["teacher"], "resolved_dataset": resolved["dataset"]}
+    found = found.model_copy(update={**told, "cached": cached})
+    published = Published(
+        artifact=artifact.name,
+        watched=[*teacher.watched(), *dataset.watched()],
+        result={name: value for name, value in found.to_json().items() if name.startswith("resolved")},
+    )
+    context.store.record_published(job.fingerprint, published)
+    return found
 
 
 def content_key(dataset: DatasetConfig, *, teacher: str, text: str) -> str:
@@ -79,14 +85,9 @@ def content_key(dataset: DatasetConfig, *, teacher: str, text: str) -> str:
 def _check_length(found: PrepareResult, dataset: DatasetConfig) -> None:
     """Say now, and not on a GPU, that there is less text than one sequence; the artifact serves shorter ones."""
     _check_positions(found.teacher, dataset)
-    length = dataset.sequence_length
-    for split, tokens in (("train", found.train_tokens), ("validation", found.validation_tokens)):
-        if tokens < length + 1:  # the last token of a sequence has a target, too
-            raise UserError(
-                f"dataset.source: {dataset.source} has {tokens} tokens of {split} text, fewer than one sequence of "
-                f"dataset.sequenceLength ({length}); give more text, lower sequenceLength, or change how much is held "
-                "out (dataset.validationFraction)"
-            )
+    fault = text_fault(dataset, train_tokens=found.train_tokens, validation_tokens=found.validation_tokens)
+    if fault:
+        raise UserError(fault)
 
 
 def _check_positions(teacher: Architecture, dataset: DatasetConfig) -> None:
