@@ -103,6 +103,38 @@ def test_how_to_reproduce_it_is_complete(tmp_path: Path, report: Callable[[Run],
     assert ["distill", "77"] in rows
 
 
+@pytest.mark.parametrize(
+    ("shared", "own", "expected"),
+    [
+        (True, {"width": 5}, {"": ("120", "77"), " of width": ("1,005", "5")}),
+        (True, {"width": 5, "depth": 6}, {" of width": ("1,005", "5"), " of depth": ("1,006", "6")}),
+        (False, {"width": 5, "depth": None}, {" of width": ("1,005", "5"), " of depth": ("1,000", "1234")}),
+    ],
+    ids=["one brings its own", "nobody learns by the run's", "the run has none"],
+)
+def test_each_distillation_is_told_and_no_other(
+    shared: bool,
+    own: dict[str, int | None],
+    expected: dict[str, tuple[str, str]],
+    tmp_path: Path,
+    report: Callable[[Run], Page],
+) -> None:
+    run = Run(tmp_path).write()
+    resource = run.resource()
+    for student in resource["spec"]["students"]:
+        if student["name"] in own:
+            seed = own[student["name"]]
+            student["distill"] = {"steps": 1000 + (seed or 0)} | ({"seed": seed} if seed else {})
+    if not shared:
+        del resource["spec"]["distill"]
+    run.run_yaml.write_text(yaml.safe_dump(resource))
+    page = report(run)
+    rows = [row for table in page.tables.values() for row in table if row[0].startswith("distill") and len(row) == 2]
+    assert rows == [[f"distill{whose}", seed] for whose, (_, seed) in expected.items()]
+    told = re.findall(r"Distillation((?: of [a-z]+)?)\s*([\d,]+) steps", page.text)
+    assert told == [(whose, steps) for whose, (steps, _) in expected.items()]
+
+
 def test_students_of_a_cluster_load_from_the_store(tmp_path: Path, report: Callable[[Run], Page]) -> None:
     run = Run(tmp_path).write()
     file = tmp_path / "run.yaml"

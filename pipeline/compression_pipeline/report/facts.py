@@ -1,9 +1,9 @@
 """What was done, in words: a run's settings and what prepare found."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compression_pipeline.config import DatasetConfig, DistillConfig, FinetuneConfig, number_runs
+from compression_pipeline.config import ConfigModel, DatasetConfig, DistillConfig, FinetuneConfig, number_runs
 
 from . import words
 from .data import RunData, StudentData
@@ -14,6 +14,9 @@ RANKED = (
     ("attentionHeads", "attention heads"),
 )
 """Fields of `prune` whose parts are ranked by activations, and what these parts are called."""
+
+SEEDED: Mapping[str, type[ConfigModel]] = {"dataset": DatasetConfig, "finetune": FinetuneConfig}
+"""Parts of a spec that have a seed, which holds for every student."""
 
 
 def subtitle(run: RunData) -> str:
@@ -52,11 +55,8 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     for student in run.students:
         if said := _pruning(pruning_settings(spec, student.name), student):
             found.append(("Pruning" if alone else f"Pruning of {student.name}", said))
-    if spec.get("distill"):
-        found.append(("Distillation", _training(spec["distill"], length)))
-    for student in spec.get("students") or []:
-        if student.get("distill"):
-            found.append((f"Distillation of {student['name']}", _training(student["distill"], length)))
+    for whose, settings in _distillations(spec):
+        found.append((f"Distillation{whose}", _training(settings, length)))
     return found
 
 
@@ -89,11 +89,18 @@ def _training(settings: Mapping[str, Any], length: int) -> str:
     return f"{steps:,} steps of {batch:,} sequences ({words.count(steps * batch * length)} tokens){peak}"
 
 
+def _distillations(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What students learn by, and whose it is: a student's own holds in place of the run's, which may be nobody's."""
+    students = spec.get("students") or []
+    if spec.get("distill") and not all(student.get("distill") for student in students):
+        yield "", spec["distill"]
+    for student in students:
+        if student.get("distill"):
+            yield f" of {student['name']}", student["distill"]
+
+
 def seeds(spec: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Every seed that the results rest on."""
-    default = {"dataset": DatasetConfig, "finetune": FinetuneConfig, "distill": DistillConfig}
-    return [
-        (name, (spec.get(name) or {}).get("seed", model.model_fields["seed"].default))
-        for name, model in default.items()
-        if spec.get(name)
-    ]
+    given = [(name, spec[name], model) for name, model in SEEDED.items() if spec.get(name)]
+    given += [(f"distill{whose}", settings, DistillConfig) for whose, settings in _distillations(spec)]
+    return [(name, settings.get("seed", model.model_fields["seed"].default)) for name, settings, model in given]
