@@ -165,17 +165,51 @@ class Workdir:
         return False
 
     def read(self) -> CompressionRun | None:
-        """The run of this directory, None where there is none. Raises WorkdirError where it cannot be read."""
+        """The run of this directory, None where there is none.
+
+        Raises WorkdirError where it cannot be read, or the file is no stored run but a manifest.
+        """
         try:
-            loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-            return CompressionRun.model_validate(yaml.load(self.run_file.read_bytes(), Loader=loader))  # noqa: S506 - a safe one
+            document = self._document()
+            if _is_manifest(document):
+                raise WorkdirError(self._manifest_instead)
+            return CompressionRun.model_validate(document)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, yaml.YAMLError) as error:
             why = error.strerror if isinstance(error, OSError) else _first_line(error)
             raise WorkdirError(
-                f"{self.run_file}: cannot be read ({why}); remove it to begin anew, published artifacts are kept"
+                f"{self.run_file}: cannot be read ({why}); move it away to begin anew, published artifacts are kept"
             ) from error
+
+    @property
+    def holds_manifest(self) -> bool:
+        """Whether `run.yaml` is no stored run but a manifest, which a user wrote."""
+        try:
+            return _is_manifest(self._document())
+        except (OSError, ValueError, yaml.YAMLError):
+            return False
+
+    def spare(self, manifest: Path) -> None:
+        """Raises WorkdirError where a run would be stored over what a user wrote: this manifest, or another one."""
+        with contextlib.suppress(
+            OSError
+        ):  # the manifest is elsewhere, or the directory can't be used for other reasons
+            if self.run_file.samefile(manifest):
+                raise WorkdirError(
+                    f"{manifest} would be overwritten by the run that {self.root} keeps in run.yaml; "
+                    "use another --workdir"
+                )
+        if self.holds_manifest:
+            raise WorkdirError(self._manifest_instead)
+
+    @property
+    def _manifest_instead(self) -> str:
+        return f"{self.run_file} is a manifest, not the run of a work directory; use another one (--workdir)"
+
+    def _document(self) -> Any:
+        loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return yaml.load(self.run_file.read_bytes(), Loader=loader)  # noqa: S506 - a safe one
 
     def write(self, run: CompressionRun) -> None:
         """Replace the run as a whole. Raises OSError."""
@@ -308,6 +342,16 @@ def _written(run: CompressionRun, **changes: Any) -> CompressionRun:
     metadata: ObjectMeta = changes.pop("metadata", run.metadata)
     version = str(int(run.metadata.resource_version or "0") + 1)
     return run.model_copy(update={"metadata": metadata.model_copy(update={"resource_version": version}), **changes})
+
+
+def _is_manifest(document: Any) -> bool:
+    """Whether a resource was never stored: what is stored gets a uid."""
+    if not isinstance(document, dict):
+        return False
+    try:
+        return not document["metadata"]["uid"]
+    except (KeyError, TypeError):
+        return True
 
 
 def _lock(handle: int) -> bool:

@@ -94,6 +94,59 @@ def test_a_work_directory_has_one_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"{bench.workdir} belongs to run demo, the manifest is of other" in capsys.readouterr().err
 
 
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("workdir", [".", "linked", "out/demo"])
+def test_a_manifest_is_not_overwritten_by_the_run_it_describes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workdir: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench = Bench(tmp_path)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "run.yaml").symlink_to(bench.file)
+    (tmp_path / "out" / "demo").mkdir(parents=True)
+    bench.file.write_text(f"# mine\n{bench.file.read_text()}")
+    (tmp_path / "out" / "demo" / "run.yaml").write_text(
+        bench.file.read_text().replace("file:", "file:../../")  # its sources lie where they did
+    )
+    file = Path("out/demo/run.yaml" if workdir == "out/demo" else "run.yaml")
+    given = [] if workdir == "out/demo" else ["--workdir", workdir]
+    before = everything(tmp_path)
+    assert bench.call("run", file, *given, "--set", "distill.steps=77") == 2
+    assert capsys.readouterr().err == (
+        f"{file} would be overwritten by the run that {workdir} keeps in run.yaml; use another --workdir\n"
+    )
+    assert everything(tmp_path) == before
+
+
+def test_a_directory_whose_run_yaml_is_a_manifest_is_no_work_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(tmp_path)
+    other = tmp_path / "other.yaml"
+    other.write_text(bench.file.read_text())
+    (tmp_path / "store" / "artifacts").mkdir(parents=True)
+    for manifest in (bench.file.read_text(), bench.file.read_text().replace("metadata:", "metadata: {uid: ''}\nold:")):
+        bench.file.write_text(manifest)
+        before = everything(tmp_path)
+        for arguments in (
+            ("run", other, "--workdir", tmp_path),
+            ("plan", other, "--workdir", tmp_path),
+            ("status", tmp_path),
+            ("report", tmp_path),
+            ("logs", "prepare", "--workdir", tmp_path),
+        ):
+            assert bench.call(*arguments) == 2
+            assert capsys.readouterr().err == (
+                f"{bench.file} is a manifest, not the run of a work directory; use another one (--workdir)\n"
+            )
+        assert bench.call("gc", "--workdir", tmp_path) == 2
+        assert capsys.readouterr().err == f"{tmp_path} holds no run; correct --workdir\n"
+        assert everything(tmp_path) == before
+
+
 def test_a_work_directory_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench = Bench(tmp_path)
     bench.workdir = tmp_path / "text.txt" / "work"

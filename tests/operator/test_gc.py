@@ -108,6 +108,22 @@ def test_runs_that_share_a_store_are_all_asked(tmp_path: Path, capsys: pytest.Ca
     assert {f"artifacts/{step['artifact']}" for step in steps} <= tree(shared) < everything
 
 
+def test_a_store_beside_a_manifest_called_run_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    shared, manifest = tmp_path / "store", bench.file.read_text()
+    assert bench.run("--store", shared) == 0
+    age(shared)
+    before = tree(shared)
+    capsys.readouterr()
+    assert bench.call("gc", "--store", shared) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
+    shutil.rmtree(bench.workdir)
+    assert bench.call("gc", "--store", shared) == 2
+    assert "no run is known that uses" in capsys.readouterr().err, "a manifest says nothing of what is in use"
+    assert tree(shared) == before
+    assert bench.file.read_text() == manifest and not (tmp_path / "lock").exists()
+
+
 def test_the_runs_of_a_cluster_are_told_as_kubectl_lists_them(
     edited: Edited, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,7 +92,8 @@ def _workdirs(store: Path, given: list[Path]) -> list[Workdir]:
         if not root.exists():
             print(f"{root} is gone: what only its run referred to counts as unused")
     roots = {root.resolve() for root in (*own, *registered, *given)}
-    found = [Workdir(root) for root in sorted(roots) if (root / "run.yaml").exists()]
+    # A store may well lie beside a manifest called run.yaml.
+    found = [w for w in map(Workdir, sorted(roots)) if w.run_file.exists() and not w.holds_manifest]
     for missing in sorted({root.resolve() for root in given} - {workdir.root for workdir in found}):
         raise WorkdirError(f"{missing} holds no run; correct --workdir")
     return [workdir for workdir in found if workdir.store.resolve() == store]

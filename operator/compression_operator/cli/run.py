@@ -53,6 +53,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         raise InvalidManifest(faults)
     root = source_root(file)
     workdir = Workdir(arguments.workdir or default_workdir(manifest))
+    workdir.spare(file)
     with workdir.locked():
         workdir.make(arguments.store)
         invocation = Invocation.of(arguments)
