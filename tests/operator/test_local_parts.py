@@ -106,8 +106,15 @@ def test_the_last_words_of_a_program_are_not_its_events(tmp_path: Path) -> None:
             "1.5 MB of 2.5 GB  98,765 tokens/s  432.1 documents/s",
         ),
         (
-            {"event": "progress", "step": 1, "totalSteps": 2, "tokensPerSecond": 5, "modelFlopsUtilization": 0.4137},
-            "step 1/2  5 tokens/s  MFU 41.4%",
+            {
+                "event": "progress",
+                "step": 1,
+                "totalSteps": 2,
+                "tokensPerSecond": 5,
+                "teraflopsPerDevice": 409.13,
+                "modelFlopsUtilization": 0.4137,
+            },
+            "step 1/2  5 tokens/s  409.1 TFLOP/s  MFU 41.4%",
         ),
         ({"event": "metric", "name": "validationLoss", "value": 3.98, "step": 100}, "validationLoss 3.98 at step 100"),
         ({"event": "warning", "message": "only 3 sequences"}, "warning: only 3 sequences"),

@@ -25,7 +25,7 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.checkpoint import Checkpoints
 from compression_pipeline.megatron.data import Batch, TrainingData
 from compression_pipeline.megatron.flops import training_flops
-from compression_pipeline.megatron.history import History
+from compression_pipeline.megatron.history import History, Scalars, StepEntry
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.schedule import learning_rate
@@ -70,6 +70,23 @@ class TestWhatIsPublished:
         assert [step for step, _ in losses] == list(range(1, 13))
         assert [loss for _, loss in losses] == pytest.approx([entry["loss"] for entry in history["train"]])
         assert [event.step for event in events.Tensors("validation/loss")] == [0, 5, 10, 12]
+        flops = training_flops(read_architecture(artifact.model), 16)
+        speeds, rates = (
+            [event.tensor_proto.float_val[0] for event in events.Tensors(f"train/{name}")]
+            for name in ("teraflops_per_device", "tokens_per_second")
+        )
+        assert len(speeds) == 12 and speeds == pytest.approx([rate * flops / 1e12 for rate in rates])
+        assert "train/model_flops_utilization" not in events.Tags()["tensors"]  # of a CPU nobody knows the peak
+
+
+def test_tensorboard_shows_the_share_of_a_known_peak(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    entry = StepEntry(step=1, loss=2.0, learning_rate=1e-4, gradient_norm=1.0, tokens_per_second=50.0)
+    Scalars(tmp_path, History(1, [entry]), flops_per_token=4e12, peak=1e15).close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0}).Reload()
+    [share] = [event.tensor_proto.float_val[0] for event in events.Tensors("train/model_flops_utilization")]
+    assert share == pytest.approx(0.2)
 
 
 def test_who_publishes_second_reports_what_the_first_found(store: Store, engine: Runtime) -> None:

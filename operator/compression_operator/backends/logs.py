@@ -51,6 +51,12 @@ def event_progress(event: dict[str, Any]) -> Progress | None:
         return None
 
 
+def event_wait(event: dict[str, Any]) -> str:
+    """What the job says that it waits for: for another one, which makes the same artifact; else an empty string."""
+    said = str(event.get("message", ""))
+    return said if event["event"] == "info" and said.startswith("waits for ") else ""
+
+
 class LineReader:
     """The complete lines that were added to a file since the last call; bytes that aren't UTF-8 are replaced."""
 
@@ -113,10 +119,9 @@ class ProgressReader:
                 continue
             self.last_event = event_time(event) or self.last_event
             self.progress = event_progress(event) or self.progress
-            said = str(event.get("message", ""))
-            self.waits = said if event["event"] == "info" and said.startswith("waits for ") else ""
+            self.waits = event_wait(event)
             if event["event"] == "warning" and self._warned is not None:
-                self._warned(said)
+                self._warned(str(event.get("message", "")))
 
 
 def last_line(path: Path) -> str | None:
@@ -161,6 +166,8 @@ def _progress_text(event: dict[str, Any]) -> str:
         parts.append(f"{_number(event['tokensPerSecond'])} tokens/s")
     if event.get("documentsPerSecond") is not None:
         parts.append(f"{_number(event['documentsPerSecond'])} documents/s")
+    if isinstance(speed := event.get("teraflopsPerDevice"), int | float):
+        parts.append(f"{_number(speed)} TFLOP/s")
     if isinstance(share := event.get("modelFlopsUtilization"), int | float):
         parts.append(f"MFU {share:.1%}")
     if event.get("etaSeconds") is not None:

@@ -81,10 +81,14 @@ class History:
 class Scalars:
     """TensorBoard event files of a run, written as it goes; a resumed run's are whole from its first step on."""
 
-    def __init__(self, folder: Path, history: History) -> None:
-        """Start anew in `<folder>/tensorboard` with what `history` already knows."""
+    def __init__(self, folder: Path, history: History, *, flops_per_token: float, peak: float | None) -> None:
+        """Start anew in `<folder>/tensorboard` with what `history` already knows. `flops_per_token`: operations of one
+        device for a token of the global batch; `peak`: operations that it can do in a second, where that is known.
+        """
         from torch.utils.tensorboard.writer import SummaryWriter
 
+        self._flops_per_token = flops_per_token
+        self._peak = peak
         shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
         self._writer: SummaryWriter = SummaryWriter(str(folder / TENSORBOARD))
         for entry in history.train:
@@ -98,6 +102,10 @@ class Scalars:
         self._add("train/learning_rate", entry.learning_rate, entry.step)
         self._add("train/gradient_norm", entry.gradient_norm, entry.step)
         self._add("train/tokens_per_second", entry.tokens_per_second, entry.step)
+        operations = entry.tokens_per_second * self._flops_per_token
+        self._add("train/teraflops_per_device", operations / 1e12, entry.step)
+        if self._peak:
+            self._add("train/model_flops_utilization", operations / self._peak, entry.step)
 
     def add_validation(self, entry: ValidationEntry) -> None:
         """Write a validation loss."""

@@ -138,7 +138,9 @@ class _Loop:
             first, self._history, self._saved = resumed.step, resumed.history, resumed.step
             self._context.events.info(f"goes on from step {first} ({resumed.path})")
         if self._runtime.rank == 0:
-            self._scalars = Scalars(self._context.folder, self._history)
+            self._scalars = Scalars(
+                self._context.folder, self._history, flops_per_token=self._flops_per_token, peak=self._peak
+            )
         try:
             if self._validation_due(first) and first not in [entry.step for entry in self._history.validation]:
                 self._measure(first)

@@ -72,13 +72,9 @@ class LocalSource:
         if not base.is_dir():
             raise UserError(f"{self._where} does not exist ({base}); correct the path")
         pattern = self._pattern or "**/*"
-        found = sorted(path for path in base.glob(pattern) if not self._is_aside(path.relative_to(base)))
-        files = [path for path in found if path.is_file()]
-        links = [path for path in found if path.is_dir() and path.is_symlink()]
-        if links and "**" in pattern:
-            self._place.context.events.warning(
-                f"{self._where}: what is below {links[0]} is not read, for it is a link; name that folder itself"
-            )
+        if "**" in pattern:
+            self._warn_of_links(base)
+        files = sorted(p for p in base.glob(pattern) if p.is_file() and not self._is_aside(p.relative_to(base)))
         if not files:
             why = "matches no file" if self._pattern else "is an empty folder"
             raise UserError(f"{self._where} {why} ({base}); correct the path")
@@ -90,6 +86,15 @@ class LocalSource:
             )
         self._watch(base, *{(base / name).parent for name in readable})  # a new file changes its folder
         return base, readable
+
+    def _warn_of_links(self, base: Path) -> None:
+        """`**` leads through folders alone."""
+        for path in sorted(base.rglob("*")):
+            if path.is_symlink() and path.is_dir() and not self._is_aside(path.relative_to(base)):
+                self._place.context.events.warning(
+                    f"{self._where}: what is below {path} is not read, for it is a link; name that folder itself"
+                )
+                return
 
     def _is_aside(self, path: Path) -> bool:
         """Hidden, or something of ours: the store may well lie below the manifest's folder."""
