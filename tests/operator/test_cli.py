@@ -16,7 +16,7 @@ from compression_operator import steps
 from compression_operator.api.run import CompressionRun
 from compression_operator.cli import report
 from compression_operator.cli.__main__ import main
-from compression_operator.runs import Workdir
+from compression_operator.workdir import Workdir
 
 ALL = [
     "prepare 1",

@@ -9,7 +9,7 @@ from local_cli import REPORT, Bench, job_command
 from compression_operator.api.status import RunPhase
 from compression_operator.cli import report
 from compression_operator.cli.__main__ import main
-from compression_operator.runs import Workdir
+from compression_operator.workdir import Workdir
 
 
 def test_what_status_names_can_be_pasted(

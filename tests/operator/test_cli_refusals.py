@@ -9,7 +9,7 @@ from local_cli import REPORT, Bench
 
 from compression_operator.backends import machine
 from compression_operator.cli import report
-from compression_operator.runs import Workdir, WorkdirError
+from compression_operator.workdir import Workdir, WorkdirError
 
 
 @pytest.fixture(autouse=True)

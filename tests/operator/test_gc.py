@@ -179,7 +179,7 @@ def test_where_a_job_works_nothing_is_touched(edited: Edited, capsys: pytest.Cap
 def test_a_directory_that_a_command_works_on_is_left_alone(edited: Edited, capsys: pytest.CaptureFixture[str]) -> None:
     bench, left, needed = edited
     age(bench.store)
-    hold = "import sys; from pathlib import Path; from compression_operator.runs import Workdir\n"
+    hold = "import sys; from pathlib import Path; from compression_operator.workdir import Workdir\n"
     hold += "with Workdir(Path(sys.argv[1])).locked(): sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", hold, bench.workdir], stdin=subprocess.PIPE) as holder:
         lock = bench.workdir / "lock"

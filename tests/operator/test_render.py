@@ -14,7 +14,7 @@ from compression_operator.backends.podtemplate import CONTAINER_SECURITY, POD_SE
 from compression_operator.backends.pytorchjob import label_value, pytorch_job
 from compression_operator.cli.inspect import with_placeholders
 from compression_operator.plan import plan
-from compression_operator.runs import to_yaml
+from compression_operator.workdir import to_yaml
 
 GOLDEN = Path(__file__).with_name("golden") / "pytorchjob-distill.yaml"
 

@@ -9,7 +9,7 @@ import yaml
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.gc import Unused, in_use, remove, unused, working
-from compression_operator.runs import Workdir, WorkdirError
+from compression_operator.workdir import Workdir, WorkdirError
 from compression_pipeline.config import human_bytes
 
 from .common import OUT, Code, complain, now

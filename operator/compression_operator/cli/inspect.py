@@ -12,7 +12,7 @@ from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
 from compression_operator.plan import Plan, PlannedStep, plan
-from compression_operator.runs import Workdir, to_yaml
+from compression_operator.workdir import Workdir, to_yaml
 
 from .common import Code, console, default_workdir, find_workdir, load_local, now, source_root, sources_digest
 from .invocation import how_to_go_on

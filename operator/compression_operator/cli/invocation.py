@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from compression_operator.backends.jobfiles import write_atomically
-from compression_operator.runs import Workdir
+from compression_operator.workdir import Workdir
 from compression_pipeline.config import ConfigModel
 
 FILE = "invocation.json"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from compression_operator.api.run import CompressionRun
 from compression_operator.backends.jobfiles import JobFolder
 from compression_operator.backends.logs import LineReader, describe, parse_event
-from compression_operator.runs import Workdir, WorkdirError
+from compression_operator.workdir import Workdir, WorkdirError
 
 from .common import Code, find_workdir
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from compression_operator.backends.machine import HUB_VARIABLES
-from compression_operator.runs import Workdir
+from compression_operator.workdir import Workdir
 
 from .common import Code, complain, find_workdir
 

@@ -21,7 +21,8 @@ from compression_operator.backends.logs import duration
 from compression_operator.backends.published import is_whole
 from compression_operator.plan import plan
 from compression_operator.reconcile import reconcile
-from compression_operator.runs import Workdir, forget, submit
+from compression_operator.runs import forget, submit
+from compression_operator.workdir import Workdir
 from compression_pipeline.config import Phase, Precision, TrainingConfig
 
 from . import summary

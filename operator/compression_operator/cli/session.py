@@ -12,7 +12,8 @@ from compression_operator.api.status import RunPhase
 from compression_operator.backends.local import LocalBackend, Place
 from compression_operator.controller import Backoff, Controller, Reconcile
 from compression_operator.jobs import Decision, Notice
-from compression_operator.runs import LocalRuns, Workdir, key_of
+from compression_operator.runs import LocalRuns, key_of
+from compression_operator.workdir import Workdir
 
 from .view import View
 
