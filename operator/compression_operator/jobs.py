@@ -74,6 +74,7 @@ class ObservedJob:
     ended: datetime | None = None
     last_event: datetime | None = None  # newest sign of life on its log
     suspended_seconds: float = 0.0  # time that does not count as running (Kueue, suspension)
+    waited_seconds: float = 0.0  # for another job, which makes the same: no running time either, but it must not hang
     termination: Termination | None = None
     exit_code: int | None = None
     interrupted: bool = False  # evicted, preempted, lost node, vanished pod, failed init container

@@ -111,7 +111,8 @@ def deadlines(job: ObservedJob, settings: PhaseSettings) -> Iterable[tuple[datet
     waited = timedelta(seconds=job.suspended_seconds)
     limit = settings.active_deadline_seconds
     if limit is not None:
-        yield started + waited + timedelta(seconds=limit), f"ran longer than activeDeadlineSeconds ({limit})"
+        turn = started + waited + timedelta(seconds=job.waited_seconds)
+        yield turn + timedelta(seconds=limit), f"ran longer than activeDeadlineSeconds ({limit})"
     silence = settings.progress_deadline_seconds
     alive_at = max(started, job.last_event or started)
     yield (

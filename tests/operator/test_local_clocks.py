@@ -1,6 +1,7 @@
 """Deadlines of local jobs where time jumps: a laptop sleeps, the command is stopped, somebody sets a clock."""
 
 import asyncio
+import json
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from compression_operator.api.spec import PhaseSettings
 from compression_operator.jobs import ObservedJob
 from compression_operator.steps import deadlines
 
-LIMITS = PhaseSettings(active_deadline_seconds=600, progress_deadline_seconds=60)
+LIMIT = 600
+LIMITS = PhaseSettings(active_deadline_seconds=LIMIT, progress_deadline_seconds=60)
 HOUR = 3600.0
 
 
@@ -81,6 +83,36 @@ def test_silence_and_running_time_are_counted_from_look_to_look(tmp_path: Path) 
         silent = [second for second, said in told.items() if "no sign of life" in said]
         assert silent == list(range(160, 601)), "60 s after the last of them"
         assert [second for second, said in told.items() if "ran longer" in said] == [600]
+        here.backend.kill()
+        await here.backend.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_for_another_job_does_not_run_but_may_hang(tmp_path: Path) -> None:
+    """Of two runs on one store the one that only waited for the other was stopped."""
+
+    async def scenario() -> None:
+        clocks = Clocks()
+        here, run = Local(tmp_path, now=clocks.now, monotonic=clocks.monotonic, any={"sleep": 600}), a_run()
+        job = a_job(run)
+        await here.backend.create(run, job)
+        log = here.jobs / job.name / "log"
+        assert not overdue(await here.job(run, job.name), clocks)
+        told: dict[int, str] = {}
+        for second in range(1, 1701):
+            if second % 50 == 0 and second != 500:
+                said = "waits for b/distill/1, which makes the same artifact" if second < 1000 else "trains"
+                event = {"event": "info", "time": clocks.day.isoformat(), "message": said}
+                with log.open("a") as file:
+                    file.write(json.dumps(event) + "\n")
+            clocks.go(1, 1)
+            told[second] = overdue(await here.job(run, job.name), clocks)
+        silent = [second for second, said in told.items() if "no sign of life" in said]
+        assert silent == list(range(510, 550)), "60 s after the last word"
+        late = [second for second, said in told.items() if "ran longer" in said]
+        # It began to wait in its 50th second, and had its turn in the 1000th.
+        assert late == list(range(1000 + LIMIT - 50, 1701))
         here.backend.kill()
         await here.backend.close()
 

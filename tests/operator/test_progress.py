@@ -10,10 +10,13 @@ from jobs_world import World
 from looks import open_jobs, step
 from virtual_time import run
 
+from compression_operator.api.spec import PhaseSettings
 from compression_operator.api.status import Progress
 from compression_operator.backends.progress import AT_ONCE, LogWatcher, Look, newest
 from compression_operator.denials import Denials
+from compression_operator.jobs import JobState, ObservedJob
 from compression_operator.kube import ApiError
+from compression_operator.steps import deadlines
 
 TIME = datetime(2020, 11, 1, 12, tzinfo=UTC)  # past, whatever the machine's clock says
 
@@ -57,12 +60,11 @@ class Cluster:
 def test_the_newest_progress_and_the_newest_sign_of_life() -> None:
     later = TIME + timedelta(seconds=5)
     text = "noise\n" + line(3) + line(4, later) + '{"event": "prog'
-    progress, last = newest(text)
-    assert progress is not None and (progress.step, progress.total_steps, progress.loss) == (4, 100, 3.5)
-    assert last == later and newest("nothing\n") == (None, None)
+    look = newest(text, TIME)
+    assert look.progress and (look.progress.step, look.progress.total_steps, look.progress.loss) == (4, 100, 3.5)
+    assert look.last_event == later and newest("nothing\n", TIME) == Look(TIME)
     reading = {"event": "progress", "step": 1, "totalSteps": 2, "documentsPerSecond": 20.5, "etaSeconds": None}
-    progress, _ = newest(json.dumps(reading))
-    assert progress == Progress(step=1, total_steps=2, documents_per_second=20.5)
+    assert newest(json.dumps(reading), TIME).progress == Progress(step=1, total_steps=2, documents_per_second=20.5)
 
 
 def test_time_since_the_look_is_not_silence() -> None:
@@ -71,6 +73,61 @@ def test_time_since_the_look_is_not_silence() -> None:
     ahead = Look(TIME, last_event=TIME + timedelta(hours=1))  # the pod's clock is ahead
     assert ahead.alive_at(TIME) == TIME
     assert Look(TIME).alive_at(TIME) is None
+
+
+WAITS = "waits for ns/b/distill-width/1, which makes the same artifact"
+LIMITS = PhaseSettings(active_deadline_seconds=600, progress_deadline_seconds=300)
+
+
+def says(seconds: int, message: str) -> str:
+    time = (TIME + timedelta(seconds=seconds)).isoformat()
+    return json.dumps({"event": "info", "time": time, "message": message}) + "\n"
+
+
+def overdue(look: Look, seconds: int) -> list[str]:
+    """What a job is stopped for that began at TIME, so many seconds later."""
+    now = TIME + timedelta(seconds=seconds)
+    job = ObservedJob("job", "distill-width", "f" * 32, 1, JobState.RUNNING, alive=True, started=TIME)
+    return [why for when, why in deadlines(look.told(job, now), LIMITS) if when <= now]
+
+
+def test_what_waits_for_another_job_does_not_run_but_may_hang() -> None:
+    """Of two runs on one store the one that only waited for the other was stopped."""
+
+    def at(seconds: int, log: str) -> Look:
+        return newest(log, TIME + timedelta(seconds=seconds))
+
+    waiting = says(2, WAITS) + says(4000, WAITS)
+    assert overdue(at(4030, waiting), 4040) == []
+    [hangs] = overdue(at(4300, waiting), 4300)
+    assert "no sign of life" in hangs
+    turn = waiting + says(4050, "loads the teacher")
+    later = "".join(says(second, "trains") for second in range(4100, 4601, 100))
+    assert overdue(at(4649, turn + later), 4649) == []
+    [late] = overdue(at(4650, turn + later), 4650)
+    assert "ran longer than activeDeadlineSeconds (600)" in late
+    # What has gone from the log's end was heard before.
+    for before in (at(4051, turn), at(4050, waiting)):
+        assert overdue(at(4649, later).after(before), 4649) == []
+        assert len(overdue(at(4650, later).after(before), 4650)) == 1
+    assert len(overdue(at(600, says(1, "trains") + says(599, "trains")), 600)) == 1, "it never waited"
+
+
+def test_an_operator_that_has_just_started_stops_no_job_that_waits() -> None:
+    async def scenario() -> None:
+        cluster = Cluster()
+        cluster.logs = {"waits": says(4000, WAITS), "mute": ApiError(403, "Forbidden", "no")}
+        watcher = cluster.watcher()
+        assert overdue(watcher.look("waits", TIME + timedelta(seconds=4001)), 4001) == []
+        watcher.follow("ns/run", {"waits": "waits", "mute": "mute"})
+        async with asyncio.timeout(10):
+            while not cluster.changed:
+                await asyncio.sleep(0.01)
+        assert "ran longer" not in str(overdue(watcher.look("waits", TIME), 4001))
+        assert "ran longer" in str(overdue(watcher.look("mute", TIME), 4001)), "what cannot be heard runs"
+        await watcher.close()
+
+    run(scenario())
 
 
 def test_before_the_first_look_a_job_has_the_benefit_of_the_doubt() -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 
 from compression_operator.api.run import GROUP, KIND, CompressionRun
@@ -96,7 +95,7 @@ class ClusterBackend:
             look = self._logs.look(uid, now)
             if job.state is JobState.RUNNING and job.ours and job.pod is not None:
                 running[uid] = job.pod
-            found.append(replace(job, progress=look.progress, last_event=look.alive_at(now)))
+            found.append(look.told(job, now))
         self._logs.follow(f"{namespace}/{run.metadata.name}", running)
         return [*found, *(gone for name, gone in left.items() if gone is not None and name not in unseen)]
 

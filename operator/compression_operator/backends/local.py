@@ -200,7 +200,7 @@ class LocalBackend:
                 self._stop(run, folder, record)
             reader = self._read_log(folder)
             vigil = self._vigils.setdefault(folder.name, Vigil())
-            vigil.look(self._monotonic(), reader.last_event)
+            vigil.look(self._monotonic(), reader.last_event, waits=bool(reader.waits))
             common |= vigil.seen(self._now(), process.started if process else record.created)
             common |= {"progress": reader.progress, "message": reader.waits}
             return ObservedJob(**common, state=JobState.RUNNING, alive=True)

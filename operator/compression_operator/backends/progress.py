@@ -3,15 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from compression_operator.api.status import Progress
 from compression_operator.denials import Denials
+from compression_operator.jobs import JobState, ObservedJob
 from compression_operator.kube import ApiError, Kube
 
-from .logs import event_progress, event_time, parse_event
+from .logs import event_progress, event_time, event_wait, parse_event
 from .pytorchjob import CONTAINER
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,31 @@ class Look:
     at: datetime
     progress: Progress | None = None
     last_event: datetime | None = None  # newest sign of life; None: it has given none
+    waits: bool = False  # whether the job's last word is that it waits for another one, which makes the same
+    turn: datetime | None = None  # when it had waited; None: it had not, for all that is known
 
     def alive_at(self, now: datetime) -> datetime | None:
         """When the job last gave a sign of life, for all that is known: time since the look is not silence."""
         return None if self.last_event is None else min(now, self.last_event + (now - self.at))
+
+    def told(self, job: ObservedJob, now: datetime) -> ObservedJob:
+        """The job with what its log tells of it. A job waits, if at all, before it does anything else."""
+        waited = 0.0
+        if job.state is JobState.RUNNING and job.started is not None:
+            until = now if self.waits else self.turn or job.started
+            waited = max(0.0, (until - job.started).total_seconds())
+        return replace(job, progress=self.progress, last_event=self.alive_at(now), waited_seconds=waited)
+
+    def after(self, before: "Look | None") -> "Look":
+        """This look, with what the one before it told of what has gone from the log's end since, or cannot be read."""
+        if before is None:
+            return self
+        return replace(
+            self,
+            progress=self.progress or before.progress,
+            last_event=self.last_event or before.last_event,
+            turn=self.turn or (before.at if before.waits else before.turn),
+        )
 
 
 class LogWatcher:
@@ -74,7 +96,7 @@ class LogWatcher:
 
     def look(self, uid: str, now: datetime) -> Look:
         """The newest look at a job's log. Before the first one the job has the benefit of the doubt."""
-        return self._looks.get(uid) or Look(now, last_event=now)
+        return self._looks.get(uid) or Look(now, last_event=now, waits=True)
 
     def forget(self, uid: str) -> None:
         """The job is gone."""
@@ -104,26 +126,27 @@ class LogWatcher:
                     text = await self._kube.log(
                         namespace, pod, container=CONTAINER, tail_lines=LOG_LINES, last_bytes=LOG_BYTES
                     )
-            progress, last_event = newest(text)
+            return newest(text, datetime.now(UTC)).after(before)
         except Exception as error:
             # What cannot be heard is not silent. Whatever it is, the run's other logs are listened to all the same.
             now, foreseen = datetime.now(UTC), isinstance(error, ApiError)
             level, traceback = (logging.INFO, None) if foreseen else (logging.ERROR, error)
             logger.log(level, "cannot read the log of pod %s: %s", pod, error, extra={"run": key}, exc_info=traceback)
-            return Look(now, progress=before.progress if before else None, last_event=now)
-        if before is not None:
-            progress, last_event = progress or before.progress, last_event or before.last_event
-        return Look(datetime.now(UTC), progress, last_event)
+            return Look(now, last_event=now).after(before)
 
 
-def newest(log: str) -> tuple[Progress | None, datetime | None]:
-    """The newest progress and the time of the newest event on (the end of) a log."""
+def newest(log: str, at: datetime) -> Look:
+    """What (the end of) a log tells that was read at `at`."""
     progress: Progress | None = None
     last_event: datetime | None = None
+    turn: datetime | None = None
+    waits = False
     for event in _events(log):
         progress = event_progress(event) or progress
         last_event = event_time(event) or last_event
-    return progress, last_event
+        before, waits = waits, bool(event_wait(event))
+        turn = event_time(event) if before and not waits else turn
+    return Look(at, progress, last_event, waits, turn)
 
 
 def _events(log: str) -> list[dict[str, Any]]:

@@ -18,14 +18,16 @@ class Vigil:
     def __init__(self) -> None:
         self.running = 0.0  # seconds
         self.silent = 0.0  # seconds
+        self.waited = 0.0  # seconds of those that it ran
         self._at: float | None = None
         self._heard: datetime | None = None
 
-    def look(self, at: float, last_event: datetime | None) -> None:
-        """The job's newest sign of life at `at` seconds of the clock."""
+    def look(self, at: float, last_event: datetime | None, *, waits: bool = False) -> None:
+        """The job's newest sign of life at `at` seconds of the clock, and whether it waits for another job."""
         passed = 0.0 if self._at is None else min(at - self._at, LONGEST_GAP)
         self._at = at
         self.running += passed
+        self.waited += passed if waits else 0.0
         self.silent = self.silent + passed if last_event == self._heard else 0.0
         self._heard = last_event
 
@@ -35,4 +37,5 @@ class Vigil:
         """
         uncounted = (now - started) - timedelta(seconds=self.running)
         alive_at = now - uncounted - timedelta(seconds=self.silent)
-        return {"suspended_seconds": uncounted.total_seconds(), "last_event": alive_at}
+        suspended = uncounted.total_seconds()
+        return {"suspended_seconds": suspended, "waited_seconds": self.waited, "last_event": alive_at}
