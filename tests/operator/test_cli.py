@@ -325,6 +325,29 @@ def test_report_is_built_once_and_anew_when_asked(tmp_path: Path, capsys: pytest
     assert page.stat().st_mtime_ns > built
 
 
+@pytest.mark.parametrize(("phase", "edit"), [("prune", "dataset.sequenceLength=32"), ("distill", "distill.steps=11")])
+def test_what_an_edit_that_fails_leaves_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, edit: str
+) -> None:
+    """The page said Succeeded, and the links led to the students as they were before it."""
+    code = "import pathlib, sys; out = pathlib.Path(sys.argv[-1]); out.mkdir(exist_ok=True)\n"
+    code += "(out / 'index.html').write_bytes(pathlib.Path(sys.argv[2]).read_bytes())"
+    monkeypatch.setattr(report, "COMMAND", (sys.executable, "-c", code))
+    bench = Bench(tmp_path)
+    page, students = bench.workdir / "report" / "index.html", bench.workdir / "students"
+    fault = {"fail": {"class": "UserError", "message": "NaN", "attempts": 99}}
+    bench.behave(**{f"{phase}_width": fault, f"{phase}_depth": fault})
+    assert bench.run() == 1
+    assert not page.exists(), "nothing was made yet, so there is nothing to look at"
+    bench.behave()
+    assert bench.run() == 0
+    assert len(list(students.iterdir())) == 2
+    bench.behave(**{f"{phase}_width": fault, f"{phase}_depth": fault})
+    assert bench.run("--set", edit) == 1
+    assert yaml.safe_load(page.read_text())["status"] == bench.status()
+    assert bench.status()["phase"] == "Failed" and list(students.iterdir()) == []
+
+
 def test_a_report_that_cannot_be_built_does_not_fail_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

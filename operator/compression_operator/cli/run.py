@@ -158,15 +158,16 @@ def _run(workdir: Workdir, run: CompressionRun, place: Place, again: str) -> int
 
 
 def _finish(workdir: Workdir, run: CompressionRun, out: "Console") -> None:
-    """What a run leaves to look at, as far as it came: the table, the links, the report."""
-    if not any(student.parameters is not None for student in run.status.students):
-        return
-    summary.print_students(out, run)
+    """What a run leaves to look at, as far as it came: the table, the links, the report. Links and a report that are
+    there already tell of the run as it was before an edit, so they follow it also where it has failed.
+    """
+    if any(student.parameters is not None for student in run.status.students):
+        summary.print_students(out, run)
     try:
         links = summary.link_students(workdir, run)
         for name, path in links.items():
             out.print(f"checkpoint of {name}: {path}", soft_wrap=True)
-        if links:
+        if links or workdir.report.exists():
             out.print(f"report: {build_report(workdir)}", soft_wrap=True)
     except OSError as error:
         complain(f"the students could not be linked: {error}")
