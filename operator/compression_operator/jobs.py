@@ -31,7 +31,7 @@ class Job:
     student: str | None
     attempt: int
     fingerprint: str
-    config: JobConfig  # `store` and `source_roots` are the backend's to fill in
+    config: JobConfig  # `store`, `source_roots` and `aside` are the backend's to fill in
     settings: PhaseSettings
 
 

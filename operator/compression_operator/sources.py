@@ -20,8 +20,8 @@ def local_path(source: str, root: Path) -> Path:
 def local_files(source: str, root: Path, aside: Collection[Path] = ()) -> Iterator[Path]:
     """The files that a `file:` source names (a file, a folder or a glob), sorted; nothing for other sources.
 
-    Of a folder or a glob, as prepare reads it, without hidden files and what is in the folders `aside` (resolved): the
-    work directory and the store may well lie below the manifest's folder.
+    Of a folder or a glob, as prepare reads it, without hidden files and what is `aside` (resolved): what runs write may
+    well lie below the manifest's folder. A folder within one of those that are aside is meant where it is named itself.
     """
     if not source.startswith(PREFIX):
         return
@@ -36,9 +36,12 @@ def local_files(source: str, root: Path, aside: Collection[Path] = ()) -> Iterat
 
 
 def _those_meant(base: Path, pattern: str, aside: Collection[Path]) -> list[Path]:
+    below = base.resolve().parents
+    others = [folder for folder in aside if folder not in below]
+
     def meant(path: Path) -> bool:
         hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
-        return not hidden and path.is_file() and not any(map(path.resolve().is_relative_to, aside))
+        return not hidden and path.is_file() and not any(map(path.resolve().is_relative_to, others))
 
     return sorted(filter(meant, base.glob(pattern)))
 

@@ -68,6 +68,20 @@ class Workdir:
     def report(self) -> Path:
         return self.root / "report"
 
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def invocation(self) -> Path:
+        return self.root / "invocation.json"
+
+    @property
+    def ours(self) -> tuple[Path, ...]:
+        """All that commands write here, resolved: no part of a source that it lies in, as everything else is."""
+        written = (self.run_file, self.lock, self.invocation, self.jobs, self.store, self.students, self.report)
+        return tuple(path.resolve() for path in written)
+
     def make(self, shared_store: Path | None = None) -> None:
         """Make what isn't there, and let `store` lead to the shared one; the lock must be held. Raises WorkdirError."""
         if shared_store is not None:
@@ -127,10 +141,9 @@ class Workdir:
 
         The lock ends with this process, however it ends.
         """
-        path = self.root / "lock"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            handle = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise WorkdirError(unwritable(error, self.root)) from error
         with os.fdopen(handle, "r+") as file:
@@ -148,7 +161,7 @@ class Workdir:
     def in_use(self) -> bool:
         """Whether a command works on this directory now."""
         try:
-            with (self.root / "lock").open() as file:
+            with self.lock.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False

@@ -121,6 +121,7 @@ class Local:
             jobs=self.jobs,
             store=self.store,
             source_root=root,
+            aside=(self.jobs, self.store),
             environment={**os.environ, "HF_TOKEN": HUB_WORD, "HF_ENDPOINT": "http://127.0.0.1:9", "OTHER": "x"},
             processors=processors,
             gpus=gpus,

@@ -1,5 +1,6 @@
 """What of the user's files makes prepare run again: what it reads, and nothing that the run itself writes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,39 @@ def test_a_work_directory_below_the_source_is_no_change_of_it(tmp_path: Path, sh
     (tmp_path / "more.txt").write_text("There was more.")
     assert bench.run(*store) == 0
     assert bench.starts()[count:] == ["prepare 2"]
+
+
+@pytest.mark.parametrize("workdir", ["work", "."])
+def test_what_the_user_keeps_in_the_work_directory_is_looked_at(tmp_path: Path, workdir: str) -> None:
+    bench = Bench(tmp_path)
+    bench.file = bench.file.rename(tmp_path / "manifest.yaml")
+    bench.workdir = tmp_path / workdir
+    bench.store = bench.workdir / "store"
+    mine = bench.workdir / "mine"
+    (mine / "teacher").mkdir(parents=True)
+    files = mine / "train.txt", mine / "teacher" / "config.json"
+    for file in files:
+        file.write_text("as it was")
+    place = mine.relative_to(tmp_path)
+    bench.write(
+        teacher={"model": f"file:{place}/teacher"}, dataset={"source": f"file:{place}/*.txt", "sequenceLength": 64}
+    )
+    assert bench.run() == 0
+    for number, file in enumerate(files, start=2):
+        count = len(bench.starts())
+        assert bench.run() == 0
+        assert bench.starts()[count:] == []
+        file.write_text(f"written for the {number}. time")
+        assert bench.run() == 0
+        assert bench.starts()[count:] == [f"prepare {number}"]
+
+
+def test_prepare_is_told_of_all_that_commands_write_in_the_work_directory(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert bench.run() == 0
+    artifact = bench.store / "artifacts" / bench.steps()["prepare"]["artifact"]
+    told = json.loads((artifact / "manifest.json").read_text())["config"]["aside"]
+    assert set(told) == {str(path) for path in bench.workdir.iterdir()}
 
 
 def test_sources_of_the_hub_give_one_fingerprint_here_and_on_a_cluster(

@@ -211,7 +211,7 @@ def test_a_students_own_distillation_replaces_the_common_one() -> None:
 
 def test_all_that_a_job_is_told_of_its_artifact_enters_the_fingerprint() -> None:
     """A field added to a phase's job is either an input, or configuration, or said here to shape nothing."""
-    filled_in_by_backends = {"source_roots"}
+    filled_in_by_backends = {"source_roots", "aside"}
     for step in planned().steps:
         told = set(JOBS[step.phase].model_fields) - set(JobConfig.model_fields) - filled_in_by_backends
         assert told == set(step.inputs) | set(step.configuration), step.name

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -44,6 +44,7 @@ class Place:
     jobs: Path  # one folder per job
     store: Path
     source_root: Path  # what `file:` sources are relative to
+    aside: Collection[Path]  # what is no part of a source that it lies in: the run's own files, resolved
     environment: Mapping[str, str]  # of this process; jobs get what machine.environment() lets through
     processors: int
     gpus: tuple[str, ...]
@@ -240,7 +241,7 @@ class LocalBackend:
             source_root=self._place.source_root,
             teacher=teacher,
             student=student,
-            aside=(self._place.jobs.parent.resolve(), store.resolve()),
+            aside=self._place.aside,
         )
         return space.shortage(store, needed)
 
@@ -316,6 +317,7 @@ class LocalBackend:
         }
         if job.phase is Phase.PREPARE:
             filled["source_roots"] = {"file": str(self._place.source_root.absolute())}
+            filled["aside"] = [str(path) for path in self._place.aside]
         return filled
 
     async def _watch(self, run: CompressionRun, folder: JobFolder, child: asyncio.subprocess.Process) -> None:

@@ -31,7 +31,7 @@ def bytes_needed(
     config: JobConfig, *, source_root: Path, teacher: int, student: int, aside: Collection[Path] = ()
 ) -> int:
     """Roughly what the step writes, in bytes. `teacher`, `student`: parameters, 0 where they aren't known yet; `aside`:
-    folders below the sources' that are not read (resolved).
+    what lies below the sources and is not read (resolved).
     """
     match config:
         case PrepareJob():

@@ -85,8 +85,7 @@ def source_root(file: Path) -> Path:
 
 def sources_digest(run: CompressionRun, root: Path, workdir: Workdir) -> str:
     """Digest of the local files that the run's sources name; empty where they name none, as on a cluster."""
-    aside = (workdir.root.resolve(), workdir.store.resolve())
-    signatures = [signature(source, root, aside) for source in (run.spec.teacher.model, run.spec.dataset.source)]
+    signatures = [signature(source, root, workdir.ours) for source in (run.spec.teacher.model, run.spec.dataset.source)]
     return digest(signatures) if any(signatures) else ""
 
 

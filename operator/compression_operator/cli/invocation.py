@@ -10,8 +10,6 @@ from compression_operator.backends.jobfiles import write_atomically
 from compression_operator.workdir import Workdir
 from compression_pipeline.config import ConfigModel
 
-FILE = "invocation.json"
-
 
 class Invocation(ConfigModel):
     """What the user said to `compression run` beside the work directory; absolute paths."""
@@ -33,13 +31,13 @@ class Invocation(ConfigModel):
     def read(cls, workdir: Workdir) -> "Invocation | None":
         """That of the last command that worked on the directory; None where it left none."""
         try:
-            return cls.model_validate_json((workdir.root / FILE).read_bytes())
+            return cls.model_validate_json(workdir.invocation.read_bytes())
         except (OSError, ValidationError):
             return None
 
     def write(self, workdir: Workdir) -> None:
         """Keep it for whoever asks how to go on. Raises OSError."""
-        write_atomically(workdir.root / FILE, self.model_dump_json(indent=2) + "\n")
+        write_atomically(workdir.invocation, self.model_dump_json(indent=2) + "\n")
 
     def again(self, workdir: Workdir) -> str:
         """The command that goes on where this one stopped, ready to be pasted."""

@@ -74,6 +74,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             jobs=workdir.jobs,
             store=workdir.store.absolute(),
             source_root=root,
+            aside=workdir.ours,
             environment=os.environ,
             processors=machine.processors(),
             gpus=gpus,

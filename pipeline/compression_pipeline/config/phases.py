@@ -63,6 +63,11 @@ class PrepareJob(JobConfig):
         description='Where sources are found: "file" -> folder that file: paths are relative to, '
         '"pvc://claim" -> mount point of the claim.',
     )
+    aside: list[str] = Field(
+        default=[],
+        description="Absolute paths that are no part of a source that they lie in: files of a local run. The store is "
+        "none either.",
+    )
 
 
 class FinetuneJob(JobConfig):

@@ -23,6 +23,6 @@ def open_source(source: str, *, field: str, revision: str | None, job: PrepareJo
     """The source that a field of the manifest names. Raises UserError where its kind is unknown."""
     for prefix, kind in SOURCES.items():
         if source.startswith(prefix):
-            place = Place(source, field, revision, job.source_roots, Path(job.store), context)
+            place = Place(source, field, revision, job.source_roots, Path(job.store), context, job.aside)
             return kind(place)
     raise UserError(f"{field}: {source} should start with one of {', '.join(SOURCES)}")

@@ -20,6 +20,7 @@ class Place:
     roots: Mapping[str, str]  # PrepareJob.source_roots
     store: Path
     context: Context
+    aside: Sequence[str] = ()  # PrepareJob.aside
 
     @property
     def cache(self) -> Path:

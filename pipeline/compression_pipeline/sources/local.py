@@ -22,6 +22,9 @@ class LocalSource:
         self._place = place
         self._where = f"{place.field}: {place.source}"
         self._base, self._pattern = _before_glob(_path(place))
+        below = self._base.resolve().parents  # a folder within the store is meant where it is named itself
+        aside = {path.resolve() for path in (place.store, *map(Path, place.aside))}
+        self._aside = aside.difference(below)
         self._watched: dict[Path, Watched] = {}
 
     @property
@@ -77,6 +80,7 @@ class LocalSource:
         files = sorted(p for p in base.glob(pattern) if p.is_file() and not self._is_aside(p.relative_to(base)))
         if not files:
             why = "matches no file" if self._pattern else "is an empty folder"
+            why = "is where runs keep what they make" if base.resolve() in self._aside else why
             raise UserError(f"{self._where} {why} ({base}); correct the path")
         readable = [path.relative_to(base).as_posix() for path in files if is_text(path.name)]
         if not readable:
@@ -97,9 +101,9 @@ class LocalSource:
                 return
 
     def _is_aside(self, path: Path) -> bool:
-        """Hidden, or something of ours: the store may well lie below the manifest's folder."""
-        store = self._place.store.resolve()
-        return any(part.startswith(".") for part in path.parts) or (self._base / path).resolve().is_relative_to(store)
+        """Hidden, or something of ours: what runs write may well lie below the manifest's folder."""
+        hidden = any(part.startswith(".") for part in path.parts)
+        return hidden or any(map((self._base / path).resolve().is_relative_to, self._aside))
 
     def _described(self, names: Sequence[str], base: Path) -> tuple[SourceFile, ...]:
         context = self._place.context
