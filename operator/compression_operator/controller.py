@@ -58,7 +58,7 @@ class Listener(Protocol):
 
     def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
         """A pass met with trouble, for the `consecutive`-th time in a row; it is tried again after a pause. `told`: the
-        decision of that pass has taken the trouble into account, so that the status says what came of it.
+        pass went through nevertheless, and whoever decides knows of it: the status says what came of it, or will.
         """
         ...
 
@@ -81,7 +81,7 @@ class _Look:
 
     again: float | None = None  # seconds after which to look again, if nothing happens before
     trouble: Exception | None = None
-    told: bool = False  # whether the status takes the trouble into account
+    told: bool = False  # whether it went through, and the trouble is the decisions' to tell
 
 
 class Controller:
@@ -101,9 +101,11 @@ class Controller:
         timed: Callable[[float], None] | None = None,
         patience: Callable[[Exception], float] = lambda _: 0.0,
         passing: Callable[[Exception], bool] = lambda _: False,
+        undeleted: Callable[[str, Mapping[str, Exception]], None] = lambda key, errors: None,
     ) -> None:
         """`timed` is told the seconds that each pass took; `patience` says how many an error asks to wait at least, and
-        `passing` whether the next job would fare no better than the one that could not be made.
+        `passing` whether the next job would fare no better than the one that could not be made. `undeleted` is told,
+        after each pass over a key that went through, the jobs that could not be deleted, by name, and why.
         """
         self._runs = runs
         self._backend = backend
@@ -119,6 +121,7 @@ class Controller:
         self._timed = timed
         self._patience = patience
         self._passing = passing
+        self._undeleted = undeleted
 
     @property
     def queue_depth(self) -> int:
@@ -204,6 +207,7 @@ class Controller:
         """One pass over one run. What cannot be made or deleted holds up nothing else."""
         run = await self._runs.get(key)
         if run is None:
+            self._undeleted(key, {})
             return _Look()  # its jobs go with it, by owner reference
         observed = await self._backend.observe(run)
         # A status must not tell of a job that could not be made, and a job must not go before the status tells what
@@ -213,19 +217,20 @@ class Controller:
             run = await self._runs.write_status(run, decision.status)
         for notice in decision.notices:
             self._listener.noticed(run, notice)
-        undeleted: list[Exception] = []
+        undeleted: dict[str, Exception] = {}
         for action in decision.actions:
             if isinstance(action, DeleteJob):
                 try:
                     if await self._backend.delete(run, action.name):
                         self._listener.noticed(run, _deleted(action))
                 except Exception as error:
-                    undeleted.append(error)
+                    undeleted[action.name] = error
+        self._undeleted(key, undeleted)
         self._listener.passed(run, decision)
-        troubles = undeleted or list(unmade.values())
+        troubles = list((undeleted or unmade).values())
         # Whoever asks for the longest pause means all requests.
         trouble = max(troubles, key=self._patience, default=None)
-        return _Look(decision.look_again_seconds, trouble, told=not undeleted)
+        return _Look(decision.look_again_seconds, trouble, told=True)
 
     async def _made(
         self, run: CompressionRun, observed: Sequence[ObservedJob]

@@ -28,6 +28,7 @@ from .reconcile import reconcile
 from .repeats import Repeats
 from .resync import Resync
 from .troubles import Trouble, held_up
+from .undeleted import Undeleted
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class Service:
         self._runs = ClusterRuns(self._kube, self._caches[RUNS], image=options.image, written=self._metrics.written)
         self._denials = Denials(self._enqueue_all)
         self._repeats = Repeats()
+        self._undeleted = Undeleted()
         self._logs = LogWatcher(
             self._kube, self._enqueue, denials=self._denials, period_seconds=options.progress_seconds
         )
@@ -126,6 +128,7 @@ class Service:
             timed=self._metrics.reconcile_seconds.observe,
             patience=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
             passing=lambda error: isinstance(error, ApiError) and error.passing,
+            undeleted=self._undeleted.note,
         )
 
     # -- what the watches tell ----------------------------------------------------------------------------------------
@@ -190,6 +193,7 @@ class Service:
         decision = advised(run, reconcile(run, observed, now, words), self._claims.about(run))
         decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
         troubles = [trouble for error in unmade.values() if (trouble := trouble_of(error)) is not None]
+        troubles += self._undeleted.about(f"{run.metadata.namespace}/{run.metadata.name}", decision)
         return held_up(run, decision, troubles[0], now) if troubles else decision
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:

@@ -75,19 +75,20 @@ def _forbidden(message: str) -> str:
 
 
 def held_up(run: CompressionRun, decision: Decision, trouble: Trouble, now: datetime) -> Decision:
-    """The decision with the trouble that jobs could not be made for in its conditions; told once.
+    """The decision with the trouble that jobs could not be made or deleted for in its conditions; told once.
 
-    While other jobs of the run go on it is under way, and degraded.
+    While other jobs of the run go on it is under way, and degraded. One that has finished is what it is.
     """
     status, before = decision.status.to_json(), _by_type(run.status.to_json())
     worse = _by_type(status).get("Degraded", {})
     both = f"{trouble.message}; {worse['message']}" if worse.get("status") == "True" else trouble.message
-    kinds = () if any(step.state.active for step in decision.status.steps) else tuple(HELD_UP)
+    goes_on = any(step.state.active for step in decision.status.steps)
+    kinds = () if goes_on or decision.status.phase in FINISHED else tuple(HELD_UP)
     after = _with(status, trouble, kinds, before, generation=run.metadata.generation, now=now)
     degraded = Trouble(trouble.reason, both)
     after = _with(after, degraded, ("Degraded",), before, generation=run.metadata.generation, now=now)
     known = before.get("Degraded", {})
-    news = known.get("reason") != trouble.reason or trouble.message not in known.get("message", "")
+    news = known.get("reason") != trouble.reason or cut(trouble.message) not in known.get("message", "")
     notices = (*decision.notices, *([Notice("Warning", trouble.reason, trouble.message)] if news else ()))
     return replace(decision, status=CompressionRunStatus.model_validate(after), notices=notices)
 

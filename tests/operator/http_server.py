@@ -18,10 +18,14 @@ class Server:
         self.asked: list[tuple[str, str, Any, str]] = []
         self.headers: list[Mapping[str, str]] = []
 
+    def reply(self, method: str, path: str, body: Any) -> Answer:
+        """The answer to one request; `body` is None where it has none."""
+        return self.answer(method, path)
+
 
 @contextmanager
-def served() -> Iterator[tuple[Server, str]]:
-    told = Server()
+def served(given: Server | None = None) -> Iterator[tuple[Server, str]]:
+    told = given or Server()
 
     class Handler(BaseHTTPRequestHandler):
         def respond(self) -> None:
@@ -29,7 +33,7 @@ def served() -> Iterator[tuple[Server, str]]:
             body = json.loads(self.rfile.read(length)) if length else None
             told.asked.append((self.command, self.path, body, self.headers.get("User-Agent", "")))
             told.headers.append(dict(self.headers))
-            code, answer, headers = told.answer(self.command, self.path)
+            code, answer, headers = told.reply(self.command, self.path, body)
             if code == 0:
                 self.connection.close()
                 return

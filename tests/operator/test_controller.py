@@ -36,6 +36,7 @@ class World:
         self.most_active = 0
         self.errors: list[tuple[str, int]] = []
         self.untold = 0
+        self.undeleted: list[set[str]] = []  # by pass that went through: names of jobs that could not be deleted
         self.gone: set[str] = set()  # names of jobs that are not there any more
         self.jobs: list[ObservedJob] = []
         self.refused: dict[str, Exception] = {}  # by name: why a job cannot be made, or be deleted
@@ -126,6 +127,8 @@ def to_failed(run: CompressionRun, observed: Sequence[ObservedJob], now: datetim
 
 def work(world: World, until: Callable[[], bool], *, reconcile: Any = still, seconds: float = 30, **more: Any) -> None:
     """Let the controller work until the condition holds, then stop it."""
+
+    more["undeleted"] = lambda _, errors: world.undeleted.append(set(errors))
 
     async def scenario() -> None:
         controller = Controller(
@@ -223,10 +226,11 @@ def test_a_job_that_cannot_be_made_holds_up_nothing_else() -> None:
     assert world.calls[:4] == [("observe", "a"), ("create", "two"), ("write", "a"), ("delete", "y")]
     assert world.stored["default/a"].status.image == "two, not one: the quota is used up"
     assert world.writes == 1, "what the status says already is not written again"
-    assert world.errors[:2] == [("denied", 1), ("denied", 2)] and world.untold >= 2, "the status tells of jobs to make"
+    assert world.errors[:2] == [("denied", 1), ("denied", 2)] and world.undeleted[:2] == [{"x"}] * 2
     world.refused.popitem()
     work(world, lambda: len(world.errors) >= 4, reconcile=wants("one", "two"), resync_seconds=60)
-    assert world.errors[-1] == ("the quota is used up", 2) and world.untold == 2
+    assert world.errors[-1] == ("the quota is used up", 2) and world.undeleted[-1] == set()
+    assert not world.untold, "whoever decides knows of both, and tells them"
     world.refused.clear()
     seen: list[str] = []
     world.on_pass = lambda run: seen.append(run.status.image or "")
