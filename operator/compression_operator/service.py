@@ -190,7 +190,8 @@ class Service:
         if run.metadata.deletion_timestamp is not None:
             return reconcile(run, observed, now)
         words = {name: words_of(error) for name, error in unmade.items()}
-        decision = advised(run, reconcile(run, observed, now, words), self._claims.about(run))
+        decision = reconcile(run, observed, now, words)
+        decision = advised(run, decision, self._claims.about(run), told=self._claims.told(run))
         decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
         troubles = [trouble for error in unmade.values() if (trouble := trouble_of(error)) is not None]
         troubles += self._undeleted.about(f"{run.metadata.namespace}/{run.metadata.name}", decision)
@@ -201,6 +202,7 @@ class Service:
 
     def noticed(self, run: CompressionRun, notice: Notice) -> None:
         """Something worth telling: a log line and an Event."""
+        self._claims.tell(run, notice)
         self._notice(run.metadata, notice)
 
     def _notice(self, about: ObjectMeta, notice: Notice) -> None:

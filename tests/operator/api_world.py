@@ -51,6 +51,10 @@ class ApiWorld(Server):
         body["metadata"]["generation"] += 1
         return self.put(path, body)
 
+    def touch(self, path: str) -> Body:
+        """A change that means nothing."""
+        return self.put(path, copy.deepcopy(self.objects[path]))
+
     def reply(self, method: str, path: str, body: Any) -> Answer:
         path = urlsplit(path).path
         with self._lock:

@@ -1,14 +1,21 @@
 """The warning about claims of one node: only where it matters, and told once."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
+import kopf
 import pytest
+from api_world import CLAIM, RUN, ApiWorld, Operator, refused, until, world
 from jobs_world import START, World, manifest
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.backends.claims import REASON, advised, several, warning
-from compression_operator.jobs import Decision
+from compression_operator.backends.claims import REASON, ClaimAdvice, advised, several, warning
+from compression_operator.denials import Denials
+from compression_operator.jobs import Decision, Notice
+from compression_operator.kube import PYTORCHJOBS, RUNS, Kube
 from compression_operator.reconcile import reconcile
+from compression_operator.troubles import QUOTA_EXCEEDED
 
 PHASES = ("prepare", "finetune", "prune", "distill", "export")
 
@@ -47,10 +54,10 @@ def test_which_claims_can_be_mounted_everywhere() -> None:
 
 
 def test_it_is_told_once_a_generation_and_stays_in_the_message() -> None:
-    world = World()
-    first = advised(world.run, reconcile(world.run, [], START), "claim c is small")
+    one = World()
+    first = advised(one.run, reconcile(one.run, [], START), "claim c is small")
     assert [n.message for n in first.notices if n.reason == REASON] == ["claim c is small"]
-    after = world.run.model_copy(update={"status": first.status})
+    after = one.run.model_copy(update={"status": first.status})
     second = advised(after, reconcile(after, [], START), "claim c is small")
     assert second.status == first.status and not [n for n in second.notices if n.reason == REASON]
     (progressing,) = [c for c in second.status.conditions if c.type == "Progressing"]
@@ -62,7 +69,48 @@ def test_it_is_told_once_a_generation_and_stays_in_the_message() -> None:
 
 
 def test_a_finished_run_is_past_advice() -> None:
-    world = World()
-    world.drive()
-    decision = Decision(world.status)
-    assert advised(world.run, decision, "claim c is small") is decision
+    one = World()
+    one.drive()
+    decision = Decision(one.status)
+    assert advised(one.run, decision, "claim c is small") is decision
+
+
+QUOTA = 'pytorchjobs.kubeflow.org "x" is forbidden: exceeded quota: q, used: count/pytorchjobs=5'
+
+
+def test_it_is_told_once_of_a_run_that_is_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its conditions tell what holds it up, and each pass took that for a warning that was not told yet."""
+    spec = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
+    jobs = PYTORCHJOBS.path("default")
+
+    async def scenario(api: ApiWorld) -> None:
+        async with Operator() as service:
+            await until(lambda: api.requests("POST", jobs) >= 4 and {REASON, QUOTA_EXCEEDED} <= {*api.events})
+            assert (api.events.count(REASON), api.events.count(QUOTA_EXCEEDED)) == (1, 1)
+            for change in (api.edit, api.touch, api.touch):
+                asked = api.requests("POST", jobs)
+                service.fed(RUNS, "MODIFIED", change(RUN))
+                await until(lambda asked=asked: api.requests("POST", jobs) > asked and api.events.count(REASON) > 1)
+            assert api.events.count(REASON) == 2, "it may have been edited for the warning's sake"
+
+    with world(tmp_path, spec) as (api, config):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        api.put(CLAIM, {"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}})
+        api.fault = lambda method, path: refused(403, QUOTA) if (method, path) == ("POST", jobs) else None
+        asyncio.run(scenario(api))
+
+
+def test_of_how_many_runs_it_was_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compression_operator.backends.claims.REMEMBERED", 2)
+    kube = Kube(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))
+    claims, runs = ClaimAdvice(kube, Denials(lambda _: None)), [named(f"uid-{n}") for n in range(3)]
+    for one in runs:
+        claims.tell(one, Notice("Normal", "JobCreated", ""))
+        assert not claims.told(one)
+        claims.tell(one, Notice("Warning", REASON, ""))
+    assert [claims.told(one) for one in runs] == [False, True, True]
+
+
+def named(uid: str) -> CompressionRun:
+    one = run()
+    return one.model_copy(update={"metadata": one.metadata.model_copy(update={"uid": uid})})

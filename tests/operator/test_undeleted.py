@@ -39,7 +39,7 @@ async def stuck(api: ApiWorld) -> None:
         api.fault = lambda method, path: refused(403, WORDS) if method == "DELETE" else None
         written = api.requests("PUT", RUN)
         service.fed(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
-        await until(lambda: api.requests("DELETE", job) >= 5)
+        await until(lambda: api.requests("DELETE", job) >= 5 and FORBIDDEN in api.events)
         assert api.requests("PUT", RUN) - written == 2, "that it is suspended, and what keeps its job from going"
         told = {kind: api.condition(kind) for kind in ("Suspended", "Degraded", "Ready")}
         assert told == {
@@ -50,7 +50,7 @@ async def stuck(api: ApiWorld) -> None:
         assert api.events.count(FORBIDDEN) == 1
         body = copy.deepcopy(api.objects[job])
         api.fault = lambda method, path: None
-        service.fed(RUNS, "MODIFIED", api.edit(RUN))  # anything that has it looked at
+        service.fed(RUNS, "MODIFIED", api.touch(RUN))  # anything that has it looked at
         await until(lambda: not api.names(PYTORCHJOBS))
         body["metadata"]["resourceVersion"] = str(api.version)
         service.fed(PYTORCHJOBS, "DELETED", body)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import TypeVar
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.conditions import FINISHED
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 HOSTNAME = "kubernetes.io/hostname"
 REASON = "ClaimOfOneNode"
 REMEMBERED = 10_000
+
+T = TypeVar("T")
 
 
 def several(run: CompressionRun) -> str | None:
@@ -48,8 +51,10 @@ def warning(claim: str, modes: list[str], why: str) -> str:
     )
 
 
-def advised(run: CompressionRun, decision: Decision, advice: str) -> Decision:
-    """The decision with the warning in the message of Progressing while the run is under way, and told once."""
+def advised(run: CompressionRun, decision: Decision, advice: str, *, told: bool = False) -> Decision:
+    """The decision with the warning in the message of Progressing while the run is under way, and told once: not where
+    it has been `told` of this generation, or stands there.
+    """
     status = decision.status
     if not advice or status.phase in FINISHED:
         return decision
@@ -60,7 +65,7 @@ def advised(run: CompressionRun, decision: Decision, advice: str) -> Decision:
         for condition in status.conditions
     ]
     known = any(condition.type == "Progressing" and advice in condition.message for condition in run.status.conditions)
-    told = known and run.status.observed_generation == run.metadata.generation
+    told = told or (known and run.status.observed_generation == run.metadata.generation)
     notices = decision.notices if told else (*decision.notices, Notice("Warning", REASON, advice))
     return replace(decision, status=status.model_copy(update={"conditions": conditions}), notices=notices)
 
@@ -72,6 +77,8 @@ class ClaimAdvice:
         self._kube = kube
         self._denials = denials
         self._known: dict[str, tuple[int, str]] = {}  # by UID of the run: generation, warning
+        # By UID, the generation. The status alone does not say: of a run that is held up it has other things to tell.
+        self._told: dict[str, int] = {}
 
     async def look(self, run: CompressionRun) -> None:
         """Find out. What cannot be found out is no reason to hold the run up."""
@@ -89,10 +96,23 @@ class ClaimAdvice:
                     return  # asked again in the next pass
                 # Where it does not exist the scheduler says so, on the run too.
                 logger.warning("cannot read claim %s: %s", claim, error, extra={"run": f"{meta.namespace}/{meta.name}"})
-        self._known[meta.uid] = (meta.generation, sentence)
-        while len(self._known) > REMEMBERED:
-            self._known.pop(next(iter(self._known)))
+        _remember(self._known, meta.uid, (meta.generation, sentence))
 
     def about(self, run: CompressionRun) -> str:
         """The warning about the run's claim; empty where there is none."""
         return self._known.get(run.metadata.uid, (0, ""))[1]
+
+    def tell(self, run: CompressionRun, notice: Notice) -> None:
+        """This was told of the run in its present generation."""
+        if notice.reason == REASON:
+            _remember(self._told, run.metadata.uid, run.metadata.generation)
+
+    def told(self, run: CompressionRun) -> bool:
+        """Whether the warning was told of the run in its present generation, by this process."""
+        return self._told.get(run.metadata.uid) == run.metadata.generation
+
+
+def _remember(known: dict[str, T], uid: str, what: T) -> None:
+    known[uid] = what
+    while len(known) > REMEMBERED:
+        known.pop(next(iter(known)))
