@@ -32,6 +32,7 @@ class _Denial:
 
     why: str
     forbidden: bool  # for want of a permission, which may be given at any time
+    hidden: bool  # the runs cannot even be listed
 
 
 class Resync:
@@ -94,15 +95,17 @@ class Resync:
         """
         failed: ApiError | None = None
         for place in self._places:
+            listed = False
             try:
                 for resource, selector in WATCHED:
                     await self._compare(resource, selector, place, judge)
+                listed = True
                 await self._try_watches(place)
             except ApiError as error:
                 if error.passing:
                     failed = error
                 else:
-                    self._deny(place, error)
+                    self._deny(place, error, listed=listed)
                 continue
             denial = self._denied.pop(place, None)
             if denial is not None:
@@ -112,16 +115,18 @@ class Resync:
         if failed is not None:
             raise failed
 
-    def _deny(self, place: Place, error: ApiError) -> None:
-        words = refusal(error.code, str(error), error.resource).message
-        if place not in self._denied or self._denied[place].why != words:
+    def _deny(self, place: Place, error: ApiError, *, listed: bool) -> None:
+        before, words = self._denied.get(place), refusal(error.code, str(error), error.resource).message
+        if before is None or before.why != words:
             logger.warning("cannot see namespace %s, which is tried again: %s", place or "(all)", words)
-        self._denied[place] = _Denial(words, error.denied)
+        hidden = not listed and error.denied and error.resource == f"{RUNS.plural}.{RUNS.group}"
+        self._denied[place] = _Denial(words, error.denied, hidden)
         for resource in self._caches:
             self._watches[resource, place].forgive()  # no watch can tell what is denied
-        if place is not None and error.denied and error.resource == f"{RUNS.plural}.{RUNS.group}":
+        if place is not None and hidden and before is not None and before.hidden:
             # They may have gone with the RoleBinding, and nobody would ever say so. Their jobs stay known: a run that
-            # is still there must not miss them.
+            # is still there must not miss them. One refusal may pass: an API server that has just started may not know
+            # its RoleBindings yet.
             for body in self._caches[RUNS].forget(place):
                 self._gone(RUNS, body)
 

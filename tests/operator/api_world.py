@@ -29,7 +29,7 @@ def refused(code: int, message: str) -> Answer:
 
 
 class ApiWorld(Server):
-    """Objects by their paths. `fault` may answer in the server's place."""
+    """Objects by their paths. `fault` may answer in the server's place; the paths that it is told have their queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,10 +56,8 @@ class ApiWorld(Server):
         return self.put(path, copy.deepcopy(self.objects[path]))
 
     def reply(self, method: str, path: str, body: Any) -> Answer:
-        path = urlsplit(path).path
         with self._lock:
-            fault = self.fault(method, path)
-            return fault or (getattr(self, f"_{method.lower()}")(path, body))
+            return self.fault(method, path) or getattr(self, f"_{method.lower()}")(urlsplit(path).path, body)
 
     def _get(self, path: str, _: Any) -> Answer:
         if path in self.objects:
