@@ -31,7 +31,7 @@ class _Denial:
     """What keeps us from seeing a place."""
 
     why: str
-    forbidden: bool  # for want of a permission, which may be given at any time
+    forbidden: bool  # for want of a permission alone, which may be given at any time
     hidden: bool  # the runs cannot even be listed
 
 
@@ -120,7 +120,9 @@ class Resync:
         if before is None or before.why != words:
             logger.warning("cannot see namespace %s, which is tried again: %s", place or "(all)", words)
         hidden = not listed and error.denied and error.resource == f"{RUNS.plural}.{RUNS.group}"
-        self._denied[place] = _Denial(words, error.denied, hidden)
+        # A resource that was missing may be there by now, though we may not see it: kopf does not know it yet.
+        forbidden = error.denied and (before is None or before.forbidden)
+        self._denied[place] = _Denial(words, forbidden, hidden)
         for resource in self._caches:
             self._watches[resource, place].forgive()  # no watch can tell what is denied
         if place is not None and hidden and before is not None and before.hidden:

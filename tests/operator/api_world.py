@@ -29,7 +29,7 @@ def refused(code: int, message: str) -> Answer:
 
 
 class ApiWorld(Server):
-    """Objects by their paths. `fault` may answer in the server's place; the paths that it is told have their queries."""
+    """Objects by their paths. `fault` may answer in the server's place; its paths have their queries."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -48,6 +48,11 @@ class Comparing:
         await self.resync.compare(judge=True)
 
 
+def missing(_: str, path: str) -> Answer | None:
+    """As long as the CRD of runs is not installed."""
+    return (404, "404 page not found", {}) if RUNS.plural in path else None
+
+
 def play(scenario: Callable[[Comparing], Awaitable[None]], **more: Any) -> None:
     """With one run in the cluster."""
 
@@ -100,5 +105,28 @@ def test_one_refusal_to_list_runs_says_nothing_of_them_yet() -> None:
         assert len(it.caches[RUNS]) == 0 and it.gone == ["demo"]
         await it.look()
         assert it.changed == ["demo"] and it.resync.denied() == {"default": False}
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("faults", "returned"),
+    [
+        ([missing], 1),
+        ([missing, no("list", PYTORCHJOBS)], 1),
+        ([no("list", RUNS), missing], 1),
+        ([no("list", RUNS)], 0),
+    ],
+)
+def test_a_resource_that_was_missing_is_told_once_it_is_there(faults: list[Fault], returned: int) -> None:
+    """Also where a permission was wanting last: the CRD came first, and then its rule in the Role."""
+
+    async def scenario(it: Comparing) -> None:
+        for fault in faults:
+            await it.look(fault)
+            assert it.resync.unusable and not it.returned
+        await it.look()
+        await it.look()
+        assert it.resync.unusable is None and it.returned == returned
 
     play(scenario)
