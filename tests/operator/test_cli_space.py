@@ -1,12 +1,15 @@
-"""A step for which the disk has no room, and one that needs none."""
+"""A disk without room: for a step, for one that needs none, for what is written of the run."""
 
+import errno
 import shutil
 from pathlib import Path
 
 import pytest
 from local_cli import REPORT, Bench
 
+from compression_operator.api.run import CompressionRun
 from compression_operator.cli import report
+from compression_operator.workdir import Workdir
 from compression_pipeline.artifact import Published, Store
 
 
@@ -32,3 +35,29 @@ def test_a_prepare_that_is_published_needs_no_room(
     Store(bench.store).record_published(fingerprint, Published(artifact=artifact))
     assert bench.run() == 0
     assert [start.split()[0] for start in bench.starts()[count:]] == ["prepare"]
+
+
+def test_who_has_given_up_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs comes to its end; the steps after it are for the next time."""
+    monkeypatch.setattr(report, "COMMAND", REPORT)
+    students = [{"name": "width", "prune": {"hiddenSize": 64}}, {"name": "depth", "prune": {"dropLayers": [2]}}]
+    bench = Bench(tmp_path, students=students, maxParallelJobs=2)
+    bench.behave(
+        distill_width={"steps": 100, "seconds": 0.2},
+        distill_depth={"steps": 40, "seconds": 0.2, "ignore_sigterm": True},
+    )
+    write = Workdir.write
+
+    def full(workdir: Workdir, run: CompressionRun) -> None:
+        width = run.status.step("distill-width")
+        if width is not None and width.attempt:
+            raise OSError(errno.ENOSPC, "No space left on device", str(workdir.run_file))
+        write(workdir, run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workdir, "write", full)
+        assert bench.run() == 1
+    made = sorted(path.name for path in (bench.workdir / "jobs").iterdir())
+    assert not [name for name in made if name.endswith("-2") or "export" in name], made
+    bench.behave()
+    assert bench.run() == 0

@@ -86,6 +86,11 @@ class Session:
             await asyncio.wait((rest, work), return_when=asyncio.FIRST_COMPLETED)
             if work.done() and self._fault is None:
                 self._fault = _cause(work)  # nobody would ever say that the run is at rest
+            if self._fault is not None:
+                # Who has given up starts nothing more while what runs comes to its end.
+                tick.cancel()
+                self._controller.stop()
+                await asyncio.gather(work, return_exceptions=True)
             await self._wind_up()
         finally:
             tick.cancel()
