@@ -62,10 +62,13 @@ def _unraisable(args: "sys.UnraisableHookArgs") -> None:
 
 
 def _needless(record: logging.LogRecord) -> bool:
-    """What kopf says of its end, each time with a traceback, is said once by whoever starts it anew (watches.py); and
-    signals are none of its business, in a thread of its own.
+    """What kopf says of the end of each of its tasks is said once by whoever starts it anew (watches.py); and signals
+    are none of its business, in a thread of its own.
     """
-    return bool(record.exc_info) or record.getMessage().startswith("OS signals are ignored")
+    end = bool(record.exc_info) and record.funcName == "guard"
+    # Of all else it tells in words what went wrong: a traceback through kopf adds nothing for whoever runs an operator.
+    record.exc_info = record.exc_text = None
+    return end or record.getMessage().startswith("OS signals are ignored")
 
 
 def _context(record: logging.LogRecord) -> dict[str, str]:

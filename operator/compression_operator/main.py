@@ -15,6 +15,7 @@ import kopf
 from .backends.cluster import SELECTOR
 from .cache import Body
 from .kube import PODS, PYTORCHJOBS, RUNS, Resource, connect
+from .opened import Openings, Session, session
 from .service import Service
 from .watches import Retries, keep_watching
 
@@ -26,14 +27,33 @@ SILENT_SECONDS = 150
 
 CONNECT_SECONDS = 10
 
+LOGIN_PAUSE_SECONDS = 5
+"""Pause until a login that failed is tried again."""
+
+OPENING_SECONDS = 60.0
+"""Time for the watches to be opened. kopf looks only once, when it starts, what there is to be watched, and the API
+server may list a new resource a while before it says that it has it.
+"""
+
+WATCHED = (RUNS, PYTORCHJOBS, PODS)
+
 IDENTITY: Any = "compression-operator"
 
 
-def registry_for(fed: Callable[[Resource, str | None, Body], object]) -> kopf.OperatorRegistry:
-    """Handlers that call `fed`, in a registry of their own."""
+class NotOpened(Exception):
+    """The watches were not opened for a long time."""
+
+
+def registry_for(fed: Callable[[Resource, str | None, Body], object], openings: Openings) -> kopf.OperatorRegistry:
+    """Handlers that call `fed`, in a registry of their own, and a login whose session tells `openings`."""
     registry = kopf.OperatorRegistry()
-    kopf.on.login(registry=registry)(_login)
-    for resource in (RUNS, PYTORCHJOBS, PODS):
+
+    @kopf.on.login(id="login", registry=registry, backoff=LOGIN_PAUSE_SECONDS)
+    async def _(**_: Any) -> Session:
+        # As kube.py does. What kopf tries by itself depends on what else is installed.
+        return session(connect(), openings)
+
+    for resource in WATCHED:
         _watch(registry, fed, resource)
     return registry
 
@@ -94,7 +114,11 @@ async def operate(service: Service, namespaces: tuple[str, ...]) -> None:
     """Watch and work until SIGTERM or SIGINT. Raises LeadershipLost, and whatever the service dies of."""
     loop = asyncio.get_running_loop()
     watching = asyncio.create_task(
-        keep_watching(lambda stop: _watch_all(service, namespaces, loop, stop), service, service.resources_returned),
+        keep_watching(
+            lambda stop, opened: _watch_all(service, namespaces, loop, stop, opened),
+            service,
+            service.resources_returned,
+        ),
         name="watches",
     )
     working = asyncio.create_task(service.run(), name="service")
@@ -109,13 +133,19 @@ async def operate(service: Service, namespaces: tuple[str, ...]) -> None:
 
 
 async def _watch_all(
-    service: Service, namespaces: tuple[str, ...], loop: asyncio.AbstractEventLoop, stop: asyncio.Event
+    service: Service,
+    namespaces: tuple[str, ...],
+    loop: asyncio.AbstractEventLoop,
+    stop: asyncio.Event,
+    opened: Callable[[], None],
 ) -> None:
     """kopf, in this loop; what it tells goes to the service in that one. Raises whatever a watch dies of, at once:
-    `kopf.operator` waits then until every other watch has ended, and one that waits for credentials never does.
+    `kopf.operator` waits then until every other watch has ended, and one that waits for credentials never does. Raises
+    NotOpened where no place is wholly watched after OPENING_SECONDS.
     """
+    openings = Openings(WATCHED, namespaces or (None,), opened)
     tasks = await kopf.spawn_tasks(
-        registry=registry_for(functools.partial(loop.call_soon_threadsafe, service.fed)),
+        registry=registry_for(functools.partial(loop.call_soon_threadsafe, service.fed), openings),
         settings=settings_for(),
         clusterwide=not namespaces,
         namespaces=namespaces,
@@ -124,7 +154,11 @@ async def _watch_all(
         identity=IDENTITY,
         stop_flag=stop,
     )
-    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    ended, _ = await asyncio.wait(tasks, timeout=OPENING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if not ended and openings.missing():
+        raise NotOpened(f"no watch is open of {', '.join(sorted(openings.missing()))}")
+    if not ended:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in ended:
         task.result()
 
@@ -135,8 +169,3 @@ def _watch(
     @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)
     async def _(event: Mapping[str, Any], **_: object) -> None:
         fed(resource, event["type"], event["object"])
-
-
-def _login(**_: Any) -> kopf.ConnectionInfo:
-    """As kube.py does. What kopf tries by itself depends on what else is installed."""
-    return connect()

@@ -76,7 +76,7 @@ class Service:
             PODS: Cache(pod_group, keep=seen_pod),
         }
         self._unsynced: str | None = "the first look at the cluster is not done yet"
-        self._unwatched: str | None = None
+        self._unwatched: str | None = "the watches are not open yet"
         self._look = asyncio.Event()  # at the cluster, now and not when the period is over
         self.resources_returned = asyncio.Event()
         """Set when there is a resource that the cluster did not know before: kopf asks once, when it starts."""

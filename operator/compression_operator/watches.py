@@ -20,7 +20,7 @@ RETRY_SECONDS = (1, 1, 2, 3, 5, 8, 13, 21, 30)
 """Pauses between the tries of what is refused or fails; the last one for ever."""
 
 LASTING_SECONDS = 10.0
-"""A watch that lives so long works: what kept the one before it from working is over."""
+"""A watch that lives so long once it is open works: what kept the one before it from working is over."""
 
 LEAVING_SECONDS = 1.0
 """Time for a watch to end once it is told to; its thread keeps no process from ending."""
@@ -36,8 +36,8 @@ class Retries:
         return itertools.chain(RETRY_SECONDS, itertools.repeat(RETRY_SECONDS[-1]))
 
 
-Watch = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
-"""Watches until the event is set; made and run in a loop of its own."""
+Watch = Callable[[asyncio.Event, Callable[[], None]], Coroutine[Any, Any, None]]
+"""Watches until the event is set, and calls the function once it does watch; made and run in a loop of its own."""
 
 
 class Health(Protocol):
@@ -49,8 +49,9 @@ class Health(Protocol):
 
 
 class _Thread(threading.Thread):
-    """One life of a watch. `ended` resolves, in the loop that made it, to what it died of; None: it just ended. By then
-    its own loop is closed: nothing of it speaks after the last words of a process that ends.
+    """One life of a watch. In the loop that made it `opened` is set once it watches, and `ended` resolves to what it
+    died of; None: it just ended. By then its own loop is closed: nothing of it speaks after the last words of a process
+    that ends.
     """
 
     def __init__(self, watch: Watch) -> None:
@@ -61,6 +62,7 @@ class _Thread(threading.Thread):
         # What a watch dies of is told once, by whoever starts it anew; not for each task that it leaves behind as well.
         self._there.set_exception_handler(_nobody)
         self._stop = asyncio.Event()
+        self.opened = asyncio.Event()
         self.ended: asyncio.Future[BaseException | None] = self._here.create_future()
 
     def run(self) -> None:
@@ -68,7 +70,7 @@ class _Thread(threading.Thread):
         asyncio.set_event_loop(loop)
         died_of: BaseException | None = None
         try:
-            loop.run_until_complete(self._watch(self._stop))
+            loop.run_until_complete(self._watch(self._stop, self._open))
         except BaseException as error:  # told to whoever waits; a thread has nobody else to tell
             died_of = error
         left = asyncio.all_tasks(loop)
@@ -79,6 +81,10 @@ class _Thread(threading.Thread):
         loop.close()
         with contextlib.suppress(RuntimeError):  # nobody waits any more
             self._here.call_soon_threadsafe(self._end, died_of)
+
+    def _open(self) -> None:
+        with contextlib.suppress(RuntimeError):  # nobody waits any more
+            self._here.call_soon_threadsafe(self.opened.set)
 
     def _end(self, died_of: BaseException | None) -> None:
         if not self.ended.done():
@@ -99,16 +105,19 @@ async def keep_watching(watch: Watch, health: Health, again: asyncio.Event) -> N
         thread = _Thread(watch)
         thread.start()
         asked = asyncio.create_task(again.wait(), name="watch anew")
+        opened = asyncio.create_task(thread.opened.wait(), name="watches open")
+        over = (thread.ended, asked)
         try:
-            done, _ = await asyncio.wait(
-                (thread.ended, asked), timeout=LASTING_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not done:
-                pauses = iter(Retries())
+            await asyncio.wait((*over, opened), return_when=asyncio.FIRST_COMPLETED)
+            if thread.opened.is_set():
                 health.watching(None)
-                await asyncio.wait((thread.ended, asked), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(over, timeout=LASTING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not any(end.done() for end in over):
+                    pauses = iter(Retries())
+                    await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
         finally:
             asked.cancel()
+            opened.cancel()
             await thread.leave()
         if again.is_set():
             continue

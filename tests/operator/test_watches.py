@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_a_watch_that_dies_is_started_anew_after_a_pause_and_told(
     told, lives, threads = Told(), itertools.count(1), set[int]()
     enough = threading.Event()
 
-    async def watch(stop: asyncio.Event) -> None:
+    async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
         threads.add(threading.get_ident())
         # As kopf does in the end: whatever runs in its loop.
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -56,6 +57,30 @@ def test_a_watch_that_dies_is_started_anew_after_a_pause_and_told(
     assert pauses(caplog.records) == [0.001, 0.002, 0.003, 0.003, 0.003]
 
 
+def test_one_that_does_not_open_is_not_told_to_work_however_long_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kopf lives on while nothing can be reached, its login fails, or there is no such resource."""
+    monkeypatch.setattr("compression_operator.watches.LASTING_SECONDS", 0.01)
+    told, tell = Told(), threading.Event()
+
+    async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
+        await asyncio.to_thread(tell.wait)
+        opened()
+        await stop.wait()
+
+    async def main() -> None:
+        watching = asyncio.create_task(keep_watching(watch, told, asyncio.Event()))
+        await asyncio.sleep(0.2)
+        assert not told.problems
+        tell.set()
+        while not told.problems:
+            await asyncio.sleep(0.001)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(main())
+    assert told.problems == [None]
+
+
 def test_a_watch_that_lasts_is_told_to_work_and_its_pauses_begin_anew(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,14 +89,16 @@ def test_a_watch_that_lasts_is_told_to_work_and_its_pauses_begin_anew(
     told, lives = Told(), itertools.count(1)
     die = threading.Event()
 
-    async def watch(stop: asyncio.Event) -> None:
+    async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
         if next(lives) == 3:
+            opened()
             await asyncio.to_thread(die.wait)
 
     async def main() -> None:
         watching = asyncio.create_task(keep_watching(watch, told, asyncio.Event()))
         while None not in told.problems:
             await asyncio.sleep(0.001)
+        await asyncio.sleep(0.5)
         die.set()
         while len(told.problems) < 4:
             await asyncio.sleep(0.001)
@@ -87,7 +114,7 @@ def test_a_watch_that_lasts_is_told_to_work_and_its_pauses_begin_anew(
 def test_it_looks_anew_when_asked_to_and_at_once() -> None:
     told, lives = Told(), list[int]()
 
-    async def watch(stop: asyncio.Event) -> None:
+    async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
         lives.append(1)
         await stop.wait()
 
@@ -111,7 +138,7 @@ def test_one_that_does_not_leave_holds_nobody_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("compression_operator.watches.LEAVING_SECONDS", 0.01)
     began, leave = threading.Event(), threading.Event()
 
-    async def watch(stop: asyncio.Event) -> None:
+    async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
         began.set()
         leave.wait()  # holds its whole loop up
 
@@ -137,7 +164,7 @@ def test_what_is_left_of_a_watch_is_over_before_the_next_one_begins() -> None:
             await asyncio.sleep(0.05)
             events.append("left")
 
-    async def watch(stop: asyncio.Event) -> None:
+    async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
         events.append("began")
         asyncio.create_task(lingers())  # noqa: RUF006 # as kopf does
         await stop.wait()
