@@ -1,7 +1,7 @@
 """Pods that do not run: what they wait for, said at once, and trouble once it has lasted."""
 
 import copy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ from compression_operator.api.status import RunPhase
 from compression_operator.backends.observation import observe_job
 from compression_operator.backends.podview import PATIENCE
 from compression_operator.conditions import FINISHED
-from compression_operator.jobs import ObservedJob, Wait, WaitReason
+from compression_operator.jobs import JobState, ObservedJob, Wait, WaitReason
 
 # -- what pods tell -------------------------------------------------------------------------------------------------
 
@@ -145,6 +145,31 @@ def test_pods_that_nobody_makes_count_from_when_the_queue_let_the_job_go() -> No
     assert found.waiting.counts_from == datetime(2026, 11, 21, 9, 0, 59, tzinfo=UTC)
     job["spec"]["runPolicy"] = {"suspend": True}
     assert observe(job, at="2026-11-21T09:00:00Z").waiting is None
+
+
+def test_pods_that_were_there_and_are_gone_are_not_said_to_be_refused() -> None:
+    """Their node was deleted, say, or the pods' watch is ahead of the jobs': they end the attempt, whatever comes."""
+    last = Seen()
+    for state in recorded("force-deleted"):
+        last.take(state)
+        before = last.look()
+        if last.job is not None and any(c["type"] == "Running" for c in last.job["status"].get("conditions", ())):
+            break
+    assert before is not None and before.state is JobState.RUNNING
+    last.pods.clear()
+    for first in (last.first, {}):  # as one that has only just started does not know them
+        last.first = first
+        gone = last.look(timedelta(hours=2))
+        assert gone is not None and (gone.waiting, gone.message) == (None, "")
+    assert last.job is not None
+    suspended = {"lastTransitionTime": "2026-11-21T08:00:00Z"}
+    running, *_ = (c for c in last.job["status"]["conditions"] if c["type"] == "Running")
+    running |= {"status": "False", **suspended}
+    last.job["status"]["conditions"].append({"type": "Suspended", "status": "False", **suspended})
+    anew = last.look(timedelta(hours=2))
+    assert anew is not None and anew.waiting is not None and anew.waiting.reason is WaitReason.PODS_NOT_CREATED
+    last.first = {"force-deleted-master-0": None}
+    assert last.look(timedelta(hours=2)) == anew, "its queue took them"
 
 
 def test_of_several_pods_the_one_that_counts_first_is_told() -> None:

@@ -253,11 +253,20 @@ class _Job:
         if self.queued or self.deleting:
             return None
         found = [pod.waiting for pod in self.pods if pod.waiting]
-        if not found and self.created is not None and len(self.pods) < max(self.nodes, 1):
+        if not found and self.created is not None and len(self.pods) < max(self.nodes, 1) and not self._lacks_one:
             # A queue that has let it go on has had it wait until now.
             since = max(filter(None, (self.created, self.since("Suspended"))))
             return wait(WaitReason.PODS_NOT_CREATED, self._unmade(), since, told_after=CATCH_UP)
         return min(found, key=lambda one: (one.counts_from or ENDLESS, one.told_from, one.message), default=None)
+
+    @property
+    def _lacks_one(self) -> bool:
+        """Whether a pod that it had is not there: what is missing has been made, and will be told to have ended."""
+        had = {name for name, first in self.first.items() if first is not None}
+        if had - {pod.name for pod in self.pods}:
+            return True
+        ran, let_go = self.since("Running"), self.since("Suspended")
+        return not self.pods and (self.holds("Running") or (ran is not None and (let_go is None or ran > let_go)))
 
     def _unmade(self) -> str:
         reason = f"`kubectl describe pytorchjob {self.name}` has the reason"
