@@ -49,7 +49,7 @@ class Resync:
         returned: Callable[[], object],
     ) -> None:
         """Of these namespaces; without any: of the whole cluster. `returned` is told when there is a resource that the
-        cluster did not know before.
+        cluster did not know before, and when its state is an older one again: the watches have to begin anew then.
         """
         self._kube = kube
         self._caches = caches
@@ -59,6 +59,7 @@ class Resync:
         self._returned = returned
         self._watches = {(resource, place): WatchHealth() for resource in caches for place in self._places}
         self._denied: dict[Place, _Denial] = {}
+        self._listed: dict[tuple[Resource, Place], int] = {}  # resourceVersion of the newest LIST
 
     def told(self, resource: Resource, kind: str | None, body: Body) -> None:
         """An event of a watch."""
@@ -94,11 +95,12 @@ class Resync:
         Raises ApiError where something failed that passes by itself; every other namespace has been compared by then.
         """
         failed: ApiError | None = None
+        went_back = False
         for place in self._places:
             listed = False
             try:
                 for resource, selector in WATCHED:
-                    await self._compare(resource, selector, place, judge)
+                    went_back |= await self._compare(resource, selector, place, judge)
                 listed = True
                 await self._try_watches(place)
             except ApiError as error:
@@ -112,6 +114,9 @@ class Resync:
                 logger.info("namespace %s is there again", place or "(all)")
             if denial is not None and not denial.forbidden:
                 self._returned()
+        if went_back:
+            # kopf would go on from the newest version that it has seen, and be told nothing until that comes again.
+            self._returned()
         if failed is not None:
             raise failed
 
@@ -132,10 +137,25 @@ class Resync:
             for body in self._caches[RUNS].forget(place):
                 self._gone(RUNS, body)
 
-    async def _compare(self, resource: Resource, selector: str | None, place: Place, judge: bool) -> None:
-        cache = self._caches[resource]
+    async def _compare(self, resource: Resource, selector: str | None, place: Place, judge: bool) -> bool:
+        """Compare one kind; whether its state is an older one again.
+
+        A LIST that names no version is of a state no older than its request, from whichever API server: one that is
+        older than what was known by then says that the state has gone back, e.g. that etcd was restored from a backup.
+        """
+        cache, newest = self._caches[resource], self._listed.get((resource, place), 0)
+        known = {body["metadata"]["uid"]: version_of(body) for body in cache.all()}
         found = await self._kube.list(resource, place, selector=selector, keep=cache.keep)
-        changed, gone = cache.replace_all(found.items, found.version, place)
+        self._listed[resource, place] = found.version
+        older = (version_of(body) < known.get(body["metadata"]["uid"], 0) for body in found.items)
+        went_back = found.version < newest or any(older)
+        if went_back:
+            words = "the %s in namespace %s are in an older state than they were, now of version %d. Was etcd restored?"
+            logger.warning(words, resource.plural, place or "(all)", found.version)
+            self._watches[resource, place].start_over()
+            changed, gone = cache.go_back_to(found.items, place)
+        else:
+            changed, gone = cache.replace_all(found.items, found.version, place)
         for body in gone:
             self._gone(resource, body)
         for body in (*changed, *gone):
@@ -144,6 +164,7 @@ class Resync:
             there = {body["metadata"]["uid"]: version_of(body) for body in found.items}
             listed = {uid: shown for uid, shown in there.items() if not cache.has_gone(uid)}
             self._watches[resource, place].compare(listed, found.version, time.monotonic())
+        return went_back
 
     async def _try_watches(self, place: Place) -> None:
         """Raises ApiError where a watch is refused: kopf tries again for ever, and tells nobody but the log."""

@@ -79,7 +79,9 @@ class Service:
         self._unwatched: str | None = "the watches are not open yet"
         self._look = asyncio.Event()  # at the cluster, now and not when the period is over
         self.resources_returned = asyncio.Event()
-        """Set when there is a resource that the cluster did not know before: kopf asks once, when it starts."""
+        """Set when there is a resource that the cluster did not know before: kopf asks once, when it starts. Also when
+        the cluster's state is an older one again: kopf would wait for what comes after the newest that it has seen.
+        """
         self._stopping = asyncio.Event()
         self._controlling: asyncio.Task[None] | None = None
         self._chores: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(CHORES)

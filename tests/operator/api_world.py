@@ -51,6 +51,14 @@ class ApiWorld(Server):
         body["metadata"]["generation"] += 1
         return self.put(path, body)
 
+    def backup(self) -> tuple[dict[str, Body], int]:
+        return copy.deepcopy(self.objects), self.version
+
+    def restore(self, backup: tuple[dict[str, Body], int]) -> None:
+        """What was written since has never been."""
+        with self._lock:
+            self.objects, self.version = copy.deepcopy(backup)
+
     def touch(self, path: str) -> Body:
         """A change that means nothing."""
         return self.put(path, copy.deepcopy(self.objects[path]))
@@ -137,8 +145,9 @@ async def until(holds: Callable[[], object]) -> None:
 class Operator:
     """A service at work, for `async with`."""
 
-    def __init__(self) -> None:
-        self.service = Service(Options(image="x", leader_election=False, host="127.0.0.1", port=0, resync_seconds=3600))
+    def __init__(self, **more: Any) -> None:
+        options: Body = {"leader_election": False, "host": "127.0.0.1", "port": 0, "resync_seconds": 3600, **more}
+        self.service = Service(Options(image="x", **options))
 
     async def __aenter__(self) -> Service:
         self._task = asyncio.create_task(self.service.run())

@@ -20,9 +20,9 @@ Fault = Callable[[str, str], Answer | None]
 class Comparing:
     """The caches of an operator of one namespace, or of all, and what was told when they were compared."""
 
-    def __init__(self, api: ApiWorld, url: str, place: Place = "default") -> None:
+    def __init__(self, api: ApiWorld, kube: Kube, place: Place = "default") -> None:
         self.api = api
-        self.kube = Kube(lambda: kopf.ConnectionInfo(server=url))
+        self.kube = kube
         self.caches = {RUNS: Cache(lambda _: None), PYTORCHJOBS: Cache(job_group), PODS: Cache(lambda _: None)}
         self.changed: list[str] = []
         self.gone: list[str] = []
@@ -57,7 +57,7 @@ def play(scenario: Callable[[Comparing], Awaitable[None]], **more: Any) -> None:
     """With one run in the cluster."""
 
     async def scene(api: ApiWorld, url: str) -> None:
-        comparing = Comparing(api, url, **more)
+        comparing = Comparing(api, Kube(lambda: kopf.ConnectionInfo(server=url)), **more)
         await scenario(comparing)
         await comparing.kube.close()
 
