@@ -132,6 +132,19 @@ def test_an_init_container_that_runs_is_another_matter_than_one_that_is_not_ther
     )
 
 
+@pytest.mark.parametrize("reason", ["ErrImagePull", "CreateContainerConfigError"])
+def test_what_comes_after_the_init_containers_counts_from_their_end(reason: str) -> None:
+    """A worker's may have waited for its master for 20 minutes; its own image is asked for only then."""
+    job, pod = creating(reason)
+    for name, end in (("fetch", "2026-11-21T06:55:00Z"), ("init-pytorch", "2026-11-21T07:11:51Z")):
+        done: Body = {"name": name, "state": {"terminated": {"exitCode": 0, "finishedAt": end}}}
+        pod["status"].setdefault("initContainerStatuses", []).append(done)
+    found = observe(job, pod, at="2026-11-21T07:11:54Z").waiting
+    assert found is not None
+    assert found.reason in (WaitReason.IMAGE_PULL_FAILED, WaitReason.CONTAINER_CONFIG_ERROR)
+    assert found.counts_from == datetime(2026, 11, 21, 7, 12, 51, tzinfo=UTC)
+
+
 def test_pods_that_nobody_makes_count_from_when_the_queue_let_the_job_go() -> None:
     job, _ = seen("unschedulable")
     job["status"] = {}

@@ -178,21 +178,26 @@ def _waiting(pod: Json, name: str, now: datetime) -> Wait | None:
         found = wait(WaitReason.UNSCHEDULABLE, why, known)
         # Where a gate holds it back, somebody wants it to wait.
         return replace(found, counts_from=None) if scheduled.get("reason") == "SchedulingGated" else found
+    ends = [mapping(c, "state", "terminated").get("finishedAt") for c in mappings(status, "initContainerStatuses")]
+    initialized = max(filter(None, map(when, ends)), default=None)
+    since = max(known, initialized or known)  # an init container may have been at work until then
     for container in (*mappings(status, "initContainerStatuses"), *mappings(status, "containerStatuses")):
         waiting = mapping(container, "state", "waiting")
         if waiting.get("reason") in UNPULLED:
             # The kubelet's words change back and forth between an error and the pause after it: ours do not.
             why = str(waiting.get("message") or "").rpartition("ErrImagePull: ")[2]
             what = _sentence(f"pod {name}: the image {container.get('image')} cannot be pulled", why)
-            return wait(WaitReason.IMAGE_PULL_FAILED, what, known)
+            return wait(WaitReason.IMAGE_PULL_FAILED, what, since)
         if waiting.get("reason") in STUCK:
             what = _sentence(f"pod {name}: {waiting['reason']}", waiting.get("message"))
-            return wait(STUCK[waiting["reason"]], what, known)
-    return _creating(status, name, known)
+            return wait(STUCK[waiting["reason"]], what, since)
+    return _creating(status, name, since, initialized is not None)
 
 
-def _creating(status: Json, name: str, scheduled: datetime) -> Wait | None:
-    """The wait of a pod whose pipeline's container is neither there nor refused. None while an init container runs."""
+def _creating(status: Json, name: str, since: datetime, sandboxed: bool) -> Wait | None:
+    """The wait of a pod whose pipeline's container is neither there nor refused; `sandboxed`: an init container has
+    run. None while one runs.
+    """
     ours = next((c for c in mappings(status, "containerStatuses") if c.get("name") == CONTAINER), EMPTY)
     before = mappings(status, "initContainerStatuses")
     # Sidecars go on while the pod counts as initialized.
@@ -200,13 +205,12 @@ def _creating(status: Json, name: str, scheduled: datetime) -> Wait | None:
     running = initializing and any(mapping(container, "state", "running") for container in before)
     if mapping(ours, "state", "waiting").get("reason") not in CREATING or running:
         return None
-    ends = [when(mapping(container, "state", "terminated").get("finishedAt")) for container in before]
     ready = _condition(status, "PodReadyToStartContainers")
     # False proves nothing: kubelets tell of the sandbox, for which volumes are mounted, only once images are pulled.
     mounted = ready.get("status") == "True"
-    since = max(filter(None, (scheduled, when(ready.get("lastTransitionTime")) if mounted else None, *ends)))
+    since = max(since, (when(ready.get("lastTransitionTime")) if mounted else None) or since)
     what = f"pod {name} has not started since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC: its image is still being "
-    what += "pulled, it seems" if mounted or any(ends) else "pulled, or a volume of it cannot be mounted"
+    what += "pulled, it seems" if mounted or sandboxed else "pulled, or a volume of it cannot be mounted"
     what += f"; `kubectl describe pod {name}` says"
     found = wait(WaitReason.CONTAINER_CREATING, what, since, told_after=PATIENCE)
     return replace(found, counts_from=since + LONG_PULL)
