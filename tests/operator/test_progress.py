@@ -223,6 +223,32 @@ def test_what_is_gone_is_forgotten() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("told_first", [True, False], ids=["no longer followed", "gone all at once"])
+def test_what_goes_while_its_log_is_read_is_forgotten(told_first: bool) -> None:
+    async def scenario() -> None:
+        cluster = Cluster()
+        cluster.logs = {"pod": line(7), "other": line(8)}
+        watcher = cluster.watcher()
+        watcher.follow("ns/run", {"uid": "pod", "stays": "other"})
+        await asyncio.sleep(0.002)
+        assert cluster.asked == ["pod"], "and there is no answer yet"
+        if told_first:
+            watcher.follow("ns/run", {"stays": "other"})
+        watcher.forget("uid")
+        await asyncio.sleep(1)
+        assert watcher.look("uid", TIME).progress is None and "pod" not in cluster.asked[1:]
+        stays = watcher.look("stays", TIME).progress
+        assert stays is not None and stays.step == 8
+        watcher.forget("stays")
+        watcher.follow("ns/run", {})
+        before = len(cluster.changed)
+        await asyncio.sleep(1)
+        assert len(cluster.changed) == before, "nothing is left to look at"
+        await watcher.close()
+
+    run(scenario())
+
+
 def test_a_step_that_is_done_has_done_all_of_it() -> None:
     """However early its log was looked at last; the loss of back then is not its last."""
     world = World()

@@ -90,10 +90,13 @@ class ClusterBackend:
         for body in (*bodies, *unseen.values()):
             name, uid = body["metadata"]["name"], body["metadata"]["uid"]
             pods = self._pods.members(f"{namespace}/{name}")
-            first = self._first[uid] = first_pods(body, pods, self._first.get(uid, {}))
+            gone_since = self._jobs.has_gone(uid)  # while something was asked for: what was remembered is forgotten
+            first = first_pods(body, pods, self._first.get(uid, {}))
+            if not gone_since:
+                self._first[uid] = first
             job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, first=first)
             look = self._logs.look(uid, now)
-            if job.state is JobState.RUNNING and job.ours and job.pod is not None:
+            if job.state is JobState.RUNNING and job.ours and job.pod is not None and not gone_since:
                 running[uid] = job.pod
             found.append(look.told(job, now))
         self._logs.follow(f"{namespace}/{run.metadata.name}", running)

@@ -91,7 +91,7 @@ class LogWatcher:
             self._running[key] = dict(running)
             if key not in self._tasks:
                 self._tasks[key] = asyncio.create_task(self._watch(key), name=f"logs of {key}")
-        elif self._running.pop(key, None):
+        elif self._running.pop(key, None) is not None:
             self._tasks.pop(key).cancel()
 
     def look(self, uid: str, now: datetime) -> Look:
@@ -101,6 +101,8 @@ class LogWatcher:
     def forget(self, uid: str) -> None:
         """The job is gone."""
         self._looks.pop(uid, None)
+        for running in self._running.values():
+            running.pop(uid, None)  # its log may be being read
 
     async def close(self) -> None:
         """Look no more."""
@@ -115,7 +117,9 @@ class LogWatcher:
         await asyncio.sleep(self._first)
         while True:
             for uid, pod in list(self._running.get(key, {}).items()):
-                self._looks[uid] = await self._read(key.partition("/")[0], pod, self._looks.get(uid), key)
+                look = await self._read(key.partition("/")[0], pod, self._looks.get(uid), key)
+                if uid in self._running.get(key, {}):  # else it has ended meanwhile, and may have been forgotten
+                    self._looks[uid] = look
             self._changed(key)  # without news too: whoever judges silence learns that it lasts
             await asyncio.sleep(self._period)
 

@@ -1,0 +1,66 @@
+"""What is remembered of jobs goes with them, whenever they go."""
+
+import asyncio
+import threading
+from datetime import UTC, datetime, timedelta
+
+import kopf
+from http_server import Answer, served
+from jobs_world import World
+from looks import at
+from recordings import Body
+from recordings import states as recorded
+
+from compression_operator.api.run import GROUP, KIND
+from compression_operator.backends.claims import ClaimAdvice
+from compression_operator.backends.cluster import ClusterBackend, job_group, pod_group
+from compression_operator.backends.observation import JOB_NAME, seen_job, seen_pod
+from compression_operator.backends.progress import LogWatcher
+from compression_operator.cache import Cache
+from compression_operator.denials import Denials
+from compression_operator.kube import Kube
+
+
+def test_a_job_that_goes_while_another_one_is_asked_for_is_not_remembered() -> None:
+    run = at(World()).run  # its job is in nobody's sight, so that it is asked for
+    (missed,) = [step.job_name for step in run.status.steps if step.job_name]
+    states = recorded("done")
+    job: Body = next(s["object"] for s in reversed(states) if s["kind"] == "job" and s["event"] != "DELETED")
+    pod: Body = next(s["object"] for s in states if s["kind"] == "pod")
+    meta, owner = job["metadata"], {"apiVersion": f"{GROUP}/v1alpha1", "kind": KIND, "controller": True}
+    meta["ownerReferences"] = [{**owner, "name": run.metadata.name, "uid": run.metadata.uid}]
+    meta["namespace"] = pod["metadata"]["namespace"] = run.metadata.namespace
+    pod["metadata"]["labels"][JOB_NAME] = meta["name"]
+    jobs, pods = Cache(job_group, keep=seen_job), Cache(pod_group, keep=seen_pod)
+    denials = Denials(lambda _: None)
+    now = datetime(2026, 11, 21, tzinfo=UTC) + timedelta(days=1)
+
+    async def scenario(url: str, gone: threading.Event) -> dict[str, object]:
+        kube = Kube(lambda: kopf.ConnectionInfo(server=url))
+        logs = LogWatcher(kube, lambda _: None, denials=denials)
+        claims = ClaimAdvice(kube, denials)
+        backend = ClusterBackend(kube, jobs, pods, logs=logs, claims=claims, now=lambda: now)
+        loop = asyncio.get_running_loop()
+
+        def go() -> None:
+            assert jobs.remove(job)
+            backend.gone(job)
+            gone.set()
+
+        def answer(_: str, path: str) -> Answer:
+            if path.endswith(missed):
+                loop.call_soon_threadsafe(go)
+                gone.wait(60)
+            return 404, {"kind": "Status", "reason": "NotFound", "message": "not found"}, {}
+
+        server.answer = answer
+        jobs.put(job)
+        pods.put(pod)
+        found = await backend.observe(run)
+        assert [one.name for one in found] == [meta["name"]], "as it was when the pass began"
+        await logs.close()
+        await kube.close()
+        return dict(backend._first)  # memory, which nothing else shows
+
+    with served() as (server, url):
+        assert asyncio.run(scenario(url, gone := threading.Event())) == {} and gone.is_set()
