@@ -227,7 +227,7 @@ def test_runs_share_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (bench.workdir / "store").readlink() == bench.store
     # The work directory remembers its store.
     assert bench.run() == 0
-    assert bench.call("status", first) == 0
+    assert bench.call("status", "--workdir", first) == 0
     bench.workdir = tmp_path / "work3"
     assert bench.run() == 0
     assert bench.run("--store", bench.store) == 2
@@ -238,13 +238,13 @@ def test_status_is_the_resource(tmp_path: Path, capsys: pytest.CaptureFixture[st
     bench = Bench(tmp_path)
     assert bench.run() == 0
     capsys.readouterr()
-    assert bench.call("status", bench.workdir, "-o", "json") == 0
+    assert bench.call("status", "--workdir", bench.workdir, "-o", "json") == 0
     as_json = json.loads(capsys.readouterr().out)
-    assert bench.call("status", bench.workdir, "-o", "yaml") == 0
+    assert bench.call("status", "--workdir", bench.workdir, "-o", "yaml") == 0
     assert yaml.safe_load(capsys.readouterr().out) == as_json
     run = CompressionRun.model_validate(as_json)
     assert run.status.students[0].validation_loss.distilled == 3.9
-    assert bench.call("status", bench.workdir) == 0
+    assert bench.call("status", "--workdir", bench.workdir) == 0
     shown = capsys.readouterr().out
     assert "demo: Succeeded" in shown and "distill-width" in shown and "90.0%" in shown
 
@@ -263,7 +263,7 @@ def test_which_work_directory_is_meant(
     capsys.readouterr()
     assert bench.call("status") == 2
     assert capsys.readouterr().err == "say which work directory is meant: one of out/demo, out/second\n"
-    assert bench.call("status", tmp_path / "teacher") == 2
+    assert bench.call("status", "--workdir", tmp_path / "teacher") == 2
     assert "teacher holds no run; `compression run FILE --workdir" in capsys.readouterr().err
 
 
@@ -320,7 +320,7 @@ def test_report_is_built_once_and_anew_when_asked(tmp_path: Path, capsys: pytest
     assert bench.run() == 0
     assert page.stat().st_mtime_ns == built
     capsys.readouterr()
-    assert bench.call("report", bench.workdir) == 0
+    assert bench.call("report", "--workdir", bench.workdir) == 0
     assert capsys.readouterr().out == f"{page}\n"
     assert page.stat().st_mtime_ns > built
 
@@ -355,7 +355,7 @@ def test_a_report_that_cannot_be_built_does_not_fail_the_run(
     bench = Bench(tmp_path)
     assert bench.run() == 0
     assert "the report could not be built: no fonts" in capsys.readouterr().err
-    assert bench.call("report", bench.workdir) == 1
+    assert bench.call("report", "--workdir", bench.workdir) == 1
 
 
 def test_a_suspended_manifest_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,7 +372,7 @@ def test_the_command_starts_light(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     code = (
         "import sys\nfrom compression_operator.cli.__main__ import main\n"
-        f"main(['plan', {str(bench.file)!r}]); main(['status', {str(tmp_path)!r}])\n"
+        f"main(['plan', {str(bench.file)!r}]); main(['status', '--workdir', {str(tmp_path)!r}])\n"
         "import compression_operator.cli.run\n"
         "print([m for m in ('torch', 'kopf', 'kubernetes', 'transformers', 'numpy', 'prometheus_client')"
         " if m in sys.modules])"

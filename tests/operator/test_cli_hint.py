@@ -23,7 +23,7 @@ def test_what_status_names_can_be_pasted(
     assert bench.run("--store", store, *options) == 1
     assert bench.status()["phase"] == RunPhase.SUSPENDED
     capsys.readouterr()
-    assert bench.call("status", bench.workdir) == 0
+    assert bench.call("status", "--workdir", bench.workdir) == 0
     headline = capsys.readouterr().out.splitlines()[0]
     hint = shlex.split(headline.partition("continue with: ")[2].removesuffix(")"))
     assert hint[:1] == ["compression"]
@@ -41,5 +41,5 @@ def test_without_a_word_of_the_command_that_began_the_folder_is_quoted(
     assert bench.run("--set", "suspend=true") == 1
     (bench.workdir / "invocation.json").unlink()
     capsys.readouterr()
-    assert bench.call("status", bench.workdir) == 0
+    assert bench.call("status", "--workdir", bench.workdir) == 0
     assert f"continue with: compression run FILE --workdir '{bench.workdir}')" in capsys.readouterr().out

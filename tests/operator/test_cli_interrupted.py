@@ -93,7 +93,7 @@ def test_kill_9_leaves_no_orphans_and_the_next_run_goes_on(
         wait_for(lambda: reached(bench, "distill-width") and reached(bench, "distill-depth"))
         command.kill()
     wait_for(lambda: not any(running(pid) for pid in bench.pids()))
-    assert bench.call("status", bench.workdir) == 0
+    assert bench.call("status", "--workdir", bench.workdir) == 0
     shown = capsys.readouterr().out
     headline = f"(nothing is running; continue with: compression run {bench.file} --workdir {bench.workdir})"
     assert shown.splitlines()[0] == f"demo: Distilling {headline}"
@@ -151,7 +151,7 @@ def test_a_second_command_says_who_works_here(tmp_path: Path) -> None:
         assert third.returncode == 2
         assert not (tmp_path / "elsewhere").exists() and not bench.store.is_symlink()
         # Looking is no fighting.
-        assert bench.call("status", bench.workdir) == 0
+        assert bench.call("status", "--workdir", bench.workdir) == 0
         assert bench.call("logs", "prepare", "--workdir", bench.workdir) == 0
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=240)

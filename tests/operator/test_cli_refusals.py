@@ -134,8 +134,8 @@ def test_a_directory_whose_run_yaml_is_a_manifest_is_no_work_directory(
         for arguments in (
             ("run", other, "--workdir", tmp_path),
             ("plan", other, "--workdir", tmp_path),
-            ("status", tmp_path),
-            ("report", tmp_path),
+            ("status", "--workdir", tmp_path),
+            ("report", "--workdir", tmp_path),
             ("logs", "prepare", "--workdir", tmp_path),
         ):
             assert bench.call(*arguments) == 2

@@ -71,7 +71,7 @@ class Listener:
         self._play = play
 
     async def run(self) -> None:
-        await asyncio.wait_for(self._play(self), 60)
+        await asyncio.wait_for(self._play(self), 10)
 
     async def until(self, seen: Callable[[], object]) -> None:
         while not seen():

@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--store", type=Path, metavar="DIR", help="artifacts, shared with other runs (WORKDIR/store)")
 
     status = commands.add_parser("status", help="print the run of a work directory")
-    status.add_argument("workdir", type=Path, nargs="?", metavar="WORKDIR")
+    _add_workdir(status)
     _add_output(status)
 
     logs = commands.add_parser("logs", help="print what a step wrote")
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     report = commands.add_parser("report", help="build the HTML report anew")
-    report.add_argument("workdir", type=Path, nargs="?", metavar="WORKDIR")
+    _add_workdir(report)
     return root
 
 
