@@ -42,12 +42,12 @@ class Seen:
         else:
             self.pods[body["metadata"]["uid"]] = body
 
-    def look(self, later: timedelta = timedelta(0)) -> ObservedJob | None:
+    def look(self, later: timedelta = timedelta(0), missed: datetime | None = None) -> ObservedJob | None:
         if self.job is None:
             return None
         pods = list(self.pods.values())
         self.first = first_pods(self.job, pods, self.first)
-        return observe_job(self.job, pods, run_uid=UID, now=self.now + later, first=self.first)
+        return observe_job(self.job, pods, run_uid=UID, now=self.now + later, first=self.first, missed=missed)
 
 
 def replay(sequence: Sequence[Body]) -> Iterator[ObservedJob]:

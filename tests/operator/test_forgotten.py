@@ -15,6 +15,7 @@ from compression_operator.api.run import GROUP, KIND
 from compression_operator.backends.claims import ClaimAdvice
 from compression_operator.backends.cluster import ClusterBackend, job_group, pod_group
 from compression_operator.backends.observation import JOB_NAME, seen_job, seen_pod
+from compression_operator.backends.podview import PATIENCE
 from compression_operator.backends.progress import LogWatcher
 from compression_operator.cache import Cache
 from compression_operator.denials import Denials
@@ -64,3 +65,45 @@ def test_a_job_that_goes_while_another_one_is_asked_for_is_not_remembered() -> N
 
     with served() as (server, url):
         assert asyncio.run(scenario(url, gone := threading.Event())) == {} and gone.is_set()
+
+
+def test_since_when_a_pod_is_missing_is_remembered_until_it_is_there() -> None:
+    run = at(World()).run
+    (name,) = [step.job_name for step in run.status.steps if step.job_name]
+    states = recorded("force-deleted")
+    job = next(s["object"] for s in states if s["kind"] == "job" and is_running(s["object"]))
+    pod = next(s["object"] for s in states if s["kind"] == "pod" and s["object"]["status"]["phase"] == "Running")
+    owner = {"apiVersion": f"{GROUP}/v1alpha1", "kind": KIND, "controller": True}
+    job["metadata"] |= {"name": name, "namespace": run.metadata.namespace}
+    job["metadata"]["labels"][f"{GROUP}/run"] = run.metadata.name
+    job["metadata"]["ownerReferences"] = [{**owner, "name": run.metadata.name, "uid": run.metadata.uid}]
+    pod["metadata"]["namespace"] = run.metadata.namespace
+    pod["metadata"]["labels"][JOB_NAME] = name
+    jobs, pods = Cache(job_group, keep=seen_job), Cache(pod_group, keep=seen_pod)
+    times = [datetime(2026, 11, 21, tzinfo=UTC) + timedelta(hours=hours) for hours in range(24, 29)]
+    clock = iter(times)
+
+    async def scenario() -> list[datetime | None]:
+        kube = Kube(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))  # nobody is asked
+        denials = Denials(lambda _: None)
+        logs = LogWatcher(kube, lambda _: None, denials=denials)
+        claims = ClaimAdvice(kube, denials)
+        backend = ClusterBackend(kube, jobs, pods, logs=logs, claims=claims, now=lambda: next(clock))
+        jobs.put(job)
+        found: list[datetime | None] = []
+        for there in (True, False, False, True, False):
+            if there:
+                pods.put(pod)
+            else:
+                pods.forget(run.metadata.namespace)
+            [one] = await backend.observe(run)
+            found.append(one.waiting.counts_from if one.waiting else None)
+        await logs.close()
+        await kube.close()
+        return found
+
+    assert asyncio.run(scenario()) == [None, times[1] + PATIENCE, times[1] + PATIENCE, None, times[4] + PATIENCE]
+
+
+def is_running(job: Body) -> bool:
+    return any(c["type"] == "Running" and c["status"] == "True" for c in job["status"].get("conditions", ()))

@@ -172,8 +172,16 @@ def test_pods_that_were_there_and_are_gone_are_not_said_to_be_refused() -> None:
     last.pods.clear()
     for first in (last.first, {}):  # as one that has only just started does not know them
         last.first = first
-        gone = last.look(timedelta(hours=2))
-        assert gone is not None and (gone.waiting, gone.message) == (None, "")
+        gone = last.look(timedelta(hours=2), last.now + timedelta(hours=2))
+        assert gone is not None and gone.message == ""
+        # Where it is neither made anew nor told to have ended, something is in the way.
+        stays = last.look(timedelta(hours=2), last.now + timedelta(hours=1))
+        assert stays is not None and stays.waiting is not None
+        assert stays.message.startswith("a pod that it had is gone and has not been made anew: a quota, ")
+        assert (stays.waiting.reason, stays.waiting.counts_from) == (
+            WaitReason.PODS_NOT_CREATED,
+            last.now + timedelta(hours=1) + PATIENCE,
+        )
     assert last.job is not None
     suspended = {"lastTransitionTime": "2026-11-21T08:00:00Z"}
     running, *_ = (c for c in last.job["status"]["conditions"] if c["type"] == "Running")

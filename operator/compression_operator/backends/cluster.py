@@ -11,7 +11,7 @@ from compression_operator.jobs import Job, JobState, ObservedJob
 from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
 
 from .claims import ClaimAdvice
-from .observation import JOB_NAME, FirstPods, first_pods, left_over, observe_job
+from .observation import JOB_NAME, FirstPods, first_pods, lacks_pod, left_over, observe_job
 from .podview import mapping
 from .progress import LogWatcher
 from .pytorchjob import pytorch_job
@@ -70,6 +70,7 @@ class ClusterBackend:
         self._claims = claims
         self._now = now
         self._first: dict[str, FirstPods] = {}  # by UID of the job
+        self._missed: dict[str, datetime] = {}  # by UID of the job: since when it lacks a pod that it had
         self._taken: dict[str, set[str]] = {}  # by UID of the run: names that others' jobs have
 
     async def observe(self, run: CompressionRun) -> list[ObservedJob]:
@@ -92,9 +93,13 @@ class ClusterBackend:
             pods = self._pods.members(f"{namespace}/{name}")
             gone_since = self._jobs.has_gone(uid)  # while something was asked for: what was remembered is forgotten
             first = first_pods(body, pods, self._first.get(uid, {}))
+            missed = self._missed.get(uid, now) if lacks_pod(body, pods, first, now) else None
             if not gone_since:
                 self._first[uid] = first
-            job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, first=first)
+                self._missed.pop(uid, None)
+                if missed is not None:
+                    self._missed[uid] = missed
+            job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=missed)
             look = self._logs.look(uid, now)
             if job.state is JobState.RUNNING and job.ours and job.pod is not None and not gone_since:
                 running[uid] = job.pod
@@ -150,6 +155,7 @@ class ClusterBackend:
     def gone(self, body: Body) -> None:
         """A job is gone: so is what was remembered of it."""
         self._first.pop(body["metadata"].get("uid", ""), None)
+        self._missed.pop(body["metadata"].get("uid", ""), None)
         self._logs.forget(body["metadata"].get("uid", ""))
 
     def run_gone(self, body: Body) -> None:

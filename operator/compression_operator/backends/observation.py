@@ -102,26 +102,29 @@ def first_pods(body: Json, pods: Sequence[Json], known: FirstPods) -> FirstPods:
     return {**found, **{name: first for name, first in known.items() if first is not None or name not in found}}
 
 
+def lacks_pod(body: Json, pods: Sequence[Json], first: FirstPods, now: datetime) -> bool:
+    """Whether a pod that the job had is not there (see observe_job)."""
+    return _job(body, pods, now, first, None).lacks_one
+
+
 def observe_job(
-    body: Json, pods: Sequence[Json], *, run_uid: str, now: datetime, first: FirstPods = NONE_YET
+    body: Json,
+    pods: Sequence[Json],
+    *,
+    run_uid: str,
+    now: datetime,
+    first: FirstPods = NONE_YET,
+    missed: datetime | None = None,
 ) -> ObservedJob:
     """The job as it stands.
 
     `pods` are those that carry its name; only those that it owns count. `first`: those that it began with (see
-    first_pods). Where there were some and there are none, they are gone, and not merely unknown yet.
+    first_pods). Where there were some and there are none, they are gone, and not merely unknown yet. `missed`: when it
+    was first seen to lack one that it had; nothing on the job tells.
     """
     meta, labels = mapping(body, "metadata"), mapping(body, "metadata", "labels")
-    own = [view(pod, now) for pod in pods if _owner(pod) == meta.get("uid")]
-    job = _Job(
-        name=str(meta.get("name")),
-        conditions=_conditions(body),
-        suspended=bool(mapping(body, "spec", "runPolicy").get("suspend")),
-        deleting="deletionTimestamp" in meta,
-        created=when(meta.get("creationTimestamp")),
-        pods=own,
-        nodes=sum(int(one.get("replicas", 1)) for one in mapping(body, "spec", REPLICAS).values()),
-        first=first,
-    )
+    job = _job(body, pods, now, first, missed)
+    own = job.pods
     state, interruption = _state(job, now)
     witness = job.witness
     shown = witness or next((pod for pod in own if pod.master), None)
@@ -171,6 +174,21 @@ def left_over(pods: Sequence[Json], now: datetime) -> ObservedJob | None:
     )
 
 
+def _job(body: Json, pods: Sequence[Json], now: datetime, first: FirstPods, missed: datetime | None) -> "_Job":
+    meta = mapping(body, "metadata")
+    return _Job(
+        name=str(meta.get("name")),
+        conditions=_conditions(body),
+        suspended=bool(mapping(body, "spec", "runPolicy").get("suspend")),
+        deleting="deletionTimestamp" in meta,
+        created=when(meta.get("creationTimestamp")),
+        pods=[view(pod, now) for pod in pods if _owner(pod) == meta.get("uid")],
+        nodes=sum(int(one.get("replicas", 1)) for one in mapping(body, "spec", REPLICAS).values()),
+        first=first,
+        missed=missed,
+    )
+
+
 @dataclass(frozen=True)
 class _Job:
     """A job, and what its pods' ends say together."""
@@ -183,6 +201,7 @@ class _Job:
     pods: Sequence[PodView]
     nodes: int  # pods that it is to have
     first: FirstPods
+    missed: datetime | None
 
     def holds(self, kind: str) -> bool:
         return self.conditions.get(kind, EMPTY).get("status") == "True"
@@ -253,15 +272,15 @@ class _Job:
         if self.queued or self.deleting:
             return None
         found = [pod.waiting for pod in self.pods if pod.waiting]
-        if not found and self.created is not None and len(self.pods) < max(self.nodes, 1) and not self._lacks_one:
+        if not found and self.created is not None and len(self.pods) < max(self.nodes, 1):
             # A queue that has let it go on has had it wait until now.
-            since = max(filter(None, (self.created, self.since("Suspended"))))
-            return wait(WaitReason.PODS_NOT_CREATED, self._unmade(), since, told_after=CATCH_UP)
+            since = self.missed if self.lacks_one else max(filter(None, (self.created, self.since("Suspended"))))
+            return wait(WaitReason.PODS_NOT_CREATED, self._unmade(), since, told_after=CATCH_UP) if since else None
         return min(found, key=lambda one: (one.counts_from or ENDLESS, one.told_from, one.message), default=None)
 
     @property
-    def _lacks_one(self) -> bool:
-        """Whether a pod that it had is not there: what is missing has been made, and will be told to have ended."""
+    def lacks_one(self) -> bool:
+        """Whether a pod that it had is not there: it is told to have ended in a moment, is made anew, or cannot be."""
         had = {name for name, first in self.first.items() if first is not None}
         if had - {pod.name for pod in self.pods}:
             return True
@@ -270,6 +289,9 @@ class _Job:
 
     def _unmade(self) -> str:
         reason = f"`kubectl describe pytorchjob {self.name}` has the reason"
+        if self.lacks_one:
+            gone = "a pod that it had is gone and has not been made anew"
+            return f"{gone}: {ADMISSION} refuses it, or the training operator does not run; {reason}"
         if self.pods:
             so_few = f"only {len(self.pods)} of its {self.nodes} pods have been made"
             return f"{so_few}: {ADMISSION} refuses the others perhaps; {reason}"
