@@ -30,9 +30,9 @@ CONNECT_SECONDS = 10
 LOGIN_PAUSE_SECONDS = 5
 """Pause until a login that failed is tried again."""
 
-OPENING_SECONDS = 60.0
-"""Time for the watches to be opened. kopf looks only once, when it starts, what there is to be watched, and the API
-server may list a new resource a while before it says that it has it.
+FINDING_SECONDS = 60.0
+"""Time for kopf to find what is to be watched. It looks only once, when it starts, and the API server may list a new
+resource a while before it says that it has it. How long its lists and watches take then is no matter.
 """
 
 WATCHED = (RUNS, PYTORCHJOBS, PODS)
@@ -40,8 +40,8 @@ WATCHED = (RUNS, PYTORCHJOBS, PODS)
 IDENTITY: Any = "compression-operator"
 
 
-class NotOpened(Exception):
-    """The watches were not opened for a long time."""
+class NotFound(Exception):
+    """kopf has not found what is to be watched."""
 
 
 def registry_for(fed: Callable[[Resource, str | None, Body], object], openings: Openings) -> kopf.OperatorRegistry:
@@ -141,7 +141,7 @@ async def _watch_all(
 ) -> None:
     """kopf, in this loop; what it tells goes to the service in that one. Raises whatever a watch dies of, at once:
     `kopf.operator` waits then until every other watch has ended, and one that waits for credentials never does. Raises
-    NotOpened where no place is wholly watched after OPENING_SECONDS.
+    NotFound where there is no place of which all has been asked for after FINDING_SECONDS.
     """
     openings = Openings(WATCHED, namespaces or (None,), opened)
     tasks = await kopf.spawn_tasks(
@@ -154,9 +154,9 @@ async def _watch_all(
         identity=IDENTITY,
         stop_flag=stop,
     )
-    ended, _ = await asyncio.wait(tasks, timeout=OPENING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    if not ended and openings.missing():
-        raise NotOpened(f"no watch is open of {', '.join(sorted(openings.missing()))}")
+    ended, _ = await asyncio.wait(tasks, timeout=FINDING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if not ended and openings.unasked():
+        raise NotFound(f"{', '.join(sorted(openings.unasked()))} not found in what the API server says that it has")
     if not ended:
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in ended:

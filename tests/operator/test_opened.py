@@ -31,6 +31,7 @@ class Api:
         self.known: set[Resource] = {*KINDS, NAMESPACES}  # to discovery; what is asked for is always there
         self.failing: Resource | None = None  # to be watched
         self.keys = True
+        self.slow = 0.0  # seconds that a list and the answer to a watch take
 
     def answer(self, _: str, url: str) -> Answer:
         path, _, query = url.partition("?")
@@ -40,6 +41,8 @@ class Api:
             groups = [{"name": r.group, "versions": [{"version": r.version}]} for r in KINDS if r.group]
             groups = [{**group, "preferredVersion": group["versions"][0]} for group in groups]
             return 200, {"versions": [PODS.version]} if path == "/api" else {"groups": groups}, JSON
+        if path in {resource.path() for resource in KINDS}:
+            time.sleep(self.slow)
         if "watch=true" in query:
             if self.failing and path == self.failing.path():
                 return 500, {"kind": "Status", "code": 500, "message": "etcdserver: no leader"}, JSON
@@ -114,7 +117,7 @@ def test_a_watch_that_is_refused_for_ever_is_not_said_to_be_open(monkeypatch: py
 def test_what_discovery_does_not_know_yet_is_looked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """kopf warns once of what it cannot find, and watches the rest."""
     monkeypatch.setattr("compression_operator.watches.LASTING_SECONDS", 0.01)
-    monkeypatch.setattr("compression_operator.main.OPENING_SECONDS", 1.0)
+    monkeypatch.setattr("compression_operator.main.FINDING_SECONDS", 1.0)
 
     async def play(listener: Listener, api: Api) -> None:
         api.known.remove(RUNS)
@@ -123,8 +126,21 @@ def test_what_discovery_does_not_know_yet_is_looked_for_anew(monkeypatch: pytest
         await listener.until(lambda: None in listener.problems)
 
     told = watch(monkeypatch, play)
-    words = "nothing is watched, which is tried again: NotOpened: no watch is open of "
-    assert told[0] == f"{words}/apis/modelcompression.io/v1alpha1/compressionruns"
+    assert told[0] == (
+        "nothing is watched, which is tried again: NotFound: /apis/modelcompression.io/v1alpha1/compressionruns not "
+        "found in what the API server says that it has"
+    )
+
+
+def test_lists_and_watches_may_take_as_long_as_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large or busy cluster; a watch whose answer a proxy holds back until there is something to tell."""
+    monkeypatch.setattr("compression_operator.main.FINDING_SECONDS", 0.3)
+
+    async def play(listener: Listener, api: Api) -> None:
+        api.slow = 1.5
+        await listener.until(lambda: listener.problems)
+
+    assert watch(monkeypatch, play) == [None]
 
 
 def test_credentials_that_are_refused_are_not_tried_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +190,11 @@ def test_one_place_that_is_wholly_watched_is_enough() -> None:
     opened: list[bool] = []
     openings = Openings(WATCHED, ("a", "b"), lambda: opened.append(True))
     urls = [URL(f"https://x/clusters/1{resource.path(place)}") for place in ("a", "b") for resource in WATCHED]
-    for url in urls:
+    for number, url in enumerate(urls):
+        assert bool(openings.unasked()) == (number < len(WATCHED)), (
+            "of the first place alone, until all of it was asked"
+        )
+        openings.asked(url)
         openings.answered(url, 200)  # a list
     for url in (urls[0], urls[1], urls[3], urls[5]):
         openings.answered(url.with_query(watch="true"), 200)
