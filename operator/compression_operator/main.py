@@ -12,10 +12,10 @@ from typing import Any
 
 import kopf
 
-from .backends.cluster import SELECTOR
 from .cache import Body
-from .kube import PODS, PYTORCHJOBS, RUNS, Resource, connect
+from .kube import Resource, connect
 from .opened import Openings, Session, session
+from .resync import WATCHED
 from .service import Service
 from .watches import Retries, keep_watching
 
@@ -35,8 +35,6 @@ FINDING_SECONDS = 60.0
 resource a while before it says that it has it. How long its lists and watches take then is no matter.
 """
 
-WATCHED = (RUNS, PYTORCHJOBS, PODS)
-
 IDENTITY: Any = "compression-operator"
 
 
@@ -53,7 +51,7 @@ def registry_for(fed: Callable[[Resource, str | None, Body], object], openings: 
         # As kube.py does. What kopf tries by itself depends on what else is installed.
         return session(connect(), openings)
 
-    for resource in WATCHED:
+    for resource, _selector in WATCHED:
         _watch(registry, fed, resource)
     return registry
 
@@ -69,8 +67,9 @@ def settings_for() -> kopf.OperatorSettings:
     settings.watching.inactivity_timeout = SILENT_SECONDS
     settings.watching.connect_timeout = CONNECT_SECONDS
     settings.networking.error_backoffs = Retries()
-    for resource in (PYTORCHJOBS, PODS):
-        settings.watching.label_selectors[resource.group, resource.version, resource.plural] = SELECTOR
+    for resource, selector in WATCHED:
+        if selector is not None:
+            settings.watching.label_selectors[resource.group, resource.version, resource.plural] = selector
     return settings
 
 
@@ -143,7 +142,7 @@ async def _watch_all(
     `kopf.operator` waits then until every other watch has ended, and one that waits for credentials never does. Raises
     NotFound where there is no place of which all has been asked for after FINDING_SECONDS.
     """
-    openings = Openings(WATCHED, namespaces or (None,), opened)
+    openings = Openings([resource for resource, _ in WATCHED], namespaces or (None,), opened)
     tasks = await kopf.spawn_tasks(
         registry=registry_for(functools.partial(loop.call_soon_threadsafe, service.fed), openings),
         settings=settings_for(),

@@ -2,7 +2,7 @@
 it gets an HTTP session of ours (`kopf.AiohttpSession`), which hears of every request and of every answer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ class Openings:
     """Waits until all resources of any one place are watched: of another place nothing may ever be seen."""
 
     def __init__(
-        self, resources: Iterable[Resource], places: Iterable[str | None], opened: Callable[[], object]
+        self, resources: Sequence[Resource], places: Iterable[str | None], opened: Callable[[], object]
     ) -> None:
         """Places are namespaces, or None alone for all of them. `opened` is told each time that a watch is opened, from
         when the first place is complete.

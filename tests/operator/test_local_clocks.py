@@ -1,7 +1,9 @@
 """Deadlines of local jobs where time jumps: a laptop sleeps, the command is stopped, somebody sets a clock."""
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -64,27 +66,37 @@ def test_a_gap_between_two_looks_is_nobodys_silence_and_no_running_time(
     asyncio.run(scenario())
 
 
+@contextlib.asynccontextmanager
+async def silent_job(folder: Path) -> AsyncIterator[tuple[Clocks, Path, Callable[[], Awaitable[str]]]]:
+    """A job that says nothing by itself: its clocks, its log, and what it is overdue with when it is looked at."""
+    clocks = Clocks()
+    here, run = Local(folder, now=clocks.now, monotonic=clocks.monotonic, any={"sleep": 600}), a_run()
+    job = a_job(run)
+    await here.backend.create(run, job)
+
+    async def look() -> str:
+        return overdue(await here.job(run, job.name), clocks)
+
+    assert not await look()
+    yield clocks, here.jobs / job.name / "log", look
+    here.backend.kill()
+    await here.backend.close()
+
+
 def test_silence_and_running_time_are_counted_from_look_to_look(tmp_path: Path) -> None:
     async def scenario() -> None:
-        clocks = Clocks()
-        here, run = Local(tmp_path, now=clocks.now, monotonic=clocks.monotonic, any={"sleep": 600}), a_run()
-        job = a_job(run)
-        await here.backend.create(run, job)
-        log = here.jobs / job.name / "log"
-        assert not overdue(await here.job(run, job.name), clocks)
         told: dict[int, str] = {}
-        for second in range(1, 601):
-            if second == 300:
-                clocks.go(-HOUR, 0)
-            if second in (50, 100):
-                log.write_text(log.read_text() + f'{{"event": "info", "time": "{clocks.day.isoformat()}"}}\n')
-            clocks.go(1, 1)
-            told[second] = overdue(await here.job(run, job.name), clocks)
+        async with silent_job(tmp_path) as (clocks, log, look):
+            for second in range(1, 601):
+                if second == 300:
+                    clocks.go(-HOUR, 0)
+                if second in (50, 100):
+                    log.write_text(log.read_text() + f'{{"event": "info", "time": "{clocks.day.isoformat()}"}}\n')
+                clocks.go(1, 1)
+                told[second] = await look()
         silent = [second for second, said in told.items() if "no sign of life" in said]
         assert silent == list(range(160, 601)), "60 s after the last of them"
         assert [second for second, said in told.items() if "ran longer" in said] == [600]
-        here.backend.kill()
-        await here.backend.close()
 
     asyncio.run(scenario())
 
@@ -93,27 +105,20 @@ def test_what_waits_for_another_job_does_not_run_but_may_hang(tmp_path: Path) ->
     """Of two runs on one store the one that only waited for the other was stopped."""
 
     async def scenario() -> None:
-        clocks = Clocks()
-        here, run = Local(tmp_path, now=clocks.now, monotonic=clocks.monotonic, any={"sleep": 600}), a_run()
-        job = a_job(run)
-        await here.backend.create(run, job)
-        log = here.jobs / job.name / "log"
-        assert not overdue(await here.job(run, job.name), clocks)
         told: dict[int, str] = {}
-        for second in range(1, 1701):
-            if second % 50 == 0 and second != 500:
-                said = "waits for b/distill/1, which makes the same artifact" if second < 1000 else "trains"
-                event = {"event": "info", "time": clocks.day.isoformat(), "message": said}
-                with log.open("a") as file:
-                    file.write(json.dumps(event) + "\n")
-            clocks.go(1, 1)
-            told[second] = overdue(await here.job(run, job.name), clocks)
+        async with silent_job(tmp_path) as (clocks, log, look):
+            for second in range(1, 1701):
+                if second % 50 == 0 and second != 500:
+                    said = "waits for b/distill/1, which makes the same artifact" if second < 1000 else "trains"
+                    event = {"event": "info", "time": clocks.day.isoformat(), "message": said}
+                    with log.open("a") as file:
+                        file.write(json.dumps(event) + "\n")
+                clocks.go(1, 1)
+                told[second] = await look()
         silent = [second for second, said in told.items() if "no sign of life" in said]
         assert silent == list(range(510, 550)), "60 s after the last word"
         late = [second for second, said in told.items() if "ran longer" in said]
         # It began to wait in its 50th second, and had its turn in the 1000th.
         assert late == list(range(1000 + LIMIT - 50, 1701))
-        here.backend.kill()
-        await here.backend.close()
 
     asyncio.run(scenario())

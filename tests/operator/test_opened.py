@@ -14,7 +14,7 @@ from http_server import Answer, Server, served
 from yarl import URL
 
 from compression_operator.kube import PODS, PYTORCHJOBS, RUNS, Resource
-from compression_operator.main import WATCHED, operate
+from compression_operator.main import operate
 from compression_operator.opened import Openings
 
 JSON = {"Content-Type": "application/json"}
@@ -188,12 +188,10 @@ print(log.getvalue())
 def test_one_place_that_is_wholly_watched_is_enough() -> None:
     """Of another namespace, which is gone or denied, nothing may ever be seen."""
     opened: list[bool] = []
-    openings = Openings(WATCHED, ("a", "b"), lambda: opened.append(True))
-    urls = [URL(f"https://x/clusters/1{resource.path(place)}") for place in ("a", "b") for resource in WATCHED]
+    openings = Openings(list(KINDS), ("a", "b"), lambda: opened.append(True))
+    urls = [URL(f"https://x/clusters/1{resource.path(place)}") for place in ("a", "b") for resource in KINDS]
     for number, url in enumerate(urls):
-        assert bool(openings.unasked()) == (number < len(WATCHED)), (
-            "of the first place alone, until all of it was asked"
-        )
+        assert bool(openings.unasked()) == (number < len(KINDS)), "of the first place alone, until all of it was asked"
         openings.asked(url)
         openings.answered(url, 200)  # a list
     for url in (urls[0], urls[1], urls[3], urls[5]):

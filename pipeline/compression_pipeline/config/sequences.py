@@ -9,9 +9,11 @@ def sequence_fault(teacher: Architecture, sequence_length: int) -> str | None:
     most = _positions(teacher)
     if sequence_length <= most:
         return None
+    stretched = most > teacher.max_position_embeddings
+    known = "max_position_embeddings" + (" times the factor of rope_scaling" if stretched else "")
     return (
         f"dataset.sequenceLength: {sequence_length} is more than the teacher's {most} positions "
-        f"(max_position_embeddings), which is all that it has learned; lower it to {most} or less"
+        f"({known}), which is all that it has learned; lower it to {most} or less"
     )
 
 
