@@ -46,6 +46,8 @@ def test_damaged_and_wrong_rows(preparation: Preparation) -> None:
     preparation.write("bad.jsonl", *rows("a", "b"), '{"text": "c"', *rows("d"))
     path = preparation.folder / "bad.jsonl"
     assert f"{path}:3: is not JSON" in fault(preparation, "file:bad.jsonl")
+    preparation.write("cut.jsonl", *rows("a"), '{"text": ')
+    assert "cut.jsonl:2: is not JSON (Expecting value at column 10)" in fault(preparation, "file:cut.jsonl")
     preparation.write("column.jsonl", '{"content": "a", "id": 1}')
     said = fault(preparation, "file:column.jsonl")
     assert "there is no column text; set dataset.textColumn to one of content, id" in said

@@ -72,7 +72,7 @@ def _json_lines(file: TextFile) -> Iterator[str]:
             continue
         text = _decoded(line, file, number)
         try:
-            row = json.loads(text)
+            row = json.loads(text.rstrip("\r\n"))  # its end would count as a line, of which the fault is in column 1
         except RecursionError as error:
             raise UserError(f"{file.name}:{number}: is nested too deeply; correct or remove the line") from error
         except json.JSONDecodeError as error:
