@@ -16,7 +16,7 @@ from typing import Any
 
 import urllib3
 import yaml
-from api import JOBS, RUNS, Api, Body, timed, wait_for
+from api import JOBS, PATIENCE_SECONDS, RUNS, Api, Body, timed, wait_for
 from rights import in_rbac_words, wait_permitted
 
 from compression_operator.kube import LEASES, PERMISSIONS, Permission
@@ -279,19 +279,21 @@ class Operator:
     def output(self) -> str:
         """What it has logged since it started; whole lines, for it may be writing one."""
         ended = self.process.poll() is not None
-        text = self.log.read_bytes()[self._from :].decode()
-        return text if ended else text[: text.rfind("\n") + 1]
+        text = self.log.read_bytes()[self._from :]
+        return (text if ended else text[: text.rfind(b"\n") + 1]).decode()
 
     def lines(self) -> list[Body]:
         """Its log's lines."""
         return [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]
 
     def ask(self, path: str) -> tuple[int, str]:
-        """GET an endpoint: status (0 where nothing answers) and text."""
+        """GET an endpoint: status (0 where nothing listens) and text."""
         if not self.port:
             return 0, ""
         try:
-            answer = urllib3.request("GET", f"http://127.0.0.1:{self.port}{path}", retries=False, timeout=10)
+            # Not to answer for a while is no fault of it on a busy machine.
+            url = f"http://127.0.0.1:{self.port}{path}"
+            answer = urllib3.request("GET", url, retries=False, timeout=PATIENCE_SECONDS)
         except urllib3.exceptions.HTTPError:
             return 0, ""
         return answer.status, answer.data.decode()
