@@ -93,7 +93,8 @@ def test_progress_is_written_at_a_bounded_rate(namespace: Namespace, api: Api, p
     with proxy(api) as before, namespace.operator(pods, "--progress-seconds", "4", server=before.url):
         one = [{"name": "width", "prune": {"hiddenSize": 64}}]
         began = time.monotonic()
-        namespace.submit(behaviour={"prepare": {"steps": 600, "seconds": 0.1}}, finetune=None, students=one)
+        goes_on = {"steps": 600, "seconds": 0.1, "until": "/compression/never"}
+        namespace.submit(behaviour={"prepare": goes_on}, finetune=None, students=one)
         namespace.wait_step("prepare", "Running")
 
         def writes() -> int:
