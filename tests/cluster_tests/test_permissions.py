@@ -75,7 +75,8 @@ def either(well: Callable[[], Any], told: Callable[[], str], what: str) -> str:
         words = told()
         return (words,) if words else None
 
-    (words,) = wait_for(seen, f"{what}, or for the words why not", every=0.2)
+    # Four operators import at once, which alone took one 135 s on a busy machine.
+    (words,) = wait_for(seen, f"{what}, or for the words why not", seconds=420, every=0.2)
     return words
 
 

@@ -16,6 +16,12 @@ def state(namespace: Namespace, step: str) -> str:
     return step_of(namespace.status(), step).get("state", "")
 
 
+def with_trouble(namespace: Namespace, reason: str) -> Body | None:
+    """The status, where it tells of this trouble."""
+    status = namespace.status()
+    return status if condition_of(status, "Degraded").get("reason") == reason else None
+
+
 def pods_of(namespace: Namespace, number: int) -> list[Body]:
     def there() -> list[Body] | None:
         found = pending(namespace)
@@ -35,8 +41,7 @@ def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Names
             end(api, pod)
             wait_for(lambda step=step: state(namespace, step) == "Succeeded", f"{step} to be told as done")
         wait_for(lambda: len(namespace.jobs()) == 3, "the third job")
-        wait_for(lambda: condition_of(namespace.status(), "Degraded").get("reason") == "QuotaExceeded", "the trouble")
-        status = namespace.status()
+        status = wait_for(lambda: with_trouble(namespace, "QuotaExceeded"), "the trouble")
         refused = next(
             step for step in status["steps"] if step.get("message", "").startswith("waits, for its job cannot be made")
         )
