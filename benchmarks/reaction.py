@@ -91,9 +91,10 @@ class Server:
         account = _make_namespace(self.api, namespace, self.kubeconfig, self.folder)
         log = self.folder / f"{namespace}.log"
         operator = Operator(namespace, account, log, cache_root() / "bytecode", profile)
-        operator.start()
-        load = Loader(self.kubeconfig, namespace, runs)
+        load: Loader | None = None
         try:
+            operator.start()
+            load = Loader(self.kubeconfig, namespace, runs)
             load.answer()
             _settle(operator, runs)
             writes, kinds, cpu, idle = operator.writes(), self._by_kind(), self._cpu(operator, load), _machine()
@@ -110,7 +111,8 @@ class Server:
             rest = {} if briefly else self._restart_and_burst(operator, load, runs)
             operator.end(signal.SIGTERM)
         finally:
-            load.close()
+            if load is not None:
+                load.close()
             operator.end(signal.SIGKILL)
         return {
             "runs": runs,

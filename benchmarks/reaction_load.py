@@ -92,6 +92,7 @@ class Load:
     def __init__(self, api: Api, namespace: str, seed: int) -> None:
         self._api = api
         self._namespace = namespace
+        self._jobs = f"{JOBS}/namespaces/{namespace}/pytorchjobs"
         self._random = random.Random(seed)  # noqa: S311 - which job ends next
         self._hands = ThreadPoolExecutor(HANDS)
         self._failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
@@ -105,7 +106,9 @@ class Load:
 
     def start(self, runs: int) -> None:
         """Make runs, and wait until the first job of each runs."""
-        threading.Thread(target=self._guarded, args=(self._watch,), daemon=True).start()
+        # As of before the first run: a job that is made before it is watched for would never be heard of.
+        version = self._api.call("GET", self._jobs)["metadata"]["resourceVersion"]
+        threading.Thread(target=self._guarded, args=(self._watch, version), daemon=True).start()
         for _ in range(runs):
             self._hand(self._make_run)
         self._wait(lambda: len(self._running) >= runs)
@@ -127,6 +130,7 @@ class Load:
     def burst(self) -> list[float]:
         """Complete every job that runs, all at once; the reactions in seconds."""
         before = self._mark()
+        self._wait(lambda: bool(self._running))  # the first job of a run that took another's place may be a while
         with self._changed:
             jobs, self._running = self._running, []
         for job in jobs:
@@ -171,10 +175,8 @@ class Load:
 
     # -- what kubelet and training operator do ------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        path = f"{JOBS}/namespaces/{self._namespace}/pytorchjobs"
-        version = self._api.call("GET", path)["metadata"]["resourceVersion"]
-        answer = self._api.watch(f"{path}?watch=1&resourceVersion={version}&timeoutSeconds=3600")
+    def _watch(self, version: str) -> None:
+        answer = self._api.watch(f"{self._jobs}?watch=1&resourceVersion={version}&timeoutSeconds=3600")
         while line := answer.readline():
             now = time.monotonic()
             if not line.startswith(b'{"type":"ADDED"'):

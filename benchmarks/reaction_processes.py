@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -26,17 +25,18 @@ class Operator:
     log: Path
     bytecode: Path
     profile: Path | None = None
-    port: int = 0
+    port: int | None = None  # which it chooses itself: one that was free before may be somebody else's by now
     peak_mib: float = 0.0
     _process: "subprocess.Popen[bytes] | None" = field(default=None)
+    _begins: int = field(default=0)  # of the log, where this process began
 
     def start(self) -> None:
-        self.port = free_port()
+        self.port = None
         command = [sys.executable, "-m", "compression_operator", "--image", "localhost/pipeline:1"]
         if self.profile is not None:
             command[1:1] = ["-m", "cProfile", "-o", str(self.profile)]
         command += ["--namespace", self.namespace, "--lease-namespace", self.namespace, "--identity", "operator-0"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--host", "127.0.0.1", "--port", "0"]
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         # As in the image, Python's compiled files are there; without them a start takes ten seconds, and 25 MiB more.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -44,6 +44,7 @@ class Operator:
         if self._process is None:
             subprocess.run([sys.executable, "-c", "import compression_operator.__main__"], env=environment, check=True)
         with self.log.open("a") as log:
+            self._begins = log.tell()
             self._process = subprocess.Popen(  # noqa: S603 (this very project)
                 command, stdout=log, stderr=log, env=environment | {"KUBECONFIG": str(self.kubeconfig)}
             )
@@ -56,7 +57,7 @@ class Operator:
         kibibytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
         self.peak_mib = max(self.peak_mib, kibibytes / 1024)
         self._process.send_signal(number)
-        self._process.wait(30)
+        self._process.wait(STARTING_SECONDS)
 
     def processor_seconds(self) -> float:
         """User and system time that the process has had so far."""
@@ -66,6 +67,11 @@ class Operator:
         """Its metrics by name and labels; empty while it does not answer."""
         if self._process is not None and self._process.poll() is not None:
             raise RuntimeError(f"the operator ended:\n{self.log.read_text()[-3000:]}")
+        if self.port is None:
+            found = re.search(rb"listening on 127\.0\.0\.1:(\d+): ", self.log.read_bytes()[self._begins :])
+            self.port = int(found[1]) if found else None
+        if self.port is None:
+            return {}
         try:
             answer = urllib3.request("GET", f"http://127.0.0.1:{self.port}/metrics", retries=False, timeout=10)
         except urllib3.exceptions.HTTPError:
@@ -128,9 +134,3 @@ def parsed(text: str) -> dict[str, float]:
     """Prometheus' text format as values by name and labels."""
     lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
