@@ -1,12 +1,12 @@
 """The chart on a real cluster: `helm install` from the built image, upgrade, uninstall, and what they leave alone."""
 
+import contextlib
 import json
 import re
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -108,8 +108,16 @@ def job(cluster: Cluster, notes: str) -> Body:
 
 
 def served(cluster: Cluster, path: str) -> str:
-    """What the operator's Service answers, by way of the API server."""
-    return cluster.kubectl("get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/services/{RELEASE}:http/proxy{path}")
+    """What the operator's Service answers, by way of the API server. It goes by the Service's Endpoints, which another
+    controller keeps than its EndpointSlices: a pod may still be missing there, or still be named that has gone.
+    """
+    address = f"/api/v1/namespaces/{NAMESPACE}/services/{RELEASE}:http/proxy{path}"
+
+    def answer() -> str | None:
+        with contextlib.suppress(AssertionError):
+            return cluster.kubectl("get", "--raw", address)
+
+    return wait(f"the Service to answer {path}", answer)
 
 
 def leader(cluster: Cluster) -> str:
@@ -144,7 +152,7 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(cluster: Cluster, job: Bo
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-@contextmanager
+@contextlib.contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], list[Body]]]:
     """A Prometheus that scrapes `target` every second; ask it."""
     scrape = {"job_name": "operator", "honor_labels": True, "static_configs": [{"targets": [target]}]}
@@ -185,8 +193,12 @@ def test_prometheus_scrapes_it(cluster: Cluster, job: Body, tmp_path: Path) -> N
 
 
 def test_the_resource_explains_itself(cluster: Cluster, notes: str) -> None:
-    assert "smaller model" in cluster.kubectl("explain", "compressionrun.spec.students")
-    assert "compressionruns" in cluster.kubectl("api-resources", "--api-group=modelcompression.io")
+    def says(words: str, *asked: str) -> bool:
+        return words in cluster.kubectl(*asked, check=False)
+
+    # What the API server tells of itself is gathered by controllers of its own.
+    wait("the explanation", lambda: says("smaller model", "explain", "compressionrun.spec.students"))
+    wait("the listing", lambda: says("compressionruns", "api-resources", "--api-group=modelcompression.io"))
 
 
 def test_people_work_with_runs_by_the_roles_they_have(cluster: Cluster, notes: str) -> None:
