@@ -14,6 +14,7 @@ def test_a_run_that_a_finalizer_keeps_gives_its_gpus_back(namespace: Namespace) 
     with namespace.operator():
         namespace.submit(edit=kept, jobTemplate=NOWHERE)
         (job,) = wait_for(namespace.jobs, "the job")
+        namespace.wait_step("prepare", "Starting")  # told a moment after the job is made; never, once the run goes
         wait_for(namespace.pods, "its pod")
         namespace.api.delete(namespace.run_path(), propagationPolicy="Background")
         try:
