@@ -51,8 +51,9 @@ class Console:
             )
 
     def watched(self) -> str:
-        """What `watch` has shown so far."""
-        return self._watch.read_text()
+        """What `watch` has shown so far; whole lines, for it may be writing one."""
+        text = self._watch.read_text()
+        return text[: text.rfind("\n") + 1]
 
     @property
     def _watch(self) -> Path:

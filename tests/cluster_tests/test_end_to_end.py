@@ -123,6 +123,7 @@ def _let_it_run(told: Story, go: list[str]) -> None:
         wait_for(lambda: "Suspended" in console.watched(), "the run to wait")
         console.run(*go)
         wait_for(lambda: told.look() in FINAL, "the run to end", seconds=PATIENCE, every=1)
+        wait_for(lambda: told.status["phase"] in console.watched(), "kubectl to show it, too")
     except TimeoutError as error:
         raise AssertionError(f"{error}\n\n{told.evidence()}") from error
     finally:
