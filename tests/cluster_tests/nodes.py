@@ -11,17 +11,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import urllib3
-from api import Api, Refused
+from api import Api, Refused, wait_for
 from tests.cluster.paths import State
 from tests.cluster.processes import Identity
 
 GIVEN_UP_SOON = {
     "tolerations": [
-        {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}
+        {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
         for taint in ("unreachable", "not-ready")
     ]
 }
-"""jobTemplate of runs whose pods a silent node keeps for five seconds, not for the five minutes of the default."""
+"""jobTemplate of runs whose pods a silent node keeps for half a minute, not for the five minutes of the default: long
+enough to see what is said meanwhile.
+"""
 
 
 def _processes(state: State, mark: str, file: str) -> list[Identity]:
@@ -43,7 +45,13 @@ def _processes(state: State, mark: str, file: str) -> list[Identity]:
 @contextmanager
 def silent_node(state: State) -> Iterator[None]:
     """The node's kubelet does nothing and says nothing; what it has started runs on."""
-    (kubelet,) = _processes(state, f"--config={state.root}/kubelet.json", "cmdline")
+
+    def alone() -> list[Identity]:
+        found = _processes(state, f"--config={state.root}/kubelet.json", "cmdline")
+        return found if len(found) == 1 else []
+
+    # A child that it has just forked bears its command line until it runs another program.
+    (kubelet,) = wait_for(alone, "the kubelet to be the only one of its command line")
     kubelet.signal(signal.SIGSTOP)
     try:
         yield

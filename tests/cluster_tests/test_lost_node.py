@@ -18,8 +18,12 @@ from tests.cluster.images import import_archive
 from tests.cluster.paths import State
 from tests.cluster.up import up
 
+from compression_operator.backends.pytorchjob import STORE
+
 BEHAVIOUR = {"*": {"steps": 5}, "distill-width": {"steps": 600, "seconds": 0.2}}
-RESUMED = {"*": {"steps": 5}, "distill-width": {"steps": 600, "seconds": 0.01}}
+LET_GO = "let-go"
+RESUMED = {"*": {"steps": 5}, "distill-width": {"steps": 600, "seconds": 0.01, "until": f"{STORE}/{LET_GO}"}}
+"""The second attempt, which ends once its progress was seen: the operator looks at a log only now and then."""
 
 
 @pytest.fixture
@@ -58,6 +62,9 @@ def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: St
             assert (second.get("failures", 0), failure["exitClass"]) == (0, "Interrupted")
             assert failure["message"].startswith(f"interrupted: pod {first['jobName']}-master-0")
         # The node is back: what was left of the first attempt goes, and the second resumes.
+        place.wait_step("distill-width", "Running", seconds=420)
+        wait_for(lambda: "progress" in step_of(place.status(), "distill-width"), "its progress")
+        (place.store / LET_GO).touch()
         status = place.wait_phase(*FINAL)
         assert status["phase"] == "Succeeded" and operator.process.poll() is None
         step = step_of(status, "distill-width")
