@@ -5,6 +5,7 @@ from api import Api, wait_for
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, RBAC, Namespace, Operator
 from proxy import GONE, proxy
+from rights import wait_permitted
 
 from compression_operator.kube import PERMISSIONS, Permission
 
@@ -78,6 +79,7 @@ def test_runs_that_went_with_the_right_to_see_them_are_forgotten(
         wait_for(lambda: runs(operator) == 2 and len(another.jobs()) == 2, "their jobs")
         wait_for(lambda: before.watched(another.name), "the watches to be open")
         api.delete(rule)
+        wait_permitted(api, namespace.user, another.name, ())  # until then a watch could be opened again
         before.fault = lambda asked: GONE if (asked.verb, asked.namespace) == ("watch", another.name) else None
         another.edit("gone", suspend=True)  # an event, upon which the watch has to be opened again
         wait_for(lambda: before.answered("watch", "compressionruns", 410), "the watch to have to start over")

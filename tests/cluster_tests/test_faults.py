@@ -292,6 +292,7 @@ def test_a_job_of_another_owner_under_the_same_name_is_left_alone(namespace: Nam
     orphan = f"/apis/kubeflow.org/v1/namespaces/{namespace.name}/pytorchjobs/{job['metadata']['name']}"
     api.delete(namespace.run_path("first"), propagationPolicy="Orphan")
     wait_for(lambda: not api.call("GET", orphan)["metadata"].get("ownerReferences"), "the job to be an orphan")
+    wait_for(lambda: api.get(namespace.run_path("first")) is None, "the run to go, which comes after that")
     with namespace.operator():
         namespace.submit("first", jobTemplate=NOWHERE)
         waits = f"waits for job {job['metadata']['name']} to be removed"
