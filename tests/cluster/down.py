@@ -11,6 +11,8 @@ from .paths import State, locked
 from .processes import Identity
 
 _GRACE_SECONDS = 10.0
+_KILLED_SECONDS = 60.0
+"""For the kernel to end all that there is, on a machine that has much else to do."""
 
 
 def down(state: State, say: Callable[[str], None]) -> None:
@@ -54,5 +56,5 @@ def _stop(state: State) -> None:
     supervisor.signal(signal.SIGTERM)
     if not supervisor.wait_until_gone(_GRACE_SECONDS):
         supervisor.signal(signal.SIGKILL)
-        if not supervisor.wait_until_gone(_GRACE_SECONDS):
+        if not supervisor.wait_until_gone(_KILLED_SECONDS):
             raise ClusterError(f"The cluster's first process ({supervisor.pid}) does not end, not even by SIGKILL.")

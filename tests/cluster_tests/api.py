@@ -112,21 +112,30 @@ class Api:
         """One request; `body` is JSON, or text of the given kind. Raises Refused.
 
         Asked to come again later (e.g. as "storage is (re)initializing" after a CRD has changed) it does, as every
-        Kubernetes client: nothing has been done then.
+        Kubernetes client: nothing has been done then. What only reads is asked again wherever a server may stumble: a
+        connection that is closed as idle just now, a request that took too long inside.
         """
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
-            answer = self._pool.request(
-                method,
-                f"{self.server}{path}{'?' if query else ''}{urlencode(query)}",
-                body=body if body is None or isinstance(body, str | bytes) else json.dumps(body),
-                headers={**self.headers, "Content-Type": kind, "Accept": accept},
-                timeout=PATIENCE_SECONDS,
-            )
+            try:
+                answer = self._pool.request(
+                    method,
+                    f"{self.server}{path}{'?' if query else ''}{urlencode(query)}",
+                    body=body if body is None or isinstance(body, str | bytes) else json.dumps(body),
+                    headers={**self.headers, "Content-Type": kind, "Accept": accept},
+                    timeout=PATIENCE_SECONDS,
+                )
+            except urllib3.exceptions.ProtocolError:
+                if method != "GET" or time.monotonic() > end:
+                    raise
+                time.sleep(ROUND_SECONDS)
+                continue
             pause = answer.headers.get("Retry-After", "")
-            if answer.status not in (429, 503) or not pause.isdigit() or time.monotonic() > end:
+            again = answer.status in (429, 503) and pause.isdigit()
+            again = again or (method == "GET" and answer.status >= 500)
+            if not again or time.monotonic() > end:
                 break
-            time.sleep(int(pause))
+            time.sleep(int(pause) if pause.isdigit() else ROUND_SECONDS)
         text = answer.data.decode(errors="replace")
         if answer.status >= 400:
             raise Refused(answer.status, json.loads(text) if text.startswith("{") else {"message": text})

@@ -83,4 +83,4 @@ def kubelet(place: Namespace, seconds: float = 0.0) -> Iterator[None]:
         yield
     finally:
         stopping.set()
-        thread.join(10)
+        thread.join()  # each of its requests has an end
