@@ -40,19 +40,22 @@ class ApiWorld(Server):
 
     def put(self, path: str, body: Body) -> Body:
         self.version += 1
-        body["metadata"]["resourceVersion"] = str(self.version)
+        # An object of its own: what was there before may be on its way to somebody.
+        body = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}}
         self.objects[path] = body
         return copy.deepcopy(body)
 
     def edit(self, path: str, **spec: Any) -> Body:
         """As `kubectl apply` would; the answer is what a watch tells."""
-        body = copy.deepcopy(self.objects[path])
-        body["spec"] |= spec
-        body["metadata"]["generation"] += 1
-        return self.put(path, body)
+        with self._lock:
+            body = copy.deepcopy(self.objects[path])
+            body["spec"] |= spec
+            body["metadata"]["generation"] += 1
+            return self.put(path, body)
 
     def backup(self) -> tuple[dict[str, Body], int]:
-        return copy.deepcopy(self.objects), self.version
+        with self._lock:
+            return copy.deepcopy(self.objects), self.version
 
     def restore(self, backup: tuple[dict[str, Body], int]) -> None:
         """What was written since has never been."""
@@ -61,7 +64,8 @@ class ApiWorld(Server):
 
     def touch(self, path: str) -> Body:
         """A change that means nothing."""
-        return self.put(path, copy.deepcopy(self.objects[path]))
+        with self._lock:
+            return self.put(path, copy.deepcopy(self.objects[path]))
 
     def reply(self, method: str, path: str, body: Any) -> Answer:
         with self._lock:
@@ -116,7 +120,7 @@ class ApiWorld(Server):
         return next(((c["status"], c["reason"]) for c in conditions if c["type"] == kind), ("", ""))
 
     def names(self, resource: Resource) -> list[str]:
-        return [path for path in self.objects if path.startswith(f"{resource.path('default')}/")]
+        return [path for path in list(self.objects) if path.startswith(f"{resource.path('default')}/")]
 
 
 @contextmanager

@@ -52,7 +52,9 @@ def a_run(**spec: Any) -> CompressionRun:
     return run.model_copy(update={"metadata": run.metadata.model_copy(update={"uid": "uid-1"})})
 
 
-def a_job(run: CompressionRun, phase: Phase = Phase.FINETUNE, *, attempt: int = 1, grace: int = 20, **more: Any) -> Job:
+def a_job(
+    run: CompressionRun, phase: Phase = Phase.FINETUNE, *, attempt: int = 1, grace: int = 600, **more: Any
+) -> Job:
     """A job of the run; prepare, finetune or the first student's distill."""
     student = run.spec.students[0].name if phase is Phase.DISTILL else None
     step = f"distill-{student}" if student else phase.value

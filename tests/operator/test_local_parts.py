@@ -232,11 +232,12 @@ def test_a_process_is_found_by_its_environment_also_while_it_gets_a_new_program(
     assert [process.pid for process in processes.marked("MARK=x")] == [7]
 
 
-def test_a_process_of_this_machine_is_found_by_its_environment() -> None:
-    with subprocess.Popen(["sleep", "600"], env={"MARK": "of-this-test"}) as child:
-        assert [process.pid for process in processes.marked("MARK=of-this-test")] == [child.pid]
+def test_a_process_of_this_machine_is_found_by_its_environment(tmp_path: Path) -> None:
+    mark = str(tmp_path)  # nobody else's, however many run these tests
+    with subprocess.Popen(["sleep", "600"], env={"MARK": mark}) as child:
+        assert [process.pid for process in processes.marked(f"MARK={mark}")] == [child.pid]
         child.kill()
-    assert processes.marked("MARK=of-this-test") == []
+    assert processes.marked(f"MARK={mark}") == []
 
 
 def test_the_space_that_a_step_takes(tmp_path: Path) -> None:

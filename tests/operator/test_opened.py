@@ -74,7 +74,7 @@ class Listener:
         self._play = play
 
     async def run(self) -> None:
-        await asyncio.wait_for(self._play(self), 10)
+        await asyncio.wait_for(self._play(self), 240)
 
     async def until(self, seen: Callable[[], object]) -> None:
         while not seen():
@@ -90,10 +90,26 @@ class Listener:
         pass
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, play: Callable[[Listener, Api], Any]) -> list[str | None]:
-    """What was told of the watches until the play was over."""
+def watch(monkeypatch: pytest.MonkeyPatch, play: Callable[[Listener, Api], Any], **at_first: Any) -> list[str | None]:
+    """What was told of the watches until the play was over; `at_first` is how the API server is when they begin.
+    FINDING_SECONDS begin once all that discovery knows of has been asked for: how long that takes tells of the machine.
+    """
+    spawn = kopf.spawn_tasks
     with served() as (server, url):
         api = Api(server)
+        for name, value in at_first.items():
+            setattr(api, name, value)
+
+        async def spawned(**given: Any) -> Any:
+            found, before = {resource.path() for resource in KINDS if resource in api.known}, len(api.asked)
+            tasks = await spawn(**given)
+            while not found <= {path.partition("?")[0] for _, path, *_ in api.asked[before:]}:
+                if any(task.done() for task in tasks):
+                    break
+                await asyncio.sleep(0.01)
+            return tasks
+
+        monkeypatch.setattr(kopf, "spawn_tasks", spawned)
         monkeypatch.setattr("compression_operator.main.connect", lambda: kopf.ConnectionInfo(server=url))
         listener: Any = Listener(lambda self: play(self, api))
         asyncio.run(operate(listener, ()))
@@ -104,28 +120,26 @@ def test_a_watch_that_is_refused_for_ever_is_not_said_to_be_open(monkeypatch: py
     monkeypatch.setattr("compression_operator.watches.LASTING_SECONDS", 0.01)
 
     async def play(listener: Listener, api: Api) -> None:
-        api.failing = PODS
         tries = f"{PODS.path()}?watch=true"
         await listener.until(lambda: sum(path.startswith(tries) for _, path, _, _ in api.asked) > 1)
         assert not listener.problems
         api.failing = None
         await listener.until(lambda: listener.problems)
 
-    assert watch(monkeypatch, play) == [None]
+    assert watch(monkeypatch, play, failing=PODS) == [None]
 
 
 def test_what_discovery_does_not_know_yet_is_looked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """kopf warns once of what it cannot find, and watches the rest."""
     monkeypatch.setattr("compression_operator.watches.LASTING_SECONDS", 0.01)
-    monkeypatch.setattr("compression_operator.main.FINDING_SECONDS", 1.0)
+    monkeypatch.setattr("compression_operator.main.FINDING_SECONDS", 0.1)
 
     async def play(listener: Listener, api: Api) -> None:
-        api.known.remove(RUNS)
         await listener.until(lambda: listener.problems)
         api.known.add(RUNS)
         await listener.until(lambda: None in listener.problems)
 
-    told = watch(monkeypatch, play)
+    told = watch(monkeypatch, play, known={PYTORCHJOBS, PODS, NAMESPACES})
     assert told[0] == (
         "nothing is watched, which is tried again: NotFound: /apis/modelcompression.io/v1alpha1/compressionruns not "
         "found in what the API server says that it has"
@@ -136,19 +150,17 @@ def test_lists_and_watches_may_take_as_long_as_they_do(monkeypatch: pytest.Monke
     """Of a large or busy cluster; a watch whose answer a proxy holds back until there is something to tell."""
     monkeypatch.setattr("compression_operator.main.FINDING_SECONDS", 0.3)
 
-    async def play(listener: Listener, api: Api) -> None:
-        api.slow = 1.5
+    async def play(listener: Listener, _: Api) -> None:
         await listener.until(lambda: listener.problems)
 
-    assert watch(monkeypatch, play) == [None]
+    assert watch(monkeypatch, play, slow=1.5) == [None]
 
 
 def test_credentials_that_are_refused_are_not_tried_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play(listener: Listener, api: Api) -> None:
-        api.keys = False
+    async def play(listener: Listener, _: Api) -> None:
         await listener.until(lambda: listener.problems)
 
-    [told] = watch(monkeypatch, play)
+    [told] = watch(monkeypatch, play, keys=False)
     assert told and told.startswith("nothing is watched, which is tried again: LoginError: ")
 
 
@@ -167,7 +179,7 @@ class Service:
     def __init__(self):
         self.resources_returned = asyncio.Event()
     async def run(self):
-        for _ in range(300):
+        for _ in range(2400):
             if log.getvalue().count("the token is not there") > 1:
                 break
             await asyncio.sleep(0.1)

@@ -154,7 +154,9 @@ def test_one_that_does_not_leave_holds_nobody_up(monkeypatch: pytest.MonkeyPatch
     leave.set()
 
 
-def test_what_is_left_of_a_watch_is_over_before_the_next_one_begins() -> None:
+def test_what_is_left_of_a_watch_is_over_before_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LEAVING_SECONDS", "LEFT_SECONDS"):  # whatever else the machine does meanwhile
+        monkeypatch.setattr(f"compression_operator.watches.{name}", 240)
     events: list[str] = []
 
     async def lingers() -> None:
