@@ -101,7 +101,7 @@ def _install(console: Console) -> None:
     pipeline, pipeline_tag = pipeline_image.NAME.rsplit(":", 1)
     console.run(
         *("helm", "upgrade", "--install", RELEASE, "charts/compression-operator"),
-        *("--namespace", SYSTEM, "--create-namespace", "--wait", "--take-ownership"),
+        *("--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout=600s", "--take-ownership"),
         *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
         *("--set", f"pipelineImage.repository={pipeline}", "--set-string", f"pipelineImage.tag={pipeline_tag}"),
     )
