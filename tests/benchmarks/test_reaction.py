@@ -31,7 +31,9 @@ def test_a_step_costs_at_most_eight_writes() -> None:
     writes = record["writes"]
     # One job for each step, the first of the next run among them: that one may come after the count on a busy machine.
     assert 15 / 16 - 0.01 <= writes["jobs"] <= 1
-    assert writes["statuses"] >= 1
+    # One for each of the five phases of both runs, whose steps side by side may be told of in one where the operator is
+    # the slower one, and one for the beginning of the second; its end may come after the count.
+    assert writes["statuses"] >= 10 / 16 - 0.01
     assert record["writes_per_step"] == pytest.approx(sum(writes.values()), abs=0.05)
     assert record["writes_per_step"] <= 8
 
