@@ -42,7 +42,7 @@ def installed(namespace: Namespace, cluster: Cluster, pods: str, installable: No
         assert done.returncode == 0, done.stderr
 
     chart = str(REPOSITORY / "charts" / "compression-operator")
-    helm("install", RELEASE, chart, "--wait", "--timeout=420s", "--values=-")
+    helm("install", RELEASE, chart, "--wait", "--timeout=600s", "--values=-")
     yield namespace
     helm("uninstall", RELEASE)
 

@@ -60,7 +60,7 @@ def install(
     cluster: Cluster, *arguments: str, release: str = RELEASE, namespace: str = NAMESPACE, **values: Any
 ) -> str:
     """helm upgrade --install, as a user would; returns the notes."""
-    command = ["upgrade", "--install", release, str(CHART), "--namespace", namespace, "--wait", "--timeout=420s"]
+    command = ["upgrade", "--install", release, str(CHART), "--namespace", namespace, "--wait", "--timeout=600s"]
     try:
         notes = cluster.helm(*command, "--values=-", *arguments, given=yaml.safe_dump(VALUES | values))
         # helm waits for the pods; that the Service leads to them is another controller's work.
