@@ -8,9 +8,10 @@ _SITE = """
 import time
 from pathlib import Path
 
+from compression_pipeline.context import StopFlag
 from compression_pipeline.events import Events
 
-write = Events._write
+write, stop = Events._write, StopFlag._raise
 
 
 def held(self, event, **fields):
@@ -20,7 +21,12 @@ def held(self, event, **fields):
             time.sleep(0.005)
 
 
-Events._write = held
+def told(self, *given):
+    stop(self, *given)
+    Path({told!r}).touch()
+
+
+Events._write, StopFlag._raise = held, told
 """
 
 
@@ -30,10 +36,16 @@ class Hold:
     def __init__(self, folder: Path, step: int) -> None:
         """`folder`: a new one, for this alone."""
         folder.mkdir()
-        self._go = folder / "go"
-        (folder / "sitecustomize.py").write_text(_SITE.format(step=step, go=str(self._go)))
+        self._go, self._told = folder / "go", folder / "told"
+        site = _SITE.format(step=step, go=str(self._go), told=str(self._told))
+        (folder / "sitecustomize.py").write_text(site)
         told = os.environ.get("PYTHONPATH")
         self.environment = {"PYTHONPATH": os.pathsep.join([str(folder), *([told] if told else [])])}
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether a rank has heard that it is to stop."""
+        return self._told.exists()
 
     def release(self) -> None:
         """Let it go on."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from holding import Hold
+from launching import until
 from pages import Page
 from tiny import texts, write_checkpoint
 
@@ -87,11 +88,9 @@ def test_killed_in_the_middle_it_goes_on_from_its_checkpoint_and_then_has_nothin
             assert first.poll() is None, (tmp_path / "work" / "run.yaml").read_text()
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
+    until(lambda: hold.told_to_stop, "its job is told to stop")  # else it may be done before that
     hold.release()
-    deadline = time.monotonic() + 240
-    while processes_of(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes_of(tmp_path) == []
+    until(lambda: not processes_of(tmp_path), "nothing is left of it")
 
     second = subprocess.run(command(tmp_path, "run"), capture_output=True, text=True)
     assert second.returncode == 0, second.stdout + second.stderr

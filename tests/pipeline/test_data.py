@@ -1,5 +1,6 @@
 """Training batches are a function of (seed, step); validation sequences are always the same ones."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy
@@ -8,6 +9,7 @@ import torch
 from engine_models import architecture, python, randomize
 from hypothesis import given
 from hypothesis import strategies as st
+from meeting import Meeting
 from stores import save_text
 
 from compression_pipeline.artifact import Store
@@ -15,7 +17,6 @@ from compression_pipeline.config import FinetuneConfig
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 from compression_pipeline.events import Events
-from compression_pipeline.machine import free_port
 from compression_pipeline.megatron.data import (
     TrainingData,
     ValidationData,
@@ -172,12 +173,12 @@ def test_ranks_stop_before_the_same_batch_though_one_has_fewer(text: Path) -> No
             except Interrupted as told:
                 print(current.rank, seen, told, model.training)
         """
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "TEXT": str(text)}
-    ranks = [python(code, RANK=str(rank), **meeting) for rank in range(2)]
     said = "was told to stop (SIGTERM) while it measured the validation loss True"
-    for rank, batches in zip(ranks, ("0 [0, 2]", "1 [1, 3]"), strict=True):
-        output, errors = rank.communicate(timeout=540)
-        assert output.strip() == f"{batches} {said}", errors
+    with closing(Meeting(2)) as meeting:
+        ranks = [python(code, RANK=str(rank), TEXT=str(text), **meeting.environment) for rank in range(2)]
+        for rank, batches in zip(ranks, ("0 [0, 2]", "1 [1, 3]"), strict=True):
+            output, errors = rank.communicate(timeout=540)
+            assert output.strip() == f"{batches} {said}", errors
 
 
 @given(st.integers(1, 5000), st.integers(1, 6000))

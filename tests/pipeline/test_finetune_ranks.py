@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from engine_models import finetune_job
 from holding import Hold
+from launching import pause
+from meeting import Meeting
 from safetensors.numpy import load_file
 from stores import DATA, TEACHER, context, make_store
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import CONFIG_VARIABLE, ExitClass, FinetuneConfig, FinetuneJob
 from compression_pipeline.context import LAUNCH_VARIABLE
-from compression_pipeline.machine import free_port
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases.finetune import correct
 
@@ -51,10 +52,10 @@ class Ranks:
         held = self.hold.environment if self.hold else {}
         job = job_in(store, attempt, processes_per_node=count)
         self.logs = [folder / f"attempt-{attempt}-rank-{rank}.log" for rank in range(count)]
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+        self.meeting = Meeting(count)
         self.processes: list[subprocess.Popen[bytes]] = []
         for rank, log in enumerate(self.logs):
-            environment = os.environ | held | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = os.environ | held | self.meeting.environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             if rank:  # as on another node, which doesn't know what launch rank 0 belongs to
                 environment[LAUNCH_VARIABLE] = OTHER_LAUNCH
             with log.open("wb") as output:
@@ -100,6 +101,7 @@ def start(tmp_path: Path) -> Any:
 
     yield begin
     for ranks in started:
+        ranks.meeting.close()
         for process in ranks.processes:
             process.kill()
             process.wait()
@@ -197,8 +199,7 @@ def test_a_paused_job_and_the_one_that_took_over_end_with_one_artifact(tmp_path:
             assert paused.poll() is None, logs[0].read_text()
             time.sleep(0.02)
         processes = [paused.pid, *children_of(paused.pid)]
-        for pid in processes:
-            os.kill(pid, signal.SIGSTOP)
+        pause(*processes)
         [heartbeat] = store.root.glob("work/*/heartbeat")
         os.utime(heartbeat, (1, 1))
         taker = launcher(store, "two", logs[1])

@@ -14,7 +14,9 @@ from launching import FINGERPRINT, Launch, until
 from compression_operator.gc import working
 from compression_pipeline.artifact import Store
 from compression_pipeline.launcher import heartbeat as heartbeats
-from compression_pipeline.launcher.heartbeat import STALE_SECONDS, Heartbeat
+from compression_pipeline.launcher.heartbeat import Heartbeat
+
+HOUR = 3600.0
 
 
 def pulse(folder: Path, job: str) -> Heartbeat:
@@ -24,11 +26,11 @@ def pulse(folder: Path, job: str) -> Heartbeat:
 def held_elsewhere(folder: Path, *, seconds_ago: float) -> Path:
     """A heartbeat of a job on another machine."""
     other = pulse(folder, "other/prune/1")
-    path = folder / "heartbeat"
-    path.write_text(other.me.model_copy(update={"machine": "node-7 boot pid"}).model_dump_json(by_alias=True))
+    draft = folder / f".heartbeat.{other.me.token}"
+    draft.write_text(other.me.model_copy(update={"machine": "node-7 boot pid"}).model_dump_json(by_alias=True))
     then = time.time() - seconds_ago
-    os.utime(path, (then, then))
-    return path
+    os.utime(draft, (then, then))
+    return draft.replace(folder / "heartbeat")  # whole: half of one would be nobody's
 
 
 def test_the_first_job_holds_the_heartbeat_and_the_second_gets_it_when_it_is_released(tmp_path: Path) -> None:
@@ -43,13 +45,16 @@ def test_the_first_job_holds_the_heartbeat_and_the_second_gets_it_when_it_is_rel
     assert second.claim() is None
 
 
-def test_a_heartbeat_that_beats_elsewhere_is_respected_and_one_that_has_stopped_is_taken(tmp_path: Path) -> None:
+def test_a_heartbeat_that_beats_elsewhere_is_respected_and_one_that_has_stopped_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "STALE_SECONDS", HOUR)  # however long this process is held up itself
     mine = pulse(tmp_path, "a/prune/1")
-    held_elsewhere(tmp_path, seconds_ago=STALE_SECONDS / 6)
+    held_elsewhere(tmp_path, seconds_ago=HOUR / 6)
     holder = mine.claim()
     assert holder is not None
     assert holder.job == "other/prune/1"
-    held_elsewhere(tmp_path, seconds_ago=STALE_SECONDS + 1)
+    held_elsewhere(tmp_path, seconds_ago=HOUR + 1)
     assert mine.claim() is None
 
 

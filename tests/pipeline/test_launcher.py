@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import FINGERPRINT, NAME, PUBLISH, Launch, alive, until
+from launching import FINGERPRINT, NAME, PUBLISH, Launch, alive, pause, until
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.launcher import heartbeat
@@ -282,8 +282,7 @@ def test_a_job_that_was_paused_adopts_what_was_published_meanwhile(launch: Launc
         WAIT_FOR_STOP.replace("    from", "    (context.folder / 'checkpoints').mkdir(parents=True)\n    from")
     )
     rank = started(launch.folder)
-    for pid in (rank, paused.process.pid):
-        os.kill(pid, signal.SIGSTOP)
+    pause(rank, paused.process.pid)
     os.utime(launch.heartbeat, (1, 1))
     taker = launch(PUBLISH, run="other")
     assert taker.wait() == 0, taker.errors

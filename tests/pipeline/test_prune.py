@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from meeting import Meeting
 from safetensors.torch import load_file
 from stores import DATA, TEACHER, common, context, make_store, publish, save_text
 from transformers import AutoModelForCausalLM
@@ -257,26 +258,19 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:
     store = make_store(tmp_path, num_attention_heads=8)
     student = PruneConfig(**STUDENTS["everything"], divisor=8, calibration_samples=9)
     _, alone, _ = run(store, student)
-    from compression_pipeline.machine import free_port
-
-    environment = {
-        **os.environ,
-        "COMPRESSION_CONFIG": json.dumps(job(store, student, "2" * 32).to_json()),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "compression_pipeline.worker", "prune"],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    output = [rank.communicate(timeout=240) for rank in ranks]
+    told = {"COMPRESSION_CONFIG": json.dumps(job(store, student, "2" * 32).to_json())}
+    with contextlib.closing(Meeting(2)) as meeting:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "compression_pipeline.worker", "prune"],
+                env={**os.environ, **told, **meeting.environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        output = [rank.communicate(timeout=540) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], output[0][1][-2000:] + output[1][1][-2000:]
     assert output[1][0] == ""
     events = [json.loads(line) for line in output[0][0].splitlines()]  # stdout is a clean channel

@@ -1,10 +1,12 @@
 """The runtime sets Megatron up, does not linger, and says what is wrong."""
 
 import socket
+from contextlib import closing
 
 import pytest
 import torch
 from engine_models import finetune_job, python
+from meeting import Meeting
 
 from compression_pipeline.config import Precision
 from compression_pipeline.errors import UserError
@@ -71,14 +73,11 @@ def test_two_ranks_meet_and_a_taken_port_is_named() -> None:
         except TransientError as error:
             print(error)
         """
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        taken.listen()
-        alone = python(code, RANK="0", **ranks)
-        output, _ = alone.communicate(timeout=540)
-        assert f"rank 0 of 2 could not join the others at 127.0.0.1:{port}" in output
-    children = [python(code, RANK=str(rank), **ranks) for rank in range(2)]
-    printed = [child.communicate(timeout=540)[0].strip() for child in children]
+    with closing(Meeting(2)) as meeting:
+        with socket.create_server(("127.0.0.1", meeting.port)):  # sets SO_REUSEADDR
+            alone = python(code, RANK="0", **meeting.environment)
+            output, _ = alone.communicate(timeout=540)
+        assert f"rank 0 of 2 could not join the others at 127.0.0.1:{meeting.port}" in output
+        children = [python(code, RANK=str(rank), **meeting.environment) for rank in range(2)]
+        printed = [child.communicate(timeout=540)[0].strip() for child in children]
     assert printed == ["0 2 3.0", "1 2 3.0"]
