@@ -8,6 +8,7 @@ import pytest
 from local_cli import REPORT, Bench
 
 from compression_operator.api.run import CompressionRun
+from compression_operator.backends.local import LocalBackend
 from compression_operator.cli import report
 from compression_operator.workdir import Workdir
 from compression_pipeline.artifact import Published, Store
@@ -42,11 +43,8 @@ def test_who_has_given_up_starts_nothing_more(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(report, "COMMAND", REPORT)
     students = [{"name": "width", "prune": {"hiddenSize": 64}}, {"name": "depth", "prune": {"dropLayers": [2]}}]
     bench = Bench(tmp_path, students=students, maxParallelJobs=2)
-    bench.behave(
-        distill_width={"steps": 100, "seconds": 0.2},
-        distill_depth={"steps": 40, "seconds": 0.2, "ignore_sigterm": True},
-    )
-    write = Workdir.write
+    go, write, release = tmp_path / "go", Workdir.write, LocalBackend.release
+    bench.behave(distill_width={"until": "/nowhere/go"}, distill_depth={"until": str(go), "ignore_sigterm": True})
 
     def full(workdir: Workdir, run: CompressionRun) -> None:
         width = run.status.step("distill-width")
@@ -54,9 +52,15 @@ def test_who_has_given_up_starts_nothing_more(tmp_path: Path, monkeypatch: pytes
             raise OSError(errno.ENOSPC, "No space left on device", str(workdir.run_file))
         write(workdir, run)
 
+    def given_up(backend: LocalBackend) -> None:
+        release(backend)
+        go.touch()  # one job hears that it is to stop, the other comes to its end
+
     with monkeypatch.context() as patched:
         patched.setattr(Workdir, "write", full)
+        patched.setattr(LocalBackend, "release", given_up)
         assert bench.run() == 1
+    assert {"distill-width 1", "distill-depth 1"} <= {*bench.starts()} and go.exists()
     made = sorted(path.name for path in (bench.workdir / "jobs").iterdir())
     assert not [name for name in made if name.endswith("-2") or "export" in name], made
     bench.behave()
