@@ -34,6 +34,8 @@ def hub(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     files |= {"original/model.safetensors": b"?", "onnx/model.onnx": b"?"}
     found = Hub({"models/owner/model": Repository(files)})
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    for what in ("ETAG", "DOWNLOAD"):  # the library's 10 s would tell of a machine that stands still
+        monkeypatch.setattr(f"huggingface_hub.constants.HF_HUB_{what}_TIMEOUT", 240)
     with serving(found):
         monkeypatch.setenv("HF_ENDPOINT", found.url)
         yield found
