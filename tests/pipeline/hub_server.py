@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +45,7 @@ class Hub:
     drops: int = 0  # connections that still break in the middle of a large file
     failures: list[int] = field(default_factory=list)  # statuses that the next requests are answered with
     announced: dict[str, int] = field(default_factory=dict)  # file -> the size that listings give, if another one
+    before_large: Callable[[], None] = lambda: None  # what is waited for before the content of a large file is sent
     damage: bool = False  # the content of large files is not what was announced
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     url: str = ""
@@ -157,6 +158,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._refuse(404, "EntryNotFound")
                 return
             large = len(data) >= LARGE
+            if large and self.command == "GET":
+                hub.before_large()
             digest = hashlib.sha256(data).hexdigest() if large else git_digest(data)
             headers = {"ETag": f'"{digest}"', "X-Repo-Commit": commit(files), "Accept-Ranges": "bytes"}
             sent = bytes(len(data)) if hub.damage and large else data

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub, Repository, commit, serving
+from launching import until
 from preparing import Preparation, rows
 from tiny import texts
 
@@ -103,6 +104,19 @@ def test_a_connection_dropped_in_mid_file_is_resumed(
     assert len([span for span in ranges if span]) >= 1
     assert all(int(span.split("=")[1].rstrip("-")) > 100_000 for span in ranges if span)  # went on, not anew
     assert hub.drops == 0
+
+
+def test_a_download_that_ends_while_progress_is_told_breaks_none_off(
+    preparation: Preparation, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has another name by then, and of all downloads it was said that the Hub cannot be reached."""
+    monkeypatch.setattr("compression_pipeline.sources.hub.PROGRESS_SECONDS", 0.0)
+    hub.before_large = lambda: until(lambda: bool(preparation.events("progress")), "progress of the download", 60)
+    gone = preparation.store / "hub" / "models--owner--model" / "blobs" / "gone.incomplete"
+    gone.parent.mkdir(parents=True)
+    gone.symlink_to("nowhere")
+    preparation.run("file:corpus.jsonl")
+    assert any("download" in str(event.get("doing")) for event in preparation.events("progress"))
 
 
 def test_what_does_not_fit_is_not_downloaded(preparation: Preparation, hub: Hub) -> None:

@@ -87,7 +87,7 @@ class HubSource:
     def missing_bytes(self, files: Sequence[SourceFile]) -> int:
         # The cache names a file by its digest; what has come of one that was broken off has another ending.
         blobs = [self._blobs / name for file in files for name in (file.digest, f"{file.digest}.incomplete")]
-        return max(0, sum(file.size for file in files) - sum(blob.stat().st_size for blob in blobs if blob.exists()))
+        return max(0, sum(file.size for file in files) - sum(map(_size, blobs)))
 
     def fetch(self, files: Sequence[SourceFile]) -> list[Path]:
         """Into the store's cache, several at a time. What earlier attempts got is kept, half a file is gone on with."""
@@ -212,7 +212,7 @@ class HubSource:
                 continue
             said = time.monotonic()
             done = sum(f.size for f, one in zip(files, futures, strict=True) if one.done())
-            done = min(total, done + sum(path.stat().st_size for path in self._blobs.glob("*.incomplete")))
+            done = min(total, done + sum(map(_size, self._blobs.glob("*.incomplete"))))
             before = done if before is None else before
             rate = (done - before) / max(said - start, 1e-9)
             eta = (total - done) / rate if rate > 0 else None
@@ -278,6 +278,14 @@ class HubSource:
 
 def _named(dataset: DatasetConfig) -> list[str]:
     return [name for name in (dataset.train_split, dataset.validation_split) if name]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where it is not there. That of a download gets another name when it is whole."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _digest(path: Path, file: SourceFile) -> str:
