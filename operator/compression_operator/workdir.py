@@ -104,7 +104,8 @@ class Workdir:
     def registered(store: Path) -> list[Path]:
         """The work directories whose runs have used this store as a shared one; they need not be there any more."""
         folder = store / REGISTER
-        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        # A name that begins with a dot is no entry yet: it is being written, or whoever wrote it was killed.
+        entries = sorted(folder.glob("[!.]*"))
         return [Path(entry.read_text(encoding="utf-8").strip()) for entry in entries]
 
     def _register(self) -> None:
