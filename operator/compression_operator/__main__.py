@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import sys
+import threading
+from typing import NoReturn
 
 from .backends.progress import PERIOD_SECONDS
 from .controller import WORKERS
@@ -92,5 +94,16 @@ async def _operate(options: Options) -> None:
     await operate(Service(options), options.namespaces)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. Where a watch has not left its thread yet (watches.LEAVING_SECONDS), without Python's own end:
+    that takes the interpreter away from under the thread, and what the process ended by was a segmentation fault.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -8,6 +8,7 @@ import pwd
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,9 +102,11 @@ def test_a_watch_that_is_refused_is_tried_again_for_ever() -> None:
     assert isinstance(pauses, Retries) and max(itertools.islice(iter(pauses), 10_000)) < MISSED_SECONDS
 
 
-def last_words(kubeconfig: Path, *arguments: str) -> list[dict[str, Any]]:
+def last_words(
+    kubeconfig: Path, *arguments: str, start: Sequence[str] = ("-m", "compression_operator")
+) -> list[dict[str, Any]]:
     """The lines of the log of an operator that ends at once."""
-    command = [sys.executable, "-m", "compression_operator", "--image", "x", "--log-format", "json", *arguments]
+    command = [sys.executable, *start, "--image", "x", "--log-format", "json", *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "KUBERNETES_SERVICE_HOST"}
     ended = subprocess.run(
         command, env=environment | {"KUBECONFIG": str(kubeconfig)}, capture_output=True, text=True, timeout=540
@@ -151,3 +154,21 @@ gc.collect()
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=540)
     [line] = [json.loads(line) for line in ended.stderr.splitlines()]
     assert line["level"] == "warning" and "__del__" in line["message"] and "nobody catches this" in line["traceback"]
+
+
+def test_a_watch_that_does_not_leave_its_thread_cannot_break_the_end_of_the_process(tmp_path: Path) -> None:
+    """It was under way while Python took itself down: exit code 139, or a line of the C library's."""
+    program = """
+import atexit, sys, time
+from compression_operator import __main__, main
+async def stays(*_):
+    time.sleep(600)
+main._watch_all = stays
+atexit.register(print, "Python's own end")
+__main__.leave(__main__.main(sys.argv[1:]))
+"""
+    config = kubeconfig(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = ["--host", "127.0.0.1", "--port", str(taken.getsockname()[1])]
+        said = last_words(config, *where, start=("-c", program))
+    assert "address already in use" in said[-1]["traceback"]
