@@ -168,13 +168,14 @@ def test_a_login_that_fails_is_told_without_a_traceback_and_tried_again_soon() -
     program = """
 import asyncio, io, sys
 log = sys.stderr = io.StringIO()
-from compression_operator import main
+from compression_operator import main, watches
 from compression_operator.kube import NoCluster
 from compression_operator.logs import configure
 configure("json", "info")
 def connect():
     raise NoCluster("the token is not there")
 main.connect, main.LOGIN_PAUSE_SECONDS = connect, 0.01
+watches.LEAVING_SECONDS = 240  # Python takes itself down afterwards
 class Service:
     def __init__(self):
         self.resources_returned = asyncio.Event()
