@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-HELD = 120
+HELD = 480
 """Seconds."""
 
 CODES = {"Done": 0, "UserError": 64, "Transient": 75, "Interrupted": 143}
