@@ -107,6 +107,8 @@ class Server:
             told["leases"] = writes - sum(told.values())
             if profile is not None:
                 operator.end(signal.SIGTERM)
+                if not profile.exists():  # a watch that stays in its thread ends the process at once
+                    raise RuntimeError(f"the operator ended before it wrote {profile}: measure again")
                 operator.profile = None
             rest = {} if briefly else self._restart_and_burst(operator, load, runs)
             operator.end(signal.SIGTERM)

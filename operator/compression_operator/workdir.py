@@ -105,7 +105,7 @@ class Workdir:
         """The work directories whose runs have used this store as a shared one; they need not be there any more."""
         folder = store / REGISTER
         # A name that begins with a dot is no entry yet: it is being written, or whoever wrote it was killed.
-        entries = sorted(folder.glob("[!.]*"))
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
         return [Path(entry.read_text(encoding="utf-8").strip()) for entry in entries]
 
     def _register(self) -> None:

@@ -287,7 +287,7 @@ class Operator:
         return [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]
 
     def ask(self, path: str) -> tuple[int, str]:
-        """GET an endpoint: status (0 where nothing listens) and text."""
+        """GET an endpoint: status (0 where nobody answers, be it within PATIENCE_SECONDS) and text."""
         if not self.port:
             return 0, ""
         try:

@@ -39,6 +39,7 @@ def own(pods: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
         down(state, print)
 
 
+@pytest.mark.timeout(3600)
 def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: State, tmp_path: Path) -> None:
     api = Api(own.kubeconfig)
     place = Namespace.create(api, "lost-node", tmp_path)

@@ -15,7 +15,7 @@ QUICK = {"steps": 5}
 MAY_END = {"until": "/compression/attempt-{attempt}"}
 GOES_ON = {"steps": 300, "seconds": 0.2, **MAY_END}
 RESUMED = {"steps": 300, "seconds": 0.005, **MAY_END}
-"""Three minutes for something to happen to an attempt, also on a busy machine; from then on it is soon over."""
+"""Nine minutes for something to happen to an attempt, also on a busy machine; from then on it is soon over."""
 
 
 @pytest.fixture(scope="module")

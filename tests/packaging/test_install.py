@@ -113,11 +113,20 @@ def served(cluster: Cluster, path: str) -> str:
     """
     address = f"/api/v1/namespaces/{NAMESPACE}/services/{RELEASE}:http/proxy{path}"
 
-    def answer() -> str | None:
-        with contextlib.suppress(AssertionError):
-            return cluster.kubectl("get", "--raw", address)
+    said = ""
 
-    return wait(f"the Service to answer {path}", answer)
+    def answer() -> str | None:
+        nonlocal said
+        try:
+            return cluster.kubectl("get", "--raw", address)
+        except AssertionError as error:
+            said = str(error)
+            return None
+
+    try:
+        return wait(f"the Service to answer {path}", answer)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {said}") from error
 
 
 def leader(cluster: Cluster) -> str:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from holding import Hold
 from launching import until
@@ -68,7 +69,9 @@ def processes_of(root: Path) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(1800)
 def test_killed_in_the_middle_it_goes_on_from_its_checkpoint_and_then_has_nothing_to_do(tmp_path: Path) -> None:
+    """Two whole runs and two that find all done; each of their steps imports torch."""
     write_checkpoint(tmp_path / "teacher")
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()[:40]))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(MANIFEST))
