@@ -102,11 +102,19 @@ class Workdir:
 
     @staticmethod
     def registered(store: Path) -> list[Path]:
-        """The work directories whose runs have used this store as a shared one; they need not be there any more."""
+        """The work directories whose runs have used this store as a shared one; they need not be there any more. Raises
+        WorkdirError.
+        """
         folder = store / REGISTER
-        # A name that begins with a dot is no entry yet: it is being written, or whoever wrote it was killed.
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-        return [Path(entry.read_text(encoding="utf-8").strip()) for entry in entries]
+        if not folder.is_dir():
+            return []
+        try:
+            # A name that begins with a dot is no entry yet: it is being written, or whoever wrote it was killed.
+            entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+            return [Path(entry.read_text(encoding="utf-8").strip()) for entry in entries]
+        except OSError as error:
+            why = f"cannot read {error.filename}: {error.strerror}"
+            raise WorkdirError(f"{why}; without it there is no telling which runs need what is in the store") from error
 
     def _register(self) -> None:
         """Tell the shared store that this directory's run refers to what is in it."""

@@ -100,7 +100,12 @@ def test_runs_that_share_a_store_are_all_asked(tmp_path: Path, capsys: pytest.Ca
     for arguments in (("--store", shared), ("--workdir", benches[0].workdir)):
         assert benches[0].call("gc", *arguments) == 0
         assert capsys.readouterr().out == "nothing to remove\n"
+    odd = shared / "workdirs" / "odd"
+    odd.mkdir()  # no entry that can be read
     shutil.rmtree(benches[1].workdir)
+    assert benches[0].call("gc", "--store", shared) == 2 and tree(shared) >= everything
+    assert f"cannot read {odd}: Is a directory; without it there is no telling" in capsys.readouterr().err
+    odd.rmdir()
     (shared / "workdirs" / ".0123.half").write_text("/nowhere/el")  # another command is just writing it
     assert benches[0].call("gc", "--store", shared) == 0
     said = capsys.readouterr().out
