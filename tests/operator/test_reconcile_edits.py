@@ -245,7 +245,7 @@ def test_other_content_runs_everything_again(world: World) -> None:
 def test_a_finished_run_is_left_alone_by_another_version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.drive()
     before = world.status
-    monkeypatch.setattr(importlib.import_module("compression_pipeline.config.fingerprint"), "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(importlib.import_module("compression_pipeline.config.fingerprint"), "SCHEMA_VERSION", 0)
     with monkeypatch.context() as newer:
         newer.setattr("compression_operator.reconcile.plan", lambda *_, **__: pytest.fail("is planned again"))
         assert world.look().actions == ()
@@ -257,7 +257,7 @@ def test_a_finished_run_is_left_alone_by_another_version(world: World, monkeypat
 def test_a_run_under_way_goes_on_with_what_was_planned(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     at(world, *FINETUNED)
     before = {step.name: step.fingerprint for step in world.status.steps}
-    monkeypatch.setattr(importlib.import_module("compression_pipeline.config.fingerprint"), "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(importlib.import_module("compression_pipeline.config.fingerprint"), "SCHEMA_VERSION", 0)
     assert world.look().actions == ()
     world.drive()
     assert {step.name: step.fingerprint for step in world.status.steps} == before

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from .base import Operational
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when the meaning of an artifact changes, so that nothing older is taken for it."""
 
 KEY_LENGTH = 32
