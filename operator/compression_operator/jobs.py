@@ -45,6 +45,7 @@ class WaitReason(StrEnum):
     CONTAINER_CREATING = "ContainerCreating"  # the kubelet's word: it pulls an image or mounts volumes
     CONTAINER_START_FAILED = "ContainerStartFailed"
     PODS_NOT_CREATED = "PodsNotCreated"
+    JOB_NAME_TAKEN = "JobNameTaken"  # by a job that isn't the run's, before there are pods
 
 
 @dataclass(frozen=True)

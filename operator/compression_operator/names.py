@@ -10,16 +10,13 @@ HASH_LENGTH = 6
 
 
 def job_name(run: str, student: str | None, phase: str, fingerprint: str, attempt: int) -> str:
-    """`<run>-<student>-<phase>-<fp6>-<attempt>` as a DNS-1035 label of at most `NAME_LIMIT` characters.
+    """`<run>-<student>-<hash6>-<phase>-<fp6>-<attempt>` as a DNS-1035 label of at most `NAME_LIMIT` characters.
 
-    A run's name may be longer than that, hold dots or begin with a digit; then a hash of it keeps the name unique.
+    The hash is of run and student: written one after the other, `llama` with `b-width` reads as `llama-b` with `width`.
+    A run's name may be too long, hold dots or begin with a digit, too.
     """
-    tail = f"-{phase}-{fingerprint[:6]}-{attempt}"
-    full = f"{run}-{student}" if student else run
-    head = re.sub(r"[^a-z0-9-]", "-", full)
+    mark = hashlib.sha256(f"{run}/{student or ''}".encode()).hexdigest()[:HASH_LENGTH]
+    tail = f"-{mark}-{phase}-{fingerprint[:6]}-{attempt}"
+    head = re.sub(r"[^a-z0-9-]", "-", f"{run}-{student}" if student else run)
     head = head if head[0].isalpha() else f"r{head}"
-    room = NAME_LIMIT - len(tail)
-    if head != full or len(head) > room:
-        mark = hashlib.sha256(f"{run}/{student or ''}".encode()).hexdigest()[:HASH_LENGTH]
-        head = f"{head[: room - HASH_LENGTH - 1].rstrip('-')}-{mark}"
-    return head + tail
+    return head[: NAME_LIMIT - len(tail)].rstrip("-") + tail

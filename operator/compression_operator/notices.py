@@ -32,7 +32,8 @@ def _about_step(before: Step, step: Step) -> Iterator[Notice]:
         message = f"{step.name}, attempt {step.attempt}: job {step.job_name}"
         yield Notice("Normal", "JobCreated", message, step.name, step.job_name)
     if step.waiting_reason and step.waiting_reason != before.waiting_reason:
-        message = f"{step.name}, attempt {step.attempt}: {step.message}"
+        which = f", attempt {step.attempt}" if step.state.active else ""
+        message = f"{step.name}{which}: {step.message}"
         yield Notice("Warning", step.waiting_reason, message, step.name, step.job_name)
     if step.state is before.state:
         return

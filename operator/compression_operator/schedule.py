@@ -5,18 +5,24 @@ no other job of it is live, and until none in the run makes the same artifact.
 """
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from compression_pipeline.config import Phase
 
 from .api.status import Step, StepState
-from .jobs import Action, CreateJob, DeleteJob, ObservedJob
+from .jobs import Action, CreateJob, DeleteJob, Job, ObservedJob, WaitReason
 from .plan import Plan, PlannedStep, step_name
 from .steps import LISTING_LAG, cut, due
 
 LINGER = timedelta(seconds=60)
 """Time for the rest of a job to end, once its result is in the status. A sidecar would keep it alive for ever."""
+
+NAME_PATIENCE = timedelta(seconds=60)
+"""Time for another's job to free a name, as that of a run which was just deleted does. From then on it is trouble."""
+
+OTHER_NAME = timedelta(seconds=70)
+"""Time after which the step's job gets another number, and so another name: a look later than the trouble is told."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Limits:
 class _Wait:
     message: str
     for_a_job: bool = False  # to be gone
+    for_a_name: bool = False  # that a job has which isn't the run's
 
 
 class Schedule:
@@ -95,10 +102,15 @@ class Schedule:
     def _told(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
         wait = self._wait(planned, step, now) if step.state is StepState.PENDING else None
         if wait is None:
-            return step
+            return step.model_copy(update={"name_taken_since": None})
         if wait.for_a_job:
             self.blocked.append(step.name)
-        return step.model_copy(update={"message": wait.message})
+        changes: dict[str, object] = {"message": wait.message, "name_taken_since": None}
+        if wait.for_a_name:
+            changes["name_taken_since"] = now - _taken_for(step, now)
+            lasts = _taken_for(step, now) >= NAME_PATIENCE
+            changes["waiting_reason"] = WaitReason.JOB_NAME_TAKEN.value if lasts else None
+        return step.model_copy(update=changes)
 
     def _asked_again(self, planned: PlannedStep, step: Step) -> Step:
         """A step that misses its job asks for it again: by its name it cannot become two."""
@@ -113,7 +125,9 @@ class Schedule:
             why = self._limits.unmade[step.job_name]
             return step.model_copy(update={"message": cut(f"its job is not there and cannot be made: {why}")})
         else:
-            self.actions.append(CreateJob(self._plan.job(planned, run=self._run, attempt=step.attempt)))
+            job = self._plan.job(planned, run=self._run, attempt=step.attempt)
+            # Another version of the operator may have named it.
+            self.actions.append(CreateJob(replace(job, name=step.job_name)))
         return step
 
     def _seen_or_gone(self, step: Step, since: datetime, now: datetime) -> Step:
@@ -150,9 +164,9 @@ class Schedule:
             return _Wait(f"waits for {twin}, which makes the same", for_a_job=True)
         if len(self._live.keys() - self._over) >= self._limits.max_parallel_jobs:
             return _Wait(f"waits for a free slot (maxParallelJobs is {self._limits.max_parallel_jobs})")
-        name = self._plan.job(planned, run=self._run, attempt=self._next_attempt(step)).name
+        name = self._next_job(planned, step, now).name
         if name in self._limits.foreign:
-            return _Wait(_not_ours(name), for_a_job=True)
+            return _Wait(_not_ours(name), for_a_job=True, for_a_name=True)
         if name in self._limits.unmade:
             return _Wait(cut(f"waits, for its job cannot be made: {self._limits.unmade[name]}"))
         return None
@@ -162,12 +176,18 @@ class Schedule:
         present = step.job_name if step.state.active else None
         return [name for name, (owner, _) in self._live.items() if owner == step.name and name != present]
 
-    def _next_attempt(self, step: Step) -> int:
+    def _next_job(self, planned: PlannedStep, step: Step, now: datetime) -> Job:
+        """The job of the step's next attempt. A number whose name another's job has kept for long is passed over."""
         seen = [job.attempt for job in self._jobs.values() if job.step == step.name]
-        return max([step.attempt, *seen]) + 1
+        attempt = max([step.attempt, *seen]) + 1
+        job = self._plan.job(planned, run=self._run, attempt=attempt)
+        while job.name in self._limits.foreign and _taken_for(step, now) >= OTHER_NAME:
+            attempt += 1
+            job = self._plan.job(planned, run=self._run, attempt=attempt)
+        return job
 
     def _started(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
-        job = self._plan.job(planned, run=self._run, attempt=self._next_attempt(step))
+        job = self._next_job(planned, step, now)
         self.actions.append(CreateJob(job))
         self._live[job.name] = (job.step, job.fingerprint)
         return step.model_copy(
@@ -176,6 +196,7 @@ class Schedule:
                 "attempt": job.attempt,
                 "job_name": job.name,
                 "unseen_since": now,
+                "name_taken_since": None,
                 "start_time": None,
                 "completion_time": None,
                 "retry_time": None,
@@ -183,6 +204,12 @@ class Schedule:
                 "progress": None,
             }
         )
+
+
+def _taken_for(step: Step, now: datetime) -> timedelta:
+    """For how long the name of the step's next job has been another's, also where the clock was ahead at first."""
+    since = step.name_taken_since
+    return now - since if since is not None and since <= now else timedelta(0)
 
 
 def _not_ours(job: str) -> str:

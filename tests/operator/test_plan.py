@@ -172,7 +172,7 @@ def test_a_job_is_told_everything() -> None:
     assert distill
     job = steps.job(distill, run="demo", attempt=3)
     assert (job.name, job.step, job.phase, job.student, job.attempt, job.fingerprint) == (
-        f"demo-depth-distill-{distill.fingerprint and distill.fingerprint[:6]}-3",
+        job_name("demo", "depth", Phase.DISTILL, str(distill.fingerprint), 3),
         "distill-depth",
         Phase.DISTILL,
         "depth",
@@ -229,6 +229,7 @@ def test_export_knows_all_that_its_card_tells_of() -> None:
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True)
 runs = st.lists(labels, min_size=1, max_size=10).map(".".join)
+dashed = st.from_regex(r"[a-z]{1,6}", fullmatch=True) | st.sampled_from(list(Phase))
 students = st.none() | st.from_regex(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True)
 
 
@@ -254,7 +255,14 @@ def test_runs_whose_names_are_cut_or_changed_do_not_meet(two: list[str]) -> None
 
 
 def test_names_read_well() -> None:
-    assert job_name("demo", "width", "distill", FP, 2) == "demo-width-distill-012345-2"
-    assert job_name("demo", None, "prepare", FP, 1) == "demo-prepare-012345-1"
+    assert re.fullmatch(r"demo-width-[0-9a-f]{6}-distill-012345-2", job_name("demo", "width", "distill", FP, 2))
+    assert re.fullmatch(r"demo-[0-9a-f]{6}-prepare-012345-1", job_name("demo", None, "prepare", FP, 1))
     long = job_name("llama-3.1-8b-" + "x" * 100, "width", "distill", FP, 2)
     assert re.fullmatch(r"llama-3-1-8b-x+-[0-9a-f]{6}-distill-012345-2", long)
+
+
+@given(st.lists(dashed, min_size=3, max_size=5), st.sampled_from(list(Phase)))
+def test_runs_whose_names_go_on_as_a_students_do_not_meet(parts: list[str], phase: Phase) -> None:
+    """`llama` with a student `b-width`, `llama-b` with `width`, and `llama-b-width` with none."""
+    cuts = [("-".join(parts[:n]), "-".join(parts[n:]) or None) for n in range(1, len(parts) + 1)]
+    assert len({job_name(run, of, phase, FP, 1) for run, of in cuts}) == len(cuts)

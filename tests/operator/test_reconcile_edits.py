@@ -10,7 +10,6 @@ from looks import FINETUNED, PREPARED, at, condition, created, deleted, finish, 
 
 from compression_operator.api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION
 from compression_operator.api.status import RunPhase, StepState
-from compression_operator.jobs import CreateJob
 from compression_operator.names import job_name
 from compression_operator.reconcile import reconcile
 from compression_pipeline.config import ExitClass
@@ -306,18 +305,6 @@ def test_an_edit_before_the_job_is_seen_stops_it_all_the_same(world: World) -> N
     assert (deleted(decision), created(decision)) == ([name], [])
     world.vanish(name)
     world.pass_time(31)
-    assert created(world.look()) == ["prepare"]
-
-
-def test_a_name_that_is_taken_is_waited_for(world: World) -> None:
-    first = world.look(crash_after=0).actions[0]
-    assert isinstance(first, CreateJob)
-    world.foreign.add(first.job.name)
-    decision = world.look()
-    assert decision.actions == ()
-    assert decision.blocked == ("prepare",)
-    assert step(world, "prepare").message == f"waits for job {first.job.name} to be removed, which is not this run's"
-    world.foreign.clear()
     assert created(world.look()) == ["prepare"]
 
 

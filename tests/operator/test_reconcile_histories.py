@@ -295,7 +295,6 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         """From here on all goes well: whatever happened before, the run ends, and ends as it should."""
         world = self.world
-        world.foreign.clear()
         if world.run.spec.suspend:
             world.drive()
             assert not any(truth.live for truth in world.jobs.values()), "jobs go on though the run is suspended"

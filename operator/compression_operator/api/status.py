@@ -131,8 +131,13 @@ class Step(Observed):
     waiting_reason: str | None = Field(
         default=None,
         description="What keeps the job's pods from running, once that has lasted: Unschedulable, NodeUnreachable, "
-        "ImagePullFailed, ContainerConfigError, ContainerCreating, ContainerStartFailed or PodsNotCreated. Also the "
-        "reason of Degraded.",
+        "ImagePullFailed, ContainerConfigError, ContainerCreating, ContainerStartFailed or PodsNotCreated; or the job "
+        "from being made: JobNameTaken. Also the reason of Degraded.",
+    )
+    name_taken_since: datetime | None = Field(
+        default=None,
+        description="Since when the name of the next attempt's job is that of another's; after a while that attempt's "
+        "number is passed over.",
     )
     progress: Progress | None = Field(default=None, description="Where the running attempt stands.")
     last_failure: AttemptRecord | None = Field(default=None, description="The newest attempt that did not succeed.")
