@@ -9,6 +9,8 @@ from typing import IO, Any
 
 from pydantic.alias_generators import to_camel
 
+from .redaction import Redactor
+
 
 def now() -> str:
     """The time in RFC 3339, UTC, to the millisecond."""
@@ -16,12 +18,13 @@ def now() -> str:
 
 
 class Events:
-    """Writes events; a silent one (ranks other than 0) writes nothing."""
+    """Writes events, without the secrets of the environment; a silent one (ranks other than 0) writes nothing."""
 
     def __init__(self, stream: IO[str] | None = None, *, silent: bool = False) -> None:
         """`stream`: where to, stdout by default."""
         self._stream = stream
         self._silent = silent
+        self._redactor = Redactor.of()
 
     def progress(
         self,
@@ -69,7 +72,7 @@ class Events:
         line = json.dumps(_finite({"event": event, "time": now(), **fields}), ensure_ascii=False, allow_nan=False)
         stream = self._stream or sys.stdout
         try:
-            stream.write(line + "\n")
+            stream.write(self._redactor.text(line) + "\n")
             stream.flush()
         except OSError:
             # Whoever read the log is gone, or its disk is full; hours of training don't end for that.

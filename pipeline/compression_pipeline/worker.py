@@ -17,6 +17,7 @@ from .errors import PhaseError, classify, port_taken
 from .launcher import outcome
 from .launcher.ranks import LAUNCHER_VARIABLE
 from .machine import die_with_parent
+from .redaction import Redactor
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,14 +40,15 @@ def main(arguments: Sequence[str]) -> int:
         result = importlib.import_module(f"compression_pipeline.phases.{phase.value}").run(job, context).to_json()
         context.events.result(result)
     except BaseException as error:
-        fault = classify(error)
+        fault, redactor = classify(error), Redactor.of()
+        message = redactor.text(str(fault))
         if not isinstance(error, PhaseError):
-            traceback.print_exc()
+            sys.stderr.write(redactor.text(traceback.format_exc()))
         if not alone or folder is None:  # a single rank's sentence is the job's, which the launcher says
-            sys.stderr.write(f"rank {rank}: {fault}\n")
+            sys.stderr.write(f"rank {rank}: {message}\n")
         if folder is not None:
             taken = port_taken(error)
-            outcome.write(folder, rank, exit_class=fault.exit_class, message=str(fault), port_taken=taken)
+            outcome.write(folder, rank, exit_class=fault.exit_class, message=message, port_taken=taken)
         # Tearing down a process group whose peers are gone may hang; nothing is left to be done here.
         sys.stdout.flush()
         sys.stderr.flush()

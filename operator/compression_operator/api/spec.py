@@ -38,8 +38,8 @@ class Teacher(TeacherConfig):
 
     secret_ref: SecretKeyRef | None = Field(
         default=None,
-        description="Hub token for a gated teacher or dataset; only prepare sees it. Local runs take HF_TOKEN from the "
-        "environment.",
+        description="Hub token for a gated teacher or dataset; only prepare sees it. White space around it is left "
+        "out. Local runs take HF_TOKEN from the environment.",
     )
 
 

@@ -19,6 +19,7 @@ from compression_pipeline.config import CONFIG_VARIABLE, JOBS, ExitClass, JobCon
 from compression_pipeline.errors import Interrupted, PhaseError, UserError, classify
 from compression_pipeline.events import Events
 from compression_pipeline.machine import adopt_orphans, oom_kills
+from compression_pipeline.redaction import Redactor, guarded
 
 from . import outcome, termination
 from .heartbeat import BEAT_SECONDS, Heartbeat
@@ -35,7 +36,13 @@ PORT_RETRIES = 3
 
 
 def main(arguments: Sequence[str], own: Mapping[str, str] = os.environ) -> int:
-    """Run one phase; returns the exit code (see `ExitClass`)."""
+    """Run one phase; returns the exit code (see `ExitClass`). No secret of `own` is in what the job says."""
+    redactor = Redactor.of(own)
+    with guarded(redactor):
+        return _run(arguments, own, redactor)
+
+
+def _run(arguments: Sequence[str], own: Mapping[str, str], redactor: Redactor) -> int:
     path = termination.path_of(own)
     try:
         phase, job = _job(arguments, own)
@@ -46,6 +53,7 @@ def main(arguments: Sequence[str], own: Mapping[str, str] = os.environ) -> int:
         if not isinstance(error, PhaseError):
             traceback.print_exc()
         ended = Termination.model_validate({"class": fault.exit_class, "message": str(fault)})
+    ended = ended.model_copy(update={"message": redactor.text(ended.message)})
     if ended.message:
         name = arguments[0] if arguments else "compression"
         sys.stderr.write(f"{name}: {ended.exit_class.value}: {ended.message}\n")

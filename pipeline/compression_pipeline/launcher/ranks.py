@@ -12,11 +12,11 @@ from pathlib import Path
 from compression_pipeline.config import JobConfig, Phase
 from compression_pipeline.context import LAUNCH_VARIABLE
 from compression_pipeline.machine import children, free_port, processors
+from compression_pipeline.redaction import HUB_SECRETS
 
 from .outcome import FOLDER_VARIABLE
 
 LAUNCHER_VARIABLE = "COMPRESSION_LAUNCHER_PID"
-HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 ALONE = frozenset({Phase.PREPARE, Phase.EXPORT})
 """Phases of one rank, whatever the job was given."""
 

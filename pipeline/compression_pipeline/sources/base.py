@@ -23,6 +23,11 @@ class Place:
     aside: Sequence[str] = ()  # PrepareJob.aside
 
     @property
+    def on_cluster(self) -> bool:
+        """Whether the job runs in a pod: there no file: source has a root."""
+        return "file" not in self.roots
+
+    @property
     def cache(self) -> Path:
         """Where downloads are kept."""
         return self.store / "hub"

@@ -20,12 +20,13 @@ from urllib.parse import urlsplit
 from compression_pipeline.artifact import Watched, sha256
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import PhaseError, TransientError, UserError, causes, disk_full
+from compression_pipeline.redaction import Redactor
 from compression_pipeline.text.files import FORMATS, is_text
 
 from . import checkpoint, splits
 from .base import Place, SourceFile, Splits
+from .token import hub_token
 
-TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 (the variable's name)
 ENDPOINT_VARIABLE = "HF_ENDPOINT"
 PARQUET_BRANCH = "refs/convert/parquet"
 """Where the Hub keeps Parquet files that it made of a dataset of any layout, as <config>/<split>/<n>.parquet."""
@@ -52,7 +53,8 @@ class HubSource:
         self._place = place
         self._repo = place.source.removeprefix("hf://")
         self._where = f"{place.field}: {place.source}"
-        self._token = os.environ.get(TOKEN_VARIABLE) or None
+        self._redactor = Redactor.of()
+        self._token = hub_token(os.environ, on_cluster=place.on_cluster)
         self._endpoint = os.environ.get(ENDPOINT_VARIABLE, "https://huggingface.co").rstrip("/")
         # False: a token that lies on this machine for someone else's use is left alone.
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False)
@@ -228,7 +230,8 @@ class HubSource:
         except Exception as error:
             if disk_full(error):
                 raise
-            raise self._sentence(error, revision) from error
+            fault = self._sentence(error, revision)
+            raise type(fault)(self._redactor.text(str(fault))) from error
 
     def _sentence(self, error: Exception, revision: str | None) -> PhaseError:
         import requests
@@ -253,6 +256,9 @@ class HubSource:
             )
         if isinstance(error, errors.RevisionNotFoundError):
             return UserError(f"{self._where} has no revision {revision}; correct {field}.revision")
+        wrong = requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema
+        if isinstance(error, wrong):
+            return UserError(f"{self._where}: {ENDPOINT_VARIABLE} is no address of a server; write https://host")
         if isinstance(error, errors.HFValidationError):
             return UserError(f"{self._where} is no name of a repository; write hf://owner/name")
         if isinstance(error, errors.OfflineModeIsEnabled):
@@ -262,7 +268,8 @@ class HubSource:
         if status is not None:
             return TransientError(f"{self._where}: {self._endpoint} answered {status}; try again later")
         if isinstance(error, (requests.RequestException, errors.LocalEntryNotFoundError, OSError)):
-            sys.stderr.write(_QUERY.sub("?...", f"{error!r}\n"))  # for who reads the log: the client's own words
+            # For who reads the log: the client's own words.
+            sys.stderr.write(self._redactor.text(_QUERY.sub("?...", f"{error!r}\n")))
             host = urlsplit(self._endpoint).netloc.rpartition("@")[2] or self._endpoint
             return TransientError(f"{self._where}: {host} can't be reached: {_obstacle(error)}")
         return TransientError(f"{self._where}: {type(error).__name__}: {_line(error)}")
