@@ -241,7 +241,7 @@ def test_splits_by_names(preparation: Preparation, hub: Hub) -> None:
     dataset(hub, {
         "data/train-00000-of-00002.jsonl": lines(*texts()[:5]),
         "data/train-00001-of-00002.jsonl": lines(*texts()[5:9]),
-        "data/validation-00000-of-00001.jsonl": lines(*texts()[9:11]),
+        "data/validation-00000-of-00001-869c898b519ad725.jsonl": lines(*texts()[9:11]),
         "data/test-00000-of-00001.jsonl": lines("never"),
         ".gitattributes": b"",
     })  # fmt: skip

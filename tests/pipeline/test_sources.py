@@ -15,43 +15,6 @@ from compression_pipeline.text import documents
 from compression_pipeline.text.tokenizer import load
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["train.jsonl", "validation.jsonl", "test.jsonl"], {"train": 1, "validation": 1, "test": 1}),
-        (["a.txt", "b.txt"], {"train": 2}),
-        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], {"train": 2}),
-        (["train/a.jsonl", "train/test.jsonl", "dev/a.jsonl"], {"train": 2, "validation": 1}),
-        (["c4-train.00000-of-01024.json.gz", "c4-validation.00000-of-00008.json.gz"], {"train": 1, "validation": 1}),
-        (["wiki.train.txt", "wiki.valid.txt", "wiki.test.txt"], {"train": 1, "validation": 1, "test": 1}),
-        (["part-00000-of-00002.parquet", "part-00001-of-00002.parquet"], {"train": 2}),
-        (["train_sft-00000-of-00001.parquet", "test_sft-00000-of-00001.parquet"], {"train_sft": 1, "test_sft": 1}),
-        (["train_stations.txt", "development-guide.txt", "contest.txt"], {"train": 3}),  # prose, no splits
-        (["articles.jsonl", "test.jsonl"], {"train": 1, "test": 1}),
-        (["train.jsonl", "notes.txt"], {"train": 1}),
-    ],
-)
-def test_splits_by_name(names: list[str], expected: dict[str, int]) -> None:
-    assert {split: len(files) for split, files in splits.by_name(names).items()} == expected
-
-
-NAMES = st.lists(st.from_regex(r"([a-z]{1,5}/)?(train|dev|test|part)?[-_.a-z0-9]{0,8}\.(txt|jsonl)", fullmatch=True))
-
-
-@given(NAMES)
-def test_a_file_is_in_one_split_at_most_and_there_is_always_something_to_train_on_without_a_word(
-    names: list[str],
-) -> None:
-    unique = sorted(set(names))
-    found = splits.by_name(unique)
-    used = [name for files in found.values() for name in files]
-    assert len(used) == len(set(used))
-    assert set(used) <= set(unique)
-    assert splits.by_name(list(reversed(unique))) == found
-    if set(used) != set(unique):
-        assert "train" in found  # files are left aside only where others say that they are for training
-
-
 def test_a_readme_may_tell_files_in_several_forms() -> None:
     names = ["a.jsonl", "deep/b.jsonl", "deep/er/c.jsonl", "x.txt"]
     for files, expected in (

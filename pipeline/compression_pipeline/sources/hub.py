@@ -23,7 +23,7 @@ from compression_pipeline.errors import PhaseError, TransientError, UserError, c
 from compression_pipeline.redaction import Redactor
 from compression_pipeline.text.files import FORMATS, is_text
 
-from . import checkpoint, splits
+from . import checkpoint, corpus, splits
 from .base import Place, SourceFile, Splits
 from .token import hub_token
 
@@ -136,15 +136,25 @@ class HubSource:
 
     def _by_folder(self, listed: dict[str, SourceFile], dataset: DatasetConfig) -> dict[str, list[str]] | None:
         """By the names of the data files themselves; a configuration is a folder."""
-        names = [name for name in listed if is_text(name)]
-        if dataset.config is not None:
-            names = [name for name in names if name.startswith(f"{dataset.config}/")]
+        folder = f"{dataset.config}/" if dataset.config is not None else ""
+        names = [
+            name.removeprefix(folder)
+            for name in listed
+            if name.startswith(folder) and is_text(name) and not any(part.startswith(".") for part in name.split("/"))
+        ]
         scripted = f"{self._repo.rsplit('/', 1)[-1]}.py" in listed  # only its script knows what the files are
         if scripted or not names:
             return None
-        found = splits.by_name(names, _named(dataset))
-        splits.warn_of_unused(names, found, self._place)
-        return found
+        left = corpus.beside(names)
+        kept = [name for name in names if name not in left]
+        found = splits.by_name(kept, _named(dataset))
+        doubts = [
+            *corpus.doubts(left, {name: listed[folder + name].size for name in kept}),
+            *splits.doubts(kept, found, dataset),
+        ]
+        for doubt in doubts:
+            self._place.context.events.warning(f"{self._where}: {doubt}")
+        return {split: [folder + name for name in files] for split, files in found.items()}
 
     def _converted(
         self, original: dict[str, SourceFile], dataset: DatasetConfig

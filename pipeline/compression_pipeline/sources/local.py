@@ -1,7 +1,7 @@
 """Sources on this machine: `file:path`, relative to the manifest's folder, and `pvc://claim/path`, a mounted volume."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from compression_pipeline.artifact import Watched, sha256
@@ -9,7 +9,7 @@ from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import UserError
 from compression_pipeline.text.files import FORMATS, is_text
 
-from . import checkpoint, splits
+from . import checkpoint, corpus, splits
 from .base import Place, SourceFile, Splits
 
 PROGRESS_SECONDS = 2.0
@@ -48,7 +48,7 @@ class LocalSource:
         # A single file is what was asked for, whatever its name.
         named = (dataset.train_split, *([dataset.validation_split] if dataset.validation_split else []))
         found = {dataset.train_split: names} if self._base.is_file() else splits.by_name(names, named)
-        splits.warn_of_unused(names, found, self._place)
+        self._warn(splits.doubts(names, found, dataset) if not self._base.is_file() else ())
         train, validation = splits.wanted(found, dataset, self._where)
         self._base = base
         return Splits(self._described(train, base), self._described(validation, base))
@@ -89,7 +89,14 @@ class LocalSource:
                 f"{', '.join(FORMATS)}"
             )
         self._watch(base, *{(base / name).parent for name in readable})  # a new file changes its folder
-        return base, readable
+        left = corpus.beside(readable)
+        kept = [name for name in readable if name not in left]
+        self._warn(corpus.doubts(left, {name: (base / name).stat().st_size for name in kept}))
+        return base, kept
+
+    def _warn(self, doubts: Iterable[str]) -> None:
+        for doubt in doubts:
+            self._place.context.events.warning(f"{self._where}: {doubt}")
 
     def _warn_of_links(self, base: Path) -> None:
         """`**` leads through folders alone."""

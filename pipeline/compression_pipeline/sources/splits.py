@@ -1,68 +1,83 @@
 """Which files belong to which split: by a dataset's README on the Hub, else by their names."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import UserError
-from compression_pipeline.text.files import FORMATS
 
-from .base import Place
-
-_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
+KEYWORDS: Mapping[str, Sequence[str]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words in names that tell a split, as Hugging Face's `datasets` reads them."""
+"""Words in names that tell a split, as Hugging Face's `datasets` reads them: in lower case alone."""
 
-_SHARD = re.compile(r"(?P<stem>\w[\w.-]*?)-\d{5}-of-\d{5}")
-_NUMBERS = r"(?:[-._ ]?\d+|[-._ ]of)*"
+_AROUND = "[-._ 0-9]"  # what sets such a word off from others
+_SHARD = re.compile(r"data/(?P<split>[^/]+)-[0-9]{5}-of-[0-9]{5}[^/]*\.[^/]*", re.DOTALL)
+_SHARDED_SPLIT = re.compile(r"\w+(\.\w+)*")
 
 
 def by_name(names: Iterable[str], extra: Iterable[str] = ()) -> dict[str, list[str]]:
-    """Files by split, sorted, as folders and names tell (`train.jsonl`, `data/validation-00000-of-00002.parquet`).
+    """Files by split, sorted, by the rules of `datasets`: the first of these that tells anything tells everything.
 
-    `extra`: splits named in the manifest, which count as words too. Files that tell no split are train, where no file
-    tells that it is; else they belong to none.
+    1. `data/<split>-00000-of-00001*.<ending>`: the split may have any name.
+    2. A folder's name has a word of KEYWORDS, set off by its ends, `-`, `.`, `_`, a space or a digit.
+    3. A file's name has such a word, and one of those signs after it.
+    4. Everything is train.
+
+    A name may tell several splits, and files that tell none belong to none. Other than there, they are train where no
+    file tells that it is. `extra`: splits that the manifest names; where the rules find none of that name it is a word
+    like those, and the files that it tells belong to no other split.
     """
-    words = _ALIASES | {name.lower(): name for name in extra}
     ordered = sorted(names)
-    stems = {match["stem"] for name in ordered if (match := _SHARD.fullmatch(_stem(name)))}
-    if len(stems) > 1:  # shards of several things: those are splits, whatever they are called
-        words = {stem.lower(): stem for stem in stems} | words
+    found = _sharded(ordered) or _with_train(_by_words(ordered, KEYWORDS), ordered)
+    for split in extra:
+        if split not in found and split not in KEYWORDS:
+            told = _by_words(ordered, {split: [split]}).get(split, [])
+            found = {one: [name for name in files if name not in told] for one, files in found.items()} | {split: told}
+    return {split: files for split, files in found.items() if files}
+
+
+def tells(name: str) -> bool:
+    """Whether a name tells a split on its own."""
+    return bool(_sharded([name]) or _by_words([name], KEYWORDS))
+
+
+def _sharded(names: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for name in ordered:
-        found.setdefault(_split_of(name, words) or "", []).append(name)
-    untold = found.pop("", [])
-    return found if "train" in found or not untold else found | {"train": untold}
+    for name in names:
+        if match := _SHARD.fullmatch(name):
+            found.setdefault(match["split"], []).append(name)
+    return found if all(_SHARDED_SPLIT.fullmatch(split) for split in found) else {}
 
 
-def _split_of(name: str, words: Mapping[str, str]) -> str | None:
-    for folder in name.lower().split("/")[:-1]:
-        if folder in words:
-            return words[folder]
-    stem = _stem(name).lower()
-    for word in sorted(words, key=len, reverse=True):  # train_sft before sft
-        # The word alone, after others (wiki.train) and before numbers (train-00000-of-00002), but no "train stations".
-        if re.fullmatch(rf"(?:.*[-._ ])?{re.escape(word)}{_NUMBERS}", stem):
-            return words[word]
-    return None
+def _by_words(names: Sequence[str], words: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    for tells in (_folder_tells, _file_tells):
+        found = {split: [name for name in names if tells(name, told)] for split, told in words.items()}
+        if any(found.values()):
+            return {split: files for split, files in found.items() if files}
+    return {}
 
 
-def _stem(name: str) -> str:
-    """The last part of a name without its ending."""
-    last = name.rsplit("/", 1)[-1]
-    ending = next((e for e in FORMATS if last.lower().endswith(e)), "")
-    return last[: len(last) - len(ending)]
+def _with_train(found: dict[str, list[str]], names: Sequence[str]) -> dict[str, list[str]]:
+    told = {name for files in found.values() for name in files}
+    return found if "train" in found else {"train": [name for name in names if name not in told]} | found
+
+
+def _folder_tells(name: str, words: Sequence[str]) -> bool:
+    form = re.compile(rf"(.*{_AROUND})?({_any(words)})({_AROUND}.*)?", re.DOTALL)
+    return any(form.fullmatch(folder) for folder in name.split("/")[:-1])
+
+
+def _file_tells(name: str, words: Sequence[str]) -> bool:
+    form = rf"(.*{_AROUND})?({_any(words)}){_AROUND}.*"
+    return re.fullmatch(form, name.rsplit("/", 1)[-1], re.DOTALL) is not None
+
+
+def _any(words: Sequence[str]) -> str:
+    return "|".join(map(re.escape, words))
 
 
 def by_readme(configs: Any, names: Iterable[str], config: str | None, where: str) -> dict[str, list[str]] | None:
@@ -104,15 +119,35 @@ def choose(known: list[str], wanted: str | None, where: str, default: str | None
     return default
 
 
-def warn_of_unused(names: Iterable[str], found: Mapping[str, list[str]], place: Place) -> None:
-    """Say which files are left aside because others tell their split by name."""
+def doubts(names: Iterable[str], found: Mapping[str, list[str]], dataset: DatasetConfig) -> Iterator[str]:
+    """What a person should know of how files were split by their names, a sentence each."""
     used = {name for files in found.values() for name in files}
     unused = sorted(set(names) - used)
     if unused:
-        place.context.events.warning(
-            f"{place.field}: {place.source}: {len(unused)} files are not used, for their names tell no split while "
-            f"others' do (the first: {unused[0]})"
-        )
+        yield f"{len(unused)} files are not used, for they tell no split while others do (the first: {unused[0]})"
+    train = found.get(dataset.train_split, [])
+    if len(found) > 1 and train and dataset.train_split == "train" and not any(map(tells, train)):
+        yield f"{len(train)} files are trained on though they tell no split while others do (the first: {train[0]})"
+    for split in (dataset.train_split, dataset.validation_split or "validation"):
+        strange = [(name, word) for name in found.get(split, []) for word in _other_words(name, split)]
+        if strange:
+            name, word = strange[0]
+            yield (
+                f"{len({name for name, _ in strange})} files are in the split {split} though their names hold a word "
+                f"of another (the first: {name}, which holds {word}); a split's word stands in lower case between "
+                "signs, and the first rule that tells a split tells all"
+            )
+
+
+def _other_words(name: str, split: str) -> list[str]:
+    """Words of other splits than this that a name holds, however they are written (`TestSet`, `my.Dev.txt`)."""
+    own = {one for one, words in KEYWORDS.items() if {one, *words} & set(_words(split))}
+    found = _words(name)
+    return [w for one, told in KEYWORDS.items() if one not in own for w in found if w.removesuffix("set") in told]
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def wanted(found: Mapping[str, list[str]], dataset: DatasetConfig, where: str) -> tuple[list[str], list[str]]:
@@ -122,9 +157,16 @@ def wanted(found: Mapping[str, list[str]], dataset: DatasetConfig, where: str) -
             known = ", ".join(name for name, files in found.items() if files) or "none"
             raise UserError(f"{where} has no split {split}; set dataset.{field} to one of its splits: {known}")
     validation = dataset.validation_split or "validation"
+    train, held = found[dataset.train_split], found.get(validation, [])
     if validation == dataset.train_split:
-        return found[dataset.train_split], []
-    return found[dataset.train_split], found.get(validation, [])
+        return train, []
+    both = next((name for name in train if name in set(held)), None)
+    if both is not None:
+        raise UserError(
+            f"{where}: {both} tells two splits by its name, {dataset.train_split} and {validation}, and what "
+            "is trained on can't be validated on; rename it, or name others in dataset.trainSplit and validationSplit"
+        )
+    return train, held
 
 
 def _patterns(data_files: Any) -> list[tuple[str, list[str]]]:

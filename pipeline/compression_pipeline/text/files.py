@@ -47,6 +47,11 @@ def is_text(name: str) -> bool:
     return any(name.lower().endswith(ending) for ending in FORMATS)
 
 
+def kind(name: str) -> str:
+    """The kind of file that a readable name tells: text, JSON Lines or Parquet."""
+    return {_whole_text: "text", _json_lines: "JSON Lines", _parquet: "Parquet"}[_reader(name)]
+
+
 def _reader(name: str) -> Callable[[TextFile], Iterator[str]]:
     for ending, reader in FORMATS.items():
         if name.lower().endswith(ending):
@@ -190,6 +195,7 @@ FORMATS: dict[str, Callable[[TextFile], Iterator[str]]] = {
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
     ".jsonl.zst": _json_lines,
+    ".json": _json_lines,
     ".json.gz": _json_lines,
     ".json.zst": _json_lines,
     ".parquet": _parquet,
