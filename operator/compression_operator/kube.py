@@ -306,7 +306,7 @@ class Kube:
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> bytes:
         """The answer to one request. `last`: how many bytes of its end are wanted, where it isn't wanted whole."""
-        if method != "GET" and f"/{LEASES.plural}" not in path and not self._leads():
+        if method != "GET" and _resource(path) != f"{LEASES.plural}.{LEASES.group}" and not self._leads():
             raise NotLeading(f"this replica no longer leads, so it may not {verb} {path}")
         url = f"{self._info.server}{path}?{urlencode(query)}" if query else f"{self._info.server}{path}"
         headers = {**self._authorization(), "Content-Type": content_type}

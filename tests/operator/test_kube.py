@@ -207,6 +207,11 @@ def test_who_no_longer_leads_writes_nothing_but_leases() -> None:
             lambda kube: kube.replace(RUNS, "ns", "x", {}, subresource="status"),
             lambda kube: kube.patch(RUNS, "ns", "x", {}),
             lambda kube: kube.delete(PYTORCHJOBS, "ns", "x"),
+            # No name makes another resource of it, nor another group's resource of that name.
+            lambda kube: kube.create(PYTORCHJOBS, "leases", {}),
+            lambda kube: kube.replace(RUNS, "leases-of-ours", "leases", {}, subresource="status"),
+            lambda kube: kube.delete(PYTORCHJOBS, "ns", "leases"),
+            lambda kube: kube.create(replace(LEASES, group="example.com"), "ns", {}),
         ):
             with pytest.raises(NotLeading):
                 ask(url, what, **options)
