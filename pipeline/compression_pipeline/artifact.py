@@ -25,6 +25,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from .config import ConfigModel
 from .config.fingerprint import SCHEMA_VERSION
 from .errors import UserError
+from .store.published import Published
 
 MANIFEST = "manifest.json"
 VERSIONED = ("torch", "megatron-core", "nvidia-modelopt", "transformers", "tokenizers", "compression-operator")
@@ -88,35 +89,6 @@ class Artifact:
         return model.model_validate(self.manifest.result)
 
 
-class Watched(_Record):
-    """A local file, or folder, that something was made from, and how it looked then: cheap to look at again."""
-
-    path: str
-    size: int
-    changed: int = Field(description="Time of change in ns.")
-
-    @classmethod
-    def now(cls, path: Path) -> "Watched":
-        """Raises OSError."""
-        status = path.stat()
-        return cls(path=str(path), size=status.st_size, changed=status.st_mtime_ns)
-
-    def unchanged(self) -> bool:
-        """Whether it still looks like that."""
-        try:
-            return Watched.now(Path(self.path)) == self
-        except OSError:
-            return False
-
-
-class Published(_Record):
-    """`published.json`: the artifact that a step made whose key was not known before it ran."""
-
-    artifact: str
-    watched: list[Watched] = Field(default=[], description="What it was made from, of local files.")
-    result: dict[str, Any] = Field(default={}, description="What the step told otherwise than the one that made it.")
-
-
 class Store:
     """One tree that all runs of a storage share."""
 
@@ -155,11 +127,19 @@ class Store:
         found = self.find(f"{phase}-{fingerprint}")
         if found is not None:
             return found
+        record = self.published(fingerprint)
+        return self.recorded(record) if record is not None and record.stands else None
+
+    def published(self, fingerprint: str) -> Published | None:
+        """What the step of this fingerprint noted when it was done; None where it noted nothing."""
         try:
-            record = Published.model_validate_json((self.work_folder(fingerprint) / "published.json").read_bytes())
+            return Published.model_validate_json((self.work_folder(fingerprint) / "published.json").read_bytes())
         except (OSError, ValidationError):
             return None
-        found = self.find(record.artifact) if all(found.unchanged() for found in record.watched) else None
+
+    def recorded(self, record: Published) -> Artifact | None:
+        """The artifact of such a note, where it is whole, with the result that was noted."""
+        found = self.find(record.artifact)
         if found is None:
             return None
         result = found.manifest.result | record.result

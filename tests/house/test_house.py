@@ -50,12 +50,13 @@ def locked(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", sources(OPERATOR), ids=lambda path: str(path.relative_to(OPERATOR)))
-def test_the_operator_takes_nothing_from_the_pipeline_but_its_configuration(path: Path) -> None:
+def test_the_operator_takes_nothing_from_the_pipeline_but_configuration_and_store(path: Path) -> None:
+    light = ("compression_pipeline.config", "compression_pipeline.store")
     foreign = {
         name
         for name in imported(path, OPERATOR)
         if name.split(".")[0] in ("torch", "megatron", "modelopt", "transformers")
-        or (name.startswith("compression_pipeline") and not name.startswith("compression_pipeline.config"))
+        or (name.startswith("compression_pipeline") and not name.startswith(light))
     }
     assert not foreign
 
@@ -80,9 +81,9 @@ def test_imports_of_the_operator_run_one_way() -> None:
         assert not outside, f"{path.name} imports {outside}"
 
 
-def test_the_configuration_needs_pydantic_alone() -> None:
+def test_configuration_and_store_need_pydantic_alone() -> None:
     code = (
-        "import sys, compression_pipeline.config as _; "
+        "import sys, compression_pipeline.config, compression_pipeline.store.watched; "
         "print(*{'torch', 'numpy', 'transformers', 'kopf', 'kubernetes', 'yaml'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

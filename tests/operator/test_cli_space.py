@@ -11,7 +11,8 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.backends.local import LocalBackend
 from compression_operator.cli import report
 from compression_operator.workdir import Workdir
-from compression_pipeline.artifact import Published, Store
+from compression_pipeline.artifact import Store
+from compression_pipeline.store.published import Published
 
 
 def test_a_prepare_that_is_published_needs_no_room(

@@ -169,7 +169,7 @@ def test_a_signature_follows_what_is_in_the_files_and_not_where_they_are(
     file.write_text("tex2")
     assert one != signature("file:data", tmp_path / "two")
     assert signature("hf://owner/name", tmp_path) is None
-    monkeypatch.setattr("compression_operator.sources.SMALL", 2)
+    monkeypatch.setattr("compression_pipeline.store.watched.SMALL", 2)
     large = signature("file:data", tmp_path / "one")
     os.utime(tmp_path / "one" / "data" / "a.txt", (0, 0))
     assert large != signature("file:data", tmp_path / "one"), "a large file is known by its time"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # importing it takes seconds that only the engine's tests should pay
+    from hub_server import Hub
     from launching import Launch
     from preparing import Preparation
 
@@ -86,3 +87,25 @@ def preparation(tmp_path: Path, tiny_teacher: Path) -> "Preparation":
     from preparing import Preparation
 
     return Preparation(tmp_path, f"file:{tiny_teacher}")
+
+
+@pytest.fixture
+def hub(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Hub]":
+    """A Hub with the tiny teacher, as repositories are: with pickled weights, code and pictures beside it."""
+    from hub_server import Hub, Repository, serving
+
+    files = {path.name: path.read_bytes() for path in tiny_teacher.iterdir()}
+    files |= {
+        "pytorch_model.bin": b"pickle",
+        "modeling.py": b"raise SystemExit",
+        "README.md": b"# Model",
+        "LICENSE": b"L",
+    }
+    files |= {"original/model.safetensors": b"?", "onnx/model.onnx": b"?"}
+    found = Hub({"models/owner/model": Repository(files)})
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for what in ("ETAG", "DOWNLOAD"):  # the library's 10 s would tell of a machine that stands still
+        monkeypatch.setattr(f"huggingface_hub.constants.HF_HUB_{what}_TIMEOUT", 240)
+    with serving(found):
+        monkeypatch.setenv("HF_ENDPOINT", found.url)
+        yield found

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, Repository, commit, serving
+from hub_server import Hub, Repository, commit
 from launching import until
 from preparing import Preparation, rows
 from tiny import texts
@@ -20,26 +19,6 @@ MODEL = {"model": "hf://owner/model"}
 
 def lines(*content: str) -> bytes:
     return "".join(f"{row}\n" for row in rows(*content)).encode()
-
-
-@pytest.fixture
-def hub(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub with the tiny teacher, as repositories are: with pickled weights, code and pictures beside it."""
-    files = {path.name: path.read_bytes() for path in tiny_teacher.iterdir()}
-    files |= {
-        "pytorch_model.bin": b"pickle",
-        "modeling.py": b"raise SystemExit",
-        "README.md": b"# Model",
-        "LICENSE": b"L",
-    }
-    files |= {"original/model.safetensors": b"?", "onnx/model.onnx": b"?"}
-    found = Hub({"models/owner/model": Repository(files)})
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    for what in ("ETAG", "DOWNLOAD"):  # the library's 10 s would tell of a machine that stands still
-        monkeypatch.setattr(f"huggingface_hub.constants.HF_HUB_{what}_TIMEOUT", 240)
-    with serving(found):
-        monkeypatch.setenv("HF_ENDPOINT", found.url)
-        yield found
 
 
 @pytest.fixture

@@ -152,10 +152,14 @@ def test_every_format_gives_the_same_tokens(preparation: Preparation, ending: st
 
             table = pa.table({"id": list(range(20)), "text": pa.array(content)})
             pq.write_table(table, folder / "a.parquet", row_group_size=7)
-    result = preparation.run("file:corpus")
+    one, other = (preparation.artifact(found).data for found in (plain, preparation.run("file:corpus")))
+    if ending == "txt":  # files of their own, whose order is that of their content
+        assert all(
+            sorted(documents(one, split)) == sorted(documents(other, split)) for split in ("train", "validation")
+        )
+        return
     for name in ("train.bin", "train.idx", "validation.bin", "validation.idx"):
-        one, other = (preparation.artifact(found).data / name for found in (plain, result))
-        assert one.read_bytes() == other.read_bytes()
+        assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
 def test_a_single_file_and_a_glob(preparation: Preparation) -> None:

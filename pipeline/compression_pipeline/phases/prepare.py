@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compression_pipeline import space
-from compression_pipeline.artifact import Artifact, Draft, Published, Watched
+from compression_pipeline.artifact import Artifact, Draft
 from compression_pipeline.config import (
     Architecture,
     DatasetConfig,
+    DocumentFormat,
     PrepareJob,
     PrepareResult,
     ResolvedSource,
@@ -29,9 +30,10 @@ from compression_pipeline.config.fingerprint import SCHEMA_VERSION
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.huggingface.files import inspect
-from compression_pipeline.sources import Source, SourceFile, Splits, open_source
+from compression_pipeline.sources import Source, SourceFile, Splits, Unanswered, checkpoint, open_source
+from compression_pipeline.store.published import Published
 from compression_pipeline.text import documents
-from compression_pipeline.text.files import TextFile
+from compression_pipeline.text.files import TextFile, kind
 from compression_pipeline.text.statistics import describe
 from compression_pipeline.text.tokenize import TRAIN, VALIDATION, Tokenization
 from compression_pipeline.text.tokenizer import load
@@ -41,6 +43,18 @@ _CHUNK = 8 * 1024**2
 
 def run(job: PrepareJob, context: Context) -> PrepareResult:
     """Make the artifact, or find that there is one of the same content. Raises PhaseError."""
+    try:
+        return _look(job, context)
+    except Unanswered as error:
+        known = _known(job, context)
+        if known is None:
+            raise
+        commits = [found.revision for found in (known.resolved_teacher, known.resolved_dataset) if found.revision]
+        context.events.warning(f"{error}; goes on with what it was when last asked (commit {', '.join(commits)})")
+        return known
+
+
+def _look(job: PrepareJob, context: Context) -> PrepareResult:
     teacher = open_source(
         job.teacher.model, field="teacher.model", revision=job.teacher.revision, job=job, context=context
     )
@@ -49,12 +63,14 @@ def run(job: PrepareJob, context: Context) -> PrepareResult:
     )
     context.events.info(f"looks at {job.teacher.model} and {job.dataset.source}")
     model_files = teacher.model_files()
-    splits = dataset.text_files(job.dataset)
+    splits = _in_order(dataset.text_files(job.dataset), job.dataset)
     resolved = {
-        "teacher": _resolved(job.teacher.model, teacher, {"model": model_files}),
-        "dataset": _resolved(job.dataset.source, dataset, {"train": splits.train, "validation": splits.validation}),
+        "teacher": ResolvedSource(
+            source=job.teacher.model, revision=teacher.revision, digest=_digest_of_model(model_files)
+        ),
+        "dataset": ResolvedSource(source=job.dataset.source, revision=dataset.revision, digest=_digest_of_text(splits)),
     }
-    key = content_key(job.dataset, teacher=resolved["teacher"].digest, text=resolved["dataset"].digest)
+    key = content_key(job.dataset, splits, teacher=resolved["teacher"].digest, text=resolved["dataset"].digest)
     artifact = context.store.find(f"prepare-{key}")
     cached = artifact is not None
     if artifact is None:
@@ -64,20 +80,40 @@ def run(job: PrepareJob, context: Context) -> PrepareResult:
     # The same content may have come from elsewhere the first time.
     told = {"resolved_teacher": resolved["teacher"], "resolved_dataset": resolved["dataset"]}
     found = found.model_copy(update={**told, "cached": cached})
+    sources = (teacher, dataset)
     published = Published(
         artifact=artifact.name,
-        watched=[*teacher.watched(), *dataset.watched()],
+        watched=[watched for source in sources if (watched := source.watched())],
+        asked=[asked for source in sources if (asked := source.asked())],
         result={name: value for name, value in found.to_json().items() if name.startswith("resolved")},
     )
     context.store.record_published(job.fingerprint, published)
     return found
 
 
-def content_key(dataset: DatasetConfig, *, teacher: str, text: str) -> str:
-    """Key of the artifact: digests of the teacher's and the text's files, and how documents are made of the latter."""
-    fields = semantic_fields(dataset)
-    # Where the files came from is no part of what they are.
-    fields = {name: value for name, value in fields.items() if name not in ("source", "config", "revision")}
+def _known(job: PrepareJob, context: Context) -> PrepareResult | None:
+    """What the step found when it was made last, where nothing but a branch or a tag can have moved since."""
+    record = context.store.published(job.fingerprint)
+    artifact = context.store.recorded(record) if record is not None and record.may_stand else None
+    if artifact is None:
+        return None
+    found = PrepareResult.model_validate(artifact.manifest.result)
+    _check_length(found, job.dataset)
+    return found.model_copy(update={"cached": True})
+
+
+def content_key(dataset: DatasetConfig, splits: Splits, *, teacher: str, text: str) -> str:
+    """Key of the artifact: digests of the teacher's and the text's files, and how documents are made of the latter.
+
+    What was never used makes no difference: where the files came from, what chose them, and how documents would have
+    been held out where a split is there for that.
+    """
+    unused = {"source", "config", "revision", "trainSplit", "validationSplit"}
+    if splits.validation:
+        unused |= {"seed", "validationFraction"}
+    if all(kind(file.name) == "text" for file in (*splits.train, *splits.validation)):
+        unused.add("textColumn")
+    fields = {name: value for name, value in semantic_fields(dataset).items() if name not in unused}
     fields["documents"] = documents.resolve(dataset.documents, dataset.source).value
     return digest({"version": SCHEMA_VERSION, "phase": "prepare", "dataset": fields, "teacher": teacher, "text": text})
 
@@ -96,9 +132,27 @@ def _check_positions(teacher: Architecture, dataset: DatasetConfig) -> None:
         raise UserError(fault)
 
 
-def _resolved(source: str, opened: Source, files: dict[str, Sequence[SourceFile]]) -> ResolvedSource:
-    content = {role: [[file.name, file.size, file.digest] for file in found] for role, found in files.items()}
-    return ResolvedSource(source=source, revision=opened.revision, digest=digest(content))
+def _in_order(splits: Splits, dataset: DatasetConfig) -> Splits:
+    """The files in an order that their names don't tell, unless one goes on where another ends."""
+    if documents.resolve(dataset.documents, dataset.source) is not DocumentFormat.ROWS:
+        return splits
+
+    def by_content(files: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
+        return tuple(sorted(files, key=lambda file: (file.digest, file.name)))
+
+    return Splits(by_content(splits.train), by_content(splits.validation))
+
+
+def _digest_of_model(files: Sequence[SourceFile]) -> str:
+    return digest([[file.name, file.size, file.digest] for file in files if checkpoint.shapes(file.name)])
+
+
+def _digest_of_text(splits: Splits) -> str:
+    """By the formats of files, for their names are nothing that anybody learns from."""
+    roles = {"train": splits.train, "validation": splits.validation}
+    return digest(
+        {role: [[kind(file.name), file.size, file.digest] for file in files] for role, files in roles.items()}
+    )
 
 
 def _make(
@@ -145,7 +199,8 @@ def _make(
             tokenized.writers, end_of_document=tokenizer.end_of_document, vocabulary=tokenizer.vocabulary
         )
         (data / "statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
-        _check_unchanged([*teacher.watched(), *dataset.watched()])
+        _check_unchanged(teacher, model_files)
+        _check_unchanged(dataset, text_files)
         result = PrepareResult(
             key=key,
             teacher=architecture,
@@ -182,11 +237,11 @@ def _opened(files: Sequence[SourceFile], dataset: Source, column: str) -> list[T
     return [TextFile(p, name=dataset.name_of(f), column=column) for f, p in zip(files, paths, strict=True)]
 
 
-def _check_unchanged(watched: Sequence[Watched]) -> None:
-    files = (found for found in watched if not Path(found.path).is_dir())  # what is added meanwhile doesn't matter
-    changed = next((found for found in files if not found.unchanged()), None)
-    if changed is not None:
-        raise TransientError(f"{changed.path} changed while it was read; try again")
+def _check_unchanged(source: Source, files: Sequence[SourceFile]) -> None:
+    watched = source.watched()
+    changed = watched.changed([file.name for file in files]) if watched else None
+    if watched is not None and changed is not None:
+        raise TransientError(f"{watched.folder / changed} changed while it was read; try again")
 
 
 def _link(path: Path, target: Path, file: SourceFile, draft: Draft) -> bool:

@@ -8,9 +8,9 @@ from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 
 from . import hub, local
-from .base import Place, Source, SourceFile, Splits
+from .base import Place, Source, SourceFile, Splits, Unanswered
 
-__all__ = ["SOURCES", "Source", "SourceFile", "Splits", "open_source"]
+__all__ = ["SOURCES", "Source", "SourceFile", "Splits", "Unanswered", "open_source"]
 
 SOURCES: dict[str, Callable[[Place], Source]] = {
     "file:": local.LocalSource,

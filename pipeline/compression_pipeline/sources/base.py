@@ -5,9 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from compression_pipeline.artifact import Watched
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.context import Context
+from compression_pipeline.errors import PhaseError, TransientError, UserError
+from compression_pipeline.store.published import Asked
+from compression_pipeline.store.watched import Watched
+
+
+class Unanswered(PhaseError):
+    """A source was not asked, or did not answer: what was known of it before may stand."""
+
+
+class Unreachable(Unanswered, TransientError):
+    """It did not answer."""
+
+
+class Offline(Unanswered, UserError):
+    """It may not be asked."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,10 @@ class Source(Protocol):
         """What messages call a file."""
         ...
 
-    def watched(self) -> list[Watched]:
-        """Local files and folders of which a change means that the source has changed, as they were when listed."""
+    def watched(self) -> Watched | None:
+        """Local files of which a change means that the source has changed, as they were when listed."""
+        ...
+
+    def asked(self) -> Asked | None:
+        """What the Hub answered, where the source is on one; known once its files were listed."""
         ...

@@ -8,8 +8,10 @@ from compression_pipeline.errors import UserError
 _OTHER = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
     r"|added_tokens\.json|tokenizer\.model|vocab\.json|merges\.txt|chat_template\.(json|jinja)"
-    r"|(LICENSE|NOTICE|USE_POLICY)(\.txt|\.md)?"
 )
+_PAPERS = re.compile(r"(LICENSE|NOTICE|USE_POLICY)(\.txt|\.md)?")
+"""What comes with a checkpoint and shapes nothing that is made of it."""
+
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PICKLE = re.compile(r".*\.(bin|pt|pth|ckpt)")
@@ -33,4 +35,9 @@ def select(names: Iterable[str], where: str) -> list[str]:
                 "to safetensors"
             )
         raise UserError(f"{where} has no safetensors weights; name a Hugging Face checkpoint")
-    return sorted([*weights, *(name for name in here if _OTHER.fullmatch(name))])
+    return sorted([*weights, *(name for name in here if _OTHER.fullmatch(name) or not shapes(name))])
+
+
+def shapes(name: str) -> bool:
+    """Whether what is made of the checkpoint depends on the file of this name."""
+    return _PAPERS.fullmatch(name) is None

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from compression_pipeline.artifact import Watched, sha256
+from compression_pipeline.artifact import sha256
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import PhaseError, TransientError, UserError, causes, disk_full
 from compression_pipeline.redaction import Redactor
+from compression_pipeline.store.published import ENDPOINT_VARIABLE, Asked, hub_endpoint
 from compression_pipeline.text.files import FORMATS, is_text
 
 from . import checkpoint, corpus, splits
-from .base import Place, SourceFile, Splits
+from .base import Offline, Place, SourceFile, Splits, Unreachable
 from .token import hub_token
 
-ENDPOINT_VARIABLE = "HF_ENDPOINT"
 PARQUET_BRANCH = "refs/convert/parquet"
 """Where the Hub keeps Parquet files that it made of a dataset of any layout, as <config>/<split>/<n>.parquet."""
 
@@ -55,7 +55,7 @@ class HubSource:
         self._where = f"{place.field}: {place.source}"
         self._redactor = Redactor.of()
         self._token = hub_token(os.environ, on_cluster=place.on_cluster)
-        self._endpoint = os.environ.get(ENDPOINT_VARIABLE, "https://huggingface.co").rstrip("/")
+        self._endpoint = hub_endpoint()
         # False: a token that lies on this machine for someone else's use is left alone.
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False)
         self._kind: Kind = "model"
@@ -107,8 +107,11 @@ class HubSource:
     def name_of(self, file: SourceFile) -> str:
         return f"{self._place.source}/{file.name}"
 
-    def watched(self) -> list[Watched]:
-        return []
+    def watched(self) -> None:
+        return
+
+    def asked(self) -> Asked:
+        return Asked(endpoint=self._endpoint, revision=self._place.revision, commit=self._commit)
 
     def _list(self, revision: str | None) -> dict[str, SourceFile]:
         """Every file of the repository at a revision, which is resolved to its commit."""
@@ -272,16 +275,16 @@ class HubSource:
         if isinstance(error, errors.HFValidationError):
             return UserError(f"{self._where} is no name of a repository; write hf://owner/name")
         if isinstance(error, errors.OfflineModeIsEnabled):
-            return UserError(f"{self._where} can't be read while HF_HUB_OFFLINE is set; unset it for prepare")
+            return Offline(f"{self._where} can't be read while HF_HUB_OFFLINE is set; unset it for prepare")
         if isinstance(error, errors.EntryNotFoundError) and status == 404:
             return UserError(f"{self._where} lost a file while it was read ({_line(error)}); try again")
         if status is not None:
-            return TransientError(f"{self._where}: {self._endpoint} answered {status}; try again later")
+            return Unreachable(f"{self._where}: {self._endpoint} answered {status}; try again later")
         if isinstance(error, (requests.RequestException, errors.LocalEntryNotFoundError, OSError)):
             # For who reads the log: the client's own words.
             sys.stderr.write(self._redactor.text(_QUERY.sub("?...", f"{error!r}\n")))
             host = urlsplit(self._endpoint).netloc.rpartition("@")[2] or self._endpoint
-            return TransientError(f"{self._where}: {host} can't be reached: {_obstacle(error)}")
+            return Unreachable(f"{self._where}: {host} can't be reached: {_obstacle(error)}")
         return TransientError(f"{self._where}: {type(error).__name__}: {_line(error)}")
 
     @property
