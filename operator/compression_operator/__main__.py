@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import NoReturn
 
+from .backends.defaults import PLAIN, job_defaults
 from .backends.progress import PERIOD_SECONDS
 from .controller import WORKERS
 from .health import MISSED_SECONDS
@@ -25,6 +26,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line of the operator; the chart sets it."""
     parser = argparse.ArgumentParser(prog="compression-operator", description="Reconciles CompressionRuns.")
     parser.add_argument("--image", required=True, help="pipeline image of runs that name none")
+    parser.add_argument(
+        "--jobs",
+        type=job_defaults,
+        default=PLAIN,
+        metavar="JSON",
+        help="what every job gets: the chart's values `jobs`",
+    )
     parser.add_argument(
         "--namespace", action="append", default=[], help="namespace to watch, repeatable; none: the whole cluster"
     )
@@ -63,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     configure(given.log_format, given.log_level)
     options = Options(
         image=given.image,
+        jobs=given.jobs,
         namespaces=tuple(given.namespace),
         identity=given.identity,
         lease_namespace=given.lease_namespace,

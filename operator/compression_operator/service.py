@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from .api.run import GROUP, CompressionRun, ObjectMeta
 from .backends.claims import ClaimAdvice, advised
 from .backends.cluster import ClusterBackend, job_group, job_of, pod_group
+from .backends.defaults import PLAIN, JobDefaults
 from .backends.observation import seen_job, seen_pod
 from .backends.progress import PERIOD_SECONDS, LogWatcher
 from .backends.pytorchjob import label_value
@@ -51,6 +52,7 @@ class Options:
     """What an operator is told when it starts."""
 
     image: str  # what runs that name no image get
+    jobs: JobDefaults = PLAIN  # what the platform gives to every job
     namespaces: tuple[str, ...] = ()  # empty: the whole cluster
     identity: str = "compression-operator"  # of this replica: its pod's name
     lease_namespace: str = "default"
@@ -116,7 +118,13 @@ class Service:
         )
         self._claims = ClaimAdvice(self._kube, self._denials)
         self._backend = ClusterBackend(
-            self._kube, self._caches[PYTORCHJOBS], self._caches[PODS], logs=self._logs, claims=self._claims, now=_now
+            self._kube,
+            self._caches[PYTORCHJOBS],
+            self._caches[PODS],
+            logs=self._logs,
+            claims=self._claims,
+            defaults=options.jobs,
+            now=_now,
         )
         self._recorder = EventRecorder(self._kube, instance=options.identity, now=_now, denials=self._denials)
         self._controller = Controller(

@@ -14,6 +14,7 @@ from recordings import states as recorded
 from compression_operator.api.run import GROUP, KIND
 from compression_operator.backends.claims import ClaimAdvice
 from compression_operator.backends.cluster import ClusterBackend, job_group, pod_group
+from compression_operator.backends.defaults import PLAIN
 from compression_operator.backends.observation import JOB_NAME, seen_job, seen_pod
 from compression_operator.backends.podview import PATIENCE
 from compression_operator.backends.progress import LogWatcher
@@ -40,7 +41,7 @@ def test_a_job_that_goes_while_another_one_is_asked_for_is_not_remembered() -> N
         kube = Kube(lambda: kopf.ConnectionInfo(server=url))
         logs = LogWatcher(kube, lambda _: None, denials=denials)
         claims = ClaimAdvice(kube, denials)
-        backend = ClusterBackend(kube, jobs, pods, logs=logs, claims=claims, now=lambda: now)
+        backend = ClusterBackend(kube, jobs, pods, logs=logs, claims=claims, defaults=PLAIN, now=lambda: now)
         loop = asyncio.get_running_loop()
 
         def go() -> None:
@@ -88,7 +89,7 @@ def test_since_when_a_pod_is_missing_is_remembered_until_it_is_there() -> None:
         denials = Denials(lambda _: None)
         logs = LogWatcher(kube, lambda _: None, denials=denials)
         claims = ClaimAdvice(kube, denials)
-        backend = ClusterBackend(kube, jobs, pods, logs=logs, claims=claims, now=lambda: next(clock))
+        backend = ClusterBackend(kube, jobs, pods, logs=logs, claims=claims, defaults=PLAIN, now=lambda: next(clock))
         jobs.put(job)
         found: list[datetime | None] = []
         for there in (True, False, False, True, False):

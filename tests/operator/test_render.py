@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.backends.podtemplate import CONTAINER_SECURITY, POD_SECURITY, merge_under, secured
+from compression_operator.backends.defaults import PLAIN, JobDefaults
+from compression_operator.backends.podtemplate import (
+    CONTAINER_SECURITY,
+    POD_SECURITY,
+    USER_AND_GROUPS,
+    merge_under,
+    secured,
+)
 from compression_operator.backends.pytorchjob import label_value, pytorch_job
 from compression_operator.cli.inspect import with_placeholders
 from compression_operator.plan import plan
@@ -45,11 +52,13 @@ def a_run(**spec: Any) -> CompressionRun:
     )
 
 
-def jobs(run: CompressionRun) -> dict[str, dict[str, Any]]:
+def jobs(run: CompressionRun, defaults: JobDefaults = PLAIN) -> dict[str, dict[str, Any]]:
     """Step -> PyTorchJob."""
     planned = with_placeholders(plan(run.spec))
     return {
-        step.name: pytorch_job(run, planned.job(step, run=run.metadata.name, attempt=1), image="pipeline:1")
+        step.name: pytorch_job(
+            run, planned.job(step, run=run.metadata.name, attempt=1), image="pipeline:1", defaults=defaults
+        )
         for step in planned.steps
     }
 
@@ -245,12 +254,12 @@ def test_a_pod_template_may_say_whose_files_the_volume_holds() -> None:
     for name, group in (("finetune", 5003), ("distill-width", 6003)):
         pod = pods(made[name])[0]
         assert_secure(pod)
-        assert pod["spec"]["securityContext"] == POD_SECURITY | theirs | {
+        assert pod["spec"]["securityContext"] == POD_SECURITY | USER_AND_GROUPS | theirs | {
             "fsGroup": group,
             "supplementalGroups": [5004, 5005],
             "fsGroupChangePolicy": "Always",
         }
-    assert pods(jobs(a_run())["finetune"])[0]["spec"]["securityContext"] == POD_SECURITY
+    assert pods(jobs(a_run())["finetune"])[0]["spec"]["securityContext"] == POD_SECURITY | USER_AND_GROUPS
 
 
 def test_old_annotations_do_not_switch_confinement_off() -> None:
@@ -275,7 +284,7 @@ def assert_secure(pod: dict[str, Any]) -> None:
     }
     ids = [security["runAsUser"], security["runAsGroup"], security["fsGroup"], *security.get("supplementalGroups", [])]
     assert all(type(one) is int and 0 < one < 2**31 for one in ids)
-    assert not security.keys() - POD_SECURITY.keys() - {"supplementalGroups"}
+    assert not security.keys() - POD_SECURITY.keys() - USER_AND_GROUPS.keys() - {"supplementalGroups"}
     for name in ("hostNetwork", "hostPID", "hostIPC", "hostUsers", "serviceAccount", "serviceAccountName", "nodeName"):
         assert name not in spec
     for kind in ("containers", "initContainers", "ephemeralContainers"):

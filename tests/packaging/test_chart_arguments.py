@@ -1,10 +1,13 @@
 """What the chart tells the operator: images and flags."""
 
+import json
+
 import pytest
 import yaml
 from tests.packaging.helm import CHART, REPOSITORY, Refused, container, everything, render
 
 from compression_operator.__main__ import parse
+from compression_operator.backends.defaults import PLAIN, RESERVED
 
 
 def test_the_arguments_are_the_operators() -> None:
@@ -20,6 +23,21 @@ def test_the_arguments_are_the_operators() -> None:
     theirs = parse(["--image=x"])
     for flag in ("workers", "resync_seconds", "missed_seconds", "progress_seconds", "port", "log_level"):
         assert getattr(defaults, flag) == getattr(theirs, flag), f"the chart and the operator differ in {flag}"
+
+
+def test_jobs_get_what_the_values_say() -> None:
+    """The chart hands its values over as they are: whatever the schema lets through, the operator takes."""
+    assert parse(container(render({}))["args"]).jobs == PLAIN, "what the chart leaves unsaid is the operator's own"
+    given = everything()["jobs"]
+    assert parse(container(render(everything()))["args"]).jobs.to_json() == given
+    odd = {"annotations": {"a": "<&> \"quoted\" 'it' {{ x }}\n#%"}}
+    assert parse(container(render({"jobs": odd}))["args"]).jobs.annotations == odd["annotations"]
+
+
+def test_the_schema_and_the_operator_reserve_the_same_variables() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    env = schema["properties"]["jobs"]["properties"]["env"]["items"]["properties"]["name"]
+    assert env["not"]["enum"] == sorted(RESERVED)
 
 
 NO_VALUES = {

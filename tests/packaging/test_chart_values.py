@@ -26,6 +26,8 @@ FREE = {  # objects that Kubernetes defines, not the chart
     "podLabels",
     "commonLabels",
     "metrics.serviceMonitor.labels",
+    "jobs.labels",
+    "jobs.annotations",
 }
 
 
@@ -95,6 +97,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "operator.missedSeconds": (1, "at '/operator/missedSeconds': minimum: got 1, want 10"),
     "operator.progressSeconds": (0.5, "at '/operator/progressSeconds': got number, want integer"),
     "image.repository": ("a b", "at '/image/repository': 'a b' does not match pattern"),
+    "jobs.env": ([{"name": "HF_TOKEN", "value": "x"}], "at '/jobs/env/0/name': 'not' failed"),
+    "jobs.gpu.resource": ("gpu", "at '/jobs/gpu/resource': 'gpu' does not match pattern"),
+    "jobs.inheritLabels": (["a*b"], "at '/jobs/inheritLabels/0': 'a*b' does not match pattern"),
+    "jobs.user.ids": ("None", "at '/jobs/user/ids': value must be one of 'Fixed', 'Cluster'"),
     "operator.logFormat": ("xml", "at '/operator/logFormat': value must be one of 'json', 'text'"),
     "operator.logLevel": ("trace", "value must be one of 'debug', 'info', 'warning', 'error'"),
     "metrics.serviceMonitor.interval": ("fast", "at '/metrics/serviceMonitor/interval': 'fast' does not match"),

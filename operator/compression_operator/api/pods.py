@@ -19,6 +19,16 @@ QUALIFIED = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Z
 QUANTITY = r"^([0-9]+([.][0-9]*)?|[.][0-9]+)(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][-+]?[0-9]+)?$"
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=SUBDOMAIN, examples=["my-object"])]
+Resource = Annotated[
+    str,
+    Field(
+        min_length=3,
+        max_length=317,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        examples=["amd.com/gpu"],
+    ),
+]
+"""Name of what a device plugin offers."""
 SecretKey = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", examples=["token"])]
 LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE, examples=["gpu-pool"])]
 Quantity = (
@@ -27,6 +37,10 @@ Quantity = (
 )
 Untyped = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 """Passed on as it is; the API server checks it when the job's pods are made."""
+
+
+SECURITY_ANNOTATION = r"(^|[.])security[.](alpha|beta)[.]kubernetes[.]io/"
+"""Annotations that switched AppArmor and seccomp off before there were fields for it; still honoured by some."""
 
 
 class SecretKeyRef(ConfigModel):

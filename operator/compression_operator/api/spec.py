@@ -1,5 +1,6 @@
 """`spec` of a CompressionRun: what the user asks for."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -19,10 +20,12 @@ from compression_pipeline.config import (
 
 from .pods import (
     QUANTITY,
+    SECURITY_ANNOTATION,
     LabelValue,
     LocalObjectReference,
     ObjectName,
     PersistentVolumeClaimRef,
+    Resource,
     Resources,
     SecretKeyRef,
     Toleration,
@@ -78,6 +81,16 @@ class ImagePullPolicy(StrEnum):
 class JobTemplate(ConfigModel):
     """What every job's pods share; a phase may say otherwise. Local runs ignore it."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule.of(
+            "annotations",
+            "may not switch AppArmor or seccomp off: remove those of security.alpha.kubernetes.io and "
+            "security.beta.kubernetes.io",
+            lambda template: not any(re.search(SECURITY_ANNOTATION, name) for name in template.annotations),
+            f"!has(self.annotations) || !self.annotations.exists(name, name.matches('{SECURITY_ANNOTATION}'))",
+        ),
+    )
+
     image: str | None = Field(
         default=None,
         min_length=1,
@@ -105,6 +118,19 @@ class JobTemplate(ConfigModel):
         "unless given) is for how long a step waits for a node that does not answer.",
     )
     affinity: Untyped | None = Field(default=None, description="Affinity of the pods, as in a pod.")
+    gpu_resource: Resource | None = Field(
+        default=None,
+        description="Resource by which pods ask for their GPUs, e.g. amd.com/gpu or nvidia.com/mig-3g.40gb. Default: "
+        "the one that the operator was installed with, nvidia.com/gpu unless told otherwise.",
+    )
+    labels: dict[str, LabelValue] = Field(
+        default={}, max_length=64, description="Labels of the jobs and their pods, e.g. for cost centres and policies."
+    )
+    annotations: dict[str, Annotated[str, Field(max_length=4096)]] = Field(
+        default={},
+        max_length=64,
+        description="Annotations of the jobs and their pods, e.g. for an autoscaler.",
+    )
     topology_spread_constraints: list[Untyped] = Field(
         default=[], max_length=16, description="How the pods spread over nodes and zones, as in a pod."
     )
@@ -139,6 +165,7 @@ class PhaseSettings(ConfigModel):
         le=16,
         description="GPUs of one pod, and so its ranks; 0 runs on CPU. Local runs take the GPUs that they find.",
     )
+    gpu_resource: Resource | None = Field(default=None, description="In place of jobTemplate.gpuResource.")
     processes_per_node: int = Field(
         default=1, ge=1, le=64, description="Ranks of one pod that has no GPUs. Without effect where it has some."
     )
@@ -250,7 +277,8 @@ class CompressionRunSpec(ConfigModel):
     job_template: JobTemplate = Field(
         default=JobTemplate(),
         description="What every job's pods share. The run's own Kueue labels, like kueue.x-k8s.io/queue-name, are "
-        "carried over to its jobs. Local runs ignore it.",
+        "carried over to its jobs, and so are the labels and annotations that the operator was told to. Local runs "
+        "ignore it.",
     )
     phases: PhaseSettingsByPhase = Field(
         default=PhaseSettingsByPhase(),

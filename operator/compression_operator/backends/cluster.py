@@ -11,6 +11,7 @@ from compression_operator.jobs import Job, JobState, ObservedJob
 from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
 
 from .claims import ClaimAdvice
+from .defaults import JobDefaults
 from .observation import JOB_NAME, FirstPods, first_pods, lacks_pod, left_over, observe_job
 from .podview import mapping
 from .progress import LogWatcher
@@ -61,6 +62,7 @@ class ClusterBackend:
         *,
         logs: LogWatcher,
         claims: ClaimAdvice,
+        defaults: JobDefaults,
         now: Callable[[], datetime],
     ) -> None:
         self._kube = kube
@@ -68,6 +70,7 @@ class ClusterBackend:
         self._pods = pods
         self._logs = logs
         self._claims = claims
+        self._defaults = defaults
         self._now = now
         self._first: dict[str, FirstPods] = {}  # by UID of the job
         self._missed: dict[str, datetime] = {}  # by UID of the job: since when it lacks a pod that it had
@@ -114,7 +117,8 @@ class ClusterBackend:
         namespace = run.metadata.namespace
         context = {"run": f"{namespace}/{run.metadata.name}", "step": job.step, "job": job.name}
         try:
-            body = await self._kube.create(PYTORCHJOBS, namespace, pytorch_job(run, job, image=image_of(run)))
+            manifest = pytorch_job(run, job, image=image_of(run), defaults=self._defaults)
+            body = await self._kube.create(PYTORCHJOBS, namespace, manifest)
             logger.info("created attempt %d of %s", job.attempt, job.step, extra=context)
         except ApiError as error:
             if error.namespace_gone:

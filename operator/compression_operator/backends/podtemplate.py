@@ -4,16 +4,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from compression_operator.api.pods import SECURITY_ANNOTATION
+
 Json = dict[str, Any]
 
 USER = 1000
 """User and group of the pods: what images/pipeline runs as, and what the volume's files belong to."""
 
+USER_AND_GROUPS: Json = {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
+
 POD_SECURITY: Json = {
     "runAsNonRoot": True,
-    "runAsUser": USER,
-    "runAsGroup": USER,
-    "fsGroup": USER,
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
@@ -42,8 +43,6 @@ REPLACED = {"env": "name", "volumes": "name", "volumeMounts": "mountPath", "imag
 
 CONTAINER_LISTS = ("containers", "initContainers", "ephemeralContainers")
 FORBIDDEN = ("hostNetwork", "hostPID", "hostIPC", "hostUsers", "serviceAccount", "serviceAccountName", "nodeName")
-SECURITY_ANNOTATION = re.compile(r"(^|\.)security\.(alpha|beta)\.kubernetes\.io/")
-"""Annotations that switched AppArmor and seccomp off before there were fields for it; still honoured by some."""
 
 
 def merge_under(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Json:
@@ -60,8 +59,9 @@ def merge_under(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Json:
     return merged | {name: value for name, value in theirs.items() if name not in merged}
 
 
-def secured(template: Mapping[str, Any]) -> Json:
+def secured(template: Mapping[str, Any], user: Mapping[str, int] = USER_AND_GROUPS) -> Json:
     """The pod template as it may run: no root, token, host namespace, host port or host path, whatever it said.
+    `user` is who it runs as where it does not say; empty: the cluster chooses.
 
     Volumes of the host, and the mounts of them, are left out.
     """
@@ -73,12 +73,12 @@ def secured(template: Mapping[str, Any]) -> Json:
     for kind in CONTAINER_LISTS:
         if kind in spec:
             spec[kind] = [_secured_container(_mapping(container), gone) for container in _sequence(spec[kind])]
-    security = POD_SECURITY | _identity(_mapping(spec.get("securityContext")))
+    security = {**POD_SECURITY, **user} | _identity(_mapping(spec.get("securityContext")))
     spec |= {"volumes": allowed, "securityContext": security, "automountServiceAccountToken": False}
     annotations = {
         name: value
         for name, value in _mapping(metadata.get("annotations")).items()
-        if not SECURITY_ANNOTATION.search(name)
+        if not re.search(SECURITY_ANNOTATION, name)
     }
     kept = {name: value for name, value in metadata.items() if name in ("labels", "annotations")}
     return {"metadata": kept | ({"annotations": annotations} if annotations or "annotations" in kept else {})} | {

@@ -14,42 +14,39 @@ from compression_operator.api.spec import PhaseSettings, SecretKeyRef
 from compression_operator.jobs import Job
 from compression_pipeline.config import CONFIG_VARIABLE, JobConfig, Phase, PrepareJob
 
+from .defaults import CONTAINER, QUEUE_PREFIX, JobDefaults, asks_for_devices, completed
 from .podtemplate import merge_under, secured
 
 Json = dict[str, Any]
-
-CONTAINER = "pytorch"
-"""The name that the training operator looks for."""
 
 STORE = "/compression"
 STORE_VOLUME = "store"
 CLAIMS = "/sources"
 """Where prepare finds the claims that pvc:// sources name, one folder each, read-only."""
 
-GPU = "nvidia.com/gpu"
 STOPPING_SECONDS = 15
 """Time of the pod's grace period that is left once the job's own is over: to say how it ended."""
 
 PVC = "pvc://"
-QUEUE_PREFIX = "kueue.x-k8s.io/"
-"""Labels of the run that its jobs carry over: Kueue queues jobs by them."""
 
 
-def pytorch_job(run: CompressionRun, job: Job, *, image: str) -> Json:
+def pytorch_job(run: CompressionRun, job: Job, *, image: str, defaults: JobDefaults) -> Json:
     """The PyTorchJob of one attempt at one step. `image` is the one resolved when the run first started."""
-    template = _template(run, job, image)
+    template = _template(run, job, image, defaults)
     replicas: Json = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
     if job.settings.nodes > 1:
         workers = job.settings.nodes - 1
         replicas["Worker"] = {"replicas": workers, "restartPolicy": "Never", "template": template}
     queue = {name: value for name, value in run.metadata.labels.items() if name.startswith(QUEUE_PREFIX)}
+    metadata = merge_under(_metadata(run, job), defaults.metadata(run.metadata))
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {
             "name": job.name,
             "namespace": run.metadata.namespace,
-            "labels": queue | labels(run, job),
+            **metadata,
+            "labels": queue | metadata["labels"],
             "ownerReferences": [
                 {
                     "apiVersion": API_VERSION,
@@ -96,11 +93,18 @@ def label_value(text: str) -> str:
     return f"{text[:54].rstrip('-_.')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _template(run: CompressionRun, job: Job, image: str) -> Json:
+def _metadata(run: CompressionRun, job: Job) -> Json:
+    """Labels and annotations of a job and its pods: the operator's own, and what the run says."""
+    said = run.spec.job_template
+    found: Json = {"labels": said.labels | labels(run, job)}
+    return found | {"annotations": said.annotations} if said.annotations else found
+
+
+def _template(run: CompressionRun, job: Job, image: str, defaults: JobDefaults) -> Json:
     wanted, phase = run.spec.job_template, job.settings
     claims = _claims(job.config)
     spec: Json = {
-        "containers": [_container(run, job, image, claims)],
+        "containers": [_container(run, job, image, claims, defaults)],
         "volumes": _volumes(run, claims),
         "terminationGracePeriodSeconds": phase.termination_grace_period_seconds + STOPPING_SECONDS,
         "enableServiceLinks": False,
@@ -118,11 +122,13 @@ def _template(run: CompressionRun, job: Job, image: str) -> Json:
     }.items():
         if value:
             spec[name] = value
-    ours: Json = {"metadata": {"labels": labels(run, job)}, "spec": spec}
-    return secured(merge_under(ours, merge_under(phase.pod_template or {}, wanted.pod_template or {})))
+    ours: Json = {"metadata": _metadata(run, job), "spec": spec}
+    template = merge_under(ours, merge_under(phase.pod_template or {}, wanted.pod_template or {}))
+    whole = completed(template, defaults, run.metadata, devices=asks_for_devices(phase))
+    return secured(whole, defaults.user.security())
 
 
-def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, str]) -> Json:
+def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, str], defaults: JobDefaults) -> Json:
     container: Json = {
         "name": CONTAINER,
         "image": image,
@@ -140,7 +146,7 @@ def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, s
     }
     if run.spec.job_template.image_pull_policy:
         container["imagePullPolicy"] = run.spec.job_template.image_pull_policy.value
-    resources = _resources(job.settings)
+    resources = _resources(job.settings, defaults.gpu_resource(job.settings, run.spec.job_template.gpu_resource))
     if resources:
         container["resources"] = resources
     return container
@@ -169,12 +175,12 @@ def _token(secret: SecretKeyRef) -> Json:
     return {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
 
 
-def _resources(settings: PhaseSettings) -> Json:
+def _resources(settings: PhaseSettings, gpu: str) -> Json:
     resources: Json = dict(settings.resources or {})
     if settings.gpus_per_node:
         # Kubernetes takes the request of an extended resource from its limit, and refuses another one.
-        for kind in ("limits", "requests") if GPU in resources.get("requests", {}) else ("limits",):
-            resources[kind] = {**resources.get(kind, {}), GPU: settings.gpus_per_node}
+        for kind in ("limits", "requests") if gpu in resources.get("requests", {}) else ("limits",):
+            resources[kind] = {**resources.get(kind, {}), gpu: settings.gpus_per_node}
     return resources
 
 

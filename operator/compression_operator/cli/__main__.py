@@ -64,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
     _add_file(render)
     render.add_argument("--image", default="compression-pipeline", help="image where jobTemplate.image is not set")
 
+    render.add_argument("--jobs", type=Path, metavar="FILE", help="the chart's values `jobs` of the operator there")
+
     run = commands.add_parser("run", help="run the recipe on this machine; again: goes on where it stopped")
     _add_file(run)
     _add_workdir(run)

@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.manifest import load
@@ -18,6 +18,9 @@ from .common import Code, console, default_workdir, find_workdir, load_local, no
 from .invocation import how_to_go_on
 from .summary import failures, print_students
 from .view import step_seconds, step_word
+
+if TYPE_CHECKING:
+    from compression_operator.backends.defaults import JobDefaults
 
 UNKNOWN = "unknown until prepare has run"
 PLACEHOLDER = "0" * 32
@@ -95,6 +98,7 @@ def render(arguments: argparse.Namespace) -> int:
 
     run = load(arguments.file, World.CLUSTER, arguments.set)
     image = run.spec.job_template.image or arguments.image
+    defaults = _job_defaults(arguments.jobs)
     planned = plan(run.spec)
     whole = with_placeholders(planned)
     unknown = [step.name for step in planned.steps if step.fingerprint is None]
@@ -105,9 +109,19 @@ def render(arguments: argparse.Namespace) -> int:
     owner = run.metadata.model_copy(update={"uid": run.metadata.uid or "<uid>"})
     for step in whole.steps:
         job = whole.job(step, run=run.metadata.name, attempt=1)
-        manifest = pytorch_job(run.model_copy(update={"metadata": owner}), job, image=image)
+        manifest = pytorch_job(run.model_copy(update={"metadata": owner}), job, image=image, defaults=defaults)
         print(f"---\n{to_yaml(manifest)}", end="")
     return Code.SUCCEEDED
+
+
+def _job_defaults(file: Path | None) -> "JobDefaults":
+    """What a platform gives to every job, of a file. Raises InvalidManifest."""
+    from compression_operator.backends.defaults import PLAIN, job_defaults
+
+    try:
+        return PLAIN if file is None else job_defaults(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, argparse.ArgumentTypeError) as error:
+        raise InvalidManifest([Fault(str(file), "", str(error))]) from error
 
 
 def with_placeholders(planned: Plan) -> Plan:
