@@ -113,6 +113,8 @@ TRAINING_OPERATOR = Module(
 COREDNS = Module("coredns", {"coredns": "github.com/coredns/coredns"})
 HELM = Module("helm", {"helm": "helm.sh/helm/v3/cmd/helm"}, variables=_helm_variables)
 PAUSE = Module("pause", {"pause": "."})
+CRD_RULES = Module("crd-rules", {"crd-rules": "."})
+"""Judges the CRD as API servers of other minors would; no part of the cluster."""
 EVERYTHING = (PAUSE, ETCD, KUBERNETES, TRAINING_OPERATOR, COREDNS, HELM)
 
 
