@@ -15,6 +15,7 @@ from tests.packaging.helm import (
     CHART,
     REPOSITORY,
     Body,
+    Refused,
     container,
     everything,
     helm,
@@ -162,6 +163,12 @@ def test_a_foreign_account_is_used_as_it_is() -> None:
     assert "ServiceAccount" not in kinds(bodies)
     assert pod(bodies)["spec"]["serviceAccountName"] == "given"
     assert only(bodies, "ClusterRoleBinding")["subjects"][0]["name"] == "given"
+
+
+@pytest.mark.parametrize("name", ["", "default"])
+def test_no_rights_are_given_to_the_account_of_everybody(name: str) -> None:
+    with pytest.raises(Refused, match=r"serviceAccount\.name must name an account of the operator's own"):
+        render({"serviceAccount": {"create": False, "name": name}})
 
 
 def test_people_get_runs_with_the_roles_they_have() -> None:

@@ -42,7 +42,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "compression-operator.fullname" .) .Values.serviceAccount.name -}}
 {{- else -}}
-{{- default "default" .Values.serviceAccount.name -}}
+{{- if has .Values.serviceAccount.name (list "" "default") -}}
+{{- fail "serviceAccount.name must name an account of the operator's own where serviceAccount.create is false: what is given to `default` is given to every pod of the namespace that names no account" -}}
+{{- end -}}
+{{- .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
 
