@@ -20,6 +20,9 @@ from compression_pipeline.huggingface.names import expected_shapes
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 
+WINDOW = {"use_sliding_window": True, "sliding_window": 64}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
@@ -180,7 +183,22 @@ def test_config_of_transformers_5_is_read() -> None:
     [
         ("mistral", {"sliding_window": 64}, "sliding_window is 64, shorter than max_position_embeddings"),
         ("mistral", {"sliding_window": ..., "max_position_embeddings": 32768}, "sliding_window is 4096"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 64}, "sliding_window is 64"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}, "sliding_window is 64"),
+        ("qwen3", {**WINDOW, "layer_types": [*["full_attention"] * 2, "sliding_attention"]}, "sliding_window is 64"),
+        ("llama3", {"sliding_window": 64}, "sliding_window is 64"),
+        ("llama3", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types has linear_attention"),
+        ("llama3", {"rope_scaling": {"factor": 2.0}}, "has a factor"),
+        ("llama3", {"rope_scaling": {"type": "linear", "factor": "2"}}, "factor is '2', not a number"),
+        ("llama3", {"rope_scaling": 8.0}, "rope_scaling is 8.0, not a JSON object"),
+        ("llama3", {"rope_parameters": {"rope_theta": 10000.0}}, "told twice .rope_theta says 500000.0 and rope_param"),
+        ("llama3", {"rope_parameters": LINEAR, "rope_scaling": {**LINEAR, "factor": 4.0}}, "rope_scaling and rope_p"),
+        ("llama3", {"rope_parameters": {"full_attention": LINEAR}}, "differ by type of layer"),
+        ("llama3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ("llama3", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ("llama3", {"quantization": {"bits": 4}}, "quantized"),
+        ("llama3", {"hidden_size": "48"}, "hidden_size is wrong"),
+        ("llama3", {"rms_norm_eps": "1e-5"}, "rms_norm_eps is wrong"),
+        ("llama3", {"model_type": "mistral", "architectures": ["LlamaForCausalLM"]}, "model_type says mistral"),
         ("llama3", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "type yarn is not supported"),
         ("llama3", {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "lacks low_freq_factor"),
         ("llama3", {"attention_bias": True}, "attention_bias is true"),
@@ -203,6 +221,13 @@ def test_what_would_not_round_trip_is_refused(kind: str, fields: dict[str, Any],
     ("kind", "fields"),
     [
         ("mistral", {"sliding_window": 128}),
+        ("qwen2", {**WINDOW, "max_window_layers": 3}),
+        ("qwen2", {**WINDOW, "max_window_layers": 0, "layer_types": ["full_attention"] * 3}),
+        ("qwen3", {**WINDOW, "max_window_layers": 28}),
+        ("llama3", {"use_sliding_window": False, "sliding_window": 64}),
+        ("llama3", {"head_dim": None, "rope_scaling": None, "layer_types": None, "num_key_value_heads": None}),
+        ("llama3", {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"partial_rotary_factor": 1.0}}),
+        ("llama3", {"rope_scaling": {"rope_type": "default", "rope_theta": 500000.0}}),
         ("qwen2", {"use_sliding_window": False, "sliding_window": 64}),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 128}),
         ("llama3", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
@@ -211,6 +236,54 @@ def test_what_would_not_round_trip_is_refused(kind: str, fields: dict[str, Any],
 def test_what_changes_nothing_is_accepted(kind: str, fields: dict[str, Any]) -> None:
     config = {**BASE, **MODELS[kind], **fields}
     assert family_of_config(config, "config.json").architecture(config).hidden_size == 48
+
+
+BASES = [
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+    {"rope_theta": 77.0},
+    {"rope_theta": 77.0, "rope_parameters": {"rope_theta": 77.0}},
+    {"rope_scaling": {"rope_type": "default", "rope_theta": 77.0}},
+    {"rope_theta": 77.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 77}},
+]
+
+
+@pytest.mark.parametrize("spelling", BASES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_is_written_is_computed_alike_by_transformers(kind: str, spelling: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever the spelling, the base and the windows that transformers takes from our config.json are ours."""
+    values = {**BASE, **MODELS[kind], "rope_theta": None, "rope_scaling": None, **spelling, "return_dict": False}
+    values |= {"attn_implementation": "flash_attention_2", "torch_dtype": "float16"}
+    family = family_of_config(values, "x")
+    architecture = family.architecture(values, "x")
+    made = family.configuration(architecture, values, "float32")
+    assert family.architecture(made, "x") == architecture
+    (tmp_path / "config.json").write_text(json.dumps(made))
+    loaded: Any = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.rope_theta == architecture.rope_theta == 77.0
+    assert (loaded.rope_scaling or {}).get("factor") == (architecture.rope_scaling or {}).get("factor")
+    assert (architecture.rope_scaling is not None) == ("linear" in str(spelling))
+    assert getattr(loaded, "sliding_window", None) is None
+    assert set(getattr(loaded, "layer_types", [])) <= {"full_attention"}
+    assert (loaded.dtype, loaded.return_dict) == (torch.float32, True)
+    assert "attn_implementation" not in made
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 8}, "a mixture of experts"),
+        ({"architectures": ["Qwen2VLForConditionalGeneration"], "vision_config": {}}, "it takes more than text"),
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "an encoder and a decoder"),
+        ({"architectures": ["BertForMaskedLM"]}, "an encoder"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "a head for another task"),
+        ({"architectures": ["LlamaModel"], "model_type": "llama"}, "without its output layer"),
+        ({"architectures": None, "model_type": "gemma"}, "architecture gemma is not supported"),
+    ],
+)
+def test_an_architecture_that_is_not_supported_is_told_by_what_it_is(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        family_of_config(fields, "config.json")
 
 
 def test_unknown_architecture_lists_the_known_ones() -> None:

@@ -66,20 +66,20 @@ def test_unknown_architecture(checkpoint: Path) -> None:
 def test_pickle_only(checkpoint: Path) -> None:
     for path in checkpoint.glob("model*"):
         path.unlink()
-    assert "there is neither model.safetensors nor" in refused(checkpoint)
+    assert "neither model.safetensors nor" in refused(checkpoint)
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
-    assert "only there as pickle (pytorch_model.bin)" in refused(checkpoint)
+    assert "only as pickle (pytorch_model.bin)" in refused(checkpoint)
 
 
 def test_missing_shard(checkpoint: Path) -> None:
     shard = sorted(checkpoint.glob("*.safetensors"))[1]
     shard.unlink()
-    assert refused(checkpoint).startswith(f"{shard} is missing")
+    assert refused(checkpoint).startswith(f"{checkpoint}: {shard.name} is missing")
 
 
 def test_missing_index(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors.index.json").unlink()
-    assert "index.json is missing, although there are shards" in refused(checkpoint)
+    assert "index.json is missing" in refused(checkpoint)
 
 
 def test_broken_index(checkpoint: Path) -> None:
@@ -101,14 +101,16 @@ def test_truncated_shard(checkpoint: Path, keep: int) -> None:
     content = shard.read_bytes()
     shard.write_bytes(content[:keep])
     sentence = refused(checkpoint)
-    assert sentence.startswith(f"{shard} is truncated: {len(content[:keep])} ")
+    assert sentence.startswith(f"{shard} is ")
+    assert "truncated" in sentence
+    assert f"{len(content[:keep])} " in sentence
     if keep < 0:
         assert f"of {len(content)} bytes" in sentence
 
 
 def test_not_safetensors(checkpoint: Path) -> None:
     shard = sorted(checkpoint.glob("*.safetensors"))[0]
-    shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    shard.write_bytes(b"<!DOCTYPE html><html>")
     assert "is not a safetensors file (impossible header)" in refused(checkpoint)
     for header in (b"nonsense", b'{"a": {"dtype": "F32"}}', b"[]"):
         shard.write_bytes(struct.pack("<Q", len(header)) + header)

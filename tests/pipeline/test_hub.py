@@ -12,6 +12,7 @@ from tiny import texts
 
 from compression_pipeline import space
 from compression_pipeline.errors import PhaseError, TransientError, UserError
+from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.sources import hub as hub_source
 
 MODEL = {"model": "hf://owner/model"}
@@ -46,8 +47,12 @@ def dataset(hub: Hub, files: dict[str, bytes], **told: object) -> None:
 def test_a_teacher_from_the_hub(preparation: Preparation, hub: Hub, tiny_teacher: Path) -> None:
     result = preparation.run("file:corpus.jsonl")
     model = preparation.artifact(result).model
-    assert {path.name for path in model.iterdir()} == {path.name for path in tiny_teacher.iterdir()} | {"LICENSE"}
-    for path in tiny_teacher.iterdir():
+    assert {path.name for path in model.iterdir()} == {path.name for path in tiny_teacher.iterdir()} | {
+        "LICENSE",
+        "README.md",
+    }
+    assert read_architecture(model) == read_architecture(tiny_teacher)
+    for path in (path for path in tiny_teacher.iterdir() if path.name != "config.json"):
         assert (model / path.name).read_bytes() == path.read_bytes()
     assert result.resolved_teacher.revision == commit(hub.repositories["models/owner/model"].files)
     assert not {name for name, _ in hub.downloads()} & {

@@ -1,4 +1,4 @@
-"""What names say of splits, what makes a checkpoint, and a tokenizer loaded without transformers."""
+"""What names say of splits, and a tokenizer loaded without transformers."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from tiny import END, texts, write_tokenizer
 
 from compression_pipeline.config import DocumentFormat
-from compression_pipeline.errors import UserError
-from compression_pipeline.sources import checkpoint, splits
+from compression_pipeline.sources import splits
 from compression_pipeline.text import documents
 from compression_pipeline.text.tokenizer import load
 
@@ -30,16 +29,6 @@ def test_a_readme_may_tell_files_in_several_forms() -> None:
     assert splits.by_readme(inside, names, None, "hf://x") == {"train": ["deep/b.jsonl"]}
     for silent in (None, [], "text", [{"config_name": "one"}]):
         assert splits.by_readme(silent, names, None, "hf://x") is None
-
-
-def test_what_makes_a_checkpoint() -> None:
-    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
-    names = [*shards, "config.json", "tokenizer.json", "consolidated.safetensors", "model.py", "pytorch_model.bin"]
-    assert checkpoint.select(names, "x") == sorted([*shards, "config.json", "tokenizer.json"])
-    with pytest.raises(UserError, match="only as pickle"):
-        checkpoint.select(["config.json", "pytorch_model.bin"], "x")
-    with pytest.raises(UserError, match="no safetensors weights"):
-        checkpoint.select(["config.json", "sub/model.safetensors"], "x")
 
 
 @pytest.mark.parametrize(

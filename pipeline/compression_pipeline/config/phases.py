@@ -54,7 +54,7 @@ class JobConfig(ConfigModel):
 
 
 class PrepareJob(JobConfig):
-    """Fetch the teacher, look at it, tokenize the text. Its artifact: `model/` (the teacher as it came) and `data/`."""
+    """Fetch the teacher, look at it, tokenize the text. Its artifact: `model/` (the teacher) and `data/`."""
 
     teacher: TeacherConfig
     dataset: DatasetConfig

@@ -1,13 +1,11 @@
 """Writing a Hugging Face checkpoint: shards, index, config.json, and what comes along from its ancestor."""
 
-import json
 import math
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,7 +14,8 @@ from torch import Tensor
 from compression_pipeline.config import Architecture
 
 from .families import member
-from .files import CONFIG, INDEX, SINGLE, read_config
+from .files import read_config, write_json
+from .layout import CONFIG, INDEX, SINGLE
 from .names import expected_shapes
 
 GENERATION_CONFIG = "generation_config.json"
@@ -113,10 +112,10 @@ def write_checkpoint(
         raise RuntimeError(f"the model lacks tensors of {', '.join(waiting)}")
     if len(lacking) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))}
-        _write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index)
     base = read_config(template)
     made = member(architecture.family).configuration(architecture, base, str(dtype).removeprefix("torch."))
-    _write_json(folder / CONFIG, made)
+    write_json(folder / CONFIG, made)
     copy_companions(template, folder)
 
 
@@ -140,8 +139,4 @@ def copy_companions(template: Path, folder: Path) -> None:
         special = {
             key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None
         }
-        _write_json(folder / GENERATION_CONFIG, {"_from_model_config": True, **special})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / GENERATION_CONFIG, {"_from_model_config": True, **special})

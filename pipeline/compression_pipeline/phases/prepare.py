@@ -1,8 +1,8 @@
 """prepare: fetch the teacher, look at it, tokenize the text.
 
-The artifact: `model/` (the teacher as it came), `data/train.bin/.idx`, `data/validation.bin/.idx`,
-`data/statistics.json`. Its key comes from the content of all files that go in, so the same content makes the same
-artifact wherever it lies.
+The artifact: `model/` (the teacher; its config.json is written anew, in one spelling), `data/train.bin/.idx`,
+`data/validation.bin/.idx`, `data/statistics.json`. Its key comes from the content of all files that go in, so the same
+content makes the same artifact wherever it lies.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ from compression_pipeline.config import (
 from compression_pipeline.config.fingerprint import SCHEMA_VERSION
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
-from compression_pipeline.huggingface.files import inspect
+from compression_pipeline.huggingface.files import CONFIG, inspect, write_json
+from compression_pipeline.huggingface.values import check_values
 from compression_pipeline.sources import Source, SourceFile, Splits, Unanswered, checkpoint, open_source
 from compression_pipeline.store.published import Published
 from compression_pipeline.text import documents
@@ -174,21 +175,30 @@ def _make(
         + sum(file.size for file in text_files),  # tokens take about as many bytes as their text
         f"preparing {job.teacher.model} and {job.dataset.source}",
     )
-    model_paths = teacher.fetch(model_files)
-    original = model_paths[0].parent
+    model_paths = dict(zip(model_files, teacher.fetch(model_files), strict=True))
+    original = next((path.parent for file, path in model_paths.items() if file.name == CONFIG), None)
+    if original is None:
+        raise UserError(f"teacher.model: {job.teacher.model} has no {CONFIG}; name a Hugging Face checkpoint")
     with _told_of(original, job.teacher.model):
-        architecture = inspect(original).architecture
+        whole = inspect(original)
+        check_values(whole, context)
         tokenizer = load(original)
+    architecture = whole.architecture
     _check_positions(architecture, job.dataset)  # before all the text is tokenized
     train = _opened(splits.train, dataset, job.dataset.text_column)
     validation = _opened(splits.validation, dataset, job.dataset.text_column)
     with context.store.draft("prepare", key) as draft:
         folder = draft.path / "model"
         folder.mkdir()
-        for file, path in zip(model_files, model_paths, strict=True):
+        for file, path in model_paths.items():
             context.stop_if_requested()
+            if file.name == CONFIG:
+                continue  # is written anew
+            (folder / file.name).parent.mkdir(exist_ok=True, parents=True)
             if not (teacher.private and _link(path, folder / file.name, file, draft)):
                 _copy(path, folder / file.name, file, draft)
+        write_json(folder / CONFIG, whole.normalized())
+        inspect(folder)
         data = draft.path / "data"
         data.mkdir()
         tokenized = Tokenization(job.dataset, context, folder, tokenizer, data).run(train, validation)

@@ -1,41 +1,27 @@
 """Which files of a folder or repository make a Hugging Face checkpoint: safetensors, configuration, tokenizer."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from compression_pipeline.errors import UserError
+from compression_pipeline.huggingface.layout import Read, weight_files
 
 _OTHER = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
     r"|added_tokens\.json|tokenizer\.model|vocab\.json|merges\.txt|chat_template\.(json|jinja)"
 )
-_PAPERS = re.compile(r"(LICENSE|NOTICE|USE_POLICY)(\.txt|\.md)?")
+_PAPERS = re.compile(r"README\.md|(?i:LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([._-][^/]*)?")
 """What comes with a checkpoint and shapes nothing that is made of it."""
 
-_INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_PICKLE = re.compile(r".*\.(bin|pt|pth|ckpt)")
 
+def select(names: Collection[str], read: Read, where: str) -> list[str]:
+    """The names that belong to the checkpoint, sorted: the weights that transformers would load, and what goes with
+    them; no pickles, no code.
 
-def select(names: Iterable[str], where: str) -> list[str]:
-    """The names that belong to the checkpoint, sorted; nothing in subfolders, no pickles, no code.
-
-    Raises UserError where there are only pickled weights, or none.
+    `names` are relative to the folder, with those of the folders below it; `read` gives the content of a small one.
+    Raises UserError where there are no such weights, with what to name instead.
     """
-    here = sorted(name for name in names if "/" not in name)
-    if _INDEX in here:
-        weights = [_INDEX, *(name for name in here if _SHARD.fullmatch(name))]
-    else:
-        weights = [name for name in here if name == "model.safetensors" or _SHARD.fullmatch(name)]
-    if not weights:
-        pickled = [name for name in here if _PICKLE.fullmatch(name)]
-        if pickled:
-            raise UserError(
-                f"{where} has its weights only as pickle ({pickled[0]}), which may run code when loaded; convert them "
-                "to safetensors"
-            )
-        raise UserError(f"{where} has no safetensors weights; name a Hugging Face checkpoint")
-    return sorted([*weights, *(name for name in here if _OTHER.fullmatch(name) or not shapes(name))])
+    weights = weight_files(names, read, where)
+    return sorted({*weights, *(name for name in names if _OTHER.fullmatch(name) or not shapes(name))})
 
 
 def shapes(name: str) -> bool:

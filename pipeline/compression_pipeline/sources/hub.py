@@ -72,7 +72,8 @@ class HubSource:
     def model_files(self) -> tuple[SourceFile, ...]:
         self._kind = "model"
         listed = self._list(self._place.revision)
-        return tuple(listed[name] for name in checkpoint.select(listed, self._where))
+        chosen = checkpoint.select(listed, lambda name: self.fetch([listed[name]])[0].read_bytes(), self._where)
+        return tuple(listed[name] for name in chosen)
 
     def text_files(self, dataset: DatasetConfig) -> Splits:
         self._kind = "dataset"

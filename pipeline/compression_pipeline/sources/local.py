@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from compression_pipeline.artifact import sha256
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import UserError
+from compression_pipeline.huggingface.files import CONFIG, names_of
 from compression_pipeline.store.watched import Selection, Watched
 from compression_pipeline.text.files import FORMATS, is_text
 
@@ -42,11 +43,19 @@ class LocalSource:
     def model_files(self) -> tuple[SourceFile, ...]:
         if not self._path.is_dir():
             missing = "is no folder" if self._path.exists() or self._selection.patterns else "does not exist"
-            raise UserError(f"{self._where} {missing} ({self._path}); name the folder of a Hugging Face checkpoint")
+            meant = f", perhaps {self._path.parent}" if self._path.is_file() else ""
+            raise UserError(
+                f"{self._where} {missing} ({self._path}); name the folder of a Hugging Face checkpoint{meant}"
+            )
         self._folder = self._path
         self._watched = Watched.now(Selection.below(self._path, *MODEL_FILES, aside=self._selection.aside))
-        names = [path.name for path in self._path.iterdir() if path.is_file()]
-        return self._described(checkpoint.select(names, self._where))
+        names = names_of(self._path)
+        try:
+            return self._described(checkpoint.select(names, lambda name: (self._path / name).read_bytes(), self._where))
+        except UserError:
+            if CONFIG not in names and (self._path.parent / CONFIG).is_file():
+                raise UserError(f"{self._where} is a folder of a checkpoint; name {self._path.parent}") from None
+            raise
 
     def text_files(self, dataset: DatasetConfig) -> Splits:
         names = self._text_names()

@@ -1,5 +1,6 @@
 """What the families share: config.json to `Architecture` and back."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -8,14 +9,44 @@ from pydantic import ValidationError
 from compression_pipeline.config import Architecture, Family
 from compression_pipeline.errors import UserError
 
-ROPE_FIELDS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-"""The scalings of rotary positions that Megatron computes here as Hugging Face does, and the fields they need."""
+from . import rotary
 
 DTYPE_KEYS = ("dtype", "torch_dtype")
 """Both spellings: transformers writes `dtype` since 4.56, older readers know only `torch_dtype`."""
+
+WHOLE_NUMBERS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+OPTIONAL_WHOLE_NUMBERS = ("num_key_value_heads", "head_dim", "sliding_window", "max_window_layers")
+"""Where null has a meaning: as many as heads, hidden_size / heads, none, none."""
+
+LOADING = frozenset(
+    {
+        "_name_or_path",
+        "auto_map",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "torchscript",
+        "use_bfloat16",
+        "transformers_weights",
+        "rope_parameters",
+    }
+)
+"""Fields of config.json that say how one program loads it, and nothing of the model: they are not passed on."""
+
+
+NO_WINDOW: Mapping[str, Any] = {"sliding_window": None, "use_sliding_window": False}
+"""Full attention in every layer, in words that no reader takes for anything else."""
 
 
 class HuggingFaceFamily:
@@ -33,32 +64,65 @@ class HuggingFaceFamily:
     qk_norm: ClassVar[bool] = False
 
     def value(self, config: Mapping[str, Any], key: str) -> Any:
-        """A field of config.json, or the default of the family's configuration class."""
-        return config.get(key, self.defaults.get(key))
+        """A field of config.json, or the default of the family's configuration class; null is no value."""
+        found = config.get(key)
+        return self.defaults.get(key) if found is None else found
 
     def faults(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Reasons, as clauses, why a checkpoint of this family is outside what round-trips exactly."""
-        if config.get("quantization_config"):
-            yield "the checkpoint is quantized (quantization_config); use the unquantized one"
+        yield from self._malformed(config)
+        for key in ("quantization_config", "quantization", "compression_config"):
+            if config.get(key):
+                yield f"the checkpoint is quantized ({_method(config, key)}); use the unquantized one"
         activation = self.value(config, "hidden_act")
         if activation != "silu":
             yield f"hidden_act is {activation}, only silu is supported; use another model"
-        for key in ("attention_bias", "mlp_bias"):
+        for key in ("attention_bias", "mlp_bias", "pruned_heads", "attention_chunk_size"):
             if config.get(key):
-                yield f"{key} is true, which this family is not supported with; use another model"
-        rope = rope_scaling(config)
-        if rope is not None:
-            kind = rope["rope_type"]
-            missing = [key for key in ROPE_FIELDS.get(kind, ()) if key not in rope]
-            if kind not in ROPE_FIELDS:
-                known = " and ".join(ROPE_FIELDS)
-                yield f"rope_scaling of type {kind} is not supported, only {known}; remove it or use another model"
-            elif missing:
-                yield f"rope_scaling of type {kind} lacks {missing[0]}; copy config.json from the model's source again"
+                told = "true" if config[key] is True else config[key]
+                yield f"{key} is {told}, which this family is not supported with; use another model"
+        yield from rotary.faults(config)
+        yield from self._window_faults(config)
+
+    def window(self, config: Mapping[str, Any]) -> int | None:
+        """Tokens that some layer sees at most, by config.json; None where all layers see everything.
+
+        This is the rule of a family whose every layer has the window that there is; one that has none in transformers
+        may be told that it is off.
+        """
+        if "sliding_window" not in self.defaults and config.get("use_sliding_window") is False:
+            return None
+        return config.get("sliding_window", self.defaults.get("sliding_window"))
+
+    def _malformed(self, config: Mapping[str, Any]) -> Iterator[str]:
+        again = "copy it from the model's source again"
+        for key in WHOLE_NUMBERS + OPTIONAL_WHOLE_NUMBERS:
+            value = self.value(config, key)
+            if value is None and key in OPTIONAL_WHOLE_NUMBERS:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < (key in WHOLE_NUMBERS):
+                yield f"{key} is wrong ({value!r} is not a whole number above 0); {again}"
+        for key in ("rms_norm_eps", "rope_theta"):
+            value = self.value(config, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                yield f"{key} is wrong ({value!r} is not a number above 0); {again}"
+
+    def _window_faults(self, config: Mapping[str, Any]) -> Iterator[str]:
+        types = config.get("layer_types") or []
+        other = next((kind for kind in types if kind not in ("full_attention", "sliding_attention")), None)
+        if other is not None:
+            yield f"layer_types has {other}, and only full_attention is supported; use another model"
+        window, positions = self.window(config), self.value(config, "max_position_embeddings")
+        if window is not None and window < positions:
+            yield (
+                f"sliding_window is {window}, shorter than max_position_embeddings ({positions}), and sliding-window "
+                "attention is not supported; use a version without one, or set it to null and max_position_embeddings "
+                "to its length"
+            )
 
     def head_dim(self, config: Mapping[str, Any]) -> int:
         """Channels of one head; hidden_size / num_attention_heads where config.json doesn't say."""
-        explicit = self.value(config, "head_dim")
+        explicit = config.get("head_dim", self.defaults.get("head_dim"))
         return explicit or self.value(config, "hidden_size") // self.value(config, "num_attention_heads")
 
     def architecture(self, config: Mapping[str, Any], file: str = "config.json") -> Architecture:
@@ -84,8 +148,8 @@ class HuggingFaceFamily:
                 qkv_bias=self.qkv_bias,
                 qk_norm=self.qk_norm,
                 norm_epsilon=self.value(config, "rms_norm_eps"),
-                rope_theta=rope_theta(config, self.value(config, "rope_theta")),
-                rope_scaling=rope_scaling(config),
+                rope_theta=rotary.theta(config, self.defaults["rope_theta"]),
+                rope_scaling=rotary.scaling(config),
                 max_position_embeddings=self.value(config, "max_position_embeddings"),
             )
         except ValidationError as error:
@@ -106,10 +170,11 @@ class HuggingFaceFamily:
     ) -> dict[str, Any]:
         """config.json of a model of `architecture`, over the teacher's as template.
 
-        Everything that fixes a shape is written out, `head_dim` always: after pruning it is no longer
-        hidden_size / num_attention_heads. `dtype` is the type of the weights by torch's name (e.g. "bfloat16").
+        Everything that fixes a shape or the forward pass is written out, in one spelling; `head_dim` always, for after
+        pruning it is no longer hidden_size / num_attention_heads. `dtype` is the type of the weights by torch's name
+        (e.g. "bfloat16").
         """
-        made = {key: value for key, value in template.items() if key not in ("_name_or_path", "auto_map")}
+        made = {key: value for key, value in template.items() if key not in LOADING}
         made |= {
             "architectures": [self.class_name],
             "model_type": self.model_type,
@@ -126,9 +191,11 @@ class HuggingFaceFamily:
             "max_position_embeddings": architecture.max_position_embeddings,
             "hidden_act": "silu",
         }
-        if architecture.rope_scaling is not None:
-            made.setdefault("rope_scaling", architecture.rope_scaling)  # else as the template spells it
-        # Per-layer fields of a template with more layers. No supported model has layers of another type.
+        # One spelling, which every version of transformers reads: 4 does not know `rope_parameters`.
+        if architecture.rope_scaling is not None or "rope_scaling" in made:
+            made["rope_scaling"] = architecture.rope_scaling
+        # What no layer uses is left to no reader to judge. Templates may have more layers, too.
+        made |= {key: value for key, value in NO_WINDOW.items() if key in made or key in self.defaults}
         if made.get("layer_types") is not None:
             made["layer_types"] = ["full_attention"] * architecture.layers
         if made.get("max_window_layers") is not None and architecture.layers != template.get("num_hidden_layers"):
@@ -139,28 +206,8 @@ class HuggingFaceFamily:
         return made
 
 
-def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """config.json's rope_scaling with its type under `rope_type`; None where positions are not scaled.
-
-    Reads the `rope_parameters` of transformers 5 as well.
-    """
-    found = config.get("rope_scaling") or config.get("rope_parameters")
-    if not found:
-        return None
-    scaling = {key: value for key, value in found.items() if key not in ("type", "rope_theta")}
-    scaling.setdefault("rope_type", found.get("type", "default"))
-    return None if scaling["rope_type"] == "default" else scaling
-
-
-def rope_theta(config: Mapping[str, Any], default: float) -> float:
-    """The base of the rotary frequencies."""
-    return (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", default))
-
-
-def sliding_window_fault(window: int | None, positions: int, off: str) -> Iterator[str]:
-    """The fault of a sliding window that would hide tokens; `off` tells how to turn it off."""
-    if window is not None and window < positions:
-        yield (
-            f"sliding_window is {window}, shorter than max_position_embeddings ({positions}), and sliding-window "
-            f"attention is not supported; {off}"
-        )
+def _method(config: Mapping[str, Any], key: str) -> str:
+    """What a sentence says of how a checkpoint is quantized."""
+    told = config[key]
+    method = told.get("quant_method") if isinstance(told, Mapping) else None
+    return f"{key}: {method}" if method else key

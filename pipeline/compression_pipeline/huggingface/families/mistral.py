@@ -1,11 +1,11 @@
 """Mistral, the versions without a sliding window (7B v0.2 and later, NeMo)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from compression_pipeline.config import Family
 
-from .base import HuggingFaceFamily, sliding_window_fault
+from .base import HuggingFaceFamily
 
 
 class Mistral(HuggingFaceFamily):
@@ -29,11 +29,3 @@ class Mistral(HuggingFaceFamily):
         "rope_theta": 10000.0,
         "sliding_window": 4096,
     }
-
-    def faults(self, config: Mapping[str, Any]) -> Iterator[str]:
-        yield from super().faults(config)
-        yield from sliding_window_fault(
-            self.value(config, "sliding_window"),
-            self.value(config, "max_position_embeddings"),
-            "use a version without one, or set it to null and max_position_embeddings to its length",
-        )

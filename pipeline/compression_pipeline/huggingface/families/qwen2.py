@@ -1,11 +1,11 @@
 """Qwen2 and Qwen2.5: biases on query, key and value; the small ones tie their embeddings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from compression_pipeline.config import Family
 
-from .base import HuggingFaceFamily, sliding_window_fault
+from .base import HuggingFaceFamily
 
 
 class Qwen2(HuggingFaceFamily):
@@ -30,13 +30,14 @@ class Qwen2(HuggingFaceFamily):
         "rope_theta": 10000.0,
         "use_sliding_window": False,
         "sliding_window": 4096,
+        "max_window_layers": 28,
     }
 
-    def faults(self, config: Mapping[str, Any]) -> Iterator[str]:
-        yield from super().faults(config)
-        if self.value(config, "use_sliding_window"):
-            yield from sliding_window_fault(
-                self.value(config, "sliding_window"),
-                self.value(config, "max_position_embeddings"),
-                "set use_sliding_window to false and max_position_embeddings to its length",
-            )
+    def window(self, config: Mapping[str, Any]) -> int | None:
+        """As transformers: `layer_types` decides; where it is missing, layers from `max_window_layers` on have it."""
+        if not self.value(config, "use_sliding_window"):
+            return None
+        layers, first = self.value(config, "num_hidden_layers"), self.value(config, "max_window_layers")
+        types = config.get("layer_types")
+        used = "sliding_attention" in types if types else first < layers
+        return super().window(config) if used else None
