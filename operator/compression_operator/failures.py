@@ -1,8 +1,9 @@
 """What a pass over a run met with, in words for the run: a refusal, a resource that cannot be read, a fault of ours."""
 
+from .api.templates import TemplateRefused
 from .clusterruns import UnreadableRun
 from .kube import ApiError, NotLeading
-from .troubles import INTERNAL_ERROR, Trouble, refusal
+from .troubles import INTERNAL_ERROR, POD_TEMPLATE_REFUSED, Trouble, refusal
 
 PERSISTENT = 3
 """Failures in a row after which an error that nobody foresaw is told: one may be a race that the next pass wins."""
@@ -14,6 +15,8 @@ def trouble_of(error: Exception) -> Trouble | None:
         return error.trouble
     if isinstance(error, ApiError):
         return None if error.passing or error.namespace_gone else refusal(error.code, str(error), error.resource)
+    if isinstance(error, TemplateRefused):
+        return Trouble(POD_TEMPLATE_REFUSED, str(error))
     if isinstance(error, NotLeading):
         return None
     return Trouble(
@@ -25,7 +28,7 @@ def trouble_of(error: Exception) -> Trouble | None:
 
 def unforeseen(error: Exception) -> bool:
     """Whether it is a fault of the operator's own."""
-    return not isinstance(error, ApiError | UnreadableRun | NotLeading)
+    return not isinstance(error, ApiError | UnreadableRun | TemplateRefused | NotLeading)
 
 
 def words_of(error: Exception) -> str:

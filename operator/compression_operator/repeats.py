@@ -1,6 +1,6 @@
 """Which failed passes are news, and which only say once more what the run's status says already. Pure."""
 
-from .troubles import QUOTA_EXCEEDED, REFUSED, Trouble
+from .troubles import POD_TEMPLATE_REFUSED, QUOTA_EXCEEDED, REFUSED, Trouble
 
 
 class Repeats:
@@ -16,7 +16,7 @@ class Repeats:
         A quota that is used up is a wait, whatever its figures. What the API server refuses is a failure, once.
         """
         before = self._known.pop(key, None) if consecutive > 1 else None
-        if trouble is None or trouble.reason not in (QUOTA_EXCEEDED, REFUSED):
+        if trouble is None or trouble.reason not in (QUOTA_EXCEEDED, REFUSED, POD_TEMPLATE_REFUSED):
             self._known.pop(key, None)
             return None
         self._known[key] = trouble

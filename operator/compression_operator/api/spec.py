@@ -147,9 +147,10 @@ class JobTemplate(ConfigModel):
     pod_template: Untyped | None = Field(
         default=None,
         description="A pod template (metadata and spec) merged under the operator's own and the fields beside this "
-        "one. Of the pod's securityContext it may set runAsUser, runAsGroup, fsGroup, supplementalGroups (not 0) and "
-        "fsGroupChangePolicy, e.g. for an NFS volume's group. The rest of it, service account, host namespaces and "
-        "hostPath are applied last and cannot be set here.",
+        "one. It may say what the restricted Pod Security Standard allows, e.g. runAsUser, runAsGroup and fsGroup (not "
+        "0) for an NFS volume's group. Anything else (service account, host namespaces, hostPath, the command and "
+        "image of the container pytorch, ...) is refused by name, in the run's conditions and by compression validate "
+        "--cluster; the operator's administrator may allow more, or less.",
     )
 
 

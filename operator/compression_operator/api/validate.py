@@ -14,6 +14,7 @@ from .overrides import InvalidOverride, override
 from .rules import World
 from .run import API_VERSION, KIND, CompressionRun
 from .schema import Schema, structural_schema
+from .templates import template_findings
 
 
 def validate(text: str, filename: str, world: World, overrides: Sequence[str] = ()) -> CompressionRun | list[Fault]:
@@ -60,6 +61,8 @@ def inspect(document: dict[str, Json], world: World) -> tuple[dict[str, Json], l
     found += findings(schema, filled)
     view = _view(CompressionRun, filled, "", {path for path, _ in found})
     found += _rule_findings(view, "", world)
+    if world is World.CLUSTER:
+        found += template_findings(filled.get("spec"))
     return filled, sorted(set(found), key=_order)
 
 

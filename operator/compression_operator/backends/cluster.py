@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from compression_operator.api.run import GROUP, KIND, CompressionRun
+from compression_operator.api.templates import TemplateRefused, template_findings
 from compression_operator.cache import Body, Cache, Key
 from compression_operator.controller import Conflict
 from compression_operator.jobs import Job, JobState, ObservedJob
@@ -112,10 +113,12 @@ class ClusterBackend:
 
     async def create(self, run: CompressionRun, job: Job) -> None:
         """Create the PyTorchJob. Where one of that name exists it is taken for ours if its labels and owner say so;
-        else Conflict is raised, and from then on `observe` shows it.
+        else Conflict is raised, and from then on `observe` shows it. Raises TemplateRefused.
         """
         namespace = run.metadata.namespace
         context = {"run": f"{namespace}/{run.metadata.name}", "step": job.step, "job": job.name}
+        if refused := list(template_findings(run.spec.to_json(), self._defaults.policy)):
+            raise TemplateRefused(refused)
         try:
             manifest = pytorch_job(run, job, image=image_of(run), defaults=self._defaults)
             body = await self._kube.create(PYTORCHJOBS, namespace, manifest)

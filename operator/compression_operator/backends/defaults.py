@@ -23,12 +23,10 @@ from compression_operator.api.pods import (
 )
 from compression_operator.api.run import GROUP, ObjectMeta
 from compression_operator.api.spec import PhaseSettings
+from compression_operator.api.templates import CONTAINER, OUR_VARIABLES, PodTemplates, TemplatePolicy
 from compression_pipeline.config import ConfigModel
 
 from .podtemplate import Json, merge_under
-
-CONTAINER = "pytorch"
-"""The name that the training operator looks for."""
 
 GPU = "nvidia.com/gpu"
 CA_VOLUME, CA_FOLDER = "ca-bundle", "/etc/compression/ca"
@@ -38,9 +36,7 @@ CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 HIDDEN: Json = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
 """NVIDIA's images ask for all GPUs of the node, and its runtime gives them to whoever asked for none by a resource."""
 
-RESERVED = frozenset(
-    {"COMPRESSION_CONFIG", "HOME", "PYTHONUNBUFFERED", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"}
-)
+RESERVED = frozenset(OUR_VARIABLES)
 """Variables that are the operator's; a token among them would reach phases that shall not see it."""
 
 QUEUE_PREFIX = "kueue.x-k8s.io/"
@@ -128,6 +124,13 @@ class JobDefaults(ConfigModel):
     inherit_annotations: tuple[str, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
     user: User = User()
+    pod_template: PodTemplates = PodTemplates.RESTRICTED
+    allowed_images: tuple[Annotated[str, Field(min_length=1, pattern=r"^\S+$")], ...] = ()
+
+    @property
+    def policy(self) -> TemplatePolicy:
+        """What runs may ask of their pods."""
+        return TemplatePolicy(self.pod_template, self.allowed_images)
 
     def gpu_resource(self, settings: PhaseSettings, of_run: str | None) -> str:
         """The resource by which a phase asks for its GPUs: its own, its run's, else the platform's."""

@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from compression_operator.api import templates
 from compression_operator.api.pods import SECURITY_ANNOTATION
+from compression_operator.api.templates import HANDLERS, HOOKS, VOLUMES, kept
 
 Json = dict[str, Any]
 
@@ -18,14 +20,6 @@ POD_SECURITY: Json = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-IDENTITY = ("runAsUser", "runAsGroup", "fsGroup")
-"""Fields of the pod's security context that a template may set: a volume's files belong to somebody (NFS, say). Root is
-nobody's to ask for. supplementalGroups and fsGroupChangePolicy may be set too.
-"""
-
-LARGEST_ID = 2**31 - 1
-"""The largest user or group that Kubernetes takes."""
-
 CONTAINER_SECURITY: Json = {
     "runAsNonRoot": True,
     "allowPrivilegeEscalation": False,
@@ -42,7 +36,7 @@ REPLACED = {"env": "name", "volumes": "name", "volumeMounts": "mountPath", "imag
 """Lists where our item takes the place of theirs with the same key: half of each would be neither."""
 
 CONTAINER_LISTS = ("containers", "initContainers", "ephemeralContainers")
-FORBIDDEN = ("hostNetwork", "hostPID", "hostIPC", "hostUsers", "serviceAccount", "serviceAccountName", "nodeName")
+FORBIDDEN = ("hostNetwork", "hostPID", "hostIPC", "serviceAccount", "serviceAccountName", "nodeName")
 
 
 def merge_under(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Json:
@@ -63,7 +57,7 @@ def secured(template: Mapping[str, Any], user: Mapping[str, int] = USER_AND_GROU
     """The pod template as it may run: no root, token, host namespace, host port or host path, whatever it said.
     `user` is who it runs as where it does not say; empty: the cluster chooses.
 
-    Volumes of the host, and the mounts of them, are left out.
+    Runs whose templates say such things are refused before (see api/templates.py). This is the fence behind that.
     """
     metadata = _mapping(template.get("metadata"))
     spec = {name: value for name, value in _mapping(template.get("spec")).items() if name not in FORBIDDEN}
@@ -73,50 +67,64 @@ def secured(template: Mapping[str, Any], user: Mapping[str, int] = USER_AND_GROU
     for kind in CONTAINER_LISTS:
         if kind in spec:
             spec[kind] = [_secured_container(_mapping(container), gone) for container in _sequence(spec[kind])]
-    security = {**POD_SECURITY, **user} | _identity(_mapping(spec.get("securityContext")))
+    security = {**POD_SECURITY, **user} | kept(spec.get("securityContext"), templates.POD_SECURITY)
     spec |= {"volumes": allowed, "securityContext": security, "automountServiceAccountToken": False}
     annotations = {
         name: value
         for name, value in _mapping(metadata.get("annotations")).items()
         if not re.search(SECURITY_ANNOTATION, name)
     }
-    kept = {name: value for name, value in metadata.items() if name in ("labels", "annotations")}
-    return {"metadata": kept | ({"annotations": annotations} if annotations or "annotations" in kept else {})} | {
+    found = {name: value for name, value in metadata.items() if name in ("labels", "annotations")}
+    return {"metadata": found | ({"annotations": annotations} if annotations or "annotations" in found else {})} | {
         "spec": spec
     }
 
 
-def _identity(wanted: Json) -> Json:
-    """Who the pod is to be, of a security context, as far as that is nobody mighty."""
-    found = {name: wanted[name] for name in IDENTITY if _harmless(wanted.get(name))}
-    groups = [group for group in _sequence(wanted.get("supplementalGroups")) if _harmless(group)]
-    if groups:
-        found["supplementalGroups"] = groups
-    if wanted.get("fsGroupChangePolicy") in ("Always", "OnRootMismatch"):
-        found["fsGroupChangePolicy"] = wanted["fsGroupChangePolicy"]
-    return found
-
-
-def _harmless(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= LARGEST_ID
+def defaulted(template: Mapping[str, Any], user: Mapping[str, int] = USER_AND_GROUPS) -> Json:
+    """The pod template with the same settings where it says nothing else: for platforms that restrict nothing."""
+    spec = _mapping(template.get("spec"))
+    for kind in CONTAINER_LISTS:
+        if kind in spec:
+            containers = [_mapping(container) for container in _sequence(spec[kind])]
+            spec[kind] = [
+                c | {"securityContext": CONTAINER_SECURITY | _mapping(c.get("securityContext"))} for c in containers
+            ]
+    named = any(spec.get(name) for name in ("serviceAccount", "serviceAccountName"))
+    spec.setdefault("automountServiceAccountToken", named)
+    spec["securityContext"] = {**POD_SECURITY, **user} | _mapping(spec.get("securityContext"))
+    return {**template, "spec": spec}
 
 
 def _secured_container(container: Json, gone: set[Any]) -> Json:
-    kept = {name: value for name, value in container.items() if name != "volumeDevices"}
-    kept["securityContext"] = CONTAINER_SECURITY
-    if "volumeMounts" in kept:
-        mounts = [_mapping(mount) for mount in _sequence(kept["volumeMounts"])]
-        kept["volumeMounts"] = [mount for mount in mounts if mount.get("name") not in gone]
-    if "ports" in kept:
-        ports = [_mapping(port) for port in _sequence(kept["ports"])]
-        kept["ports"] = [{k: v for k, v in port.items() if k not in ("hostPort", "hostIP")} for port in ports]
-    return kept
+    found = {name: value for name, value in container.items() if name != "volumeDevices"}
+    security = kept(found.get("securityContext"), templates.CONTAINER_SECURITY)
+    added = _sequence(_mapping(security.get("capabilities")).get("add"))
+    capabilities = CONTAINER_SECURITY["capabilities"] | ({"add": added} if added else {})
+    found["securityContext"] = CONTAINER_SECURITY | security | {"capabilities": capabilities}
+    if "volumeMounts" in found:
+        mounts = [_mapping(mount) for mount in _sequence(found["volumeMounts"])]
+        found["volumeMounts"] = [mount for mount in mounts if mount.get("name") not in gone]
+    if "ports" in found:
+        ports = [_mapping(port) for port in _sequence(found["ports"])]
+        found["ports"] = [{k: v for k, v in port.items() if k not in ("hostPort", "hostIP")} for port in ports]
+    found |= {name: _of_the_pod(_mapping(found[name])) for name in HANDLERS if name in found}
+    if "lifecycle" in found:
+        hooks = _mapping(found["lifecycle"])
+        found["lifecycle"] = hooks | {name: _of_the_pod(_mapping(hooks[name])) for name in HOOKS if name in hooks}
+    return found
+
+
+def _of_the_pod(handler: Json) -> Json:
+    """The handler without the name of another host: the kubelet would ask it from within the node's network."""
+    asked = {name: _mapping(handler[name]) for name in ("httpGet", "tcpSocket") if name in handler}
+    return handler | {name: {k: v for k, v in one.items() if k != "host"} for name, one in asked.items()}
 
 
 def _reaches_out(volume: Mapping[str, Any]) -> bool:
-    """Whether the volume is a path of the host or brings a service account's token."""
+    """Whether the volume is of no harmless type or brings a service account's rights."""
     projected = _sequence(_mapping(volume.get("projected")).get("sources"))
-    return "hostPath" in volume or any("serviceAccountToken" in _mapping(source) for source in projected)
+    rights = any(name in _mapping(source) for source in projected for name in templates.RIGHTS)
+    return rights or bool(volume.keys() - {"name", *VOLUMES})
 
 
 def _merge_lists(name: str, ours: Sequence[Json], theirs: Sequence[Any]) -> list[Json]:

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, cast
 
+from compression_operator.api.templates import CONTAINER
 from compression_operator.jobs import Wait, WaitReason
 from compression_pipeline.config import ExitClass, Termination
 
-from .pytorchjob import CONTAINER
 from .termination import read_termination
 
 Json = Mapping[str, Any]

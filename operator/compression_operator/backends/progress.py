@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from compression_operator.api.status import Progress
+from compression_operator.api.templates import CONTAINER
 from compression_operator.denials import Denials
 from compression_operator.jobs import JobState, ObservedJob
 from compression_operator.kube import ApiError, Kube
 
 from .logs import event_progress, event_time, event_wait, parse_event
-from .pytorchjob import CONTAINER
 
 logger = logging.getLogger(__name__)
 

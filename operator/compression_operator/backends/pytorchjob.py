@@ -11,11 +11,12 @@ from typing import Any
 
 from compression_operator.api.run import API_VERSION, GROUP, KIND, CompressionRun
 from compression_operator.api.spec import PhaseSettings, SecretKeyRef
+from compression_operator.api.templates import CONTAINER, PodTemplates
 from compression_operator.jobs import Job
 from compression_pipeline.config import CONFIG_VARIABLE, JobConfig, Phase, PrepareJob
 
-from .defaults import CONTAINER, QUEUE_PREFIX, JobDefaults, asks_for_devices, completed
-from .podtemplate import merge_under, secured
+from .defaults import QUEUE_PREFIX, JobDefaults, asks_for_devices, completed
+from .podtemplate import defaulted, merge_under, secured
 
 Json = dict[str, Any]
 
@@ -125,7 +126,8 @@ def _template(run: CompressionRun, job: Job, image: str, defaults: JobDefaults) 
     ours: Json = {"metadata": _metadata(run, job), "spec": spec}
     template = merge_under(ours, merge_under(phase.pod_template or {}, wanted.pod_template or {}))
     whole = completed(template, defaults, run.metadata, devices=asks_for_devices(phase))
-    return secured(whole, defaults.user.security())
+    hardened = defaulted if defaults.pod_template is PodTemplates.UNRESTRICTED else secured
+    return hardened(whole, defaults.user.security())
 
 
 def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, str], defaults: JobDefaults) -> Json:
