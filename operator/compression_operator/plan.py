@@ -6,12 +6,15 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from compression_pipeline.config import JOBS, JobConfig, Phase, TeacherConfig, fingerprint
+from compression_pipeline.config import JOBS, JobConfig, Phase, TeacherConfig, fingerprint, measuring
 
 from .api.spec import CompressionRunSpec, PhaseSettings, Student
 from .api.status import Resolved
 from .jobs import Job
 from .names import job_name
+
+MEASURES = frozenset({"evaluate"})
+"""Fields of jobs that only measure what is made."""
 
 BACKEND_FILLS_IN = ""
 """The store's path, in the configuration of a planned job: only a backend knows it."""
@@ -19,7 +22,10 @@ BACKEND_FILLS_IN = ""
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step: a phase, for one student or for all of them."""
+    """One step: a phase, for one student or for all of them.
+
+    Its fingerprint tells whether it was done, with all that it measures; the artifact is named by what makes it alone.
+    """
 
     name: str
     phase: Phase
@@ -34,6 +40,12 @@ class PlannedStep:
     def dependencies(self) -> tuple[str, ...]:
         """The steps that come first, each once."""
         return tuple(dict.fromkeys(self.inputs.values()))
+
+    @property
+    def key(self) -> str | None:
+        """Key of the artifact, where that is known and is not the fingerprint. Prepare's job finds its own."""
+        key = self.artifact.removeprefix(f"{self.phase}-") if self.artifact else None
+        return key if key != self.fingerprint and self.phase is not Phase.PREPARE else None
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Plan:
                 "student": step.student,
                 "attempt": attempt,
                 "fingerprint": step.fingerprint,
+                "key": step.key,
                 "store": BACKEND_FILLS_IN,
                 "grace_period_seconds": settings.termination_grace_period_seconds,
                 "processes_per_node": settings.gpus_per_node or settings.processes_per_node,
@@ -135,10 +148,10 @@ class _Builder:
         """Add a step; `inputs` maps roles to earlier steps."""
         name = step_name(phase, student.name if student else None)
         configuration = _configuration(self._spec, phase, student)
-        mark = self._fingerprint(name, phase, configuration, inputs)
-        # prepare's artifact is named by the content it found, so that two ways to the same content share it.
-        resolved_key = self._resolved.key if self._resolved else None
-        key = resolved_key if phase is Phase.PREPARE else mark
+        mark, key = self._marks(name, phase, configuration, inputs)
+        if phase is Phase.PREPARE:
+            # It is named by the content that was found, so that two ways to the same content share it.
+            key = self._resolved.key if self._resolved else None
         self._keys[name] = key
         self.steps[name] = PlannedStep(
             name=name,
@@ -151,22 +164,24 @@ class _Builder:
             artifact=f"{phase}-{key}" if key else None,
         )
 
-    def _fingerprint(
+    def _marks(
         self, name: str, phase: Phase, configuration: Mapping[str, Any], inputs: Mapping[str, str]
-    ) -> str | None:
+    ) -> tuple[str | None, str | None]:
+        """Fingerprint of the step and key of its artifact; none of either while the inputs aren't known."""
         keys = {role: key for role, step in inputs.items() if (key := self._keys[step]) is not None}
         if len(keys) < len(inputs):
-            return None
-        if name in self._kept:
-            return self._kept[name]
-        blocks = {to_camel(field): block for field, block in configuration.items()}
+            return None, None
+        blocks = {to_camel(field): block for field, block in configuration.items() if field not in MEASURES}
         if phase is Phase.PREPARE:
             blocks["sources"] = self._sources or None
-        return fingerprint(phase, blocks, keys)
+        key = fingerprint(phase, blocks, keys)
+        mark = measuring(key, {field: block for field, block in configuration.items() if field in MEASURES})
+        kept = self._kept.get(name, mark)
+        return (mark, key) if kept == mark else (kept, kept)
 
 
 def _configuration(spec: CompressionRunSpec, phase: Phase, student: Student | None) -> dict[str, Any]:
-    """What shapes the artifact of a phase, by the fields of its job. All of it enters the fingerprint, names do not."""
+    """What a phase is told of its artifact, by the fields of its job. All of it enters fingerprints, names do not."""
     length = spec.dataset.sequence_length
     match phase:
         case Phase.PREPARE:

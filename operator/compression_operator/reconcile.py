@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
-from compression_pipeline.config import Phase, sequence_fault, student_faults, text_fault
+from compression_pipeline.config import Phase, PrepareResult, sequence_fault, student_faults, text_fault
 
 from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from .api.status import CompressionRunStatus, Step, StepState
@@ -187,8 +187,9 @@ class _Pass:
         if followed.ask_again:
             self._missed.add(step.name)
         if followed.result is not None:
-            key = getattr(followed.result, "key", planned.fingerprint)
-            step = step.model_copy(update={"artifact": f"{planned.phase}-{key}"})
+            found = followed.result
+            made = f"{planned.phase}-{found.key}" if isinstance(found, PrepareResult) else planned.artifact
+            step = step.model_copy(update={"artifact": made})
             self._status = record(self._status, step, followed.result)
         self._steps[planned.name] = step.model_copy(update={"waiting_reason": self._why_stuck(step)})
 

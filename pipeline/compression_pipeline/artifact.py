@@ -125,7 +125,8 @@ class Store:
         what they were.
         """
         found = self.find(f"{phase}-{fingerprint}")
-        if found is not None:
+        # Another step may have made it, and measured it in another way.
+        if found is not None and found.manifest.config.get("fingerprint", fingerprint) == fingerprint:
             return found
         record = self.published(fingerprint)
         return self.recorded(record) if record is not None and record.stands else None

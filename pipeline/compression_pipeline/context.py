@@ -39,6 +39,7 @@ class Context:
     store: Store
     events: Events
     folder: Path  # this launch's own
+    turn: Path | None = None  # where the heartbeat is; None: beside the folder
     launch: str | None = None
     rank: int = 0
     local_rank: int = 0
@@ -59,6 +60,7 @@ class Context:
             store=Store(root, drafts=folder),
             events=Events(silent=rank != 0),
             folder=folder,
+            turn=Store(root).work_folder(job.artifact_key),
             launch=launch,
             rank=rank,
             local_rank=int(environment.get("LOCAL_RANK", "0")),
@@ -68,7 +70,7 @@ class Context:
 
     def owns_step(self) -> bool:
         """Whether the step is still this launch's: what other launches left there may be removed then."""
-        holder = heartbeat.holder(self.folder.parent)
+        holder = heartbeat.holder(self.turn or self.folder.parent)
         return self.launch is None or (holder is not None and holder.token == self.launch)
 
     def stop_requested(self) -> bool:

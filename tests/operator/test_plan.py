@@ -88,7 +88,7 @@ def test_only_prepares_fingerprint_is_known_before_prepare_has_looked() -> None:
         ({"finetune": {"steps": 201}}, ALL - {"prepare"}),
         ({"export": {"dtype": "float16"}}, {"export-width", "export-depth"}),
         ({"export": {"sampleTokens": 24}}, {"export-width", "export-depth"}),
-        ({"evaluate": {"samples": 3}}, ALL - {"prepare"}),
+        ({"evaluate": {"samples": 3}}, {"finetune", "distill-width", "distill-depth"}),
         ({"teacher": {"model": "hf://owner/other"}}, {"prepare"}),
         ({"teacher": {"model": "hf://owner/teacher", "revision": "v2"}}, {"prepare"}),
         ({"dataset": {"source": "hf://owner/text", "sequenceLength": 64, "textColumn": "body"}}, {"prepare"}),
@@ -107,9 +107,39 @@ def test_an_edit_runs_just_what_depends_on_it_again(edit: dict[str, Any], runs_a
     assert changed(planned(), planned(**edit)) == runs_again
 
 
-def test_pruning_does_not_depend_on_how_loss_is_measured() -> None:
-    after = {"distill-width", "distill-depth", "export-width", "export-depth"}
-    assert changed(planned(finetune=None), planned(finetune=None, evaluate={"samples": 3})) == after
+@pytest.mark.parametrize("spec", [{}, {"finetune": None}])
+def test_what_only_measures_makes_nothing_anew(spec: dict[str, Any]) -> None:
+    before, after = planned(**spec), planned(**spec, evaluate={"samples": 3})
+    assert [step.artifact for step in after.steps] == [step.artifact for step in before.steps]
+    assert changed(before, after) == {"finetune", "distill-width", "distill-depth"} & marks(before).keys()
+    for step in after.steps[1:]:
+        config = after.job(step, run="demo", attempt=1).config
+        assert f"{step.phase}-{config.artifact_key}" == step.artifact
+        assert config.fingerprint == step.fingerprint
+
+
+def test_layers_to_drop_are_a_set() -> None:
+    one, other = (planned(students=[student("depth", dropLayers=layers)]) for layers in ([4, 2], [2, 4]))
+    assert changed(one, other) == set()
+    twice = planned(students=[student("depth", dropLayers=[4, 2, 4])])
+    assert changed(one, twice) == set()
+
+
+LAYERS = st.lists(st.integers(1, 30), min_size=1, max_size=6)
+
+
+@given(LAYERS, LAYERS, st.integers(1, 3), st.integers(1, 3))
+def test_keys_are_equal_where_contents_are_and_nowhere_else(
+    dropped: list[int], others: list[int], samples: int, more: int
+) -> None:
+    def of(layers: list[int], count: int) -> Plan:
+        return planned(students=[student("depth", dropLayers=layers)], evaluate={"samples": count})
+
+    one, other = of(dropped, samples), of(others, more)
+    artifacts = {a.name for a, b in zip(one.steps, other.steps, strict=True) if a.artifact != b.artifact}
+    students = {"prune-depth", "distill-depth", "export-depth"} if set(dropped) != set(others) else set[str]()
+    assert artifacts == students
+    assert changed(one, other) == students | ({"finetune", "distill-depth"} if samples != more else set())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from .base import ConfigModel, Operational, Rule
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
 from .figures import human_bytes, number_runs, won_back
-from .fingerprint import digest, fingerprint, semantic_fields
+from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .phases import (
     CONFIG_VARIABLE,
     JOBS,
@@ -74,6 +74,7 @@ __all__ = [
     "digest",
     "fingerprint",
     "human_bytes",
+    "measuring",
     "number_runs",
     "semantic_fields",
     "sequence_fault",

@@ -16,6 +16,11 @@ class Operational:
 
 
 @dataclass(frozen=True)
+class Unordered:
+    """Marks a list that means the set of its entries; fingerprints are made of that."""
+
+
+@dataclass(frozen=True)
 class Rule:
     """A rule over one or several fields of an object, told twice: as CEL for the API server, in Python for local runs.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .base import Operational
+from .base import Operational, Unordered
 
 SCHEMA_VERSION = 2
 """Raised when the meaning of an artifact changes, so that nothing older is taken for it."""
@@ -34,6 +34,8 @@ def semantic_fields(model: BaseModel) -> dict[str, Any]:
             found[alias] = semantic_fields(value)
         else:
             found[alias] = model.model_dump(mode="json", by_alias=True, include={name})[alias]
+            if any(isinstance(mark, Unordered) for mark in field.metadata):
+                found[alias] = sorted(set(found[alias]))
     return found
 
 
@@ -57,3 +59,13 @@ def fingerprint(
         if block is not None
     }
     return digest({"version": SCHEMA_VERSION, "phase": phase, "configuration": blocks, "inputs": dict(inputs)})
+
+
+def measuring(key: str, measures: Mapping[str, BaseModel]) -> str:
+    """Fingerprint of a step that makes the artifact of this key and measures it in these ways; the key itself where all
+    of them are at their defaults.
+
+    What only measures is no part of the key, so that to measure otherwise makes nothing anew.
+    """
+    told = {name: fields for name, block in measures.items() if (fields := semantic_fields(block))}
+    return digest({"artifact": key, "measures": told}) if told else key

@@ -40,10 +40,20 @@ class JobConfig(ConfigModel):
     student: str | None = None
     attempt: int = Field(ge=1)
     fingerprint: str = Field(pattern="^[0-9a-f]{32}$")
+    key: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{32}$",
+        description="Key of the artifact, where it is not the fingerprint: what only measures is no part of it.",
+    )
     store: str = Field(description="Absolute path of the store.")
     grace_period_seconds: int = Field(default=300, ge=1)
     processes_per_node: int = Field(default=1, ge=1, description="Ranks that the launcher starts on this node.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of one rank. Default: processors / ranks.")
+
+    @property
+    def artifact_key(self) -> str:
+        """Key of the artifact; prepare alone finds another one."""
+        return self.key or self.fingerprint
 
     def for_image(self) -> dict[str, Any]:
         """As JSON for an image, which may be older and not know the newest fields: those at their default are left out,

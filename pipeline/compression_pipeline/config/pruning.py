@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ConfigModel, Operational, Rule, cel_indivisible, indivisible
+from .base import ConfigModel, Operational, Rule, Unordered, cel_indivisible, indivisible
 
 LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer; the first is 1.")]
 
@@ -70,7 +70,7 @@ class PruneConfig(ConfigModel):
         le=1024,
         description="Layers to keep, the most important by block influence. Excludes dropLayers.",
     )
-    drop_layers: list[LayerNumber] | None = Field(
+    drop_layers: Annotated[list[LayerNumber] | None, Unordered()] = Field(
         default=None,
         min_length=1,
         max_length=1023,
@@ -85,6 +85,7 @@ class PruneConfig(ConfigModel):
         description="hiddenSize and ffnHiddenSize must be multiples of it. 64 suits tensor cores; lower it for small "
         "models.",
     )
+
     calibration_samples: int = Field(
         default=1024, ge=1, le=1_048_576, description="Training sequences that importance is measured on."
     )

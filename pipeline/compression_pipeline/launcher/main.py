@@ -97,7 +97,8 @@ class _Launcher:
 
     def run(self) -> Termination:
         folder = self._store.attempt_path(self._job.fingerprint, self._job.attempt, self._launch)
-        heartbeat = Heartbeat(folder.parent, self._name(), token=self._launch, probe=folder)
+        turn = self._store.work_folder(self._job.artifact_key)
+        heartbeat = Heartbeat(turn, self._name(), token=self._launch, probe=folder)
         try:
             cached = self._published()
             return self._adopt(cached) if cached is not None else self._make(heartbeat)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from compression_pipeline.artifact import Artifact
 from compression_pipeline.config import Architecture, DistillJob, DistillResult, ExportDtype, won_back
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
@@ -14,6 +15,7 @@ from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime, free, runtime, share_folder
+from compression_pipeline.phases import measuring
 from compression_pipeline.proof import SEQUENCES, TOKENS, Reference, kept_positions
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run(job: DistillJob, context: Context) -> DistillResult:
-    """Distill the student and publish it as `distill-<fingerprint>`.
+    """Distill the student and publish it as `distill-<key>`.
 
     The artifact: `model/`, `history.json`, `tensorboard/`, and `reference.safetensors` for export's proof.
 
@@ -42,6 +44,9 @@ def run(job: DistillJob, context: Context) -> DistillResult:
         job, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
     ) as current:
         share_folder(context, current)
+        made = measuring.made_before(job, context, current, "distill")
+        if made is not None:
+            return _measured(job, context, current, made)
         return distill(job, context, current, teacher, student)
 
 
@@ -65,7 +70,7 @@ def distill(
         tokens_per_second=history.tokens_per_second,
     )
     if runtime.rank == 0:
-        with context.store.draft("distill", job.fingerprint) as draft:
+        with context.store.draft("distill", job.artifact_key) as draft:
             conversion.write(state, student, draft.path / "model", template=student_files)
             publish_curves(history, context.folder, draft.path)
             reference(state, student, validation, runtime).write(draft.path)
@@ -79,7 +84,22 @@ def distill(
                     "validationSequences": len(validation),
                 },
             )
-        result = published.result(DistillResult)  # another job's, where that was first
+        result = measuring.settled(job, context, published, DistillResult)
+    return result
+
+
+def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifact) -> DistillResult:
+    """The result for weights that a step has made which measured otherwise: nothing is trained."""
+    models = {"teacher": job.teacher, "pruned": job.pruned, "distilled": made.name}
+    found = measuring.losses(job, context, runtime, models)
+    result = DistillResult(
+        teacher_loss=found["teacher"],
+        pruned_loss=found["pruned"],
+        distilled_loss=found["distilled"],
+        tokens_per_second=made.result(DistillResult).tokens_per_second,
+    )
+    if runtime.rank == 0:
+        measuring.note(job, context, made, result)
     return result
 
 

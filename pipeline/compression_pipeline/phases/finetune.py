@@ -2,17 +2,19 @@
 
 from typing import TYPE_CHECKING
 
+from compression_pipeline.artifact import Artifact
 from compression_pipeline.config import FinetuneJob, FinetuneResult
 from compression_pipeline.context import Context
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
+from compression_pipeline.phases import measuring
 
 if TYPE_CHECKING:
     from compression_pipeline.megatron.history import History
 
 
 def run(job: FinetuneJob, context: Context) -> FinetuneResult:
-    """Train the teacher and publish it as `finetune-<fingerprint>`: `model/`, `history.json`, `tensorboard/`.
+    """Train the teacher and publish it as `finetune-<key>`: `model/`, `history.json`, `tensorboard/`.
 
     Raises:
         UserError: the text is too short, the batch does not divide among the ranks, the loss is not finite.
@@ -23,7 +25,8 @@ def run(job: FinetuneJob, context: Context) -> FinetuneResult:
         job, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
     ) as current:
         share_folder(context, current)
-        return correct(job, context, current)
+        made = measuring.made_before(job, context, current, "finetune")
+        return correct(job, context, current) if made is None else _measured(job, context, current, made)
 
 
 def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneResult:
@@ -60,7 +63,7 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
     )
     result = _result(history)
     if runtime.rank == 0:
-        with context.store.draft("finetune", job.fingerprint) as draft:
+        with context.store.draft("finetune", job.artifact_key) as draft:
             conversion.write(dict(model.named_parameters()), architecture, draft.path / "model", template=teacher.model)
             publish_curves(history, context.folder, draft.path)
             published = draft.publish(
@@ -69,7 +72,20 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
                 result=result.to_json(),
                 metrics={"tokensPerSecond": history.tokens_per_second},
             )
-        result = published.result(FinetuneResult)  # another job's, where that was first
+        result = measuring.settled(job, context, published, FinetuneResult)
+    return result
+
+
+def _measured(job: FinetuneJob, context: Context, runtime: Runtime, made: Artifact) -> FinetuneResult:
+    """The result for weights that a step has made which measured otherwise: nothing is trained."""
+    found = measuring.losses(job, context, runtime, {"teacher": job.teacher, "corrected": made.name})
+    result = FinetuneResult(
+        teacher_loss=found["teacher"],
+        corrected_teacher_loss=found["corrected"],
+        tokens_per_second=made.result(FinetuneResult).tokens_per_second,
+    )
+    if runtime.rank == 0:
+        measuring.note(job, context, made, result)
     return result
 
 

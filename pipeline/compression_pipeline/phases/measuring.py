@@ -1,0 +1,77 @@
+"""Weights that exist are measured, not made again: what only measures is no part of their key."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import torch.distributed as dist
+
+from compression_pipeline.artifact import Artifact
+from compression_pipeline.config import ConfigModel, DistillJob, FinetuneJob
+from compression_pipeline.context import Context
+from compression_pipeline.errors import Interrupted
+from compression_pipeline.huggingface import conversion
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.store.published import Published
+
+if TYPE_CHECKING:
+    from compression_pipeline.megatron.runtime import Runtime
+
+Result = TypeVar("Result", bound=ConfigModel)
+
+
+def made_before(job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", phase: str) -> Artifact | None:
+    """The artifact of the step, where a step that measures otherwise has made it. Every rank calls it."""
+    name = f"{phase}-{job.artifact_key}"
+    found = context.store.find(name)
+    there = [found is not None and _measured_otherwise(found, job)]
+    if runtime.world_size > 1:  # what a volume shows to one node it may not show to another yet
+        dist.broadcast_object_list(there, src=0)
+    return context.store.open(name) if there[0] else None
+
+
+def losses(
+    job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", models: Mapping[str, str]
+) -> dict[str, float]:
+    """Validation losses of published models, by role. `models`: role -> artifact."""
+    from compression_pipeline.megatron.data import ValidationData
+    from compression_pipeline.megatron.model import build
+    from compression_pipeline.megatron.runtime import free
+    from compression_pipeline.megatron.validation import validation_loss
+
+    settings = job.finetune if isinstance(job, FinetuneJob) else job.distill
+    text = context.store.open(job.data).data
+    data = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
+    found: dict[str, float] = {}
+    for number, (role, name) in enumerate(models.items(), start=1):
+        folder = context.store.open(name).model
+        architecture = read_architecture(folder)
+        model = build(architecture, runtime, sequence_length=job.sequence_length)
+        conversion.load_into(model, architecture, folder)
+        found[role] = validation_loss(model, data, runtime, context, batch_size=settings.micro_batch_size)
+        context.events.progress(number, len(models), unit="models", doing="measure")
+        del model
+        free(runtime)
+    return found
+
+
+def settled(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: type[Result]) -> Result:
+    """The result of the step that has just published, or found that another job was first. For rank 0.
+
+    Raises Interrupted where that job measured the same weights otherwise.
+    """
+    if _measured_otherwise(artifact, job):
+        raise Interrupted("another job has made the same weights first; the next attempt measures those")
+    found = artifact.result(result)
+    if job.key is not None:
+        note(job, context, artifact, found)
+    return found
+
+
+def note(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: ConfigModel) -> None:
+    """Let a later job of this step find what it measured. For rank 0."""
+    told = {name: value for name, value in result.to_json().items() if name != "cached"}
+    context.store.record_published(job.fingerprint, Published(artifact=artifact.name, result=told))
+
+
+def _measured_otherwise(artifact: Artifact, job: FinetuneJob | DistillJob) -> bool:
+    return artifact.manifest.config.get("fingerprint", job.fingerprint) != job.fingerprint

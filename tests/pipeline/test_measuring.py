@@ -1,0 +1,98 @@
+"""A step whose weights exist only measures them: nothing is trained, and the figures are those that training gives."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetuning import job_in
+from safetensors.torch import load_file
+from stores import context
+
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import DistillConfig, DistillJob, EvaluateConfig, FinetuneResult
+from compression_pipeline.errors import Interrupted
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases import distill, finetune, measuring
+
+KEY = "0" * 32
+OTHER = "1" * 32
+
+
+@pytest.fixture(autouse=True)
+def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron is set up once, and the phases run in that."""
+    from contextlib import nullcontext
+
+    for phase in (finetune, distill):
+        monkeypatch.setattr(phase, "runtime", lambda *_, **__: nullcontext(engine))
+
+
+@pytest.fixture
+def trains(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is trained, from here on."""
+    from compression_pipeline.megatron import training
+
+    found: list[str] = []
+    real: Callable[..., Any] = training.train
+
+    def train(*arguments: Any, **named: Any) -> Any:
+        found.append(type(named["loss"]).__name__)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(training, "train", train)
+    return found
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model" / "model.safetensors")
+
+
+def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) -> None:
+    first = finetune.run(job_in(store, evaluate=EvaluateConfig(samples=3)), context(store)[0])
+    name = f"finetune-{KEY}"
+    before = weights(store.open(name).path)
+    again = job_in(store, fingerprint=OTHER, key=KEY, evaluate=EvaluateConfig(samples=5))
+    measured = finetune.run(again, context(store, OTHER)[0])
+    assert trains == ["LanguageModelLoss"]
+    assert measured.teacher_loss != first.teacher_loss
+    assert measured.corrected_teacher_loss != first.corrected_teacher_loss
+    # What a step of its own would have told.
+    alone = job_in(store, fingerprint="2" * 32, evaluate=EvaluateConfig(samples=5))
+    trained = finetune.run(alone, context(store, "2" * 32)[0])
+    assert measured.teacher_loss == pytest.approx(trained.teacher_loss, abs=1e-6)
+    assert measured.corrected_teacher_loss == pytest.approx(trained.corrected_teacher_loss, abs=1e-6)
+
+    for fingerprint, told in ((KEY, first), (OTHER, measured)):
+        found = store.find_published("finetune", fingerprint)
+        assert found is not None
+        assert found.name == name
+        assert found.result(FinetuneResult) == told
+    assert all(torch.equal(tensor, before[key]) for key, tensor in weights(store.open(name).path).items())
+
+    # The student's distillation from it, first with a measure of its own.
+    def distilling(fingerprint: str, samples: int, key: str | None = None) -> DistillJob:
+        settings = DistillConfig(steps=2, warmup_steps=1, global_batch_size=4)
+        told = {"student": "width", "data": again.data, "teacher": name, "pruned": again.teacher, "distill": settings}
+        common = again.model_dump(include={"run", "store", "attempt", "sequence_length"})
+        measure = EvaluateConfig(samples=samples)
+        return DistillJob(**common, **told, step="distill-width", fingerprint=fingerprint, key=key, evaluate=measure)
+
+    made = distill.run(distilling("4" * 32, 3, key="3" * 32), context(store, "4" * 32)[0])
+    other = distill.run(distilling("3" * 32, 5), context(store, "3" * 32)[0])
+    assert trains == ["LanguageModelLoss", "LanguageModelLoss", "DistillationLoss"]
+    assert other.pruned_loss != made.pruned_loss
+    assert other.teacher_loss == pytest.approx(measured.corrected_teacher_loss, abs=1e-6)
+    for fingerprint, samples in (("4" * 32, made), ("3" * 32, other)):
+        found = store.find_published("distill", fingerprint)
+        assert found is not None and found.name == "distill-" + "3" * 32
+        assert found.result(type(made)) == samples
+
+
+def test_who_loses_the_race_to_another_measure_measures_at_the_next_attempt(store: Store) -> None:
+    job = job_in(store, fingerprint=OTHER, key=KEY)
+    with store.draft("finetune", KEY) as draft:
+        other = draft.publish(config={"fingerprint": KEY}, inputs={}, result={})
+    with pytest.raises(Interrupted, match="the next attempt measures those"):
+        measuring.settled(job, context(store, OTHER)[0], other, FinetuneResult)
