@@ -68,7 +68,7 @@ class Backoff:
     """Pause after the n-th error in a row of one key: initial * 2^(n-1), at most `limit` seconds."""
 
     initial: float = 0.2
-    limit: float = 60.0
+    limit: float = 15.0
 
     def seconds(self, consecutive: int) -> float:
         # The exponent is bounded: 2.0 ** 2000 would overflow.
@@ -102,10 +102,12 @@ class Controller:
         patience: Callable[[Exception], float] = lambda _: 0.0,
         passing: Callable[[Exception], bool] = lambda _: False,
         undeleted: Callable[[str, Mapping[str, Exception]], None] = lambda key, errors: None,
+        whole: Callable[[str], None] = lambda key: None,
     ) -> None:
         """`timed` is told the seconds that each pass took; `patience` says how many an error asks to wait at least, and
         `passing` whether the next job would fare no better than the one that could not be made. `undeleted` is told,
-        after each pass over a key that went through, the jobs that could not be deleted, by name, and why.
+        after each pass over a key that went through, the jobs that could not be deleted, by name, and why; `whole`
+        of each pass that met with no trouble.
         """
         self._runs = runs
         self._backend = backend
@@ -122,6 +124,7 @@ class Controller:
         self._patience = patience
         self._passing = passing
         self._undeleted = undeleted
+        self._whole = whole
 
     @property
     def queue_depth(self) -> int:
@@ -186,6 +189,7 @@ class Controller:
             self._queue.add_after(key, look.again)
         if look.trouble is None:
             self._errors.pop(key, None)
+            self._whole(key)
             return
         count = self._errors[key] = self._errors.get(key, 0) + 1
         self._queue.add_after(key, max(self._backoff.seconds(count), self._patience(look.trouble)))

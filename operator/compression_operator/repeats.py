@@ -1,6 +1,16 @@
 """Which failed passes are news, and which only say once more what the run's status says already. Pure."""
 
-from .troubles import POD_TEMPLATE_REFUSED, QUOTA_EXCEEDED, REFUSED, Trouble
+from .troubles import (
+    API_SERVER_UNAVAILABLE,
+    POD_TEMPLATE_REFUSED,
+    QUOTA_EXCEEDED,
+    REFUSED,
+    WEBHOOK_UNAVAILABLE,
+    Trouble,
+)
+
+WAITS = (QUOTA_EXCEEDED, REFUSED, POD_TEMPLATE_REFUSED, WEBHOOK_UNAVAILABLE, API_SERVER_UNAVAILABLE)
+"""What to say once, and then no more while it stays as it is."""
 
 
 class Repeats:
@@ -16,7 +26,7 @@ class Repeats:
         A quota that is used up is a wait, whatever its figures. What the API server refuses is a failure, once.
         """
         before = self._known.pop(key, None) if consecutive > 1 else None
-        if trouble is None or trouble.reason not in (QUOTA_EXCEEDED, REFUSED, POD_TEMPLATE_REFUSED):
+        if trouble is None or trouble.reason not in WAITS:
             self._known.pop(key, None)
             return None
         self._known[key] = trouble

@@ -19,10 +19,11 @@ from .clusterruns import ClusterRuns
 from .controller import WORKERS, Conflict, Controller
 from .denials import Denials, limited
 from .events import EventRecorder
-from .failures import PERSISTENT, trouble_of, unforeseen, words_of
+from .failures import PERSISTENT, unforeseen, words_of
 from .health import MISSED_SECONDS, Probes, serve
 from .jobs import Decision, Notice, ObservedJob
 from .kube import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource, connect
+from .lasting import Lasting
 from .leader import LeaderElection
 from .metrics import Metrics
 from .reconcile import reconcile
@@ -112,7 +113,8 @@ class Service:
         self._runs = ClusterRuns(self._kube, self._caches[RUNS], image=options.image, written=self._metrics.written)
         self._denials = Denials(self._enqueue_all)
         self._repeats = Repeats()
-        self._undeleted = Undeleted()
+        self._lasting = Lasting(_now)
+        self._undeleted = Undeleted(self._lasting.trouble)
         self._logs = LogWatcher(
             self._kube, self._enqueue, denials=self._denials, period_seconds=options.progress_seconds
         )
@@ -139,6 +141,7 @@ class Service:
             patience=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
             passing=lambda error: isinstance(error, ApiError) and error.passing,
             undeleted=self._undeleted.note,
+            whole=self._lasting.over,
         )
 
     # -- what the watches tell ----------------------------------------------------------------------------------------
@@ -165,7 +168,9 @@ class Service:
             self._backend.gone(body)
         elif resource == RUNS:
             self._backend.run_gone(body)
-            self._repeats.forget(f"{body['metadata']['namespace']}/{body['metadata']['name']}")
+            key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+            self._repeats.forget(key)
+            self._lasting.over(key)
 
     def _enqueue_owner(self, resource: Resource, body: Body) -> None:
         """Have the run looked at that an object belongs to."""
@@ -203,8 +208,10 @@ class Service:
         decision = reconcile(run, observed, now, words)
         decision = advised(run, decision, self._claims.about(run), told=self._claims.told(run))
         decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
-        troubles = [trouble for error in unmade.values() if (trouble := trouble_of(error)) is not None]
-        troubles += self._undeleted.about(f"{run.metadata.namespace}/{run.metadata.name}", decision)
+        key = f"{run.metadata.namespace}/{run.metadata.name}"
+        found = (self._lasting.trouble(key, error) for error in unmade.values())
+        troubles = [trouble for trouble in found if trouble is not None]
+        troubles += self._undeleted.about(key, decision)
         return held_up(run, decision, troubles[0], now) if troubles else decision
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
@@ -229,7 +236,9 @@ class Service:
         if isinstance(error, ApiError) and error.namespace_gone:
             logger.info("its namespace is being deleted: %s", error, extra={"run": key})
             return
-        trouble = trouble_of(error)
+        if not (isinstance(error, ApiError) and error.passing):
+            self._lasting.over(key)
+        trouble = self._lasting.trouble(key, error)
         news = self._repeats.waits(key, trouble, consecutive)
         if news is None:
             self._metrics.reconcile_errors.inc()
@@ -253,7 +262,7 @@ class Service:
         try:
             news = await self._runs.tell(key, trouble, _now())
         except ApiError as error:
-            if error.passing:
+            if error.passing and not self._lasting.first(key):
                 raise
             logger.warning("trouble cannot be told in its status: %s", error, extra={"run": key})
             news = True

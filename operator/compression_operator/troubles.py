@@ -24,7 +24,12 @@ REFUSED = "Refused"
 POD_TEMPLATE_REFUSED = "PodTemplateRefused"
 UNREADABLE = "Unreadable"
 INTERNAL_ERROR = "InternalError"
-REASONS = (FORBIDDEN, QUOTA_EXCEEDED, REFUSED, POD_TEMPLATE_REFUSED, UNREADABLE, INTERNAL_ERROR)
+WEBHOOK_UNAVAILABLE = "WebhookUnavailable"
+API_SERVER_UNAVAILABLE = "APIServerUnavailable"
+REASONS = (
+    *(FORBIDDEN, QUOTA_EXCEEDED, REFUSED, POD_TEMPLATE_REFUSED, UNREADABLE, INTERNAL_ERROR),
+    *(WEBHOOK_UNAVAILABLE, API_SERVER_UNAVAILABLE),
+)
 
 HELD_UP = {"Degraded": "True", "Ready": "False", "Progressing": "False", "Reconciling": "True"}
 """Conditions of a run that nothing is done for."""
@@ -40,6 +45,9 @@ _DENIED = re.compile(
     r'(?: in the namespace "(?P<namespace>[^"]+)")?'
 )
 """How the API server's authorizers say no."""
+
+
+_WEBHOOK = re.compile(r'failed calling webhook "([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,22 @@ def refusal(code: int, message: str, resource: str = "") -> Trouble:
     if code == 404:
         return Trouble(REFUSED, f"the API server does not know {resource}: {INSTALL.get(resource, message)}")
     return Trouble(REFUSED, f"the API server refused what the operator asked for: {message}")
+
+
+def unanswered(code: int, message: str) -> Trouble:
+    """What the API server has failed at for long, in its words. Often it does so for a webhook that does not answer."""
+    webhook = _WEBHOOK.search(message)
+    if webhook is None:
+        what = "has failed at" if code else "has not answered"
+        return Trouble(
+            API_SERVER_UNAVAILABLE, f"the API server {what} what the operator asks for, which keeps trying: {message}"
+        )
+    whose = "; is the training operator running?" if "pytorchjob" in webhook[1] else ""
+    return Trouble(
+        WEBHOOK_UNAVAILABLE,
+        f"the admission webhook {webhook[1]} does not answer, so nothing that it is to judge can be written{whose}: "
+        f"{message}",
+    )
 
 
 def _forbidden(message: str) -> str:
