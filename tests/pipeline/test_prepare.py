@@ -175,6 +175,19 @@ def test_a_single_file_and_a_glob(preparation: Preparation) -> None:
     assert preparation.run(f"file:{preparation.folder}/corpus/**/*.jsonl").documents == 30
 
 
+def test_what_auto_means_is_taken_from_the_text_and_not_from_its_path(preparation: Preparation) -> None:
+    preparation.write("other/a.jsonl", *rows(*texts()[:30]))
+    preparation.write("wikitext-experiments/corpus/a.jsonl", *rows(*texts()[:30]))
+    other = preparation.run("file:other")
+    assert other.documents == 30
+    assert preparation.run("file:wikitext-experiments/corpus").key == other.key
+    articles = [f" = Title {number} = \n\n {text.splitlines()[0]} \n" for number, text in enumerate(texts()[:9])]
+    preparation.write("copy/a.txt", *articles)
+    found = preparation.run("file:copy")
+    assert found.documents == 9
+    assert preparation.run("file:copy", documents="WikiTextArticles").key == found.key
+
+
 def test_a_mark_of_utf8_is_no_text(preparation: Preparation) -> None:
     plain, marked = preparation.folder / "plain", preparation.folder / "marked"
     for folder, mark in ((plain, b""), (marked, b"\xef\xbb\xbf")):

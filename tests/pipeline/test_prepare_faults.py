@@ -107,7 +107,7 @@ def test_missing_splits(preparation: Preparation) -> None:
     preparation.write("corpus/train.jsonl", *rows(*texts()[:9]))
     preparation.write("corpus/test.jsonl", *rows(*texts()[9:12]))
     said = fault(preparation, "file:corpus", validationSplit="dev_set")
-    assert "has no split dev_set; set dataset.validationSplit to one of its splits: test, train" in said
+    assert "has no split dev_set; set dataset.validationSplit to one of its splits: train, test" in said
     assert "has no split learn; set dataset.trainSplit" in fault(preparation, "file:corpus", trainSplit="learn")
 
 

@@ -56,10 +56,33 @@ def test_articles_keep_every_line_and_its_order(lines: list[str]) -> None:
     assert joined == [line for line in lines if line.strip("\n")]
 
 
-def test_auto_looks_at_the_name() -> None:
-    assert documents.resolve(DocumentFormat.AUTO, "hf://Salesforce/WikiText") is DocumentFormat.WIKITEXT_ARTICLES
-    assert documents.resolve(DocumentFormat.AUTO, "hf://allenai/c4") is DocumentFormat.ROWS
-    assert documents.resolve(DocumentFormat.ROWS, "file:wikitext") is DocumentFormat.ROWS
+WIKITEXT = [
+    "",
+    " = Valkyria Chronicles III = \n",
+    "",
+    " A role @-@ playing game . \n",
+    " = = Gameplay = = \n",
+    " More . \n",
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "articles"),
+    [
+        (WIKITEXT, True),
+        ([line.rstrip("\n") for line in WIKITEXT], True),
+        (WIKITEXT[:2], True),
+        (["= Title =\n", "Text of a wiki in another form.\n"], False),
+        ([" = Title = \n", "Text that begins without a space.\n"], False),
+        ([" = Title = \n the whole article in one row \n"], False),
+        ([" = = Section = = \n", " text \n"], False),
+        (["About WikiText: = Title = stands for a heading.\n"], False),
+        ([], False),
+    ],
+)
+def test_auto_looks_at_the_text(lines: list[str], articles: bool) -> None:
+    found = documents.detect(lines)
+    assert found is (DocumentFormat.WIKITEXT_ARTICLES if articles else DocumentFormat.ROWS)
 
 
 @pytest.mark.parametrize(

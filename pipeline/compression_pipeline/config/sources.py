@@ -54,7 +54,7 @@ def _stays_in_the_volume(path: str) -> Rule:
 class DocumentFormat(StrEnum):
     """How the rows of a source become documents."""
 
-    AUTO = "Auto"  # WikiTextArticles for a source whose name contains "wikitext", Rows otherwise
+    AUTO = "Auto"  # WikiTextArticles for text that begins as WikiText does, Rows otherwise
     ROWS = "Rows"
     WIKITEXT_ARTICLES = "WikiTextArticles"  # lines joined into articles at level-1 headings
 
@@ -102,7 +102,8 @@ class DatasetConfig(ConfigModel):
         min_length=1,
         max_length=1024,
         description="Where the text is: hf://owner/name, pvc://claim/path or file:path. A file, a folder or a glob of "
-        ".txt (one document a file), .jsonl, .jsonl.gz, .jsonl.zst or .parquet.",
+        ".txt (one document a file), .jsonl, .json (JSON Lines, too) or .parquet; .gz and .zst of those but the last. "
+        "Files belong to splits by their names, as Hugging Face's datasets reads them.",
     )
     config: str | None = Field(
         default=None,
@@ -131,7 +132,8 @@ class DatasetConfig(ConfigModel):
     documents: DocumentFormat = Field(
         default=DocumentFormat.AUTO,
         description="How rows become documents. Rows: one document a row. WikiTextArticles: lines are joined into "
-        "articles at level-1 headings. Auto: WikiTextArticles where the source's name contains wikitext.",
+        "articles at level-1 headings. Auto: WikiTextArticles where the text begins as WikiText does (lines after a "
+        "space, ' = Title = ' first) and, on the Hub, the repository's name contains wikitext; else Rows.",
     )
     # Tokenized text is the same for every length; the phases that train take it into their own fingerprints.
     sequence_length: Annotated[int, Operational()] = Field(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from compression_pipeline import space
@@ -64,7 +64,9 @@ def _look(job: PrepareJob, context: Context) -> PrepareResult:
     )
     context.events.info(f"looks at {job.teacher.model} and {job.dataset.source}")
     model_files = teacher.model_files()
-    splits = _in_order(dataset.text_files(job.dataset), job.dataset)
+    splits = dataset.text_files(job.dataset)
+    job = _with_documents(job, dataset, splits)
+    splits = _in_order(splits, job.dataset)
     resolved = {
         "teacher": ResolvedSource(
             source=job.teacher.model, revision=teacher.revision, digest=_digest_of_model(model_files)
@@ -103,11 +105,24 @@ def _known(job: PrepareJob, context: Context) -> PrepareResult | None:
     return found.model_copy(update={"cached": True})
 
 
+def _with_documents(job: PrepareJob, dataset: Source, splits: Splits) -> PrepareJob:
+    """The job with what Auto means for its text, which is part of what is made of it."""
+    if job.dataset.documents is not DocumentFormat.AUTO:
+        return job
+    form = DocumentFormat.ROWS
+    # What a download of another name begins with is not worth having it before there is known to be room for it.
+    if not job.dataset.source.startswith("hf://") or "wikitext" in job.dataset.source.rpartition("/")[2].lower():
+        [first] = _opened(splits.train[:1], dataset, job.dataset.text_column)
+        with suppress(UserError):  # told where it is read to be tokenized
+            form = documents.detect(first.lines())
+    return job.model_copy(update={"dataset": job.dataset.model_copy(update={"documents": form})})
+
+
 def content_key(dataset: DatasetConfig, splits: Splits, *, teacher: str, text: str) -> str:
     """Key of the artifact: digests of the teacher's and the text's files, and how documents are made of the latter.
 
     What was never used makes no difference: where the files came from, what chose them, and how documents would have
-    been held out where a split is there for that.
+    been held out where a split is there for that. `dataset` says what its documents are, not Auto.
     """
     unused = {"source", "config", "revision", "trainSplit", "validationSplit"}
     if splits.validation:
@@ -115,7 +130,7 @@ def content_key(dataset: DatasetConfig, splits: Splits, *, teacher: str, text: s
     if all(kind(file.name) == "text" for file in (*splits.train, *splits.validation)):
         unused.add("textColumn")
     fields = {name: value for name, value in semantic_fields(dataset).items() if name not in unused}
-    fields["documents"] = documents.resolve(dataset.documents, dataset.source).value
+    fields["documents"] = dataset.documents.value
     return digest({"version": SCHEMA_VERSION, "phase": "prepare", "dataset": fields, "teacher": teacher, "text": text})
 
 
@@ -135,7 +150,7 @@ def _check_positions(teacher: Architecture, dataset: DatasetConfig) -> None:
 
 def _in_order(splits: Splits, dataset: DatasetConfig) -> Splits:
     """The files in an order that their names don't tell, unless one goes on where another ends."""
-    if documents.resolve(dataset.documents, dataset.source) is not DocumentFormat.ROWS:
+    if dataset.documents is not DocumentFormat.ROWS:
         return splits
 
     def by_content(files: Sequence[SourceFile]) -> tuple[SourceFile, ...]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from compression_pipeline.config import DocumentFormat
 
@@ -9,11 +10,16 @@ from compression_pipeline.config import DocumentFormat
 _ARTICLE = re.compile(r"\s*=(?!\s*=).*(?<!=)(?<!=\s)=\s*")
 
 
-def resolve(documents: DocumentFormat, source: str) -> DocumentFormat:
-    """What Auto means for this source."""
-    if documents is not DocumentFormat.AUTO:
-        return documents
-    return DocumentFormat.WIKITEXT_ARTICLES if "wikitext" in source.lower() else DocumentFormat.ROWS
+_FIRST_HEADING = re.compile(r" = (?!= )\S.* = \n?")
+_LOOKED_AT = 5
+"""Lines with text that tell WikiText from other text."""
+
+
+def detect(lines: Iterable[str]) -> DocumentFormat:
+    """What Auto means for text that begins so: WikiText has a line a row, each after a space, and a heading first."""
+    first = list(islice((line for line in lines if line and not line.isspace()), _LOOKED_AT))
+    told = bool(first) and _FIRST_HEADING.fullmatch(first[0]) and all(re.fullmatch(" .*\n?", line) for line in first)
+    return DocumentFormat.WIKITEXT_ARTICLES if told else DocumentFormat.ROWS
 
 
 def rows(texts: Iterable[str]) -> Iterator[str]:

@@ -49,7 +49,8 @@ def is_text(name: str) -> bool:
 
 def kind(name: str) -> str:
     """The kind of file that a readable name tells: text, JSON Lines or Parquet."""
-    return {_whole_text: "text", _json_lines: "JSON Lines", _parquet: "Parquet"}[_reader(name)]
+    reader = _reader(name)
+    return "text" if reader is _whole_text else "Parquet" if reader is _parquet else "JSON Lines"
 
 
 def _reader(name: str) -> Callable[[TextFile], Iterator[str]]:

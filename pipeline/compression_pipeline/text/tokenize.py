@@ -47,13 +47,15 @@ class Tokenization:
     def __init__(
         self, dataset: DatasetConfig, context: Context, checkpoint: Path, tokenizer: TeacherTokenizer, into: Path
     ) -> None:
-        """`checkpoint`: the folder that `tokenizer` was loaded from; worker processes load it again."""
+        """`checkpoint`: the folder that `tokenizer` was loaded from; worker processes load it again.
+
+        `dataset` says what its documents are, not Auto.
+        """
         self._dataset = dataset
         self._context = context
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._into = into
-        self._format = documents.resolve(dataset.documents, dataset.source)
 
     def run(self, train: Sequence[TextFile], validation: Sequence[TextFile]) -> Tokenized:
         """Tokenize. Without validation files, `validationFraction` of the training documents is held out.
@@ -106,7 +108,7 @@ class Tokenization:
         return writers
 
     def _documents(self, files: Sequence[TextFile]) -> Iterator[str]:
-        if self._format is DocumentFormat.WIKITEXT_ARTICLES:
+        if self._dataset.documents is DocumentFormat.WIKITEXT_ARTICLES:
             # An article may go on in the next file.
             return documents.wikitext_articles(chain.from_iterable(file.lines() for file in files))
         return documents.rows(chain.from_iterable(file.rows() for file in files))
