@@ -114,7 +114,8 @@ def _story(steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], situa
             under_way = [step.name + (f" ({step.message})" if step.message else "") for step in active]
             waiting = [f"{step.name} {step.message}" for step in steps if step.state is StepState.PENDING]
             going = f"under way: {_listed(under_way)}" if active else _listed(waiting[:1])
-            why = _why_stuck(active) if all(step.waiting_reason for step in active) else ""
+            held = active or [step for step in steps if step.state is StepState.PENDING and step.waiting_reason]
+            why = _why_stuck(held) if all(step.waiting_reason for step in held) else ""
             return why or phase.value, f"{tally}; {going}"
 
 

@@ -81,6 +81,7 @@ class ObservedJob:
     interrupted: bool = False  # evicted, preempted, lost node, vanished pod, failed init container
     message: str = ""  # why it waits, or why it failed where no termination message tells
     waiting: Wait | None = None  # what keeps its pods from running
+    half_placed: datetime | None = None  # since when some of its pods have places while the scheduler finds others none
     pod: str | None = None
     node: str | None = None
     progress: Progress | None = None

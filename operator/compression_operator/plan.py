@@ -74,6 +74,7 @@ class Plan:
                 "key": step.key,
                 "store": BACKEND_FILLS_IN,
                 "grace_period_seconds": settings.termination_grace_period_seconds,
+                "rendezvous_timeout_seconds": settings.rendezvous_timeout_seconds,
                 "processes_per_node": settings.gpus_per_node or settings.processes_per_node,
                 **step.configuration,
                 **artifacts,

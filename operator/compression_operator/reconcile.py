@@ -23,7 +23,7 @@ from .plan import Plan, PlannedStep, plan, step_name
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
-from .steps import LISTING_LAG, deadlines, follow, forgiven, planned_step, seconds
+from .steps import LISTING_LAG, deadlines, follow, forgiven, give_back, planned_step, seconds
 from .troubles import REASONS as TROUBLES
 
 BLOCKED_SECONDS = 10.0
@@ -191,7 +191,9 @@ class _Pass:
             made = f"{planned.phase}-{found.key}" if isinstance(found, PrepareResult) else planned.artifact
             step = step.model_copy(update={"artifact": made})
             self._status = record(self._status, step, followed.result)
-        self._steps[planned.name] = step.model_copy(update={"waiting_reason": self._why_stuck(step)})
+        if step.state is not StepState.PENDING:
+            step = step.model_copy(update={"waiting_reason": self._why_stuck(step)})
+        self._steps[planned.name] = step
 
     def _why_stuck(self, step: Step) -> str | None:
         """What keeps the step's job from running, once that is more than everyday life."""
@@ -257,6 +259,8 @@ class _Pass:
                 again = timedelta(seconds=1) if step.state.active and not step.interruptions else LISTING_LAG
                 yield step.unseen_since + again
             job = self._jobs.get(step.job_name or "")
+            if job is not None and step.state.active and (gives_back := give_back(job, settings[step.name])):
+                yield gives_back
             if job is not None and step.state is StepState.RUNNING:
                 yield from (when for when, _ in deadlines(job, settings[step.name]))
             wait = self._wait(step)

@@ -105,11 +105,15 @@ class Schedule:
             return step.model_copy(update={"name_taken_since": None})
         if wait.for_a_job:
             self.blocked.append(step.name)
-        changes: dict[str, object] = {"message": wait.message, "name_taken_since": None}
-        if wait.for_a_name:
-            changes["name_taken_since"] = now - _taken_for(step, now)
-            lasts = _taken_for(step, now) >= NAME_PATIENCE
-            changes["waiting_reason"] = WaitReason.JOB_NAME_TAKEN.value if lasts else None
+        taken_for = _taken_for(step, now)
+        changes: dict[str, object] = {
+            "message": wait.message,
+            "name_taken_since": now - taken_for if wait.for_a_name else None,
+        }
+        if wait.for_a_name and taken_for >= NAME_PATIENCE:
+            changes["waiting_reason"] = WaitReason.JOB_NAME_TAKEN.value
+        elif step.waiting_reason == WaitReason.JOB_NAME_TAKEN:
+            changes["waiting_reason"] = None
         return step.model_copy(update=changes)
 
     def _asked_again(self, planned: PlannedStep, step: Step) -> Step:
@@ -197,6 +201,7 @@ class Schedule:
                 "job_name": job.name,
                 "unseen_since": now,
                 "name_taken_since": None,
+                "waiting_reason": None,
                 "start_time": None,
                 "completion_time": None,
                 "retry_time": None,

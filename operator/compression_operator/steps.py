@@ -1,7 +1,8 @@
 """The life of one step: what a plan and the states of its jobs make of it. Pure."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +17,8 @@ from .results import read_result
 FIRST_BACKOFF = timedelta(seconds=10)
 MAX_BACKOFF = timedelta(seconds=600)
 """Pause after the n-th passing fault of a step, and after the n-th interruption in a row without progress, from the
-second one on: 10 s x 2^(n-1), at most ten minutes.
+second one on: 10 s x 2^(n-1), at most ten minutes. After an interruption it is up to twice as long, each attempt's its
+own: of two that have taken each other's places one comes first.
 """
 
 INTERRUPTION_PACE = timedelta(seconds=10)
@@ -70,7 +72,7 @@ def forgiven(step: Step) -> Step:
     match step.state:
         case StepState.FAILED | StepState.PENDING:
             counts = {"failures": 0, "interruptions": 0, "deletions": 0}
-            cleared = {**counts, "retry_time": None, "completion_time": None, "message": ""}
+            cleared = {**counts, "retry_time": None, "completion_time": None, "message": "", "waiting_reason": None}
             return step.model_copy(update={"state": StepState.PENDING, **cleared})
         case _:
             return step
@@ -100,7 +102,7 @@ def follow(step: Step, jobs: Sequence[ObservedJob], settings: PhaseSettings, now
 
 def due(step: Step, now: datetime) -> bool:
     """Whether the pause before the step's next attempt is over, also where the clock was ahead when it was set."""
-    return step.retry_time is None or not now < step.retry_time <= now + MAX_BACKOFF
+    return step.retry_time is None or not now < step.retry_time <= now + 2 * MAX_BACKOFF
 
 
 def deadlines(job: ObservedJob, settings: PhaseSettings) -> Iterable[tuple[datetime, str]]:
@@ -121,6 +123,13 @@ def deadlines(job: ObservedJob, settings: PhaseSettings) -> Iterable[tuple[datet
     )
 
 
+def give_back(job: ObservedJob, settings: PhaseSettings) -> datetime | None:
+    """When a job gives its places back, some of whose pods have none: another one may need just these."""
+    if job.half_placed is None or job.deleting:
+        return None
+    return job.half_placed + timedelta(seconds=settings.rendezvous_timeout_seconds)
+
+
 def _with_job(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetime, *, halt: bool) -> Step:
     """The step by the state of its newest job."""
     match job.ended_as:
@@ -139,7 +148,12 @@ def _with_job(step: Step, job: ObservedJob, settings: PhaseSettings, now: dateti
         return _passing(step, job, settings, now, f"the job {overdue}; it was stopped")
     if job.deleting and not job.alive:
         return _interrupted(step, job, now)
-    return _halted(step) if halt else _going_on(step, job, now)
+    if halt:
+        return _halted(step)
+    gives_back = give_back(job, settings)
+    if gives_back is not None and gives_back <= now:
+        return _gave_back(step, job, settings, now)
+    return _going_on(step, job, now)
 
 
 def _message(job: ObservedJob) -> str:
@@ -160,6 +174,12 @@ def _advanced(step: Step, job: ObservedJob) -> Step:
 def _pause(times: int) -> timedelta:
     # The exponent is bounded: 2 ** 100 seconds would overflow.
     return min(FIRST_BACKOFF * 2 ** min(times - 1, 10), MAX_BACKOFF)
+
+
+def _own_pause(times: int, job: str) -> timedelta:
+    """A pause that no other attempt has."""
+    share = int.from_bytes(hashlib.sha256(job.encode()).digest()[:4]) / 2**32
+    return timedelta(seconds=round(_pause(times).total_seconds() * (1 + share)))
 
 
 def _going_on(step: Step, job: ObservedJob, now: datetime) -> Step:
@@ -224,6 +244,7 @@ def _record(step: Step, job: ObservedJob, exit_class: ExitClass, now: datetime, 
         "start_time": seconds(job.started) if job.started else None,
         "retry_time": None,
         "progress": None,
+        "waiting_reason": None,
     }
 
 
@@ -260,10 +281,22 @@ def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
     begun = job.started or job.created
     again = seconds(begun) + INTERRUPTION_PACE if begun else None
     if times > 1:
-        again = _ended(job, now) + _pause(times)
+        again = _ended(job, now) + _own_pause(times, job.name)
     left |= {"state": StepState.PENDING, "interruptions": times, "deletions": deletions}
     left |= {"retry_time": again if again and again > now else None}
     return step.model_copy(update=left)
+
+
+def _gave_back(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetime) -> Step:
+    """After an attempt some of whose pods found no place: not at once again, for others may wait for its places. The
+    step goes on waiting for what it waited for.
+    """
+    limit = settings.rendezvous_timeout_seconds
+    why = f"{job.message}; gave back the places of its other pods after rendezvousTimeoutSeconds ({limit})"
+    step = _interrupted(step, replace(job, interrupted=True, message=why), now)
+    pause = _own_pause(step.interruptions, job.name)
+    waiting = job.waiting.reason.value if job.waiting else None
+    return step.model_copy(update={"retry_time": now + pause, "waiting_reason": waiting})
 
 
 def _deleted(times: int) -> str:
@@ -276,8 +309,8 @@ def _deleted(times: int) -> str:
 
 
 def _halted(step: Step) -> Step:
-    idle = {"state": StepState.PENDING, "start_time": None, "retry_time": None, "message": "", "progress": None}
-    return step.model_copy(update=idle)
+    gone = ("start_time", "retry_time", "progress", "waiting_reason")
+    return step.model_copy(update={"state": StepState.PENDING, "message": "", **dict.fromkeys(gone)})
 
 
 def _unseen(step: Step, now: datetime, *, halt: bool) -> Followed:

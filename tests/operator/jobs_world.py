@@ -16,7 +16,7 @@ from jobs_results import result
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Progress, StepState
 from compression_operator.conditions import FINISHED
-from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, JobState, ObservedJob
+from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, JobState, ObservedJob, Wait, WaitReason
 from compression_operator.reconcile import reconcile
 from compression_operator.steps import seconds
 from compression_pipeline.config import ExitClass, Phase, Termination
@@ -293,7 +293,14 @@ class World:
         truth.seen = replace(truth.seen, **changes)
 
     def start(self, name: str) -> None:
-        self.update(name, state=JobState.RUNNING, started=self.now, last_event=self.now)
+        placed = {"waiting": None, "half_placed": None, "message": ""}
+        self.update(name, state=JobState.RUNNING, started=self.now, last_event=self.now, **placed)
+
+    def place_half(self, name: str) -> None:
+        """One of the job's pods has its place, another one finds none."""
+        why = f"pod {name}-worker-0 cannot be scheduled: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+        wait = Wait(WaitReason.UNSCHEDULABLE, why, told_from=self.now, counts_from=self.now + timedelta(seconds=60))
+        self.update(name, waiting=wait, half_placed=self.now, message=why)
 
     def beat(self, name: str) -> None:
         """A sign of life."""

@@ -169,6 +169,14 @@ class Histories(RuleBasedStateMachine):
             case _:
                 self.world.fail(name, None, alive=alive)
 
+    @happens(which=picks, passed=st.integers(1, 4000))
+    def a_job_has_half_of_its_places(self, which: int, passed: int) -> None:
+        """Its other pods find none; the rest goes on."""
+        name = self._open_job(which)
+        if name and self.world.jobs[name].seen.state is JobState.PENDING:
+            self.world.place_half(name)
+            self.time_goes_by(passed)
+
     @happens(which=picks)
     def a_job_hangs(self, which: int) -> None:
         name = self._running_job(which)
@@ -214,6 +222,9 @@ class Histories(RuleBasedStateMachine):
 
     @happens(passed=st.integers(1, 700))
     def time_passes(self, passed: int) -> None:
+        self.time_goes_by(passed)
+
+    def time_goes_by(self, passed: int) -> None:
         self.world.pass_time(passed)
         for name, truth in self.world.jobs.items():
             if truth.live:

@@ -92,6 +92,20 @@ def test_ranks_that_never_started() -> None:
     assert "could not be started (exit code 1)" in found.message
 
 
+def test_nodes_that_do_not_meet_are_nobodys_fault() -> None:
+    """One has its place, another waits for its own: for as long as that takes."""
+    master = Layout(2, 0, 1, "r-master-0", 23456, timeout=600)
+    waited = verdict(unmet=master.unmet(600.2))
+    assert waited.exit_class is ExitClass.INTERRUPTED
+    assert "rendezvousTimeoutSeconds (600)" in waited.message and "r-master-0:23456" in waited.message
+    assert verdict(unmet=master.unmet(3)).exit_class is ExitClass.TRANSIENT, "it could not even wait"
+    worker = Layout(2, 1, 1, "r-master-0", 23456, timeout=600)
+    assert verdict(unmet=worker.unmet(3)).exit_class is ExitClass.INTERRUPTED, "whose master gave up just then"
+    assert Layout(1, 0, 2, "127.0.0.1", None).unmet(9000) is None
+    started = verdict(outcome(0, ExitClass.TRANSIENT), unmet=master.unmet(9000))
+    assert started.exit_class is ExitClass.TRANSIENT, "what fails later is a fault"
+
+
 CLASSES = st.one_of(st.none(), st.sampled_from(ExitClass))
 
 

@@ -194,6 +194,13 @@ class PhaseSettings(ConfigModel):
         description="Silence of a running job after which it counts as hung: it is stopped and retried. A job says "
         "nothing while it starts (its imports alone take half a minute) or loads a large model.",
     )
+    rendezvous_timeout_seconds: int = Field(
+        default=600,
+        ge=10,
+        le=604_800,
+        description="Time for which the pods of a job of several keep their places while others of it have none. Then "
+        "the attempt gives them back, and the next one comes after a pause: it counts as interrupted, not as failed.",
+    )
     termination_grace_period_seconds: int = Field(
         default=300, ge=1, le=86_400, description="Time to write a checkpoint when a job is stopped."
     )

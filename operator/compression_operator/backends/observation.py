@@ -148,6 +148,7 @@ def observe_job(
         interrupted=failed and bool(interruption),
         message=_message(job, state, interruption, witness, now),
         waiting=None if over else job.waiting,
+        half_placed=None if over else job.half_placed,
         pod=shown.name if shown else None,
         node=shown.node if shown else None,
     )
@@ -277,6 +278,14 @@ class _Job:
             since = self.missed if self.lacks_one else max(filter(None, (self.created, self.since("Suspended"))))
             return wait(WaitReason.PODS_NOT_CREATED, self._unmade(), since, told_after=CATCH_UP) if since else None
         return min(found, key=lambda one: (one.counts_from or ENDLESS, one.told_from, one.message), default=None)
+
+    @property
+    def half_placed(self) -> datetime | None:
+        """Since when the scheduler finds no place for a pod of it while another one keeps its own."""
+        placed = [pod.placed for pod in self.pods if pod.alive and pod.placed]
+        waits = [pod.waiting for pod in self.pods if pod.waiting and pod.waiting.counts_from]
+        unplaced = [one.told_from for one in waits if one.reason is WaitReason.UNSCHEDULABLE]
+        return max(min(placed), min(unplaced)) if placed and unplaced and not self.queued else None
 
     @property
     def lacks_one(self) -> bool:

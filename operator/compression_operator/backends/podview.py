@@ -48,6 +48,7 @@ class PodView:
     node: str | None
     master: bool
     created: datetime | None
+    placed: datetime | None  # when it got its node
     deleted: datetime | None  # when it was asked to go
     started: datetime | None  # of the pipeline's container
     ended: datetime | None
@@ -82,6 +83,7 @@ def view(pod: Json, now: datetime) -> PodView:
         node=mapping(pod, "spec").get("nodeName"),
         master=mapping(meta, "labels").get(REPLICA_TYPE) == "master",
         created=when(meta.get("creationTimestamp")),
+        placed=_placed(pod),
         deleted=asked,
         started=when(mapping(container, "state", "running").get("startedAt") or terminated.get("startedAt")),
         ended=when(terminated.get("finishedAt")),
@@ -95,6 +97,13 @@ def view(pod: Json, now: datetime) -> PodView:
         else _disruption(status, terminated, name),
         waiting=_waiting(pod, name, now),
     )
+
+
+def _placed(pod: Json) -> datetime | None:
+    if not mapping(pod, "spec").get("nodeName"):
+        return None
+    scheduled = _condition(mapping(pod, "status"), "PodScheduled")
+    return when(scheduled.get("lastTransitionTime") or mapping(pod, "metadata").get("creationTimestamp"))
 
 
 def _alive(status: Json) -> bool:

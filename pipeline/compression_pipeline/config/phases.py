@@ -49,6 +49,9 @@ class JobConfig(ConfigModel):
     grace_period_seconds: int = Field(default=300, ge=1)
     processes_per_node: int = Field(default=1, ge=1, description="Ranks that the launcher starts on this node.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of one rank. Default: processors / ranks.")
+    rendezvous_timeout_seconds: int = Field(
+        default=600, ge=1, description="Time that a pod of several waits for the others before it gives up its place."
+    )
 
     @property
     def artifact_key(self) -> str:

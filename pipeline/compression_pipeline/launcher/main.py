@@ -202,10 +202,14 @@ class _Launcher:
         survivors: frozenset[int] = frozenset()  # ranks that still ran when another was lost
         lost_to: str | None = None
         grace_over = False
+        met = True  # whether ranks may have something to keep
+        began = time.monotonic()
         while (code := ranks.poll()) is None:
             now = time.monotonic()
             if stop_at is None and (self._signals.stopping or lost_to is not None):
-                stop_at = now + self._job.grace_period_seconds
+                # Who waits for other nodes hears no signal.
+                met = self._layout.nodes == 1 or bool(outcome.read(folder))
+                stop_at = now + (self._job.grace_period_seconds if met else 0)
                 ranks.terminate()
             if lost_at is None and self._layout.processes > 1 and outcome.failed(seen := outcome.read(folder)):
                 lost_at = now + LOST_PEER_SECONDS
@@ -228,10 +232,12 @@ class _Launcher:
             code,
             expected=self._layout.processes,
             stopping=self._signals.stopping,
-            killed=grace_over,
+            killed=grace_over and met,
             oom_kills=oom_kills() - killed_before,
+            unmet=self._layout.unmet(time.monotonic() - began),
         )
-        if self._signals.reason is not None and ended.exit_class is ExitClass.INTERRUPTED and not grace_over:
+        told = self._signals.reason is not None and not (grace_over and met)
+        if told and ended.exit_class is ExitClass.INTERRUPTED:
             ended = ended.model_copy(update={"message": self._signals.reason})
         return ended, ended.exit_class is ExitClass.TRANSIENT and any(o.port_taken for o in outcomes)
 

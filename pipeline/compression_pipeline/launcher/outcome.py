@@ -74,14 +74,22 @@ def without_killed(outcomes: Sequence[Outcome], survivors: frozenset[int]) -> li
 
 
 def judge(
-    outcomes: Sequence[Outcome], returncode: int, *, expected: int, stopping: bool, killed: bool, oom_kills: int
+    outcomes: Sequence[Outcome],
+    returncode: int,
+    *,
+    expected: int,
+    stopping: bool,
+    killed: bool,
+    oom_kills: int,
+    unmet: str | None = None,
 ) -> Termination:
     """What the job ends as.
 
     `returncode` is that of the process that the launcher started (negative: a signal), `expected` the ranks on this
     node, `stopping` whether the job was told to stop, `killed` whether the launcher had to kill it after the grace
-    period, `oom_kills` how many processes the kernel killed for memory meanwhile. The rank to blame is the first user's
-    mistake, else the first passing fault: what follows (lost peers, SIGTERM from torchrun) only follows.
+    period, `oom_kills` how many processes the kernel killed for memory meanwhile, `unmet` what it means where no rank
+    has started, if that is no fault. The rank to blame is the first user's mistake, else the first passing fault: what
+    follows (lost peers, SIGTERM from torchrun) only follows.
     """
     ended = sorted((o for o in outcomes if o.exit_class is not None), key=lambda o: o.time)
     for blamed in (ExitClass.USER_ERROR, ExitClass.TRANSIENT):
@@ -106,6 +114,8 @@ def judge(
         return _termination(ExitClass.INTERRUPTED, interrupted.message, rank=interrupted.rank)
     if stopping:
         return _termination(ExitClass.INTERRUPTED, "was told to stop (SIGTERM)")
+    if unmet is not None and not outcomes:
+        return _termination(ExitClass.INTERRUPTED, unmet)
     return _termination(ExitClass.TRANSIENT, f"the ranks could not be started ({_how(returncode)}); the log says why")
 
 

@@ -33,6 +33,7 @@ class Layout:
     processes: int  # on this node
     master: str
     port: int | None  # None: of one node, whichever is free
+    timeout: int = 600  # seconds that a node waits for the others
 
     @classmethod
     def of(cls, phase: Phase, job: JobConfig, environment: Mapping[str, str]) -> "Layout":
@@ -44,12 +45,23 @@ class Layout:
             return cls(1, 0, job.processes_per_node, "127.0.0.1", None)
         master = environment.get("PET_MASTER_ADDR", environment.get("MASTER_ADDR", ""))
         port = environment.get("PET_MASTER_PORT", environment.get("MASTER_PORT", "29500"))
-        return cls(nodes, node, job.processes_per_node, master, int(port))
+        return cls(nodes, node, job.processes_per_node, master, int(port), job.rendezvous_timeout_seconds)
 
     @property
     def leads(self) -> bool:
         """Whether rank 0 is on this node."""
         return self.node == 0
+
+    def unmet(self, seconds: float) -> str | None:
+        """What it means that no rank has started after so many seconds, where that is that the nodes did not meet."""
+        if self.nodes == 1:
+            return None
+        if seconds >= self.timeout:
+            return (
+                f"no rank could start within rendezvousTimeoutSeconds ({self.timeout}): the job's other pods found no "
+                f"place, or {self.master}:{self.port} cannot be reached (a NetworkPolicy, perhaps)"
+            )
+        return None if self.leads else f"the pod of rank 0 ({self.master}) was gone before the pods met; it says why"
 
 
 def command(phase: Phase, layout: Layout) -> list[str]:
@@ -60,6 +72,7 @@ def command(phase: Phase, layout: Layout) -> list[str]:
         where = ["--standalone"]  # torchrun finds a port of its own
     else:
         where = [f"--node-rank={layout.node}", f"--master-addr={layout.master}", f"--master-port={layout.port}"]
+        where += [f"--rdzv-conf=timeout={layout.timeout}"]
     return [
         *(sys.executable, "-m", _TORCHRUN, f"--nnodes={layout.nodes}"),
         *(f"--nproc-per-node={layout.processes}", *where, "-m", _WORKER, phase.value),
