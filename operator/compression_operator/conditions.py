@@ -33,6 +33,11 @@ class Situation:
     faults: Sequence[str]  # of students that cannot be made of this teacher: path and sentence
 
 
+def is_finished(steps: Sequence[Step]) -> bool:
+    """Whether nothing more happens. The steps say so, not the phase that follows from them: anybody may write that."""
+    return bool(steps) and all(step.state.final for step in steps)
+
+
 def run_phase(steps: Sequence[Step], *, suspended: bool) -> RunPhase:
     """The phase of the earliest unfinished step; Failed only once nothing else goes on."""
     unfinished = [step for step in steps if not step.state.final]
@@ -49,13 +54,14 @@ def run_phase(steps: Sequence[Step], *, suspended: bool) -> RunPhase:
 def summarized(status: CompressionRunStatus, situation: Situation, now: datetime) -> CompressionRunStatus:
     """`status`, whose steps are up to date, with the phase, the times and the conditions that follow from them."""
     phase = run_phase(status.steps, suspended=situation.suspended)
-    begins = phase is not RunPhase.SUSPENDED and (status.start_time is None or status.phase in FINISHED)
+    begins = phase is not RunPhase.SUSPENDED and (status.start_time is None or status.completion_time is not None)
     begins = begins and phase not in FINISHED
     ended = phase in FINISHED
     conditions = [
         _condition(status, situation, now, kind, verdict, reason, message)
         for kind, (verdict, reason, message) in _verdicts(status.steps, phase, situation).items()
     ]
+    conditions += [condition for condition in status.conditions if condition.type not in KINDS]  # others' own
     return status.model_copy(
         update={
             "phase": phase,

@@ -16,7 +16,7 @@ from compression_pipeline.config import Phase, PrepareResult, sequence_fault, st
 
 from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from .api.status import CompressionRunStatus, Step, StepState
-from .conditions import FINISHED, KINDS, Situation, summarized
+from .conditions import KINDS, Situation, is_finished, run_phase, summarized
 from .jobs import Decision, DeleteJob, JobState, ObservedJob, Wait
 from .notices import notices
 from .plan import Plan, PlannedStep, plan, step_name
@@ -55,7 +55,7 @@ def reconcile(
 def _settled(run: CompressionRun) -> bool:
     status = run.status
     edited = status.observed_generation != run.metadata.generation
-    return status.phase in FINISHED and not edited and not _retry_asked(run)
+    return is_finished(status.steps) and not edited and not _retry_asked(run)
 
 
 def _retry_asked(run: CompressionRun) -> bool:
@@ -137,11 +137,13 @@ class _Pass:
         return Decision(self._status_told(), actions, look_again_seconds=min(waits, default=None))
 
     def _status_told(self) -> CompressionRunStatus:
-        """The status of a finished run, its conditions written anew where one is missing, for somebody has removed it,
-        or where they tell of trouble that is over by now.
+        """The status of a finished run, its phase and conditions written anew where somebody has changed or removed
+        one, or where they tell of trouble that is over by now.
         """
         conditions = self._status.conditions
         whole = {condition.type for condition in conditions}.issuperset(KINDS)
+        if self._status.phase is not run_phase(self._status.steps, suspended=False):
+            whole = False
         if whole and not any(condition.reason in TROUBLES for condition in conditions):
             return self._status
         faults = list(self._student_faults().values())

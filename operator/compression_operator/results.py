@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from compression_pipeline.config import (
     RESULTS,
-    ConfigModel,
     DistillResult,
     ExitClass,
     ExportResult,
@@ -15,6 +14,7 @@ from compression_pipeline.config import (
     Phase,
     PrepareResult,
     PruneResult,
+    Record,
 )
 
 from .api.status import CompressionRunStatus, Resolved, Step, StepState, StudentStatus, TeacherStatus, ValidationLoss
@@ -25,16 +25,15 @@ SAMPLE_LIMIT = 1000
 """Characters of a student's sample in the status."""
 
 
-def read_result(phase: Phase, job: ObservedJob) -> ConfigModel | None:
+def read_result(phase: Phase, job: ObservedJob) -> Record | None:
     """What a job that is done reported; None where it isn't done or said nothing that can be read.
 
-    Fields that this version doesn't know are left out, for the image may be newer; so are numbers that aren't finite.
+    Numbers that aren't finite are left out.
     """
     if job.ended_as is not ExitClass.DONE or job.termination is None:
         return None
     model = RESULTS[phase]
-    known = {field.alias or name for name, field in model.model_fields.items()}
-    said = {name: value for name, value in job.termination.result.items() if name in known and _finite(value)}
+    said = {name: value for name, value in job.termination.result.items() if _finite(value)}
     try:
         return model.model_validate(said)
     except ValidationError:
@@ -45,7 +44,7 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def record(status: CompressionRunStatus, step: Step, result: ConfigModel) -> CompressionRunStatus:
+def record(status: CompressionRunStatus, step: Step, result: Record) -> CompressionRunStatus:
     """The status with the figures of a step that has just succeeded."""
     match result:
         case PrepareResult():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from compression_pipeline.config import ConfigModel, ExitClass
+from compression_pipeline.config import ExitClass, Record
 
 from .api.spec import PhaseSettings
 from .api.status import AttemptRecord, Progress, Step, StepState
@@ -17,8 +17,7 @@ from .results import read_result
 FIRST_BACKOFF = timedelta(seconds=10)
 MAX_BACKOFF = timedelta(seconds=600)
 """Pause after the n-th passing fault of a step, and after the n-th interruption in a row without progress, from the
-second one on: 10 s x 2^(n-1), at most ten minutes. After an interruption it is up to twice as long, each attempt's its
-own: of two that have taken each other's places one comes first.
+second one on: 10 s x 2^(n-1), at most ten minutes.
 """
 
 INTERRUPTION_PACE = timedelta(seconds=10)
@@ -36,7 +35,7 @@ class Followed:
     """A step after its jobs were looked at, and the result where it has just succeeded."""
 
     step: Step
-    result: ConfigModel | None = None
+    result: Record | None = None
     ask_again: bool = False  # whether its job, which is not in the listing, is to be asked for once more
 
 
@@ -177,7 +176,7 @@ def _pause(times: int) -> timedelta:
 
 
 def _own_pause(times: int, job: str) -> timedelta:
-    """A pause that no other attempt has."""
+    """A pause up to twice as long, that no other attempt has: of two that took each other's places one comes first."""
     share = int.from_bytes(hashlib.sha256(job.encode()).digest()[:4]) / 2**32
     return timedelta(seconds=round(_pause(times).total_seconds() * (1 + share)))
 
@@ -281,7 +280,7 @@ def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
     begun = job.started or job.created
     again = seconds(begun) + INTERRUPTION_PACE if begun else None
     if times > 1:
-        again = _ended(job, now) + _own_pause(times, job.name)
+        again = _ended(job, now) + _pause(times)
     left |= {"state": StepState.PENDING, "interruptions": times, "deletions": deletions}
     left |= {"retry_time": again if again and again > now else None}
     return step.model_copy(update=left)

@@ -75,4 +75,6 @@ def source_name(source: str) -> str:
 
 
 def _job(artifact: Artifact, job: type[Any], result: type[Any]) -> tuple[Any, Any]:
-    return job.model_validate(artifact.manifest.config), result.model_validate(artifact.manifest.result)
+    # It may have been made by a newer version, and told more.
+    told = job.model_validate(artifact.manifest.config, extra="ignore")
+    return told, result.model_validate(artifact.manifest.result)

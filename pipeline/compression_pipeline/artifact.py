@@ -20,9 +20,9 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from .config import ConfigModel
+from .config import Record
 from .config.fingerprint import SCHEMA_VERSION
 from .errors import UserError
 from .store.published import Published
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 VERSIONED = ("torch", "megatron-core", "nvidia-modelopt", "transformers", "tokenizers", "compression-operator")
 """Distributions whose versions a manifest records, where installed."""
 
-Result = TypeVar("Result", bound=ConfigModel)
+Result = TypeVar("Result", bound=Record)
 
 _CHUNK = 8 * 1024**2
 _ATTEMPT = re.compile(r"(\d+)(?:-[0-9a-f]+)?")
@@ -39,19 +39,14 @@ _LAUNCH_DIGITS = 8
 _TRIES = 100
 
 
-class FileRecord(ConfigModel):
+class FileRecord(Record):
     """One file of an artifact."""
 
     size: int
     sha256: str
 
 
-class _Record(ConfigModel):
-    # Written by this version or a later one: what is unknown is left alone.
-    model_config = ConfigDict(extra="ignore")
-
-
-class Manifest(_Record):
+class Manifest(Record):
     """`manifest.json`: what the artifact is, from what, and every file in it."""
 
     schema_version: int = SCHEMA_VERSION

@@ -28,7 +28,7 @@ def test_a_users_mistake_is_not_tried_again(world: World) -> None:
     assert told(decision) == ["StepFailed", "RunFailed"]
     stalled = condition(world, "Stalled")
     assert (stalled.status, stalled.reason) == ("True", "FinetuneFailed")
-    assert stalled.message.startswith("finetune: UserError of demo-finetune")
+    assert stalled.message.startswith(f"finetune: UserError of {step(world, 'finetune').job_name}")
     world.pass_time(100_000)
     assert world.look().actions == ()
 

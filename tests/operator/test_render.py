@@ -262,6 +262,16 @@ def test_a_pod_template_may_say_whose_files_the_volume_holds() -> None:
     assert pods(jobs(a_run())["finetune"])[0]["spec"]["securityContext"] == POD_SECURITY | USER_AND_GROUPS
 
 
+def test_a_gang_scheduler_and_its_group_reach_every_pod() -> None:
+    group = {"scheduling.x-k8s.io/pod-group": "llama"}
+    theirs = {"metadata": {"labels": group}, "spec": {"schedulerName": "coscheduling"}}
+    made = pods(jobs(a_run(jobTemplate={"podTemplate": theirs}))["distill-width"])
+    assert len(made) == 2
+    for pod in made:
+        assert pod["spec"]["schedulerName"] == "coscheduling"
+        assert pod["metadata"]["labels"].items() >= group.items()
+
+
 def test_old_annotations_do_not_switch_confinement_off() -> None:
     annotations = {
         "container.apparmor.security.beta.kubernetes.io/pytorch": "unconfined",

@@ -47,7 +47,7 @@ def command(root: Path, *arguments: str, workdir: str = "work") -> list[str]:
 
 def events(root: Path, attempt: int, workdir: str = "work") -> list[dict[str, Any]]:
     """The events of an attempt at distill, as far as they go."""
-    found = list(root.glob(f"{workdir}/jobs/tiny-narrow-distill-*-{attempt}/log"))
+    found = list(root.glob(f"{workdir}/jobs/tiny-narrow-*-distill-*-{attempt}/log"))
     lines = found[0].read_text().splitlines() if found else []
     return [json.loads(line) for line in lines if line.startswith('{"event"') and line.endswith("}")]
 

@@ -2,11 +2,11 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import Field, model_validator
 
-from compression_pipeline.config import Architecture, ConfigModel, Phase, ResolvedSource
+from compression_pipeline.config import Architecture, Family, Phase, Record, ResolvedSource
 
 
 class RunPhase(StrEnum):
@@ -57,14 +57,7 @@ status, which would carry the ownership of every field of every entry.
 """
 
 
-class Observed(ConfigModel):
-    """What the operator writes. Another version of it may have written more: that is read over, not refused, so that
-    going back to an older version finds every run readable."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class Condition(Observed):
+class Condition(Record):
     """metav1.Condition."""
 
     type: str = Field(max_length=316, description="What the condition is about.")
@@ -77,7 +70,7 @@ class Condition(Observed):
     message: str = Field(default="", max_length=32768, description="Why, in a sentence for people.")
 
 
-class Progress(Observed):
+class Progress(Record):
     """Where a step stands; numbers that aren't finite are left out."""
 
     step: int = Field(description="What is done; optimizer steps where the phase trains.")
@@ -88,7 +81,7 @@ class Progress(Observed):
     eta_seconds: int | None = Field(default=None, description="Seconds left at the present speed.")
 
 
-class AttemptRecord(Observed):
+class AttemptRecord(Record):
     """Evidence of an attempt that did not succeed."""
 
     attempt: int = Field(description="Number of the attempt.")
@@ -100,7 +93,7 @@ class AttemptRecord(Observed):
     completion_time: datetime | None = Field(default=None, description="When it ended.")
 
 
-class Step(Observed):
+class Step(Record):
     """One step of the plan: a phase, for one student or for all of them."""
 
     name: str = Field(description="Name of the step, e.g. distill-width; unique within the run.")
@@ -142,13 +135,22 @@ class Step(Observed):
     progress: Progress | None = Field(default=None, description="Where the running attempt stands.")
     last_failure: AttemptRecord | None = Field(default=None, description="The newest attempt that did not succeed.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_another_versions_state(cls, stored: Any) -> Any:
+        """Whether a step goes on whose state only another version knows, its job tells."""
+        if _is_one_of(StepState, _field(stored, "state")):
+            return stored
+        goes_on = _field(stored, "jobName") is not None
+        return {**cast(dict[str, Any], stored), "state": StepState.STARTING if goes_on else StepState.PENDING}
+
     @property
     def in_vain(self) -> bool:
         """Whether so many attempts in a row were interrupted without progress that somebody should look into it."""
         return self.interruptions >= IN_VAIN
 
 
-class ValidationLoss(Observed):
+class ValidationLoss(Record):
     """Mean nats per token over the same validation sequences."""
 
     teacher: float | None = Field(default=None, description="Of the teacher as it came.")
@@ -157,7 +159,7 @@ class ValidationLoss(Observed):
     distilled: float | None = Field(default=None, description="Of the student after distillation.")
 
 
-class StudentStatus(Observed):
+class StudentStatus(Record):
     """The figures of one student."""
 
     name: str = Field(description="Name of the student.")
@@ -188,7 +190,7 @@ class TeacherStatus(Architecture):
     corrected_validation_loss: float | None = Field(default=None, description="Of the teacher that finetune made.")
 
 
-class Resolved(Observed):
+class Resolved(Record):
     """What the sources turned out to be; the keys of all later steps rest on it."""
 
     key: str = Field(description="Key of prepare's artifact.")
@@ -198,7 +200,7 @@ class Resolved(Observed):
     validation_tokens: int | None = Field(default=None, description="Tokens of held-out text.")
 
 
-class CompressionRunStatus(Observed):
+class CompressionRunStatus(Record):
     """Everything the operator knows of the run."""
 
     phase: RunPhase = Field(default=RunPhase.PENDING, description="Phase of the earliest unfinished step.")
@@ -217,6 +219,23 @@ class CompressionRunStatus(Observed):
         default=[], json_schema_extra=WHOLE, description="The figures of each student."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_another_version(cls, stored: Any) -> Any:
+        """What can be read of a status that holds words which only another version knows: a phase, a model family. A
+        run must go on after the operator went back to an older version.
+        """
+        if not isinstance(stored, dict):
+            return stored
+        known = dict(cast(dict[str, Any], stored))
+        if not _is_one_of(RunPhase, known.get("phase")):
+            del known["phase"]
+        if not _is_one_of(Family, _field(known.get("teacher"), "family")):
+            del known["teacher"]
+        if isinstance(known.get("steps"), list):
+            known["steps"] = [step for step in known["steps"] if _is_one_of(Phase, _field(step, "phase"))]
+        return known
+
     def step(self, name: str) -> Step | None:
         """The step of this name."""
         return next((step for step in self.steps if step.name == name), None)
@@ -224,3 +243,12 @@ class CompressionRunStatus(Observed):
     def student(self, name: str) -> StudentStatus | None:
         """The student of this name."""
         return next((student for student in self.students if student.name == name), None)
+
+
+def _is_one_of(words: type[StrEnum], word: Any) -> bool:
+    """Whether the word is known; one that is no word at all is another matter."""
+    return not isinstance(word, str) or word in set(words)
+
+
+def _field(stored: Any, name: str) -> Any:
+    return cast(dict[str, Any], stored).get(name) if isinstance(stored, dict) else None

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from compression_operator.jobs import Job
-from compression_pipeline.config import ConfigModel, Phase, Termination
+from compression_pipeline.config import Phase, Record, Termination
 
 from .processes import ProcessId
 from .termination import read_termination
 
-M = TypeVar("M", bound=ConfigModel)
+M = TypeVar("M", bound=Record)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -35,7 +35,7 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-class JobRecord(ConfigModel):
+class JobRecord(Record):
     """`job.json`: what was asked for. Written once, before any process starts; it holds no secrets."""
 
     name: str
@@ -65,7 +65,7 @@ class JobRecord(ConfigModel):
         )
 
 
-class ProcessRecord(ConfigModel):
+class ProcessRecord(Record):
     """`process.json`: the job's first process."""
 
     pid: int
@@ -77,7 +77,7 @@ class ProcessRecord(ConfigModel):
         return ProcessId(self.pid, self.start)
 
 
-class ExitRecord(ConfigModel):
+class ExitRecord(Record):
     """`exit`: none of the job's processes runs any more."""
 
     code: int | None = None  # None: nobody was there to see it
@@ -151,5 +151,5 @@ class JobFolder:
         except (FileNotFoundError, NotADirectoryError, ValidationError):
             return None
 
-    def _write(self, name: str, record: ConfigModel) -> None:
+    def _write(self, name: str, record: Record) -> None:
         write_atomically(self.path / name, record.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n")

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from compression_operator.backends.jobfiles import write_atomically
 from compression_operator.workdir import Workdir
-from compression_pipeline.config import ConfigModel
+from compression_pipeline.config import Record
 
 
-class Invocation(ConfigModel):
+class Invocation(Record):
     """What the user said to `compression run` beside the work directory; absolute paths."""
 
     file: str

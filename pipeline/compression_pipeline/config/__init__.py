@@ -4,7 +4,7 @@ The control plane imports nothing else from the pipeline.
 """
 
 from .architecture import Architecture, Family
-from .base import ConfigModel, Operational, Rule
+from .base import ConfigModel, Operational, Record, Rule
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
 from .figures import human_bytes, number_runs, won_back
@@ -66,6 +66,7 @@ __all__ = [
     "PruneConfig",
     "PruneJob",
     "PruneResult",
+    "Record",
     "ResolvedSource",
     "Rule",
     "TeacherConfig",

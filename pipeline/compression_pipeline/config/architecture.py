@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from .base import ConfigModel
+from .base import Record
 
 
 class Family(StrEnum):
@@ -17,7 +17,7 @@ class Family(StrEnum):
     QWEN3 = "Qwen3"
 
 
-class Architecture(ConfigModel):
+class Architecture(Record):
     """Everything that fixes the shapes and the forward pass of a model."""
 
     family: Family = Field(description="Model family.")

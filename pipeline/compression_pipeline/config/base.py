@@ -97,3 +97,13 @@ class ConfigModel(BaseModel):
         if validations:
             schema["x-kubernetes-validations"] = validations
         return schema
+
+
+class Record(ConfigModel):
+    """Base of all that one program writes and another reads: results, termination messages, statuses, heartbeats.
+
+    The writer may be of another version, and may have written more: what is unknown is read over, at every depth. What
+    a user writes is no record, for there an unknown field is a mistake.
+    """
+
+    model_config = ConfigDict(extra="ignore")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from .base import ConfigModel
+from .base import Record
 
 TERMINATION_MESSAGE_LIMIT = 4096
 """Bytes that Kubernetes keeps of a termination message."""
@@ -34,7 +34,7 @@ class ExitClass(StrEnum):
         return next((c for c in cls if c.code == code), cls.TRANSIENT)
 
 
-class Termination(ConfigModel):
+class Termination(Record):
     """The termination message of a job's pod (at most 4 KiB as JSON)."""
 
     exit_class: ExitClass = Field(alias="class")

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from .architecture import Architecture
-from .base import ConfigModel
+from .base import ConfigModel, Record
 from .export import ExportConfig
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
@@ -138,7 +138,7 @@ JOBS: dict[Phase, type[JobConfig]] = {
 }
 
 
-class ResolvedSource(ConfigModel):
+class ResolvedSource(Record):
     """What a source turned out to be."""
 
     source: str = Field(description="The source as the manifest names it.")
@@ -146,7 +146,7 @@ class ResolvedSource(ConfigModel):
     digest: str = Field(description="Digest of the content.")
 
 
-class PrepareResult(ConfigModel):
+class PrepareResult(Record):
     """What prepare reports: everything that the planner needs to go on."""
 
     key: str = Field(description="Key of the artifact, made from the content of the sources: artifacts/prepare-<key>.")
@@ -160,7 +160,7 @@ class PrepareResult(ConfigModel):
     cached: bool = False
 
 
-class FinetuneResult(ConfigModel):
+class FinetuneResult(Record):
     """What finetune reports. Losses are mean nats per token over evaluate.samples sequences."""
 
     teacher_loss: float
@@ -169,7 +169,7 @@ class FinetuneResult(ConfigModel):
     cached: bool = False
 
 
-class PruneResult(ConfigModel):
+class PruneResult(Record):
     """What prune reports."""
 
     student: Architecture
@@ -179,7 +179,7 @@ class PruneResult(ConfigModel):
     cached: bool = False
 
 
-class DistillResult(ConfigModel):
+class DistillResult(Record):
     """What distill reports; teacher is the (corrected) one it learnt from."""
 
     teacher_loss: float
@@ -189,7 +189,7 @@ class DistillResult(ConfigModel):
     cached: bool = False
 
 
-class ExportResult(ConfigModel):
+class ExportResult(Record):
     """What export reports."""
 
     parameters: int
@@ -203,7 +203,7 @@ class ExportResult(ConfigModel):
     cached: bool = False
 
 
-RESULTS: dict[Phase, type[ConfigModel]] = {
+RESULTS: dict[Phase, type[Record]] = {
     Phase.PREPARE: PrepareResult,
     Phase.FINETUNE: FinetuneResult,
     Phase.PRUNE: PruneResult,

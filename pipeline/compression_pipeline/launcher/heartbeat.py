@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from compression_pipeline.artifact import make_folder
-from compression_pipeline.config import ConfigModel
+from compression_pipeline.config import Record
 from compression_pipeline.machine import machine_id, process_start
 
 FILE = "heartbeat"
@@ -29,7 +29,7 @@ _NOT_LINKED = frozenset({errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 """The name is taken, or the volume has no hard links (SMB, object storage)."""
 
 
-class Holder(ConfigModel):
+class Holder(Record):
     """Content of the heartbeat file: who holds it."""
 
     token: str  # names the launch

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from compression_pipeline.config import ConfigModel, ExitClass, Termination
+from compression_pipeline.config import ExitClass, Record, Termination
 from compression_pipeline.machine import process_start
 
 FOLDER_VARIABLE = "COMPRESSION_OUTCOME_FOLDER"
 
 
-class Outcome(ConfigModel):
+class Outcome(Record):
     """One rank: running where `exit_class` is None."""
 
     rank: int
