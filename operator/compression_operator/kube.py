@@ -118,11 +118,11 @@ class Permission:
 PERMISSIONS = (
     Permission(RUNS.group, "compressionruns", ("get", "list", "watch")),
     Permission(RUNS.group, "compressionruns/status", ("update",)),
-    Permission(PYTORCHJOBS.group, "pytorchjobs", ("get", "list", "watch", "create", "delete")),
+    Permission(PYTORCHJOBS.group, "pytorchjobs", ("get", "list", "watch", "create", "patch", "delete")),
     Permission("", "pods", ("list", "watch")),
     Permission("", "pods/log", ("get",)),
     Permission("", "persistentvolumeclaims", ("get",)),
-    Permission(EVENTS.group, "events", ("create", "patch")),
+    Permission(EVENTS.group, "events", ("list", "create", "patch")),
     Permission(LEASES.group, "leases", ("get", "create", "update")),
 )
 """Everything the operator may ask of the API server; a test holds the requests of whole runs against it. Leases are
@@ -200,12 +200,12 @@ class Kube:
         namespace: str | None = None,
         *,
         selector: str | None = None,
+        fields: str | None = None,
         keep: Callable[[Body], Mapping[str, Any]] = lambda body: body,
     ) -> Listing:
-        """Every object of a namespace, or of all of them; pages of one consistent list. `keep` says what is wanted of
-        each: the rest goes with its page.
-        """
-        query: dict[str, str] = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        """Every object, of a namespace or of all: pages of one consistent list. `keep` says what is wanted of each."""
+        selectors = {"labelSelector": selector, "fieldSelector": fields}
+        query = {"limit": str(PAGE)} | {name: text for name, text in selectors.items() if text}
         items: list[Mapping[str, Any]] = []
         while True:
             try:

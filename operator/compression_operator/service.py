@@ -14,6 +14,7 @@ from .backends.defaults import PLAIN, JobDefaults
 from .backends.observation import seen_job, seen_pod
 from .backends.progress import PERIOD_SECONDS, LogWatcher
 from .backends.pytorchjob import label_value
+from .backends.refusals import PodRefusals, watched
 from .cache import Body, Cache
 from .clusterruns import ClusterRuns
 from .controller import WORKERS, Conflict, Controller
@@ -125,6 +126,7 @@ class Service:
             self._caches[PODS],
             logs=self._logs,
             claims=self._claims,
+            refusals=PodRefusals(self._kube, self._denials),
             defaults=options.jobs,
             now=_now,
         )
@@ -205,7 +207,7 @@ class Service:
         if run.metadata.deletion_timestamp is not None:
             return reconcile(run, observed, now)
         words = {name: words_of(error) for name, error in unmade.items()}
-        decision = reconcile(run, observed, now, words)
+        decision = watched(reconcile(run, observed, now, words), observed)
         decision = advised(run, decision, self._claims.about(run), told=self._claims.told(run))
         decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
         key = f"{run.metadata.namespace}/{run.metadata.name}"

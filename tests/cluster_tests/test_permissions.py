@@ -16,6 +16,7 @@ from kubelets import NOWHERE
 from operators import Namespace, Operator, condition_of, leader_and_follower, step_of
 from proxy import Asked, Fault, proxy
 
+from compression_operator.backends.refusals import TRIED_AGAIN
 from compression_operator.kube import PERMISSIONS, Permission
 from compression_operator.names import job_name
 
@@ -191,6 +192,21 @@ def foreign_job(place: Namespace, name: str) -> None:
     place.api.create(f"{JOBS}/namespaces/{place.name}/pytorchjobs", body)
 
 
+def no_pods(place: Namespace, _: str) -> str:
+    """A job whose pods a quota refuses says so in the API server's words, and has them asked for again."""
+    path = f"/api/v1/namespaces/{place.name}/resourcequotas"
+    place.api.create(path, {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}})
+    wait_for(lambda: (place.api.get(f"{path}/none") or {}).get("status", {}).get("used"), "the quota to be in force")
+
+    def well() -> bool:
+        said = "exceeded quota: none" in step_of(place.status(), "prepare").get("message", "")
+        return said and any(TRIED_AGAIN in job["metadata"].get("annotations", {}) for job in place.jobs())
+
+    with place.operator():
+        place.submit(jobTemplate=NOWHERE)
+        return either(well, lambda: degraded(place), "the reason, and another try")
+
+
 def conflict(place: Namespace, _: str) -> str:
     """Somebody else writes to the run right before the operator does, which reads it again and thinks nothing of it."""
     edits = 0
@@ -248,6 +264,7 @@ WITNESSES: dict[Scenario, tuple[str, ...]] = {
         "patch events",
     ),
     stands_aside: ("get pytorchjobs",),
+    no_pods: ("list events", "patch pytorchjobs"),
     conflict: ("get compressionruns",),
     progress: ("get pods/log",),
 }

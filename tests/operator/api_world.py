@@ -93,7 +93,8 @@ class ApiWorld(Server):
         return 200, self.put(path, self.objects[path] | {"status": body["status"]}), {}
 
     def _patch(self, path: str, body: Body) -> Answer:
-        return 200, self.put(path, self.objects[path] | body), {}
+        known = self.objects[path]
+        return 200, self.put(path, known | body | {"metadata": known["metadata"] | body.get("metadata", {})}), {}
 
     def _delete(self, path: str, _: Any) -> Answer:
         return 200, self.objects.pop(path), {}

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import kopf
 from http_server import Answer, served
@@ -18,6 +19,7 @@ from compression_operator.backends.defaults import PLAIN
 from compression_operator.backends.observation import JOB_NAME, seen_job, seen_pod
 from compression_operator.backends.podview import PATIENCE
 from compression_operator.backends.progress import LogWatcher
+from compression_operator.backends.refusals import PodRefusals
 from compression_operator.cache import Cache
 from compression_operator.denials import Denials
 from compression_operator.kube import Kube
@@ -40,8 +42,8 @@ def test_a_job_that_goes_while_another_one_is_asked_for_is_not_remembered() -> N
     async def scenario(url: str, gone: threading.Event) -> dict[str, object]:
         kube = Kube(lambda: kopf.ConnectionInfo(server=url))
         logs = LogWatcher(kube, lambda _: None, denials=denials)
-        claims = ClaimAdvice(kube, denials)
-        backend = ClusterBackend(kube, jobs, pods, logs=logs, claims=claims, defaults=PLAIN, now=lambda: now)
+        more: dict[str, Any] = {"claims": ClaimAdvice(kube, denials), "refusals": PodRefusals(kube, denials)}
+        backend = ClusterBackend(kube, jobs, pods, logs=logs, defaults=PLAIN, **more, now=lambda: now)
         loop = asyncio.get_running_loop()
 
         def go() -> None:
@@ -88,8 +90,8 @@ def test_since_when_a_pod_is_missing_is_remembered_until_it_is_there() -> None:
         kube = Kube(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))  # nobody is asked
         denials = Denials(lambda _: None)
         logs = LogWatcher(kube, lambda _: None, denials=denials)
-        claims = ClaimAdvice(kube, denials)
-        backend = ClusterBackend(kube, jobs, pods, logs=logs, claims=claims, defaults=PLAIN, now=lambda: next(clock))
+        more: dict[str, Any] = {"claims": ClaimAdvice(kube, denials), "refusals": PodRefusals(kube, denials)}
+        backend = ClusterBackend(kube, jobs, pods, logs=logs, defaults=PLAIN, **more, now=lambda: next(clock))
         jobs.put(job)
         found: list[datetime | None] = []
         for there in (True, False, False, True, False):

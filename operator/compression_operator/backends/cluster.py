@@ -17,6 +17,7 @@ from .observation import JOB_NAME, FirstPods, first_pods, lacks_pod, left_over, 
 from .podview import mapping
 from .progress import LogWatcher
 from .pytorchjob import pytorch_job
+from .refusals import PodRefusals
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class ClusterBackend:
         *,
         logs: LogWatcher,
         claims: ClaimAdvice,
+        refusals: PodRefusals,
         defaults: JobDefaults,
         now: Callable[[], datetime],
     ) -> None:
@@ -71,6 +73,7 @@ class ClusterBackend:
         self._pods = pods
         self._logs = logs
         self._claims = claims
+        self._refusals = refusals
         self._defaults = defaults
         self._now = now
         self._first: dict[str, FirstPods] = {}  # by UID of the job
@@ -104,6 +107,7 @@ class ClusterBackend:
                 if missed is not None:
                     self._missed[uid] = missed
             job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=missed)
+            job = await self._refusals.told(job, namespace, uid, now)
             look = self._logs.look(uid, now)
             if job.state is JobState.RUNNING and job.ours and job.pod is not None and not gone_since:
                 running[uid] = job.pod
@@ -164,6 +168,7 @@ class ClusterBackend:
         self._first.pop(body["metadata"].get("uid", ""), None)
         self._missed.pop(body["metadata"].get("uid", ""), None)
         self._logs.forget(body["metadata"].get("uid", ""))
+        self._refusals.forget(body["metadata"].get("uid", ""))
 
     def run_gone(self, body: Body) -> None:
         """A run is gone: nobody asks for its jobs' logs any more."""
