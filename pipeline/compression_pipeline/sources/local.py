@@ -13,6 +13,7 @@ from compression_pipeline.text.files import FORMATS, is_text
 
 from . import checkpoint, corpus, splits
 from .base import Place, SourceFile, Splits
+from .links import Bounds
 
 PROGRESS_SECONDS = 2.0
 
@@ -30,6 +31,7 @@ class LocalSource:
         self._selection = Selection.at(self._path, (place.store, *map(Path, place.aside)))
         self._folder = self._selection.folder
         self._watched: Watched | None = None
+        self._bounds = Bounds(self._where, self._folder, volume=_volume(place), named=not self._selection.patterns)
 
     @property
     def private(self) -> bool:
@@ -51,7 +53,7 @@ class LocalSource:
         self._watched = Watched.now(Selection.below(self._path, *MODEL_FILES, aside=self._selection.aside))
         names = names_of(self._path)
         try:
-            return self._described(checkpoint.select(names, lambda name: (self._path / name).read_bytes(), self._where))
+            return self._described(checkpoint.select(names, self._read, self._where))
         except UserError:
             if CONFIG not in names and (self._path.parent / CONFIG).is_file():
                 raise UserError(f"{self._where} is a folder of a checkpoint; name {self._path.parent}") from None
@@ -71,7 +73,10 @@ class LocalSource:
         return 0
 
     def fetch(self, files: Sequence[SourceFile]) -> list[Path]:
-        return [self._folder / file.name for file in files]
+        paths = [self._folder / file.name for file in files]
+        for path in paths:  # once more, for they are opened now
+            self._bounds.check(path)
+        return paths
 
     def name_of(self, file: SourceFile) -> str:
         return str(self._folder / file.name)
@@ -94,6 +99,10 @@ class LocalSource:
         if any("**" in pattern for pattern in patterns):
             self._warn_of_links(base)
         names = self._selection.names()
+        for pattern in patterns:
+            for path in base.glob(pattern):
+                if is_text(path.name) and not (path.is_file() or path.is_dir() or self._selection.leaves_out(path)):
+                    self._bounds.check(path)  # says what else it is
         if not names:
             why = "is an empty folder" if self._path.is_dir() else "matches no file"
             why = "is where runs keep what they make" if base.resolve() in self._selection.aside else why
@@ -107,6 +116,10 @@ class LocalSource:
         kept = [name for name in readable if name not in left]
         self._warn(corpus.doubts(left, {name: (base / name).stat().st_size for name in kept}))
         return kept
+
+    def _read(self, name: str) -> bytes:
+        self._bounds.check(self._path / name)
+        return (self._path / name).read_bytes()
 
     def _warn(self, doubts: Iterable[str]) -> None:
         for doubt in doubts:
@@ -123,6 +136,8 @@ class LocalSource:
 
     def _described(self, names: Sequence[str]) -> tuple[SourceFile, ...]:
         context = self._place.context
+        for name in names:
+            self._bounds.check(self._folder / name)
         sizes = [(self._folder / name).stat().st_size for name in names]
         found: list[SourceFile] = []
         said = time.monotonic()
@@ -134,6 +149,11 @@ class LocalSource:
                 done = sum(file.size for file in found)
                 context.events.progress(done, sum(sizes), unit="bytes", doing=f"read {self._place.source}")
         return tuple(found)
+
+
+def _volume(place: Place) -> Path | None:
+    """The mounted claim that the source is on."""
+    return next((Path(root) for name, root in place.roots.items() if place.source.startswith(f"{name}/")), None)
 
 
 def _path(place: Place) -> Path:
