@@ -94,9 +94,10 @@ def write_tokenizer(folder: Path) -> Path:
 
 def in_own_process(side: str, teacher: Path, folder: Path, workers: int) -> dict[str, float]:
     arguments = ["--side", side, "--teacher", str(teacher), "--folder", str(folder), "--workers", str(workers)]
+    told = {"USE_TORCH": "0"} if side == "prepare" else {}  # as the launcher has it
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(  # noqa: S603 (this very script)
-        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+        [sys.executable, __file__, *arguments], env=os.environ | told, check=True, capture_output=True, text=True
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -106,18 +107,18 @@ def in_own_process(side: str, teacher: Path, folder: Path, workers: int) -> dict
 def run_prepare(teacher: Path, folder: Path, workers: int) -> dict[str, float]:
     from itertools import chain
 
+    from compression_pipeline.huggingface.tokenizer import load
     from compression_pipeline.text import documents
     from compression_pipeline.text.encode import encode
     from compression_pipeline.text.files import TextFile
     from compression_pipeline.text.indexed import IndexedWriter, token_type
-    from compression_pipeline.text.tokenizer import load
 
     start = time.perf_counter()
-    tokenizer = load(teacher)
-    writer = IndexedWriter(folder / "prepare", token_type(tokenizer.vocabulary))
+    tokenizer = load(teacher, sys.maxsize).tokenizer
+    writer = IndexedWriter(folder / "prepare", token_type(tokenizer.largest))
     file = TextFile(folder / "text.jsonl", name="text.jsonl", column="text")
     texts = documents.rows(chain(file.rows()))
-    for batch in encode(teacher, tokenizer, texts, None, workers=workers):
+    for batch in encode(tokenizer, texts, None, workers=workers):
         writer.add(batch.kept.tokens, batch.kept.lengths)
     writer.finish()
     return {"tokens": writer.tokens, "seconds": time.perf_counter() - start}

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import VOCABULARY, edit_json, save_model, save_tokenizer
 
 from compression_pipeline.errors import UserError
-from compression_pipeline.huggingface.files import inspect, largest_token
+from compression_pipeline.huggingface.files import inspect
 
 
 @pytest.fixture
@@ -150,13 +150,3 @@ def test_redundant_tensors_of_published_checkpoints(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = tensors["model.norm.weight"].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert inspect(folder).architecture.tied_embeddings
-
-
-def test_tokenizer_with_more_tokens_than_the_embedding(checkpoint: Path) -> None:
-    assert largest_token(checkpoint) == VOCABULARY - 1
-    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
-    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": VOCABULARY, "content": "<|new|>"})
-    (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert f"token id {VOCABULARY} is outside of the model's embedding of {VOCABULARY} rows" in refused(checkpoint)
-    (checkpoint / "tokenizer.json").write_text('{"model": {"type": "Unigram", "vocab": [["a", 0.0], ["b", -1.0]]}}')
-    assert largest_token(checkpoint) == 1

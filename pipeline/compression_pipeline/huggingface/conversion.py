@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compression_pipeline.config import Architecture
 from compression_pipeline.errors import UserError
 
-from .files import inspect_weights
+from .files import inspect
 from .names import EMBEDDING, FINAL_NORM, OUTPUT, expected_shapes, layer_prefix
 from .writer import write_checkpoint
 
@@ -101,8 +101,8 @@ class CheckpointReader:
     """Tensors of a checkpoint by name, read one at a time: a model is never in memory twice."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError for everything that `files.inspect_weights` does."""
-        self.files = inspect_weights(folder)
+        """Raises UserError for everything that `files.inspect` does."""
+        self.files = inspect(folder)
         self._open = {
             name: safe_open(str(folder / name), framework="pt", device="cpu") for name in self.files.weight_files
         }

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's folder, found without torch: headers, config.json and tokenizer.json are all it reads."""
+"""What lies in a checkpoint's folder, found without torch: headers and config.json are all it reads."""
 
 import json
 from collections.abc import Mapping
@@ -15,8 +15,6 @@ from .headers import TORCH_NAMES, TensorEntry, read_header
 from .layout import CONFIG, INDEX, parse, weight_files, weight_map
 from .names import EMBEDDING, expected_shapes
 from .tensors import check_tensors
-
-TOKENIZER = "tokenizer.json"
 
 MOST_NAMES = 10_000
 """Files in folders below a checkpoint's that are looked at, of one depth."""
@@ -43,24 +41,12 @@ class CheckpointFiles:
 
 
 def inspect(folder: Path) -> CheckpointFiles:
-    """Look at a checkpoint.
+    """Look at a checkpoint's weights and configuration (`tokenizer.load` looks at the rest).
 
     Raises UserError, naming the file and the fix, where there is no config.json, the architecture is unknown, the
-    weights are pickled only, a shard is missing or truncated, tensors are missing or have other shapes than config.json
-    says, or the tokenizer has tokens that the embedding lacks.
+    weights are pickled only, a shard is missing or truncated, or tensors are missing or have other shapes than
+    config.json says.
     """
-    files = inspect_weights(folder)
-    largest = largest_token(folder)
-    if largest is not None and largest >= files.architecture.vocabulary_size:
-        raise UserError(
-            f"{folder / TOKENIZER}: token id {largest} is outside of the model's embedding of "
-            f"{files.architecture.vocabulary_size} rows (vocab_size); use the tokenizer that belongs to the model"
-        )
-    return files
-
-
-def inspect_weights(folder: Path) -> CheckpointFiles:
-    """As `inspect`, without a look at the tokenizer."""
     config = read_config(folder)
     architecture = read_architecture(folder, config)
     tensors = read_tensors(folder)
@@ -114,19 +100,6 @@ def _check_places(folder: Path, tensors: Mapping[str, TensorEntry]) -> None:
             raise UserError(
                 f"{folder / file} lacks tensor {name}, which {INDEX} places there; get both from the same source"
             )
-
-
-def largest_token(folder: Path) -> int | None:
-    """The largest token id of tokenizer.json, added tokens included; None where there is no such file."""
-    path = folder / TOKENIZER
-    if not path.is_file():
-        return None
-    tokenizer = _read_json(path)
-    added = [token["id"] for token in tokenizer.get("added_tokens") or []]
-    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
-    # A mapping of token to id (BPE, WordPiece, WordLevel) or a list whose positions are the ids (Unigram).
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    return max([*added, max(ids, default=-1)])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

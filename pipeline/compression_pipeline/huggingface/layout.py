@@ -84,7 +84,7 @@ def parse(content: bytes, file: str) -> dict[str, Any]:
         raise UserError(f"{file} is {POINTER}")
     try:
         found = json.loads(content.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}); copy it from the model's source again") from error
     if not isinstance(found, dict):
         raise UserError(f"{file} is not a JSON object; copy it from the model's source again")

@@ -17,23 +17,11 @@ from .families import member
 from .files import read_config, write_json
 from .layout import CONFIG, INDEX, SINGLE
 from .names import expected_shapes
+from .tokenizer import TOKENIZER_FILES
 
 GENERATION_CONFIG = "generation_config.json"
 
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.json",
-    "chat_template.jinja",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
+COMPANIONS = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*")
 """Files of a checkpoint that every model made of it keeps: the tokenizer's, and the terms it is published under."""
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -131,7 +119,9 @@ def copy_companions(template: Path, folder: Path) -> None:
     for pattern in COMPANIONS:
         for path in sorted(template.glob(pattern)):
             if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+                target = folder / path.relative_to(template)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
     if (template / GENERATION_CONFIG).is_file():
         shutil.copyfile(template / GENERATION_CONFIG, folder / GENERATION_CONFIG)
     else:

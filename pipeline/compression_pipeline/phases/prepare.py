@@ -1,6 +1,7 @@
 """prepare: fetch the teacher, look at it, tokenize the text.
 
-The artifact: `model/` (the teacher; its config.json is written anew, in one spelling), `data/train.bin/.idx`,
+The artifact: `model/` (the teacher; its config.json is written anew, in one spelling, and its tokenizer is one that
+plain transformers loads), `data/train.bin/.idx`,
 `data/validation.bin/.idx`, `data/statistics.json`. Its key comes from the content of all files that go in, so the same
 content makes the same artifact wherever it lies.
 """
@@ -10,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from compression_pipeline import space
@@ -29,6 +31,7 @@ from compression_pipeline.config import (
 from compression_pipeline.config.fingerprint import SCHEMA_VERSION
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
+from compression_pipeline.huggingface import tokenizer
 from compression_pipeline.huggingface.files import CONFIG, inspect, write_json
 from compression_pipeline.huggingface.values import check_values
 from compression_pipeline.sources import Source, SourceFile, Splits, Unanswered, checkpoint, open_source
@@ -37,7 +40,6 @@ from compression_pipeline.text import documents
 from compression_pipeline.text.files import TextFile, kind
 from compression_pipeline.text.statistics import describe
 from compression_pipeline.text.tokenize import TRAIN, VALIDATION, Tokenization
-from compression_pipeline.text.tokenizer import load
 
 _CHUNK = 8 * 1024**2
 
@@ -197,7 +199,9 @@ def _make(
     with _told_of(original, job.teacher.model):
         whole = inspect(original)
         check_values(whole, context)
-        tokenizer = load(original)
+        loaded = tokenizer.load(original, whole.architecture.vocabulary_size)
+    if loaded.config is not None:
+        context.events.warning(f"teacher.model: {_named(loaded.changes, original, job.teacher.model)}")
     architecture = whole.architecture
     _check_positions(architecture, job.dataset)  # before all the text is tokenized
     train = _opened(splits.train, dataset, job.dataset.text_column)
@@ -207,21 +211,24 @@ def _make(
         folder.mkdir()
         for file, path in model_paths.items():
             context.stop_if_requested()
-            if file.name == CONFIG:
+            if file.name == CONFIG or (file.name == tokenizer.CONFIG and loaded.config is not None):
                 continue  # is written anew
             (folder / file.name).parent.mkdir(exist_ok=True, parents=True)
             if not (teacher.private and _link(path, folder / file.name, file, draft)):
                 _copy(path, folder / file.name, file, draft)
         write_json(folder / CONFIG, whole.normalized())
+        if loaded.config is not None:
+            write_json(folder / tokenizer.CONFIG, loaded.config)
         inspect(folder)
+        encoding = replace(loaded.tokenizer, file=folder / tokenizer.TOKENIZER)
         data = draft.path / "data"
         data.mkdir()
-        tokenized = Tokenization(job.dataset, context, folder, tokenizer, data).run(train, validation)
+        tokenized = Tokenization(job.dataset, context, encoding, data).run(train, validation)
         for writer in tokenized.writers.values():
             for path, sha256 in writer.digests.items():
                 draft.hashed(path, sha256)
         statistics = describe(
-            tokenized.writers, end_of_document=tokenizer.end_of_document, vocabulary=tokenizer.vocabulary
+            tokenized.writers, end_of_document=encoding.end_of_document, vocabulary=encoding.vocabulary
         )
         (data / "statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
         _check_unchanged(teacher, model_files)
@@ -250,11 +257,12 @@ def _told_of(folder: Path, source: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        # A download lies in a cache whose path says nothing to a person.
-        said = str(error)
-        raise UserError(
-            f"teacher.model: {said.replace(str(folder), source) if source.startswith('hf:') else said}"
-        ) from None
+        raise UserError(f"teacher.model: {_named(str(error), folder, source)}") from None
+
+
+def _named(said: str, folder: Path, source: str) -> str:
+    """A download lies in a cache whose path says nothing to a person."""
+    return said.replace(str(folder), source) if source.startswith("hf:") else said
 
 
 def _opened(files: Sequence[SourceFile], dataset: Source, column: str) -> list[TextFile]:

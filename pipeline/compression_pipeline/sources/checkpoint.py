@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Collection
+from pathlib import PurePosixPath
 
 from compression_pipeline.huggingface.layout import Read, weight_files
+from compression_pipeline.huggingface.tokenizer import TOKENIZER_FILES
 
-_OTHER = re.compile(
-    r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
-    r"|added_tokens\.json|tokenizer\.model|vocab\.json|merges\.txt|chat_template\.(json|jinja)"
-)
+_PATTERNS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 _PAPERS = re.compile(r"README\.md|(?i:LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([._-][^/]*)?")
 """What comes with a checkpoint and shapes nothing that is made of it."""
 
@@ -21,9 +20,13 @@ def select(names: Collection[str], read: Read, where: str) -> list[str]:
     Raises UserError where there are no such weights, with what to name instead.
     """
     weights = weight_files(names, read, where)
-    return sorted({*weights, *(name for name in names if _OTHER.fullmatch(name) or not shapes(name))})
+    return sorted({*weights, *(name for name in names if _goes_along(name) or not shapes(name))})
 
 
 def shapes(name: str) -> bool:
     """Whether what is made of the checkpoint depends on the file of this name."""
     return _PAPERS.fullmatch(name) is None
+
+
+def _goes_along(name: str) -> bool:
+    return any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in _PATTERNS)

@@ -9,7 +9,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from compression_pipeline.errors import TransientError
 from compression_pipeline.machine import die_with_parent
 
 from .indexed import token_type
-from .tokenizer import TeacherTokenizer, load
+from .tokenizer import TeacherTokenizer
 
 BATCH_CHARACTERS = 512 * 1024
 BATCH_DOCUMENTS = 4096
@@ -68,9 +67,9 @@ class Encoder:
     """Encodes batches in this process."""
 
     def __init__(self, tokenizer: TeacherTokenizer) -> None:
-        self._backend = tokenizer.backend
+        self._backend = tokenizer.backend()
         self._end = tokenizer.end_of_document
-        self._dtype = token_type(tokenizer.vocabulary)
+        self._dtype = token_type(tokenizer.largest)
 
     def encode(self, texts: list[str], held: Held | None) -> EncodedBatch:
         """The tokens of each text and an end-of-document token after it, where it has any tokens at all."""
@@ -98,13 +97,13 @@ def _start_worker(parent: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _encoder(folder: Path) -> Encoder:
+def _encoder(tokenizer: TeacherTokenizer) -> Encoder:
     """The encoder of a worker process, loaded with its first batch."""
-    return Encoder(load(folder))
+    return Encoder(tokenizer)
 
 
-def _work(folder: Path, texts: list[str], held: Held | None) -> EncodedBatch:
-    return _encoder(folder).encode(texts, held)
+def _work(tokenizer: TeacherTokenizer, texts: list[str], held: Held | None) -> EncodedBatch:
+    return _encoder(tokenizer).encode(texts, held)
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -122,9 +121,9 @@ def batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def encode(
-    folder: Path, tokenizer: TeacherTokenizer, documents: Iterable[str], held: Held | None, *, workers: int
+    tokenizer: TeacherTokenizer, documents: Iterable[str], held: Held | None, *, workers: int
 ) -> Iterator[EncodedBatch]:
-    """Encode documents with the tokenizer of `folder`, in order, by this many processes (1: by this one).
+    """Encode documents, in order, by this many processes (1: by this one).
 
     Raises TransientError where a process is killed, and what reading the documents raises.
     """
@@ -136,7 +135,7 @@ def encode(
     # Spawned, not forked: threads of Arrow and of downloads run in this process.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
     try:
-        yield from _in_order(pool, folder, documents, held, ahead=2 * workers)
+        yield from _in_order(pool, tokenizer, documents, held, ahead=2 * workers)
     except BrokenProcessPool as error:
         raise TransientError(
             "a tokenizing process was killed, most likely for lack of memory; lower dataset.workers or raise prepare's "
@@ -147,20 +146,20 @@ def encode(
 
 
 def _in_order(
-    pool: Executor, folder: Path, documents: Iterable[str], held: Held | None, *, ahead: int
+    pool: Executor, tokenizer: TeacherTokenizer, documents: Iterable[str], held: Held | None, *, ahead: int
 ) -> Iterator[EncodedBatch]:
     waiting: deque[Future[EncodedBatch]] = deque()
     for batch in batches(documents):
-        waiting.append(_submit(pool, folder, batch, held))
+        waiting.append(_submit(pool, tokenizer, batch, held))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _submit(pool: Executor, folder: Path, texts: list[str], held: Held | None) -> Future[EncodedBatch]:
+def _submit(pool: Executor, tokenizer: TeacherTokenizer, texts: list[str], held: Held | None) -> Future[EncodedBatch]:
     try:
-        return pool.submit(_work, folder, texts, held)
+        return pool.submit(_work, tokenizer, texts, held)
     except OSError as error:
         # `submit` starts processes: one that dies meanwhile has its pool close the pipes under it (CPython 3.11, 3.12).
         raise BrokenProcessPool(f"no process could be started: {error}") from error

@@ -21,9 +21,12 @@ _CODES = {"uint16": 8, "int32": 4}
 _SMALL_VOCABULARY = 65500
 
 
-def token_type(vocabulary: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
-    """Type of the stored tokens for a tokenizer of this many tokens: Megatron's `DType.optimal_dtype`."""
-    return np.dtype(np.uint16) if vocabulary < _SMALL_VOCABULARY else np.dtype(np.int32)
+def token_type(largest: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
+    """Type of the stored tokens, whose ids are `largest` at most.
+
+    Where ids have no gaps it is Megatron's own `DType.optimal_dtype`, which takes their count; its readers know both.
+    """
+    return np.dtype(np.uint16) if largest + 1 < _SMALL_VOCABULARY else np.dtype(np.int32)
 
 
 class IndexedWriter:

@@ -44,16 +44,10 @@ class Tokenized:
 class Tokenization:
     """Writes `train.bin/.idx` and `validation.bin/.idx` into a folder."""
 
-    def __init__(
-        self, dataset: DatasetConfig, context: Context, checkpoint: Path, tokenizer: TeacherTokenizer, into: Path
-    ) -> None:
-        """`checkpoint`: the folder that `tokenizer` was loaded from; worker processes load it again.
-
-        `dataset` says what its documents are, not Auto.
-        """
+    def __init__(self, dataset: DatasetConfig, context: Context, tokenizer: TeacherTokenizer, into: Path) -> None:
+        """`dataset` says what its documents are, not Auto."""
         self._dataset = dataset
         self._context = context
-        self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._into = into
 
@@ -90,11 +84,11 @@ class Tokenization:
     def _write(
         self, files: Sequence[TextFile], progress: "_Progress", name: str, held: Held | None = None
     ) -> dict[str, IndexedWriter]:
-        dtype = token_type(self._tokenizer.vocabulary)
+        dtype = token_type(self._tokenizer.largest)
         writers = {one: IndexedWriter(self._into / one, dtype) for one in ([name, VALIDATION] if held else [name])}
         total = sum(file.path.stat().st_size for file in files)
         workers = 1 if total < SMALL_TEXT else self._dataset.workers or processors()
-        encoded = encode(self._checkpoint, self._tokenizer, self._documents(files), held, workers=workers)
+        encoded = encode(self._tokenizer, self._documents(files), held, workers=workers)
         try:
             for batch in encoded:
                 self._context.stop_if_requested()
