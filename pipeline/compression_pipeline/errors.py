@@ -1,4 +1,4 @@
-"""Errors that know their exit class, and the sentences for faults that any phase may meet."""
+"""Errors that know their exit class, and the sentences for files that can't be written."""
 
 import errno
 import os
@@ -33,39 +33,17 @@ class Interrupted(PhaseError):
 
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 # What libraries that write files in C++ or Rust (torch, safetensors, Arrow) say instead of raising OSError.
 _DISK_FULL_TEXT = re.compile(r"No space left on device|Disk quota exceeded|os error 28|errno 28\b", re.IGNORECASE)
 # What torch's zip writer says over the OSError that stopped it: it closes the archive that was not written whole.
 _TORN_TEXT = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed")
 _NEARLY_FULL_BYTES = 16 * 1024**2
 """Less free space than this, and a write that failed without a reason failed for want of space."""
+_HINT = re.compile(
+    r"\s*(CUDA kernel errors might be|For debugging consider passing|Compile with `TORCH_USE|Search for `cuda"
+    r"|Device-side assertion)"
+)
 _PORT_TAKEN_TEXT = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
-
-
-def classify(error: BaseException) -> PhaseError:
-    """The fault as one sentence with its exit class; a `PhaseError` is what it is already.
-
-    What isn't known counts as passing: the next attempt is cheap beside a run that is given up for nothing.
-    """
-    if isinstance(error, PhaseError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("was told to stop (SIGINT)")
-    if disk_full(error):
-        return _no_space(error.filename if isinstance(error, OSError) else None)
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return _not_whole(error.filename or "a file", str(error.strerror))
-    if isinstance(error, OSError) and error.errno in _READ_ONLY and error.filename:
-        return UserError(f"{error.filename} may not be written or read ({error.strerror}); check the permissions "
-                         f"and that its volume is mounted writable")  # fmt: skip
-    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch":
-        return UserError(
-            f"the GPU is out of memory ({_last_line(error)}); lower microBatchSize or sequenceLength, or use more GPUs"
-        )
-    if isinstance(error, MemoryError):
-        return TransientError("out of memory; raise the job's memory limit")
-    return TransientError(f"{type(error).__name__}: {_last_line(error)}")
 
 
 def torn_write(error: BaseException, folder: Path) -> PhaseError | None:
@@ -75,15 +53,15 @@ def torn_write(error: BaseException, folder: Path) -> PhaseError | None:
     """
     reasons = [one for one in causes(error) if isinstance(one, OSError) and one.errno]
     if disk_full(error):
-        return _no_space(folder)
+        return no_space(folder)
     if any(one.errno == errno.EFBIG for one in reasons):
-        return _not_whole(folder, os.strerror(errno.EFBIG))
+        return not_whole(folder, os.strerror(errno.EFBIG))
     if not any(_TORN_TEXT.search(str(one)) for one in causes(error)):
         return None
     volume = os.statvfs(folder)
     if volume.f_bavail * volume.f_frsize < _NEARLY_FULL_BYTES:
-        return _no_space(folder)
-    return _not_whole(folder, str(reasons[0].strerror) if reasons else _last_line(error))
+        return no_space(folder)
+    return not_whole(folder, str(reasons[0].strerror) if reasons else last_line(error))
 
 
 def disk_full(error: BaseException) -> bool:
@@ -102,12 +80,14 @@ def port_taken(error: BaseException) -> bool:
     )
 
 
-def _no_space(path: str | Path | None) -> TransientError:
+def no_space(path: str | Path | None) -> TransientError:
+    """A file system without space."""
     where = f" while writing {path}" if path else ""
     return TransientError(f"the disk is full{where}; free some space or enlarge the volume of the store")
 
 
-def _not_whole(path: str | Path, why: str) -> TransientError:
+def not_whole(path: str | Path, why: str) -> TransientError:
+    """A file that could not be written to its end."""
     return TransientError(
         f"{path} could not be written whole ({why}); check the limits and the free space of the store's volume"
     )
@@ -123,6 +103,8 @@ def causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def last_line(error: BaseException) -> str:
+    """The last line of what the fault says, without torch's hints and stack frames below it."""
+    said = str(error).partition("Exception raised from")[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not _HINT.match(line)]
     return lines[-1][:1000] if lines else "no message"

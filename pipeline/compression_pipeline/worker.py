@@ -13,7 +13,8 @@ from pathlib import Path
 
 from .config import CONFIG_VARIABLE, JOBS, ExitClass, Phase
 from .context import Context, StopFlag
-from .errors import PhaseError, classify, port_taken
+from .errors import PhaseError, port_taken
+from .faults import classify
 from .launcher import outcome
 from .launcher.ranks import LAUNCHER_VARIABLE
 from .machine import die_with_parent

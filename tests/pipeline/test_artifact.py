@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from compression_pipeline.artifact import Draft, Store, sha256
-from compression_pipeline.errors import TransientError, UserError, classify
+from compression_pipeline.errors import TransientError, UserError
+from compression_pipeline.faults import classify
 from compression_pipeline.store.published import Published
 from compression_pipeline.store.watched import Selection, Watched
 

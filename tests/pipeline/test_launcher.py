@@ -64,7 +64,7 @@ def test_a_cached_step_imports_nothing_heavy(launch: Launch) -> None:
     [
         ("from compression_pipeline.errors import UserError; raise UserError('mend it')", 64, "UserError", "mend it"),
         ("from compression_pipeline.errors import TransientError as T; raise T('again')", 75, "Transient", "again"),
-        ("raise ValueError('first line\\nlast line')", 75, "Transient", "ValueError: last line"),
+        ("raise ValueError('first line\\nlast line')", 64, "UserError", "ValueError: last line at "),
         (
             "raise type('OutOfMemoryError', (RuntimeError,), {'__module__': 'torch'})('tried to allocate 2 GiB')",
             64,
@@ -72,7 +72,7 @@ def test_a_cached_step_imports_nothing_heavy(launch: Launch) -> None:
             "the GPU is out of memory (tried to allocate 2 GiB); lower microBatchSize or sequenceLength",
         ),
         ("open('/dev/full', 'w').write('x' * 100000)", 75, "Transient", "the disk is full; free some space"),
-        ("sys.exit(3)", 75, "Transient", "SystemExit: 3"),
+        ("sys.exit(3)", 64, "UserError", "SystemExit: 3 at "),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             75,

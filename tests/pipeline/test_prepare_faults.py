@@ -12,7 +12,8 @@ import pytest
 from preparing import Preparation, rows
 from tiny import texts
 
-from compression_pipeline.errors import Interrupted, PhaseError, TransientError, UserError, classify
+from compression_pipeline.errors import Interrupted, PhaseError, TransientError, UserError
+from compression_pipeline.faults import classify
 from compression_pipeline.text import tokenize
 from compression_pipeline.text.indexed import IndexedWriter
 

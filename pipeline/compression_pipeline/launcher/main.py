@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import CONFIG_VARIABLE, JOBS, ExitClass, JobConfig, Phase, Termination
-from compression_pipeline.errors import Interrupted, PhaseError, UserError, classify
+from compression_pipeline.errors import Interrupted, PhaseError, UserError
 from compression_pipeline.events import Events
+from compression_pipeline.faults import classify
 from compression_pipeline.machine import adopt_orphans, oom_kills
 from compression_pipeline.redaction import Redactor, guarded
 

@@ -1,0 +1,111 @@
+"""Faults that another attempt may well be spared: this list, and no other fault, is retried on its own."""
+
+import errno
+import re
+
+_ERRNOS = frozenset(
+    {
+        # volumes
+        *(errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO, errno.ENOMEDIUM),
+        *(errno.ENOLCK, errno.EAGAIN, errno.EINTR, errno.EDEADLK, errno.ENOENT, errno.ENOTEMPTY, errno.EBADFD),
+        errno.EUCLEAN,
+        # networks
+        *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN),
+        *(errno.ETIMEDOUT, errno.ETIME, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+        *(errno.ENETRESET, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOLINK, errno.ECOMM, errno.EPROTO),
+        # the machine's resources
+        *(errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    }
+)
+_ERRNO_TEXT = re.compile(r"(?:os error|errno:?) (\d+)", re.IGNORECASE)
+"""How libraries in Rust and C++ (safetensors, tokenizers, Arrow) name the errno of a failed call."""
+
+_CLASSES = frozenset(
+    {
+        # torch.distributed (its general DistError too: it has no other cause)
+        *("DistError", "DistBackendError", "DistNetworkError", "DistStoreError", "DistQueueEmptyError"),
+        # a process pool whose worker was killed
+        *("BrokenProcessPool", "BrokenThreadPool", "TimeoutExpired"),
+        # HTTP clients, whose errors are OSErrors without a number
+        *("Timeout", "ReadTimeout", "ConnectTimeout", "ConnectTimeoutError", "ReadTimeoutError", "MaxRetryError"),
+        *("NewConnectionError", "NameResolutionError", "ProtocolError", "ChunkedEncodingError", "IncompleteRead"),
+        *(
+            "ProxyError",
+            "SSLError",
+            "RemoteDisconnected",
+            "TransportError",
+            "NetworkError",
+            "ReadError",
+            "ConnectError",
+        ),
+        *("gaierror", "herror"),
+    }
+)
+_TEXT = re.compile(
+    "|".join(
+        (
+            # peers: NCCL, gloo, torch's store
+            r"NCCL (error|communicator|watchdog|operation)",
+            r"ProcessGroupNCCL",
+            r"ncclRemoteError|ncclSystemError|ncclInProgress",
+            r"gloo[\w/]*/transport",
+            r"Connection (closed|reset|refused|timed out|aborted)",
+            r"(connection|socket) (was |is )?(closed|timed? ?out|lost)",
+            r"(timed out|timeout) (waiting|after|in|while)|(wait|socket|read|recv|send|operation) (timed out|timeout)",
+            r"broken pipe|no route to host|network is (unreachable|down)|name resolution|Name or service not known",
+            r"address already in use|EADDRINUSE",
+            r"failed to (recv|send|connect)|recvValue failed|sendBytes failed|recvBytes failed",
+            r"monitoredBarrier|collective operation timeout|rendezvous",
+            # the GPU, its links and its driver
+            r"unspecified launch failure|uncorrectable|\bECC\b|NVLink|\bXid\b|fallen off the bus|GPU is lost",
+            r"(device|GPU)\S* (is|are) (busy|lost|unavailable)|busy or unavailable|hardware stack error",
+            r"all CUDA-capable devices are busy|system not yet initialized|launch timed out|cudaErrorLaunchFailure",
+            r"CU(BLAS|DNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)",
+            # memory, space, and who kills for them
+            r"can't allocate memory|cannot allocate memory|not enough memory|std::bad_alloc|unable to mmap",
+            r"no space left on device|disk quota exceeded|unable to (open|write) .*shared memory|bus error",
+            r"is killed by signal|was killed|terminated abruptly|too many open files",
+            # volumes
+            r"input/output error|stale file handle|transport endpoint is not connected|remote I/O error",
+            r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+",
+        )
+    ),
+    re.IGNORECASE,
+)
+_NOT_PASSING_TEXT = re.compile(r"device-side assert|ncclInvalidUsage|ncclInvalidArgument", re.IGNORECASE)
+_OF_THE_PROGRAM = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
+"""Never passing, whatever they say or came from."""
+
+
+def passing(error: BaseException) -> bool:
+    """Whether another attempt may succeed without anybody doing anything: an I/O error of a volume or a network, a lost
+    peer, port, GPU, or process, no memory or space on the host.
+    """
+    return any(_one(cause) for cause in _with_causes(error))
+
+
+def _with_causes(error: BaseException) -> list[BaseException]:
+    """The fault and what it was raised from. What was being handled by chance when it was raised says nothing."""
+    found: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in found and not isinstance(one, _OF_THE_PROGRAM):
+        found.append(one)
+        one = one.__cause__ or (one.__context__ if isinstance(one, OSError) else None)
+    return found
+
+
+def _one(error: BaseException) -> bool:
+    text = str(error)
+    if isinstance(error, UnicodeError | LookupError | ArithmeticError) or _NOT_PASSING_TEXT.search(text):
+        return False
+    if isinstance(error, MemoryError | ConnectionError | TimeoutError):
+        return True
+    if any(kind.__name__ in _CLASSES for kind in type(error).__mro__):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _ERRNOS
+    numbers = [int(number) for number in _ERRNO_TEXT.findall(text)]
+    if numbers:
+        return any(number in _ERRNOS for number in numbers)
+    foreign = type(error).__module__ != "builtins"
+    return (foreign or isinstance(error, OSError | RuntimeError)) and _TEXT.search(text) is not None
