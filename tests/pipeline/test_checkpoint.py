@@ -1,8 +1,14 @@
 """What a checkpoint restores, and what is left of checkpoints when."""
 
+import hashlib
+import io
+import itertools
 import json
+import os
+import pickle
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,18 +17,23 @@ import numpy
 import pytest
 import torch
 from engine_models import architecture, randomize
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 from stores import Recorder
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import FinetuneConfig
 from compression_pipeline.context import Context
 from compression_pipeline.launcher.heartbeat import Heartbeat
+from compression_pipeline.megatron import shards
 from compression_pipeline.megatron.checkpoint import Checkpoints
 from compression_pipeline.megatron.data import Batch
 from compression_pipeline.megatron.history import History, StepEntry, ValidationEntry
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.optimizer import Optimizer
 from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.megatron.shards import Part, Reading, Unreadable
 from compression_pipeline.megatron.training import LanguageModelLoss, data_parallel
 
 FINGERPRINT = "a" * 32
@@ -31,8 +42,8 @@ FINGERPRINT = "a" * 32
 class Trained:
     """A model and its optimizer, `steps` steps along."""
 
-    def __init__(self, engine: Runtime, steps: int, seed: int = 0) -> None:
-        self.model = build(architecture(layers=1), engine, sequence_length=16)
+    def __init__(self, engine: Runtime, steps: int, seed: int = 0, **fields: int) -> None:
+        self.model = build(architecture(**{"layers": 1, **fields}), engine, sequence_length=16)
         randomize(self.model, seed)
         self._wrapped = data_parallel(self.model)
         self.optimizer = Optimizer(self._wrapped, FinetuneConfig(steps=10), engine)
@@ -163,21 +174,137 @@ def test_a_job_removes_old_checkpoints_only_while_the_step_is_its_own(tmp_path: 
     assert names(tmp_path) == [f"1-aaaaaaaa/checkpoints/step-0000000{step}" for step in (2, 3)]
 
 
-def test_the_files_are_the_format_that_megatron_writes(tmp_path: Path, engine: Runtime) -> None:
-    from megatron.core import dist_checkpointing
-
+def test_the_files_are_safetensors_and_json_alone(tmp_path: Path, engine: Runtime) -> None:
     trained = Trained(engine, 2)
     path = save(checkpoints(tmp_path, engine)[0], trained, 2)
-    plain = dist_checkpointing.load_plain_tensors(str(path))
-    for name, weight in trained.weights().items():
-        # Megatron's own names of the norms before linear layers, as Transformer Engine fuses them.
-        key = name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
-        key = key.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_").replace("layers.0.", "layers.")
-        assert torch.equal(plain[key].reshape(weight.shape), weight), name
+    assert sorted(file.name for file in path.iterdir()) == [
+        "manifest.json",
+        "progress.json",
+        "rank-00000.safetensors",
+    ]
+    stored = load_file(path / "rank-00000.safetensors")
+    sizes = {key: sum(t.numel() for n, t in stored.items() if n.partition("@")[0] == key) for key in keys_of(stored)}
+    model = {key: size for key, size in sizes.items() if not key.startswith("optimizer.")}
+    assert sum(model.values()) == sum(weight.numel() for weight in trained.weights().values())
+    assert sum(sizes.values()) == 3 * sum(model.values())  # and two moments; float32 weights are their own masters
+
+
+def keys_of(stored: dict[str, torch.Tensor]) -> set[str]:
+    return {name.partition("@")[0] for name in stored}
+
+
+class Bomb:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self._mark),))
+
+
+def replace_file(checkpoint: Path, name: str, content: bytes) -> None:
+    """Put `content` in a file's place and make the manifest tell of it, as whoever may write into the store can."""
+    (checkpoint / name).write_bytes(content)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def bombs(mark: Path) -> dict[str, bytes]:
+    """The bomb as a plain pickle, as torch and as numpy save it."""
+    saved, array = io.BytesIO(), io.BytesIO()
+    torch.save(Bomb(mark), saved)
+    numpy.save(array, numpy.array([Bomb(mark)], dtype=object), allow_pickle=True)
+    return {"pickle": pickle.dumps(Bomb(mark)), "torch": saved.getvalue(), "numpy": array.getvalue()}
+
+
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "progress.json", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pickle", "torch", "numpy"])
+def test_nothing_that_another_may_have_written_is_unpickled(
+    tmp_path: Path, engine: Runtime, name: str, kind: str
+) -> None:
+    mark, trained = tmp_path / "ran", Trained(engine, 0)
+    kept, _ = checkpoints(tmp_path, engine)
+    save(kept, trained, 1)
+    path = save(kept, trained, 2)
+    bomb = bombs(mark)[kind]
+    if name == "manifest.json":
+        (path / name).write_bytes(bomb)
+    else:
+        replace_file(path, name, bomb)
+    for extra in (".metadata", "common.pt", "__0_0.distcp", "order/cache.npy"):  # where torch and Megatron would look
+        (path / extra).parent.mkdir(exist_ok=True)
+        (path / extra).write_bytes(bomb)
+    later, events = checkpoints(tmp_path, engine, attempt=2)
+    assert load(later, trained).step == 1
+    assert not mark.exists()
+    [warning] = events.seen
+    assert f"checkpoint {path} is damaged (" in warning["message"]
+    assert names(tmp_path) == [f"1/checkpoints/{one}" for one in ("damaged-step-00000002", "step-00000001")]
+
+
+def test_the_bombs_are_live(tmp_path: Path) -> None:
+    for kind, content in bombs(tmp_path / "ran").items():
+        if kind == "torch":
+            torch.load(io.BytesIO(content), weights_only=False)
+        else:  # reads plain pickles, too
+            numpy.load(io.BytesIO(content), allow_pickle=True)
+        (tmp_path / "ran").rmdir()
+
+
+def test_a_checkpoint_of_the_older_format_is_set_aside(tmp_path: Path, engine: Runtime) -> None:
+    trained = Trained(engine, 0)
+    path = save(checkpoints(tmp_path, engine)[0], trained, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["format"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    kept, events = checkpoints(tmp_path, engine, attempt=2)
+    assert load(kept, trained) is None
+    assert "(it is in the format of another version, which is not read)" in events.seen[0]["message"]
+
+
+@pytest.mark.parametrize("fields", [{"layers": 2}, {"hidden_size": 24}, {"ffn_hidden_size": 48}], ids=str)
+def test_another_model_s_checkpoint_is_set_aside_and_changes_nothing(
+    tmp_path: Path, engine: Runtime, fields: dict[str, int]
+) -> None:
+    save(checkpoints(tmp_path, engine)[0], Trained(engine, 1), 1)
+    other = Trained(engine, 0, seed=3, **fields)
+    before = other.weights()
+    kept, events = checkpoints(tmp_path, engine, attempt=2)
+    assert load(kept, other) is None
+    assert len(events.seen) == 1
+    assert all(torch.equal(weight, before[name]) for name, weight in other.weights().items())
+
+
+@given(st.lists(st.integers(0, 24), max_size=5), st.lists(st.integers(0, 24), max_size=5))
+def test_any_layout_reads_what_any_other_wrote(written: list[int], read: list[int]) -> None:
+    """A tensor in parts along its first axis, by other cuts each time."""
+    whole = torch.arange(72.0).reshape(24, 3)
+
+    def cut(tensor: torch.Tensor, places: list[int]) -> list[Part]:
+        edges = sorted({0, 24, *places})
+        return [Part("w", (24, 3), (a, 0), tensor[a:b], True) for a, b in itertools.pairwise(edges)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"{rank}.safetensors") for rank in range(2)]
+        parts = cut(whole, written)
+        for rank, path in enumerate(paths):
+            record = shards.write(path, parts[rank::2], rank)
+            content = path.read_bytes()
+            assert record == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        found = torch.zeros(24, 3)
+        reading = Reading(paths, cut(found, read))
+        assert reading.extra == [0, 1]
+        reading.copy()
+        assert torch.equal(found, whole)
+        if len(parts) > 1:
+            with pytest.raises(Unreadable, match="w is not there as a whole"):
+                Reading(paths[:1], cut(found, read))
 
 
 @pytest.mark.parametrize(
-    "manifest", ["", "[]", "{}", '{"files": 3}', json.dumps({"files": {"common.pt": {}}})], ids=str
+    "manifest", ["", "[]", "{}", '{"format": 2, "files": 3}', json.dumps({"format": 2, "files": {"x": {}}})], ids=str
 )
 def test_a_manifest_of_any_sort_of_nonsense_is_a_damaged_checkpoint(
     tmp_path: Path, engine: Runtime, manifest: str

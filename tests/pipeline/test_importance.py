@@ -93,7 +93,7 @@ def test_the_student_is_the_one_of_modelopts_own_loop(teacher: Teacher, tmp_path
     )
     student = student_architecture(architecture, prune)
     choice = choose(measure(model, architecture, data, AXES), architecture, prune)
-    cut(model, architecture, student, choice, divisor=16, folder=tmp_path)
+    cut(model, architecture, student, choice, divisor=16)
 
     reference = build(architecture, engine, sequence_length=32)
     conversion.load_into(reference, architecture, folder)

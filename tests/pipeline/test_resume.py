@@ -106,7 +106,7 @@ class TestResume:
         [folder] = (store.root / "work").glob("*/1/checkpoints")
         assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000007"]
         damaged = folder / "step-00000007"
-        weights = max(damaged.glob("*.distcp"), key=lambda path: path.stat().st_size)
+        weights = max(damaged.glob("*.safetensors"), key=lambda path: path.stat().st_size)
         content = bytearray(weights.read_bytes())
         if damage == "truncated":
             weights.write_bytes(content[: len(content) // 2])
@@ -188,7 +188,6 @@ def test_a_write_that_fails_leaves_older_checkpoints_and_no_draft(
     with pytest.raises(TransientError) as raised, largest_file(30_000):
         correct(job_in(store, attempt=2), current, engine)
     assert re.search(r"/step-\d{8}\.tmp could not be written whole \(.+\)", str(raised.value))
-    assert "inline_container" not in str(raised.value)
     assert steps_kept(store) == ["step-00000003"]
     correct(job_in(store, attempt=3), context(store, attempt=3)[0], engine)
     assert_same_run(store, uninterrupted)

@@ -1,51 +1,49 @@
 """Checkpoints of a training phase: written whole or not at all, verified before they are believed.
 
-`<launch's own folder>/checkpoints/step-00000100/` holds Megatron's distributed checkpoint (model, sharded optimizer
-state, random generators), `progress.json` (step and history) and `manifest.json` (size and SHA-256 of every file). It
-is filled under the name `step-00000100.tmp`, forced to disk and renamed. One that doesn't match its manifest is set
-aside as `damaged-step-00000100` with a warning, and the one before is used.
+`<launch's own folder>/checkpoints/step-00000100/` holds a file of tensors for every rank (model and sharded optimizer
+state: `shards`; its header has the rank's random generators), `progress.json` (step and history) and `manifest.json`
+(size and SHA-256 of every file). It is filled under the name `step-00000100.tmp`, forced to disk and renamed. One that
+doesn't match its manifest, or isn't of this format, is set aside as `damaged-step-00000100` with a warning, and the one
+before is used.
+
+Any attempt's are read, of whoever may write into the store. So they are data alone: JSON and safetensors, no pickles.
 """
 
-import contextlib
 import json
 import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, get_cuda_rng_tracker
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from compression_pipeline.artifact import sha256, sync
 from compression_pipeline.context import Context
-from compression_pipeline.errors import torn_write
+from compression_pipeline.errors import TransientError, torn_write
 
+from . import shards
 from .history import History
 from .optimizer import Optimizer
 from .runtime import Runtime
+from .shards import Reading, Unreadable
 
 if TYPE_CHECKING:
     from megatron.core.transformer.module import MegatronModule
 
+Checked = TypeVar("Checked")
+
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 NAME = re.compile(r"step-(\d{8,})")
+FORMAT = 2
+"""Version of the files; the first was torch's, whose index is a pickle."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,10 @@ class Checkpoints:
                     shutil.rmtree(leftover, ignore_errors=True)
                 draft.mkdir(parents=True)
             dist.barrier()
-            with _write_faults(draft):
-                dist_checkpointing.save(_state(model, optimizer, self._runtime), str(draft), InProcessSave())
+            files = self._write(draft, step, model, optimizer, history)
             if first:
-                (draft / PROGRESS).write_text(
-                    json.dumps({"step": step, "ranks": self._runtime.world_size, "history": history.to_json()})
-                )
-            mine = {path.name: _record(path) for path in sorted(draft.iterdir()) if self._is_mine(path.name)}
-            gathered: list[dict[str, Any]] = [{} for _ in range(self._runtime.world_size)]
-            dist.all_gather_object(gathered, mine)
-            if first:
-                files = {name: record for records in gathered for name, record in records.items()}
-                (draft / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1))
+                manifest = {"format": FORMAT, "step": step, "files": files}
+                (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
                 sync(draft / MANIFEST)
                 sync(draft)
                 draft.rename(target)
@@ -119,30 +109,53 @@ class Checkpoints:
 
     def load(self, model: "MegatronModule", optimizer: Optimizer) -> Resumed | None:
         """Restore the newest whole checkpoint of any attempt; None where there is none."""
+        wanted = shards.parts_of(_state(model, optimizer))
         while True:
             path = self._agree_on_newest()
             if path is None:
                 return None
-            fault = self._fault(path)
-            if fault is None:
+            try:
+                # Nothing is parsed by any rank before all have compared their share of the files with the manifest.
+                self._together(partial(self._compare, path))
+                content = self._together(partial(self._look, path, wanted))
                 break
-            if self._runtime.rank == 0:
-                aside = path.with_name(f"damaged-{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-            self._events.warning(f"checkpoint {path} is damaged ({fault}); the one before is used")
-            dist.barrier()
-        progress = json.loads((path / PROGRESS).read_text())
-        same_ranks = progress["ranks"] == self._runtime.world_size
-        state = _state(model, optimizer, self._runtime)
-        if not same_ranks:  # each rank's generators mean nothing to another number of ranks
-            del state["generators"]
-        loaded = cast("dict[str, Any]", dist_checkpointing.load(state, str(path)))
-        model.load_state_dict(loaded["model"])
-        optimizer.load(loaded["optimizer"], progress["step"])
-        if same_ranks:
-            _restore_generators(loaded["generators"], self._runtime)
-        return Resumed(progress["step"], History.from_json(progress["history"]), path)
+            except Unreadable as fault:
+                if self._runtime.rank == 0:
+                    aside = path.with_name(f"damaged-{path.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+                self._events.warning(f"checkpoint {path} is damaged ({fault}); the one before is used")
+                dist.barrier()
+        content.reading.copy()
+        optimizer.resume(content.step)
+        return Resumed(content.step, content.history, path)
+
+    def _write(
+        self, folder: Path, step: int, model: "MegatronModule", optimizer: Optimizer, history: History
+    ) -> dict[str, Any]:
+        """Write every rank's file and the progress; returns what the manifest says of them.
+
+        Raises TransientError or OSError on every rank where any can't write.
+        """
+        runtime, fault = self._runtime, None
+        mine: dict[str, Any] = {}
+        try:
+            name = _file_of(runtime.rank)
+            mine[name] = shards.write(folder / name, shards.parts_of(_state(model, optimizer)), _generators(runtime))
+            if runtime.rank == 0:
+                progress = {"step": step, "ranks": runtime.world_size, "history": history.to_json()}
+                (folder / PROGRESS).write_text(json.dumps(progress))
+                mine[PROGRESS] = _record(folder / PROGRESS)
+        except OSError as error:
+            fault = torn_write(error, folder) or error
+        told: list[tuple[dict[str, Any], str | None]] = [({}, None)] * runtime.world_size
+        dist.all_gather_object(told, (mine, str(fault) if fault else None))
+        if fault:
+            raise fault
+        lost = next((said for _, said in told if said), None)
+        if lost:
+            raise TransientError(lost)
+        return {name: record for records, _ in told for name, record in records.items()}
 
     def _all(self) -> list[Path]:
         """Checkpoints of all attempts: most steps first, of the same step the newest attempt's first."""
@@ -159,72 +172,84 @@ class Checkpoints:
         dist.broadcast_object_list(choice, src=0)
         return choice[0]
 
-    def _fault(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint; the ranks share the reading and all get the answer."""
+    def _together(self, check: "Callable[[], Checked]") -> "Checked":
+        """`check` of every rank. Raises Unreadable on all of them where it is raised on any."""
         mine: str | None = None
+        checked: list[Checked] = []
         try:
-            files = json.loads((path / MANIFEST).read_text())["files"]
-            for name in sorted(files)[self._runtime.rank :: self._runtime.world_size]:
-                if not (path / name).is_file():
-                    mine = f"{name} is missing"
-                elif (size := (path / name).stat().st_size) != files[name]["size"]:
-                    mine = f"{name} has {size} bytes instead of {files[name]['size']}"
-                elif sha256(path / name) != files[name]["sha256"]:
-                    mine = f"{name} has another SHA-256 than {MANIFEST} says"
-                if mine:
-                    break
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            mine = f"{MANIFEST} can't be read: {error}"
+            checked.append(check())
+        except Unreadable as error:
+            mine = str(error)
         found: list[str | None] = [None] * self._runtime.world_size
         dist.all_gather_object(found, mine)
-        return next((fault for fault in found if fault), None)
+        for fault in found:
+            if fault is not None:
+                raise Unreadable(fault)
+        return checked[0]
 
-    def _is_mine(self, name: str) -> bool:
-        """Whether this rank wrote a file: `__<rank>_<n>.distcp` are each rank's own, all others rank 0's."""
-        writer = re.match(r"__(\d+)_", name)
-        return (int(writer[1]) if writer else 0) == self._runtime.rank
+    def _compare(self, path: Path) -> None:
+        """Compare this rank's share of the files with the manifest. Raises Unreadable."""
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            if manifest.get("format") != FORMAT:
+                raise Unreadable("it is in the format of another version, which is not read")
+            files = manifest["files"]
+            for name in sorted(files)[self._runtime.rank :: self._runtime.world_size]:
+                if not (path / name).is_file():
+                    raise Unreadable(f"{name} is missing")
+                if (size := (path / name).stat().st_size) != files[name]["size"]:
+                    raise Unreadable(f"{name} has {size} bytes instead of {files[name]['size']}")
+                if sha256(path / name) != files[name]["sha256"]:
+                    raise Unreadable(f"{name} has another SHA-256 than {MANIFEST} says")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unreadable(f"{MANIFEST} can't be read: {error}") from error
+
+    def _look(self, path: Path, wanted: list[shards.Part]) -> "_Found":
+        """What a checkpoint holds; the random generators are set already, its tensors not copied yet.
+
+        Raises Unreadable.
+        """
+        try:
+            progress = json.loads((path / PROGRESS).read_text())
+            step, ranks = int(progress["step"]), int(progress["ranks"])
+            history = History.from_json(progress["history"])
+            reading = Reading([path / _file_of(rank) for rank in range(ranks)], wanted)
+            if ranks == self._runtime.world_size:  # each rank's generators mean nothing to another number of ranks
+                _restore_generators(reading.extra[self._runtime.rank], self._runtime)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise Unreadable(f"{type(error).__name__}: {error}") from error
+        return _Found(step, history, reading)
 
 
-class InProcessSave(TorchDistSaveShardedStrategy):
-    """Megatron's `torch_dist` format, written by this process.
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint that was looked through."""
 
-    Megatron's own strategy starts a manager and a writer process for every save, to write while training goes on. That
-    costs seconds for a small model, and forks a process that has threads. The files are the same.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1)
-
-    def save(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> None:
-        """Write this rank's part; returns when it is on disk."""
-        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-        save_sharded(
-            mcore_to_pyt_state_dict(flat, False),
-            storage_writer=FileSystemWriter(checkpoint_dir),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-        )
+    step: int
+    history: History
+    reading: Reading
 
 
-def _state(model: "MegatronModule", optimizer: Optimizer, runtime: Runtime) -> dict[str, Any]:
-    return {
-        "model": model.sharded_state_dict(),
-        "optimizer": optimizer.sharded_state(),
-        "generators": ShardedObject("generators", _generators(runtime), (runtime.world_size,), (runtime.rank,)),
-    }
+def _file_of(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _state(model: "MegatronModule", optimizer: Optimizer) -> dict[str, Any]:
+    return {"model": model.sharded_state_dict(), "optimizer": optimizer.sharded_state()}
 
 
 def _generators(runtime: Runtime) -> dict[str, Any]:
-    """States of this rank's random generators. Nothing draws from them while dropout is off."""
+    """States of this rank's random generators, for JSON. Nothing draws from them while dropout is off."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(numpy.asarray(keys).astype(numpy.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
+        "numpy": [name, numpy.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": _hex(torch.get_rng_state()),
     }
     if runtime.on_gpu:
-        states["cuda"] = torch.cuda.get_rng_state()
-        states["tracker"] = _tracker().get_states()
+        states["cuda"] = _hex(torch.cuda.get_rng_state())
+        states["tracker"] = {name: _hex(state) for name, state in _tracker().get_states().items()}
     return states
 
 
@@ -232,26 +257,23 @@ def _restore_generators(states: dict[str, Any], runtime: Runtime) -> None:
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = states["numpy"]
-    numpy.random.set_state((name, keys.numpy().astype(numpy.uint32), *rest))
-    torch.set_rng_state(states["torch"].cpu())
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+    torch.set_rng_state(_unhex(states["torch"]))
     if runtime.on_gpu:
-        torch.cuda.set_rng_state(states["cuda"].cpu())
-        _tracker().set_states({name: state.cpu() for name, state in states["tracker"].items()})
+        torch.cuda.set_rng_state(_unhex(states["cuda"]))
+        _tracker().set_states({name: _unhex(state) for name, state in states["tracker"].items()})
+
+
+def _hex(state: torch.Tensor) -> str:
+    return state.cpu().numpy().tobytes().hex()
+
+
+def _unhex(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
 def _tracker() -> CudaRNGStatesTracker:
     return cast("CudaRNGStatesTracker", get_cuda_rng_tracker())
-
-
-@contextlib.contextmanager
-def _write_faults(folder: Path) -> Iterator[None]:
-    """Let the fault of a write into `folder` through as what it was: torch wraps those of all ranks into one."""
-    try:
-        yield
-    except CheckpointException as error:
-        faults = [fault for fault, _ in error.failures.values()]
-        told = next((told for fault in faults if (told := torn_write(fault, folder))), None)
-        raise told or faults[0] from error
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from a checkpoint of scores, though, and only their order matters. So we hand it
 no second forward pass, no ties decided differently, and any importance estimator will do.
 """
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,12 @@ from compression_pipeline.importance import Choice
 from .modelopt import modelopt
 
 
-def cut(
-    model: Any, teacher: Architecture, student: Architecture, choice: Choice, *, divisor: int, folder: Path
-) -> None:
+def cut(model: Any, teacher: Architecture, student: Architecture, choice: Choice, *, divisor: int) -> None:
     """Prune a GPTModel of `teacher`'s sizes in place to `student`'s, keeping what `choice` says.
 
     Every rank calls it and gets the same model. `divisor`: what the student's widths are multiples of; ModelOpt's own
-    defaults would let other sizes through with a configuration that disagrees with the weights. `folder` is private to
-    the attempt. Afterwards every parameter has the student's shape, or RuntimeError is raised.
+    defaults would let other sizes through with a configuration that disagrees with the weights. Afterwards every
+    parameter has the student's shape, or RuntimeError is raised.
     """
     wanted = {
         "hidden_size": (teacher.hidden_size, student.hidden_size),
@@ -37,7 +36,7 @@ def cut(
     }
     targets = {name: target for name, (has, target) in wanted.items() if has != target}
     if targets:
-        _prune(model, teacher, choice, targets, divisor, folder)
+        _prune(model, teacher, choice, targets, divisor)
     check(dict(model.named_parameters()), student)
 
 
@@ -53,16 +52,14 @@ def check(parameters: Mapping[str, Tensor], student: Architecture) -> None:
         raise RuntimeError(f"pruning left {count:,} parameters, the student has {student.parameters:,}")
 
 
-def _prune(
-    model: Any, teacher: Architecture, choice: Choice, targets: dict[str, int], divisor: int, folder: Path
-) -> None:
-    with modelopt():
+def _prune(model: Any, teacher: Architecture, choice: Choice, targets: dict[str, int], divisor: int) -> None:
+    # ModelOpt unpickles the scores, so they lie where nobody else may write.
+    with modelopt(), tempfile.TemporaryDirectory(prefix="order-") as folder:
         import modelopt.torch.prune as mtp
         import modelopt.torch.utils.distributed as modelopt_dist
         from modelopt.torch.prune.plugins.mcore_minitron import get_mcore_minitron_config
 
-        scores = folder / "order"
-        scores.mkdir(exist_ok=True)
+        scores = Path(folder)
         device = next(model.parameters()).device
         rank = torch.distributed.get_rank()
         # The name that ModelOpt gives the file of a rank in a folder.
