@@ -110,7 +110,7 @@ def test_training_is_what_plain_torch_makes_of_it(store: Store, engine: Runtime)
     correct(job_in(store, settings=settings), current, engine)
     found = history_of(store)["train"]
 
-    data = TrainingData(store.open(DATA).data, settings, engine, sequence_length=16, cache=current.folder / "again")
+    data = TrainingData(store.open(DATA).data, settings, engine, sequence_length=16)
     model = AutoModelForCausalLM.from_pretrained(store.open(TEACHER).model, dtype=torch.float32)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() == 1]
@@ -159,7 +159,7 @@ def train_with(
     shape = read_architecture(teacher)
     model = build(shape, engine, sequence_length=16)
     conversion.load_into(model, shape, teacher)
-    data = TrainingData(store.open(DATA).data, settings, engine, sequence_length=16, cache=current.folder / "order")
+    data = TrainingData(store.open(DATA).data, settings, engine, sequence_length=16)
     checkpoints = Checkpoints(current, "0" * 32, engine, keep=2)
     return model, lambda: train(
         model,

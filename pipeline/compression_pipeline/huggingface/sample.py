@@ -2,11 +2,12 @@
 
 import struct
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy
+
+from compression_pipeline.draws import permutation
 
 PROMPT_WORDS = 12
 DOCUMENTS = 100
@@ -19,8 +20,10 @@ _IDX_MAGIC = b"MMIDIDX\x00\x00"
 _TOKEN_TYPES = {4: numpy.int32, 8: numpy.uint16}
 
 
-def documents(prefix: Path) -> Iterator[list[int]]:
+def documents(prefix: Path, *, sample: int | None = None) -> Iterator[list[int]]:
     """Token ids of the sequences of a Megatron indexed dataset, one after the other; no Megatron needed.
+
+    `sample`: not all, but so many at most, drawn from the whole dataset, always the same ones.
 
     Its index: the magic, u64 version, u8 token type, u64 sequences, u64 documents, then i32 lengths (little-endian).
     """
@@ -30,16 +33,15 @@ def documents(prefix: Path) -> Iterator[list[int]]:
         _, code, count, _ = struct.unpack("<QBQQ", file.read(25))
         lengths = numpy.fromfile(file, numpy.int32, count)
     tokens = numpy.memmap(f"{prefix}.bin", dtype=_TOKEN_TYPES[code], mode="r")
-    start = 0
-    for length in lengths.tolist():
-        yield tokens[start : start + length].tolist()
-        start += length
+    ends = numpy.cumsum(lengths, dtype=numpy.int64)
+    for number in range(count) if sample is None else permutation(count, "prompt")[:sample].tolist():
+        yield tokens[ends[number] - lengths[number] : ends[number]].tolist()
 
 
 def default_prompt(prefix: Path, tokenizer: Any) -> str:
-    """The first words of a document of the dataset at `prefix`: the first one that has more of them."""
+    """The first words of a document out of a sample of the dataset at `prefix`: the first one that has more of them."""
     fallback = ""
-    for tokens in islice(documents(prefix), DOCUMENTS):
+    for tokens in documents(prefix, sample=DOCUMENTS):
         words = tokenizer.decode(tokens, skip_special_tokens=True).split()
         if len(words) > PROMPT_WORDS:
             return " ".join(words[:PROMPT_WORDS])

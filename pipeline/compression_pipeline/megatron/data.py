@@ -1,30 +1,30 @@
 """Batches of tokens from Megatron's `.bin`/`.idx` files.
 
-Training sequences come from Megatron's GPTDataset: documents are shuffled per epoch and laid end to end, cut into
-sequences, and the sequences shuffled. That order is drawn from the seed and the number of sequences in the whole run;
-batch number `step` is its slice `[step * global batch, (step + 1) * global batch)`. So the data of a step is a function
-of (seed, step) alone, and a resumed run needs no state of any iterator.
+Training goes through the text epoch by epoch. In each the documents are shuffled and laid end to end, cut into
+sequences, and the sequences shuffled; so none repeats before all were seen. The order of an epoch is drawn from the
+seed and the epoch's number; batch number `step` is the slice `[step * global batch, (step + 1) * global batch)` of all
+epochs. So the data of a step is a function of (seed, step) alone, however long the run, and a resumed run needs no
+state of any iterator. Nothing of it is kept in files.
 
-Validation sequences are the first ones of the validation text, in its own order, always the same.
+Validation sequences are a sample of the whole validation text, always the same.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
-import torch.distributed as dist
 
 from compression_pipeline.config import TrainingConfig
 from compression_pipeline.config.base import nearest_multiples
+from compression_pipeline.draws import permutation
 from compression_pipeline.errors import UserError
 
 from .runtime import Runtime
 
 if TYPE_CHECKING:
-    from megatron.core.datasets.gpt_dataset import GPTDataset
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 
@@ -38,32 +38,85 @@ class Batch:
     """The token that follows each of `tokens`."""
 
 
+class ShuffledText:
+    """A text as sequences in random order, without end: epoch after epoch, each with every sequence once."""
+
+    def __init__(self, prefix: Path, *, sequence_length: int, drawn_for: tuple[str | int, ...]) -> None:
+        """Open `<prefix>.bin`. `drawn_for`: what the order is drawn from."""
+        text = self._text = _open(prefix)  # kept: what it maps into memory goes with it
+        self.tokens = text_length(text)
+        self.sequence_length = sequence_length
+        self._lengths = text.sequence_lengths
+        self._places = text.index.sequence_pointers // text.index.dtype().itemsize
+        self._tokens = _token_file(text, prefix)
+        self._drawn_for = drawn_for
+        self._epoch: _Epoch | None = None
+
+    @cached_property
+    def sequences_per_epoch(self) -> int:
+        """Whole sequences, each with the token after it; what is left at the end of an epoch is left out of it."""
+        return max(0, self.tokens - 1) // self.sequence_length
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Sequence `index` of all epochs and the token after it: [sequence length + 1], int64."""
+        number, place = divmod(index, self.sequences_per_epoch)
+        epoch = self._of(number)
+        start = int(epoch.sequences[place]) * self.sequence_length
+        return torch.from_numpy(self._read(epoch, start, self.sequence_length + 1).astype(numpy.int64))
+
+    def _of(self, number: int) -> "_Epoch":
+        if self._epoch is None or self._epoch.number != number:
+            self._epoch = None  # its memory is needed for the next one
+            documents = permutation(len(self._lengths), "documents", *self._drawn_for, number)
+            sequences = permutation(self.sequences_per_epoch, "sequences", *self._drawn_for, number)
+            self._epoch = _Epoch(
+                number, documents, numpy.cumsum(self._lengths[documents], dtype=numpy.int64), sequences
+            )
+        return self._epoch
+
+    def _read(self, epoch: "_Epoch", start: int, count: int) -> numpy.ndarray:
+        """`count` tokens from `start` on of the epoch's documents laid end to end."""
+        pieces: list[numpy.ndarray] = []
+        place = int(numpy.searchsorted(epoch.ends, start, side="right"))
+        while count > 0:
+            document, left = int(epoch.documents[place]), int(epoch.ends[place]) - start
+            end = int(self._places[document]) + int(self._lengths[document])
+            pieces.append(self._tokens[end - left : end - left + min(left, count)])
+            start, count, place = start + left, count - left, place + 1
+        return numpy.concatenate(pieces)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One pass over a text."""
+
+    number: int
+    documents: numpy.ndarray
+    """Numbers of the documents, in the order in which they are laid end to end."""
+    ends: numpy.ndarray
+    """Tokens up to the end of each of them."""
+    sequences: numpy.ndarray
+    """Numbers of the sequences that they are cut into, in the order in which they are seen."""
+
+
 class TrainingData:
     """The training sequences of one run, in its order."""
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: TrainingConfig,
-        runtime: Runtime,
-        *,
-        sequence_length: int,
-        cache: Path,
-    ) -> None:
-        """Open `folder/train.bin` and draw the order of all steps' batches.
+    def __init__(self, folder: Path, settings: TrainingConfig, runtime: Runtime, *, sequence_length: int) -> None:
+        """Open `folder/train.bin`.
 
         Args:
             settings: steps, seed and batch sizes. Where a rank's share of the global batch is no multiple of the micro
                 batch, the largest number below the micro batch that divides the share is taken.
             sequence_length: tokens in one sequence.
-            cache: private folder, the same for all ranks, in which rank 0 leaves the drawn order for the others.
 
         Raises:
             UserError: the text is shorter than one batch, or the batch does not divide among the ranks.
         """
-        text = _open(folder / "train")
         global_batch_size = settings.global_batch_size
-        available, needed = text_length(text), global_batch_size * sequence_length + 1
+        drawn_for = ("training", settings.seed)
+        self._text = ShuffledText(folder / "train", sequence_length=sequence_length, drawn_for=drawn_for)
+        available, needed = self._text.tokens, global_batch_size * sequence_length + 1
         if available < needed:
             raise UserError(
                 f"dataset: {available:,} training tokens are less than one batch of {global_batch_size} sequences of "
@@ -81,8 +134,6 @@ class TrainingData:
         self._global_batch_size = global_batch_size
         self._runtime = runtime
         self._positions = torch.arange(sequence_length, device=runtime.device)
-        samples = settings.steps * global_batch_size
-        self._sequences = _gpt_dataset(text, folder / "train", runtime, sequence_length, samples, settings.seed, cache)
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's share of the batch of `step` (counted from 0), as `micro_batches` batches."""
@@ -92,23 +143,21 @@ class TrainingData:
             for start in range(first, first + self._share, self.micro_batch_size)
         ]
 
-    def sequence(self, index: int) -> torch.Tensor:
-        """Sequence `index` of the run's order and the token after it: [sequence length + 1], int64, on the CPU."""
-        sample = cast("dict[str, torch.Tensor]", self._sequences[index])
-        return torch.cat((sample["tokens"], sample["labels"][-1:]))
-
     def _batch(self, indices: range) -> Batch:
-        samples = [cast("dict[str, torch.Tensor]", self._sequences[index]) for index in indices]
-        device = self._runtime.device
+        sequences = torch.stack([self._text[index] for index in indices]).to(self._runtime.device, non_blocking=True)
         return Batch(
-            tokens=torch.stack([sample["tokens"] for sample in samples]).to(device, non_blocking=True),
-            positions=self._positions.expand(len(samples), -1),
-            labels=torch.stack([sample["labels"] for sample in samples]).to(device, non_blocking=True),
+            tokens=sequences[:, :-1].contiguous(),
+            positions=self._positions.expand(len(sequences), -1),
+            labels=sequences[:, 1:].contiguous(),
         )
 
 
 class ValidationData:
-    """The first sequences of the validation text: sequence i is tokens [i * length, (i + 1) * length] of it."""
+    """A sample of the validation text's sequences: sequence n of the text is its tokens [n * length, (n + 1) * length].
+
+    The sample is a function of the text's and the sequences' length alone, so the same in every phase, on every rank
+    and in every attempt; a smaller one is the start of a larger one.
+    """
 
     def __init__(self, folder: Path, *, sequence_length: int, samples: int) -> None:
         """Open `folder/validation.bin`.
@@ -122,22 +171,23 @@ class ValidationData:
         text = _open(folder / "validation")
         self.sequence_length = sequence_length
         available = text_length(text)
-        self.samples = min(samples, (available - 1) // sequence_length)
-        if self.samples < 1:
+        if available <= sequence_length:
             raise UserError(
                 f"dataset: {available:,} validation tokens are less than one sequence of {sequence_length}; lower "
                 "sequenceLength, raise validationFraction, or give a longer validationSplit"
             )
-        # The file is the documents end to end, without anything between.
-        self._tokens = numpy.memmap(f"{folder / 'validation'}.bin", dtype=text.index.dtype, mode="r")
+        drawn = permutation((available - 1) // sequence_length, "validation", available, sequence_length)
+        self._sequences: list[int] = drawn[:samples].tolist()
+        self._tokens = _token_file(text, folder / "validation")
 
     def __len__(self) -> int:
-        return self.samples
+        return len(self._sequences)
 
     def batch(self, indices: range, device: torch.device) -> Batch:
-        """The sequences of `indices` as one batch."""
+        """The sequences `indices` of the sample as one batch."""
         length = self.sequence_length
-        sequences = numpy.stack([self._tokens[i * length : (i + 1) * length + 1] for i in indices])
+        starts = [self._sequences[index] * length for index in indices]
+        sequences = numpy.stack([self._tokens[start : start + length + 1] for start in starts])
         tokens = torch.from_numpy(sequences.astype(numpy.int64)).to(device)
         return Batch(
             tokens=tokens[:, :-1].contiguous(),
@@ -162,48 +212,6 @@ def _open(prefix: Path) -> "IndexedDataset":
     return IndexedDataset(str(prefix))
 
 
-class _NoTokenizer:
-    """What GPTDataset asks of a tokenizer, when no mask depends on it: no token is padding."""
-
-    eod = -1
-    pad = -1
-    unique_identifiers: ClassVar[OrderedDict[str, Any]] = OrderedDict()
-
-
-def _gpt_dataset(
-    text: "IndexedDataset",
-    prefix: Path,
-    runtime: Runtime,
-    sequence_length: int,
-    samples: int,
-    seed: int,
-    cache: Path,
-) -> "GPTDataset":
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.utils import Split
-
-    config = GPTDatasetConfig(
-        random_seed=seed,
-        sequence_length=sequence_length,
-        blend=([str(prefix)], None),
-        split="1",
-        tokenizer=cast("Any", _NoTokenizer()),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        path_to_cache=str(cache),
-    )
-
-    def build() -> "GPTDataset":
-        documents = numpy.arange(text.sequence_lengths.shape[0], dtype=numpy.int32)
-        return GPTDataset(text, str(prefix), documents, samples, Split.train, config)
-
-    # Rank 0 draws the order and leaves it in the cache; the others read it there.
-    if runtime.rank == 0:
-        dataset = build()
-        dist.barrier()
-    else:
-        dist.barrier()
-        dataset = build()
-    return dataset
+def _token_file(text: "IndexedDataset", prefix: Path) -> numpy.ndarray:
+    """The documents end to end, without anything between."""
+    return numpy.memmap(f"{prefix}.bin", dtype=text.index.dtype, mode="r")

@@ -16,6 +16,7 @@ from .runtime import Runtime
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -71,16 +72,11 @@ def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int)
     if fault:
         raise UserError(fault)
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-
-    from .attention import FusedAttention
 
     frequencies = rope_frequencies(architecture)
-    spec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = FusedAttention
     model = GPTModel(
         config=transformer_config(architecture, runtime),
-        transformer_layer_spec=spec,
+        transformer_layer_spec=_layers(architecture),  # type: ignore[arg-type]  # a block's are taken as well
         vocab_size=architecture.vocabulary_size,
         max_sequence_length=sequence_length,
         share_embeddings_and_output_weights=architecture.tied_embeddings,
@@ -91,6 +87,24 @@ def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int)
     model.rotary_pos_emb.inv_freq = frequencies.to(runtime.device)
     # Norms are made in float32 whatever the configuration says.
     return model.to(device=runtime.device, dtype=runtime.dtype)
+
+
+def _layers(architecture: Architecture) -> "TransformerBlockSubmodules":
+    """The parts of all layers, each named: Megatron would choose norms by what it finds in the image."""
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+    from .attention import FusedAttention
+
+    spec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
+    parts, attention = spec.submodules, spec.submodules.self_attention.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = WrappedTorchNorm
+    if architecture.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = WrappedTorchNorm
+    attention.core_attention = FusedAttention
+    return TransformerBlockSubmodules(layer_specs=[spec] * architecture.layers, layer_norm=ModuleSpec(WrappedTorchNorm))
 
 
 def rope_frequencies(architecture: Architecture) -> torch.Tensor:

@@ -8,8 +8,10 @@ ranks can read them.
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 import torch
+from megatron.core import optimizer as megatron_optimizer
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -45,7 +47,9 @@ class Optimizer:
         )
         self._settings = settings
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
-        self._chained = cast("ChainedOptimizer", get_megatron_optimizer(config, cast("Any", [model])))
+        # Named, since Megatron would choose by what it finds in the image.
+        with mock.patch.object(megatron_optimizer, "Adam", torch.optim.AdamW):
+            self._chained = cast("ChainedOptimizer", get_megatron_optimizer(config, cast("Any", [model])))
         self._parts = [cast("DistributedOptimizer", part) for part in self._chained.chained_optimizers]
         for part in self._parts:
             adam = part.optimizer
@@ -76,7 +80,7 @@ class Optimizer:
         self._chained.step_with_ready_grads()
 
     def sharded_state(self) -> dict[str, ShardedTensor]:
-        """This rank's pieces of moments and master weights, for saving or as the place to load into.
+        """This rank's pieces of moments and master weights, for saving or to be loaded into.
 
         Moments that don't exist before the first step are made (zeros). Where a parameter is float32 it is its own
         master weight, and the model's state has it.
@@ -100,14 +104,9 @@ class Optimizer:
                 )
         return state
 
-    def load(self, state: dict[str, torch.Tensor], step: int) -> None:
-        """Take over what was loaded in the shape of `sharded_state`, after `step` steps."""
-        for parameter, _, master, moments in self._shards():
-            name = self._names[parameter]
-            for moment in MOMENTS:
-                moments[moment].copy_(state[f"optimizer.{moment}.{name}"])
-            if parameter.dtype is not torch.float32:
-                master.detach().copy_(state[f"optimizer.master.{name}"])
+    def resume(self, step: int) -> None:
+        """Count on after `step` steps, once the tensors of `sharded_state` were filled."""
+        for _, _, master, moments in self._shards():
             moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=master.device)
 
     def _shards(self) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor, dict[str, torch.Tensor]]]:

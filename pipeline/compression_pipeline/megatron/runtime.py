@@ -16,7 +16,7 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,8 @@ from compression_pipeline.config import JobConfig, Precision
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.machine import processors
+
+from . import foundation
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,17 @@ class Runtime:
 
 @contextlib.contextmanager
 def runtime(
-    job: JobConfig, *, precision: Precision = Precision.AUTO, deterministic: bool = False, seed: int = 1234
+    job: JobConfig,
+    *,
+    precision: Precision = Precision.AUTO,
+    deterministic: bool = False,
+    seed: int = 1234,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Runtime]:
     """Join the process group and set Megatron up; leave everything as it was at the end.
 
     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are read from the environment as torchrun sets them; a
-    process without them is a world of its own and opens no port.
+    process without them is a world of its own and opens no port. `tell` hears first of all what the engine stands on.
 
     Raises:
         UserError: the precision can't be had on this device.
@@ -76,7 +83,10 @@ def runtime(
     threads = job.threads or max(1, processors() // job.processes_per_node)
     with contextlib.ExitStack() as stack:
         dtype = _dtype(precision, gpu)
+        if tell is not None:
+            tell(foundation.described(device, dtype, threads))
         stack.enter_context(_threads(threads))
+        stack.enter_context(foundation.alone())
         _import_megatron(gpu)
         stack.enter_context(_gpu_settings(device, deterministic) if gpu else _cpu_adaptations())
         stack.enter_context(_process_group(device, rank, world_size))
@@ -127,7 +137,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _import_megatron(gpu: bool) -> None:
-    """The first import of Megatron, without its complaints that Transformer Engine and Apex are missing."""
+    """The first import of Megatron, without its complaints that Transformer Engine and Apex are not there."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")

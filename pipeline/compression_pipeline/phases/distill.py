@@ -41,7 +41,11 @@ def run(job: DistillJob, context: Context) -> DistillResult:
             f"{teacher.vocabulary_size:,}; prune the student out of this teacher"
         )
     with runtime(
-        job, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
+        job,
+        precision=settings.precision,
+        deterministic=settings.deterministic,
+        seed=settings.seed,
+        tell=context.events.info,
     ) as current:
         share_folder(context, current)
         made = measuring.made_before(job, context, current, "distill")
@@ -121,7 +125,7 @@ def _trained(
 
     settings, length = job.distill, job.sequence_length
     text = context.store.open(job.data).data
-    data = TrainingData(text, settings, runtime, sequence_length=length, cache=context.folder / "order")
+    data = TrainingData(text, settings, runtime, sequence_length=length)
 
     def loss_of(model: Any) -> float:
         return validation_loss(model, validation, runtime, context, batch_size=data.micro_batch_size)

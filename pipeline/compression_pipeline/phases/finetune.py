@@ -22,7 +22,11 @@ def run(job: FinetuneJob, context: Context) -> FinetuneResult:
     """
     settings = job.finetune
     with runtime(
-        job, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
+        job,
+        precision=settings.precision,
+        deterministic=settings.deterministic,
+        seed=settings.seed,
+        tell=context.events.info,
     ) as current:
         share_folder(context, current)
         made = measuring.made_before(job, context, current, "finetune")
@@ -44,8 +48,7 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
     settings = job.finetune
     text, teacher = context.store.open(job.data).data, context.store.open(job.teacher)
     validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
-    cache = context.folder / "order"
-    data = TrainingData(text, settings, runtime, sequence_length=job.sequence_length, cache=cache)
+    data = TrainingData(text, settings, runtime, sequence_length=job.sequence_length)
     architecture = read_architecture(teacher.model)
     model = build(architecture, runtime, sequence_length=job.sequence_length)
     conversion.load_into(model, architecture, teacher.model)

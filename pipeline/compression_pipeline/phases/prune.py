@@ -1,6 +1,5 @@
 """prune: measure what matters, cut the student out of the teacher, check what came out."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from compression_pipeline.config import (
     PruneConfig,
     PruneJob,
     PruneResult,
-    TrainingConfig,
     student_architecture,
     student_faults,
 )
@@ -29,9 +27,6 @@ from compression_pipeline.importance import AXES, Choice, Scores, choose, measur
 from compression_pipeline.importance.plot import plot
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
-
-CALIBRATION_SEED = 1234
-"""Seed of the order from which the calibration samples are the first."""
 
 CALIBRATION_TOKENS = 8192
 """Tokens in one forward pass of the calibration, about; at least one sequence."""
@@ -55,9 +50,9 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     dtype = stored_type(files)
     # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
     precision = Precision.AUTO if dtype is torch.bfloat16 else Precision.FP32
-    with runtime(job, precision=precision) as current:
+    with runtime(job, precision=precision, tell=context.events.info) as current:
         share_folder(context, current)
-        sequences = Calibration(data.data, current, job.sequence_length, prune.calibration_samples, context.folder)
+        sequences = Calibration(data.data, current, job.sequence_length, prune.calibration_samples)
         model = build(teacher, current, sequence_length=job.sequence_length)
         conversion.load_into(model, teacher, teacher_artifact.model)
         started = time.monotonic()
@@ -66,7 +61,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
         choice = choose(scores, teacher, prune)
         from compression_pipeline.megatron.minitron import cut
 
-        cut(model, teacher, student, choice, divisor=prune.divisor, folder=context.folder)
+        cut(model, teacher, student, choice, divisor=prune.divisor)
         result = PruneResult(
             student=student,
             parameters=student.parameters,
@@ -121,26 +116,23 @@ def stored_type(files: CheckpointFiles) -> torch.dtype:
 class Calibration:
     """The sequences that importance is measured on, shared among the ranks."""
 
-    def __init__(self, folder: Path, current: Runtime, sequence_length: int, samples: int, cache: Path) -> None:
-        """The first `samples` training sequences in Megatron's order, no sequence twice; fewer where there are fewer.
+    def __init__(self, folder: Path, current: Runtime, sequence_length: int, samples: int) -> None:
+        """A sample of the training text, no sequence twice; fewer than `samples` where there are fewer.
+
+        It is drawn for calibration alone: whatever the seed of a training, these are not the sequences it begins with.
 
         Raises UserError where the text is shorter than one sequence.
         """
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
+        from compression_pipeline.megatron.data import ShuffledText
 
-        from compression_pipeline.megatron.data import TrainingData, text_length
-
-        available = (text_length(IndexedDataset(str(folder / "train"))) - 1) // sequence_length
-        self.count = max(1, min(samples, available))  # with none at all TrainingData says so
+        self._text = ShuffledText(folder / "train", sequence_length=sequence_length, drawn_for=("calibration",))
+        self.count = min(samples, self._text.sequences_per_epoch)
+        if self.count < 1:
+            raise UserError(
+                f"dataset: {self._text.tokens:,} training tokens are less than one sequence of {sequence_length}; "
+                "lower sequenceLength, or give more text"
+            )
         self._runtime = current
-        self._data = TrainingData(
-            folder,
-            TrainingConfig(steps=self.count, global_batch_size=1, seed=CALIBRATION_SEED),
-            # Sequences are asked for one by one here, so no batch has to divide among the ranks.
-            dataclasses.replace(current, world_size=1),
-            sequence_length=sequence_length,
-            cache=cache / "calibration",
-        )
         self._size = max(1, CALIBRATION_TOKENS // sequence_length)
         self._positions = torch.arange(sequence_length, device=current.device)
 
@@ -149,7 +141,7 @@ class Calibration:
         mine = range(self._runtime.rank, self.count, self._runtime.world_size)
         for start in range(0, len(mine), self._size):
             context.stop_if_requested()
-            tokens = torch.stack([self._data.sequence(index)[:-1] for index in mine[start : start + self._size]])
+            tokens = torch.stack([self._text[index][:-1] for index in mine[start : start + self._size]])
             yield tokens.to(self._runtime.device), self._positions.expand(len(tokens), -1)
             done = min(self.count, (start + len(tokens)) * self._runtime.world_size)
             context.events.progress(done, self.count, unit="samples")
