@@ -6,7 +6,16 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
-from compression_pipeline.config import JOBS, JobConfig, Phase, TeacherConfig, fingerprint, measuring
+from compression_pipeline.config import (
+    JOBS,
+    JobConfig,
+    Phase,
+    Precision,
+    TeacherConfig,
+    TrainingConfig,
+    fingerprint,
+    measuring,
+)
 
 from .api.spec import CompressionRunSpec, PhaseSettings, Student
 from .api.status import Resolved
@@ -102,6 +111,7 @@ def plan(
     resolved: Resolved | None = None,
     sources: str | None = None,
     kept: Mapping[str, str] | None = None,
+    gpus: bool = True,
 ) -> Plan:
     """The steps of `spec`, breadth first: every student is pruned before the first is distilled, so that what cannot
     work shows early.
@@ -109,10 +119,11 @@ def plan(
     Fingerprints after prepare rest on the content that prepare found (`resolved`) and are None until it is known; equal
     content gives equal fingerprints in any run. `sources` is a digest of the local files that the spec names: prepare
     runs again when they change. `kept` holds fingerprints, by step, that stand as they are: those of the same spec
-    planned earlier, perhaps by another version of the operator.
+    planned earlier, perhaps by another version of the operator. `gpus`: whether a phase gets GPUs that asks for some;
+    the arithmetic that is left to the machine is settled by that.
     """
     teacher = step_name(Phase.FINETUNE) if spec.finetune else step_name(Phase.PREPARE)
-    builder = _Builder(spec, resolved, sources, kept or {})
+    builder = _Builder(spec, resolved, sources, kept or {}, gpus=gpus)
     builder.add(Phase.PREPARE)
     if spec.finetune:
         builder.add(Phase.FINETUNE, data=step_name(Phase.PREPARE), teacher=step_name(Phase.PREPARE))
@@ -136,7 +147,13 @@ class _Builder:
     """Collects steps; each finds its inputs among those before it."""
 
     def __init__(
-        self, spec: CompressionRunSpec, resolved: Resolved | None, sources: str | None, kept: Mapping[str, str]
+        self,
+        spec: CompressionRunSpec,
+        resolved: Resolved | None,
+        sources: str | None,
+        kept: Mapping[str, str],
+        *,
+        gpus: bool,
     ) -> None:
         self.steps: dict[str, PlannedStep] = {}
         self._keys: dict[str, str | None] = {}
@@ -144,11 +161,13 @@ class _Builder:
         self._resolved = resolved
         self._sources = sources
         self._kept = kept
+        self._gpus = gpus
 
     def add(self, phase: Phase, student: Student | None = None, **inputs: str) -> None:
         """Add a step; `inputs` maps roles to earlier steps."""
         name = step_name(phase, student.name if student else None)
-        configuration = _configuration(self._spec, phase, student)
+        on_gpu = self._gpus and getattr(self._spec.phases, phase).gpus_per_node > 0
+        configuration = _configuration(self._spec, phase, student, Precision.BF16 if on_gpu else Precision.FP32)
         mark, key = self._marks(name, phase, configuration, inputs)
         if phase is Phase.PREPARE:
             # It is named by the content that was found, so that two ways to the same content share it.
@@ -181,8 +200,13 @@ class _Builder:
         return (mark, key) if kept == mark else (kept, kept)
 
 
-def _configuration(spec: CompressionRunSpec, phase: Phase, student: Student | None) -> dict[str, Any]:
-    """What a phase is told of its artifact, by the fields of its job. All of it enters fingerprints, names do not."""
+def _configuration(
+    spec: CompressionRunSpec, phase: Phase, student: Student | None, precision: Precision
+) -> dict[str, Any]:
+    """What a phase is told of its artifact, by the fields of its job. All of it enters fingerprints, names do not.
+
+    `precision`: the arithmetic of what computes on the phase's device and isn't told any.
+    """
     length = spec.dataset.sequence_length
     match phase:
         case Phase.PREPARE:
@@ -190,11 +214,22 @@ def _configuration(spec: CompressionRunSpec, phase: Phase, student: Student | No
             teacher = TeacherConfig.model_validate(spec.teacher.model_dump(include=set(TeacherConfig.model_fields)))
             return {"teacher": teacher, "dataset": spec.dataset}
         case Phase.FINETUNE:
-            return {"finetune": spec.finetune, "evaluate": spec.evaluate, "sequence_length": length}
+            return {
+                "finetune": _settled(spec.finetune, precision),
+                "evaluate": spec.evaluate,
+                "sequence_length": length,
+            }
         case Phase.PRUNE:
-            return {"prune": student and student.prune, "sequence_length": length}
+            return {"prune": student and student.prune, "sequence_length": length, "precision": precision}
         case Phase.DISTILL:
             distill = (student and student.distill) or spec.distill
-            return {"distill": distill, "evaluate": spec.evaluate, "sequence_length": length}
+            return {"distill": _settled(distill, precision), "evaluate": spec.evaluate, "sequence_length": length}
         case Phase.EXPORT:
             return {"export": spec.export}
+
+
+def _settled(training: TrainingConfig | None, precision: Precision) -> TrainingConfig | None:
+    """The settings of a training with the arithmetic that it will use: what is trained in another is another model."""
+    if training is None or training.precision is not Precision.AUTO:
+        return training
+    return training.model_copy(update={"precision": precision})

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from compression_pipeline.config import Phase, PrepareResult, sequence_fault, student_faults, text_fault
 
-from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
+from .api.run import CPU, DEVICES_ANNOTATION, RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from .api.status import CompressionRunStatus, Step, StepState
 from .conditions import KINDS, Situation, is_finished, run_phase, summarized
 from .jobs import Decision, DeleteJob, JobState, ObservedJob, Wait
@@ -175,8 +175,14 @@ class _Pass:
         kept = {step.name: step.fingerprint for step in before.steps if same and step.fingerprint is not None}
         if before.resolved is None:
             kept = {name: mark for name, mark in kept.items() if name == step_name(Phase.PREPARE)}
-        sources = self._run.metadata.annotations.get(SOURCES_ANNOTATION)
-        return plan(self._run.spec, resolved=self._status.resolved, sources=sources, kept=kept)
+        told = self._run.metadata.annotations
+        return plan(
+            self._run.spec,
+            resolved=self._status.resolved,
+            sources=told.get(SOURCES_ANNOTATION),
+            kept=kept,
+            gpus=told.get(DEVICES_ANNOTATION) != CPU,
+        )
 
     def _update(self, planned: PlannedStep) -> None:
         step = planned_step(self._run.status.step(planned.name), planned)

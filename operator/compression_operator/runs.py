@@ -6,7 +6,15 @@ from typing import Any
 
 from compression_pipeline.config import Phase
 
-from .api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun, ObjectMeta
+from .api.run import (
+    CPU,
+    DEVICES_ANNOTATION,
+    GPU,
+    RETRY_ANNOTATION,
+    SOURCES_ANNOTATION,
+    CompressionRun,
+    ObjectMeta,
+)
 from .api.status import CompressionRunStatus, RunPhase
 from .controller import Conflict
 from .workdir import Workdir, WorkdirError, unwritable
@@ -53,15 +61,17 @@ class LocalRuns:
 
 
 def submit(
-    workdir: Workdir, manifest: CompressionRun, *, sources: str, now: datetime, uid: str, retry: str
+    workdir: Workdir, manifest: CompressionRun, *, sources: str, gpus: bool, now: datetime, uid: str, retry: str
 ) -> CompressionRun:
     """Apply a manifest to the directory, as `kubectl apply` would; returns the run as stored.
 
-    `sources` is the digest of the local files that it names. A changed spec or changed files raise the generation. What
-    failed before is tried again (`retry` becomes the retry annotation's value). Nothing is written where nothing
-    changed. Raises WorkdirError where the directory belongs to another run, or cannot be written.
+    `sources` is the digest of the local files that it names, `gpus` whether this machine has any. A changed spec,
+    changed files or another kind of machine raise the generation. What failed before is tried again (`retry` becomes
+    the retry annotation's value). Nothing is written where nothing changed. Raises WorkdirError where the directory
+    belongs to another run, or cannot be written.
     """
-    annotations = {**manifest.metadata.annotations, SOURCES_ANNOTATION: sources}
+    found = {SOURCES_ANNOTATION: sources, DEVICES_ANNOTATION: GPU if gpus else CPU}
+    annotations = {**manifest.metadata.annotations, **found}
     stored = workdir.read()
     if stored is None:
         metadata = manifest.metadata.model_copy(
@@ -118,8 +128,9 @@ def _applied(
         )
     kept = {k: v for k, v in stored.metadata.annotations.items() if k == RETRY_ANNOTATION}
     annotations = {**kept, **annotations}
-    sources_changed = stored.metadata.annotations.get(SOURCES_ANNOTATION) != annotations[SOURCES_ANNOTATION]
-    edited = stored.spec != manifest.spec or sources_changed
+    found = (SOURCES_ANNOTATION, DEVICES_ANNOTATION)
+    found_changed = any(stored.metadata.annotations.get(name) != annotations[name] for name in found)
+    edited = stored.spec != manifest.spec or found_changed
     if stored.status.phase is RunPhase.FAILED and not edited:
         annotations[RETRY_ANNOTATION] = retry
     changes: dict[str, Any] = {"annotations": annotations, "labels": manifest.metadata.labels}

@@ -11,7 +11,7 @@ from jobs_world import manifest, student
 from compression_operator.api.status import Resolved
 from compression_operator.names import NAME_LIMIT, job_name
 from compression_operator.plan import Plan, plan
-from compression_pipeline.config import JOBS, DistillJob, ExportJob, FinetuneJob, JobConfig, Phase, PruneJob
+from compression_pipeline.config import JOBS, DistillJob, ExportJob, FinetuneJob, JobConfig, Phase, Precision, PruneJob
 
 FP = "0123456789abcdef" * 2
 
@@ -52,6 +52,46 @@ def test_every_student_is_pruned_before_the_first_is_distilled() -> None:
     ]
     for place, step in enumerate(steps):
         assert set(step.dependencies) <= {before.name for before in steps[:place]}
+
+
+def test_arithmetic_that_is_left_to_the_machine_is_settled_in_key_and_job() -> None:
+    """A CPU computes in float32, a GPU in bfloat16: other weights, so other artifacts."""
+    spec = manifest(finetune={"steps": 300}, distill={"steps": 100}).spec
+    on_gpu = plan(spec, resolved=resolved())
+    on_cpu = plan(spec, resolved=resolved(), gpus=False)
+    assert changed(on_gpu, on_cpu) == ALL - {"prepare"}
+    for of, precision in ((on_gpu, Precision.BF16), (on_cpu, Precision.FP32)):
+        assert _arithmetic(of) == [precision] * 5
+
+
+def test_arithmetic_follows_what_each_phase_asks_for() -> None:
+    spec = manifest(distill={"steps": 100}, phases={"distill": {"gpusPerNode": 0}}).spec
+    of = plan(spec, resolved=resolved())
+    assert _arithmetic(of) == [Precision.BF16] * 3 + [Precision.FP32] * 2
+
+
+def test_arithmetic_that_is_told_holds_everywhere() -> None:
+    single = {"steps": 100, "warmupSteps": 1, "precision": "FP32"}
+    spec = manifest(finetune=single, distill=single).spec
+    told, by_machine = (plan(spec, resolved=resolved(), gpus=gpus) for gpus in (True, False))
+    assert changed(told, by_machine) >= {"prune-width"}
+    assert marks(told)["finetune"] == marks(by_machine)["finetune"]
+    left = manifest(finetune=single | {"precision": "Auto"}, distill=single).spec
+    assert marks(plan(left, resolved=resolved(), gpus=False))["finetune"] == marks(told)["finetune"]
+
+
+def _arithmetic(of: Plan) -> list[Precision]:
+    """What the jobs of finetune, prune and distill are told to compute in."""
+    found: list[Precision] = []
+    for step in of.steps:
+        match of.job(step, run="demo", attempt=1).config:
+            case FinetuneJob(finetune=training) | DistillJob(distill=training):
+                found.append(training.precision)
+            case PruneJob(precision=precision):
+                found.append(precision)
+            case _:
+                pass
+    return found
 
 
 def test_inputs() -> None:
@@ -219,7 +259,7 @@ def test_a_job_is_told_everything() -> None:
         f"finetune-{named['finetune']}",
         f"prune-{named['prune-depth']}",
     )
-    assert config.distill == manifest().spec.distill
+    assert config.distill == manifest().spec.distill.model_copy(update={"precision": Precision.BF16})
 
 
 def test_jobs_without_gpus_have_their_processes() -> None:

@@ -20,6 +20,10 @@ PLURAL = "compressionruns"
 RETRY_ANNOTATION = f"{GROUP}/retry"
 SOURCES_ANNOTATION = f"{GROUP}/sources"
 """Digest of the local files that the sources name; local runs write it, and raise the generation when it changes."""
+DEVICES_ANNOTATION = f"{GROUP}/devices"
+"""What a local run found to compute on, `GPU` or `CPU`; it is written and watched likewise. A cluster has what the
+manifest asks for."""
+CPU, GPU = "CPU", "GPU"
 
 
 class ObjectMeta(BaseModel):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
+from compression_operator.backends import machine
 from compression_operator.plan import Plan, PlannedStep, plan
 from compression_operator.workdir import Workdir, to_yaml
 
@@ -72,13 +74,14 @@ def _load(file: Path, arguments: argparse.Namespace) -> CompressionRun:
 def _planned(run: CompressionRun, file: Path, workdir: Path) -> Plan:
     """The plan, with what the work directory knows of the sources where they are still the same."""
     sources = sources_digest(run, source_root(file), Workdir(workdir))
+    gpus = bool(machine.visible_gpus(os.environ))
     stored = Workdir(workdir).read()
-    first = plan(run.spec, sources=sources).steps[0]
+    first = plan(run.spec, sources=sources, gpus=gpus).steps[0]
     if stored is None or stored.status.resolved is None:
-        return plan(run.spec, sources=sources)
+        return plan(run.spec, sources=sources, gpus=gpus)
     done = next((step for step in stored.status.steps if step.name == first.name), None)
     same = done is not None and done.fingerprint == first.fingerprint
-    return plan(run.spec, sources=sources, resolved=stored.status.resolved if same else None)
+    return plan(run.spec, sources=sources, resolved=stored.status.resolved if same else None, gpus=gpus)
 
 
 def _step_json(step: PlannedStep) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_operator.api.faults import Fault, InvalidManifest
-from compression_operator.api.run import SOURCES_ANNOTATION, CompressionRun
+from compression_operator.api.run import CPU, DEVICES_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from compression_operator.api.status import RunPhase, Step, StepState
 from compression_operator.backends import machine
 from compression_operator.backends.jobfiles import JobFolder
@@ -63,6 +63,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             workdir,
             manifest,
             sources=sources_digest(manifest, root, workdir),
+            gpus=bool(gpus),
             now=moment,
             uid=str(uuid.uuid4()),
             retry=moment.isoformat(),
@@ -111,6 +112,7 @@ def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
         resolved=run.status.resolved,
         sources=run.metadata.annotations.get(SOURCES_ANNOTATION),
         kept={step.name: step.fingerprint for step in states.values() if same and step.fingerprint},
+        gpus=run.metadata.annotations.get(DEVICES_ANNOTATION) != CPU,
     )
     wanted: set[str] = set()  # steps that will run
     missing: list[str] = []

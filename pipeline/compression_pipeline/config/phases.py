@@ -10,7 +10,7 @@ from .base import ConfigModel, Record
 from .export import ExportConfig
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
-from .training import DistillConfig, EvaluateConfig, FinetuneConfig
+from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision
 
 CONFIG_VARIABLE = "COMPRESSION_CONFIG"
 TERMINATION_VARIABLE = "COMPRESSION_TERMINATION_MESSAGE"
@@ -100,6 +100,10 @@ class PruneJob(JobConfig):
     teacher: str = Field(description="Artifact with the (corrected) teacher: finetune's, or prepare's without one.")
     sequence_length: int
     prune: PruneConfig
+    precision: Precision = Field(
+        default=Precision.AUTO,
+        description="Arithmetic in which importance is measured where the weights are bfloat16, else it is FP32.",
+    )
 
 
 class DistillJob(JobConfig):

@@ -49,6 +49,11 @@ class Runtime:
     """CPU threads of this process."""
 
     @property
+    def precision(self) -> Precision:
+        """The arithmetic that is used, as settings name it."""
+        return Precision.BF16 if self.dtype is torch.bfloat16 else Precision.FP32
+
+    @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
@@ -122,7 +127,10 @@ def _dtype(precision: Precision, gpu: bool) -> torch.dtype:
     if precision is Precision.AUTO:
         return torch.bfloat16 if gpu else torch.float32
     if precision is Precision.BF16 and not gpu:
-        raise UserError("precision: BF16 needs a GPU and there is none; set Auto or FP32")
+        raise UserError(
+            "precision: BF16 needs a GPU and none is found here; set FP32, or look why it isn't (the node's driver, "
+            "CUDA_VISIBLE_DEVICES, the CUDA of the image's torch)"
+        )
     return torch.bfloat16 if precision is Precision.BF16 else torch.float32
 
 
