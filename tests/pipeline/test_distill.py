@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import save_model
-from safetensors.torch import load_file
+from finetuning import Stopping
+from safetensors.torch import load_file, save_file
 from stores import DATA, TEACHER, common, context, make_store, publish
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import AutoModelForCausalLM
@@ -27,6 +28,7 @@ from compression_pipeline.config import (
     PruneJob,
     won_back,
 )
+from compression_pipeline.draws import permutation
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
@@ -90,11 +92,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def validation_tokens(store: Store, samples: int = 6, length: int = 32) -> torch.Tensor:
-    """The validation sequences, read without any of the code under test."""
+    """The sample of validation sequences, read without the code under test."""
     import numpy
 
     tokens = numpy.fromfile(store.open(DATA).data / "validation.bin", dtype=numpy.uint16)
-    rows = [tokens[index * length : index * length + length + 1] for index in range(samples)]
+    drawn = permutation((len(tokens) - 1) // length, "validation", len(tokens), length)[:samples]
+    rows = [tokens[index * length : index * length + length + 1] for index in drawn]
     return torch.from_numpy(numpy.stack(rows).astype(numpy.int64))
 
 
@@ -121,9 +124,81 @@ def test_the_student_learns(tmp_path: Path) -> None:
     assert artifact.manifest.metrics.get("recovered") == won_back(
         result.teacher_loss, result.pruned_loss, result.distilled_loss
     )
+    said = artifact.manifest.metrics
+    # 30 steps of 8 sequences; the text has 124.
+    assert (said["precision"], said["tokens"], said["uniqueTokens"]) == ("FP32", 30 * 8 * 32, 124 * 32)
+    assert said["epochs"] == pytest.approx(240 / 124)
     assert read_architecture(artifact.model) == read_architecture(store.open(PRUNED).model)
     assert (artifact.path / "tensorboard").is_dir()
     assert (artifact.model / "tokenizer.json").is_file()
+
+
+def poison(folder: Path, name: str, value: float = torch.nan) -> None:
+    """Put one value into a tensor of a checkpoint, whose sizes stay as they are."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_teacher_that_computes_no_number_is_named_with_its_tensor(tmp_path: Path, value: float) -> None:
+    store = pruned_store(tmp_path)
+    bad = "model.layers.1.mlp.up_proj.weight"
+    poison(store.open(TEACHER).model, bad, value)
+    with pytest.raises(
+        UserError, match=rf"the teacher computes nan: .* for its tensor {bad} holds values that are not"
+    ):
+        run(store)
+    cut = PruneJob(
+        **common(store, "prune-width", "4" * 32),
+        data=DATA,
+        teacher=TEACHER,
+        sequence_length=32,
+        prune=PruneConfig(hidden_size=32, divisor=16, calibration_samples=8),
+    )
+    with pytest.raises(UserError, match=rf"the teacher computes nan: the importance of its \w+ is nan, .* {bad} "):
+        prune.run(cut, context(store, "4" * 32)[0])
+
+
+def test_a_student_that_computes_no_number_is_not_the_teacher(tmp_path: Path) -> None:
+    store = pruned_store(tmp_path)
+    poison(store.open(PRUNED).model, "model.norm.weight")
+    with pytest.raises(UserError, match=r"the pruned student computes nan: .* tensor model\.norm\.weight"):
+        run(store)
+
+
+def test_finite_weights_that_overflow_are_told_apart(tmp_path: Path) -> None:
+    store = pruned_store(tmp_path)
+    poison(store.open(TEACHER).model, "model.embed_tokens.weight", 3e38)
+    poison(store.open(TEACHER).model, "model.layers.0.input_layernorm.weight", 3e38)
+    tensors = load_file(store.open(TEACHER).model / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"].fill_(3e38)
+    save_file(tensors, store.open(TEACHER).model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the teacher computes nan: .* though all of its weights are finite"):
+        run(store)
+
+
+def test_the_teacher_is_measured_once_over_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compression_pipeline.megatron import validation
+
+    store, real, measured = pruned_store(tmp_path), validation.validation_loss, 0
+
+    def count(*arguments: Any, **named: Any) -> float:
+        nonlocal measured
+        measured += 1
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(validation, "validation_loss", count)
+    stopped, _ = context(store, DISTILLED)
+    stopped.events = Stopping(3, lambda: setattr(stopped.stop, "raised", True))
+    with pytest.raises(Interrupted):
+        phase.run(job(store), stopped)
+    assert measured == 2  # the teacher, the pruned student
+    resumed, recorder = context(store, DISTILLED, attempt=2)
+    result = phase.run(job(store, attempt=2), resumed)
+    assert measured == 4  # the student at steps 4 and 8
+    [told] = [event["value"] for event in recorder.seen if event.get("name") == "teacherLoss"]
+    assert told == result.teacher_loss == pytest.approx(plain_loss(store.open(TEACHER).model, store), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama3", "qwen2-tied"])

@@ -37,7 +37,7 @@ class TestWhatIsPublished:
     def test_the_loss_falls_and_the_result_says_so(self, uninterrupted: Store) -> None:
         manifest = uninterrupted.open("finetune-" + "0" * 32).manifest
         history = history_of(uninterrupted)
-        assert manifest.result["correctedTeacherLoss"] < manifest.result["teacherLoss"] - 0.1
+        assert manifest.result["correctedTeacherLoss"] < manifest.result["teacherLoss"] - 0.05
         assert manifest.result["teacherLoss"] == history["validation"][0]["loss"]
         assert manifest.result["correctedTeacherLoss"] == history["validation"][-1]["loss"]
         assert manifest.inputs == {"data": DATA, "teacher": TEACHER}
@@ -167,6 +167,7 @@ def train_with(
         settings=settings,
         data=data,
         validate=lambda: 1.0,
+        check=lambda loss: None,
         flops_per_token=1.0,
         runtime=engine,
         context=current,

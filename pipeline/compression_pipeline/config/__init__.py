@@ -29,7 +29,7 @@ from .phases import (
     ResolvedSource,
 )
 from .pruning import PruneConfig
-from .sequences import sequence_fault, text_fault
+from .sequences import Passes, passes, sequence_fault, text_fault
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
 from .students import student_architecture, student_faults
 from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision, TrainingConfig
@@ -59,6 +59,7 @@ __all__ = [
     "FinetuneResult",
     "JobConfig",
     "Operational",
+    "Passes",
     "Phase",
     "Precision",
     "PrepareJob",
@@ -77,6 +78,7 @@ __all__ = [
     "human_bytes",
     "measuring",
     "number_runs",
+    "passes",
     "semantic_fields",
     "sequence_fault",
     "student_architecture",

@@ -1,4 +1,7 @@
-"""Which sequences a teacher and a text are good for: checked before any GPU is asked for, and by who trains."""
+"""Which sequences a teacher and a text are good for: checked before any GPU is asked for, and by who trains; and how
+often a training sees its text."""
+
+from dataclasses import dataclass
 
 from .architecture import Architecture
 from .sources import DatasetConfig
@@ -28,6 +31,36 @@ def text_fault(dataset: DatasetConfig, *, train_tokens: int, validation_tokens: 
                 "out (dataset.validationFraction)"
             )
     return None
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often a training goes through its text. In an epoch no token comes twice."""
+
+    epochs: float
+    """Sequences that are trained for each that the text has."""
+    tokens: int
+    unique_tokens: int
+    """Those of the first pass; the others were seen before."""
+
+    @property
+    def repeated(self) -> float:
+        """Share of the trained tokens that were seen before."""
+        return 1 - self.unique_tokens / self.tokens if self.tokens else 0.0
+
+    def __str__(self) -> str:
+        again = f"; {100 * self.repeated:.0f} % of them are repeats" if self.unique_tokens < self.tokens else ""
+        return f"{self.tokens:,} tokens, {self.epochs:.3g} epochs of {self.unique_tokens:,} different ones{again}"
+
+
+def passes(*, text_tokens: int, sequence_length: int, sequences: int) -> Passes:
+    """How often a training on so many sequences goes through a text of so many tokens, at least one sequence."""
+    per_epoch = max(1, (text_tokens - 1) // sequence_length)
+    return Passes(
+        epochs=sequences / per_epoch,
+        tokens=sequences * sequence_length,
+        unique_tokens=min(sequences, per_epoch) * sequence_length,
+    )
 
 
 def _positions(teacher: Architecture) -> int:

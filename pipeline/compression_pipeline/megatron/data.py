@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy
 import torch
 
-from compression_pipeline.config import TrainingConfig
+from compression_pipeline.config import Passes, TrainingConfig, passes
 from compression_pipeline.config.base import nearest_multiples
 from compression_pipeline.draws import permutation
 from compression_pipeline.errors import UserError
@@ -134,6 +134,14 @@ class TrainingData:
         self._global_batch_size = global_batch_size
         self._runtime = runtime
         self._positions = torch.arange(sequence_length, device=runtime.device)
+
+    def passes(self, steps: int) -> Passes:
+        """How often so many steps go through the text."""
+        return passes(
+            text_tokens=self._text.tokens,
+            sequence_length=self.sequence_length,
+            sequences=steps * self._global_batch_size,
+        )
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's share of the batch of `step` (counted from 0), as `micro_batches` batches."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel, to_snake
 
+from compression_pipeline.config import Passes
+
 TENSORBOARD = "tensorboard"
 
 MOST_ENTRIES = 10_000
@@ -117,6 +119,16 @@ class Scalars:
 
     def _add(self, name: str, value: float, step: int) -> None:
         self._writer.add_scalar(name, value, step, walltime=time.time(), new_style=True)
+
+
+def metrics_of(history: History, seen: Passes) -> dict[str, float | None]:
+    """What an artifact's manifest says of a training: how fast it was, and how often it saw its text."""
+    return {
+        "tokensPerSecond": history.tokens_per_second,
+        "tokens": seen.tokens,
+        "uniqueTokens": seen.unique_tokens,
+        "epochs": seen.epochs,
+    }
 
 
 def publish_curves(history: History, attempt: Path, artifact: Path) -> None:

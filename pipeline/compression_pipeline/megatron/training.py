@@ -76,6 +76,7 @@ def train(
     settings: TrainingConfig,
     data: TrainingData,
     validate: Callable[[], float],
+    check: Callable[[float], None],
     flops_per_token: float,
     runtime: Runtime,
     context: Context,
@@ -86,6 +87,8 @@ def train(
     Args:
         validate: measures the validation loss, or raises Interrupted on all ranks; called before the first step, every
             `validation_interval` steps and after the last.
+        check: looks at the validation loss before the first step, and raises UserError where the model that is to be
+            trained computes no number.
         flops_per_token: operations that a trained token needs, for the utilization (`flops.training_flops`).
         checkpoints: where the state is kept. They stay; remove them once the result is published.
 
@@ -93,7 +96,7 @@ def train(
         UserError: the loss or the gradient norm is not finite.
         Interrupted: told to stop; the state is in a checkpoint.
     """
-    return _Loop(model, loss, settings, data, validate, flops_per_token, runtime, context, checkpoints).run()
+    return _Loop(model, loss, settings, data, validate, check, flops_per_token, runtime, context, checkpoints).run()
 
 
 class _Loop:
@@ -104,6 +107,7 @@ class _Loop:
         settings: TrainingConfig,
         data: TrainingData,
         validate: Callable[[], float],
+        check: Callable[[float], None],
         flops_per_token: float,
         runtime: Runtime,
         context: Context,
@@ -114,6 +118,7 @@ class _Loop:
         self._settings = settings
         self._data = data
         self._validate = validate
+        self._check = check
         self._runtime = runtime
         self._context = context
         self._checkpoints = checkpoints
@@ -254,6 +259,8 @@ class _Loop:
             if step > 0:
                 self._stop(step)
             raise
+        if step == 0:
+            self._check(loss)
         entry = ValidationEntry(step, loss)
         self._history.add_validation(entry)
         if self._scalars is not None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import Architecture, DistillJob, DistillResult, ExportDtype, won_back
+from compression_pipeline.config import Architecture, DistillJob, DistillResult, ExportDtype, Passes, won_back
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface import conversion
@@ -60,12 +61,13 @@ def distill(
     """`run` within a runtime that is there already, of models of these sizes."""
     # Megatron is imported by these, and is best imported within the runtime.
     from compression_pipeline.megatron.data import ValidationData
-    from compression_pipeline.megatron.history import publish_curves
+    from compression_pipeline.megatron.history import metrics_of, publish_curves
 
     text = context.store.open(job.data).data
     student_files = context.store.open(job.pruned).model
     validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
-    teacher_loss, history, state = _trained(job, context, runtime, teacher, student, validation)
+    trained = _trained(job, context, runtime, teacher, student, validation)
+    teacher_loss, history, state = trained.teacher_loss, trained.history, trained.state
     free(runtime)
     result = DistillResult(
         teacher_loss=teacher_loss,
@@ -83,9 +85,10 @@ def distill(
                 inputs={"data": job.data, "teacher": job.teacher, "pruned": job.pruned},
                 result=result.to_json(),
                 metrics={
-                    "tokensPerSecond": history.tokens_per_second,
+                    **metrics_of(history, trained.passes),
                     "recovered": won_back(result.teacher_loss, result.pruned_loss, result.distilled_loss),
                     "validationSequences": len(validation),
+                    "precision": runtime.precision.value,
                 },
             )
         result = measuring.settled(job, context, published, DistillResult)
@@ -107,6 +110,17 @@ def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifac
     return result
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A student after its distillation."""
+
+    teacher_loss: float
+    history: "History"
+    state: dict[str, Tensor]
+    """Its weights."""
+    passes: Passes
+
+
 def _trained(
     job: DistillJob,
     context: Context,
@@ -114,12 +128,14 @@ def _trained(
     teacher: Architecture,
     student: Architecture,
     validation: "ValidationData",
-) -> "tuple[float, History, dict[str, Tensor]]":
-    """The teacher's loss, the student's history, and its weights; teacher and optimizer go when this returns."""
+) -> _Trained:
+    """Distill; teacher and optimizer go when this returns."""
     from compression_pipeline.megatron.checkpoint import Checkpoints
     from compression_pipeline.megatron.data import TrainingData
     from compression_pipeline.megatron.distillation import DistillationLoss, StudentAlone, combine, student_parameters
     from compression_pipeline.megatron.flops import forward_flops, training_flops
+    from compression_pipeline.megatron.remembered import remembered
+    from compression_pipeline.megatron.soundness import check_sound
     from compression_pipeline.megatron.training import train
     from compression_pipeline.megatron.validation import validation_loss
 
@@ -134,8 +150,12 @@ def _trained(
     for architecture, name in ((teacher, job.teacher), (student, job.pruned)):
         models.append(build(architecture, runtime, sequence_length=length))
         conversion.load_into(models[-1], architecture, context.store.open(name).model)
-    teacher_loss = loss_of(models[0])
+    teacher_loss = remembered(
+        context, job.fingerprint, runtime, "teacher-loss", len(validation), lambda: loss_of(models[0])
+    )
     context.events.metric("teacherLoss", teacher_loss)
+    loss = "its validation loss"
+    check_sound(models[0], teacher, teacher_loss, whose="the teacher", what=loss, runtime=runtime)
     model = combine(models[1], models[0])
     history = train(
         model,
@@ -143,13 +163,17 @@ def _trained(
         settings=settings,
         data=data,
         validate=lambda: loss_of(StudentAlone(model)),
+        check=lambda value: check_sound(
+            student_parameters(model), student, value, whose="the pruned student", what=loss, runtime=runtime
+        ),
         flops_per_token=training_flops(student, length) + forward_flops(teacher, length),
         runtime=runtime,
         context=context,
         checkpoints=Checkpoints(context, job.fingerprint, runtime, keep=settings.keep_checkpoints),
     )
     # Detached: a parameter itself holds on to its gradient's buffer.
-    return teacher_loss, history, {name: tensor.detach() for name, tensor in student_parameters(model).items()}
+    state = {name: tensor.detach() for name, tensor in student_parameters(model).items()}
+    return _Trained(teacher_loss, history, state, data.passes(settings.steps))
 
 
 def reference(

@@ -40,8 +40,9 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
     from compression_pipeline.megatron.checkpoint import Checkpoints
     from compression_pipeline.megatron.data import TrainingData, ValidationData
     from compression_pipeline.megatron.flops import training_flops
-    from compression_pipeline.megatron.history import publish_curves
+    from compression_pipeline.megatron.history import metrics_of, publish_curves
     from compression_pipeline.megatron.model import build
+    from compression_pipeline.megatron.soundness import check_sound
     from compression_pipeline.megatron.training import LanguageModelLoss, train
     from compression_pipeline.megatron.validation import validation_loss
 
@@ -59,6 +60,9 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
         settings=settings,
         data=data,
         validate=lambda: validation_loss(model, validation, runtime, context, batch_size=data.micro_batch_size),
+        check=lambda loss: check_sound(
+            model, architecture, loss, whose="the teacher", what="its validation loss", runtime=runtime
+        ),
         flops_per_token=training_flops(architecture, job.sequence_length),
         runtime=runtime,
         context=context,
@@ -73,7 +77,10 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
                 config=job.to_json(),
                 inputs={"data": job.data, "teacher": job.teacher},
                 result=result.to_json(),
-                metrics={"tokensPerSecond": history.tokens_per_second},
+                metrics={
+                    **metrics_of(history, data.passes(settings.steps)),
+                    "precision": runtime.precision.value,
+                },
             )
         result = measuring.settled(job, context, published, FinetuneResult)
     return result

@@ -49,15 +49,20 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     student = student_architecture(teacher, prune)
     dtype = stored_type(files)
     # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
-    precision = Precision.AUTO if dtype is torch.bfloat16 else Precision.FP32
+    precision = job.precision if dtype is torch.bfloat16 else Precision.FP32
     with runtime(job, precision=precision, tell=context.events.info) as current:
         share_folder(context, current)
         sequences = Calibration(data.data, current, job.sequence_length, prune.calibration_samples)
+        from compression_pipeline.megatron.soundness import check_sound
+
         model = build(teacher, current, sequence_length=job.sequence_length)
         conversion.load_into(model, teacher, teacher_artifact.model)
         started = time.monotonic()
         scores = measure(model, teacher, sequences.batches(context), AXES)
         seconds = time.monotonic() - started
+        for axis, found in scores.items():
+            total, what = float(found.double().sum()), f"the importance of its {axis}"
+            check_sound(model, teacher, total, whose="the teacher", what=what, runtime=current)
         choice = choose(scores, teacher, prune)
         from compression_pipeline.megatron.minitron import cut
 
@@ -75,6 +80,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
                 "calibrationTokens": tokens,
                 "calibrationSeconds": seconds,
                 "calibrationTokensPerSecond": tokens / seconds,
+                "precision": current.precision.value,
             }
             with context.store.draft("prune", job.fingerprint) as draft:
                 state = dict(model.named_parameters())
