@@ -2,10 +2,13 @@
 
 import jobs_results
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jobs_world import World, manifest
 from looks import PREPARED, at, condition, created, deleted, open_jobs, states, step
 
 from compression_operator.api.status import RunPhase
+from compression_pipeline.config import passes
 
 
 @pytest.mark.parametrize("corrected", [True, False], ids=["with finetune", "without"])
@@ -38,3 +41,22 @@ def test_sequences_that_cannot_be_trained_on_ask_for_no_gpu(
     world.edit(dataset={"source": "hf://owner/text", "sequenceLength": 128})
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
+
+
+@given(st.integers(2, 10_000), st.integers(1, 64), st.integers(1, 2_000))
+def test_how_often_a_training_sees_its_text(text_tokens: int, length: int, sequences: int) -> None:
+    """As counted over an order that repeats nothing within an epoch."""
+    per_epoch = max(1, (text_tokens - 1) // length)
+    order = [index % per_epoch for index in range(sequences)]
+    seen = passes(text_tokens=text_tokens, sequence_length=length, sequences=sequences)
+    assert seen.tokens == len(order) * length
+    assert seen.unique_tokens == len(set(order)) * length
+    assert seen.repeated == pytest.approx(1 - len(set(order)) / len(order))
+    assert seen.epochs == len(order) / per_epoch
+
+
+def test_repeats_are_told() -> None:
+    once = passes(text_tokens=1001, sequence_length=10, sequences=50)
+    assert str(once) == "500 tokens: 0.5 epochs, 500 different ones"
+    again = passes(text_tokens=1001, sequence_length=10, sequences=130)
+    assert str(again) == "1,300 tokens: 1.3 epochs, 1,000 different ones, 23 % of them seen before"

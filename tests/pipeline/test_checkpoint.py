@@ -253,6 +253,17 @@ def test_the_bombs_are_live(tmp_path: Path) -> None:
         (tmp_path / "ran").rmdir()
 
 
+def test_what_a_later_version_adds_is_ignored(tmp_path: Path, engine: Runtime) -> None:
+    trained, history = Trained(engine, 0), History(10, [StepEntry(1, 5.1, 1e-3, 0.7, 9e3)], [ValidationEntry(0, 5.5)])
+    path = save(checkpoints(tmp_path, engine)[0], trained, 1, history)
+    progress = json.loads((path / "progress.json").read_text())
+    for entry in (progress, progress["history"], *progress["history"]["train"], *progress["history"]["validation"]):
+        entry["fromTomorrow"] = {"a": 1}
+    replace_file(path, "progress.json", json.dumps(progress).encode())
+    resumed = load(checkpoints(tmp_path, engine, attempt=2)[0], trained)
+    assert (resumed.step, resumed.history) == (1, history)
+
+
 def test_a_checkpoint_of_the_older_format_is_set_aside(tmp_path: Path, engine: Runtime) -> None:
     trained = Trained(engine, 0)
     path = save(checkpoints(tmp_path, engine)[0], trained, 1)

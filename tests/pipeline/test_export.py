@@ -145,6 +145,9 @@ def test_the_card(store: Store) -> None:
         "the activations of 8 sequences of 32 tokens",
         "| Steps | 2 |",
         "| Peak learning rate | 0.001 |",
+        "| Arithmetic | float32 |",
+        "| Trained on | 256 tokens: 0.0645 epochs, 256 different ones |",
+        "Documents are laid end to end, so those in one sequence see each other",
         'AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")',
         f"torch {torch.__version__.partition('+')[0]}",
     ):

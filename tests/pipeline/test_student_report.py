@@ -63,6 +63,9 @@ def test_it_lies_beside_the_checkpoint_and_the_card_leads_to_it(exported: tuple[
 def test_its_figures_are_those_of_the_chain(store: Store, exported: tuple[ExportResult, Artifact]) -> None:
     result, artifact = exported
     page = page_of(artifact)
+    assert "those in one sequence see each other" in page.text
+    assert "0.0645 epochs, 256 different ones" in page.text
+    assert "computed in float32" in page.text
     head, teacher, corrected, student = page.tables["figures"]
     column = {name: number for number, name in enumerate(head)}
     distilled = store.open(f"distill-{DISTILLED}").result(DistillResult)

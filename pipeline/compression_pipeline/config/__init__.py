@@ -29,7 +29,7 @@ from .phases import (
     ResolvedSource,
 )
 from .pruning import PruneConfig
-from .sequences import Passes, passes, sequence_fault, text_fault
+from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
 from .students import student_architecture, student_faults
 from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision, TrainingConfig
@@ -37,6 +37,7 @@ from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision, 
 __all__ = [
     "CONFIG_VARIABLE",
     "JOBS",
+    "PACKING",
     "RESULTS",
     "TERMINATION_MESSAGE_LIMIT",
     "TERMINATION_VARIABLE",

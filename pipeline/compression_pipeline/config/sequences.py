@@ -33,6 +33,13 @@ def text_fault(dataset: DatasetConfig, *, train_tokens: int, validation_tokens: 
     return None
 
 
+PACKING = (
+    "Documents are laid end to end, so those in one sequence see each other; the token that ends a document and the "
+    "one after it are trained and measured like all others"
+)
+"""How text becomes sequences, for those who read its figures."""
+
+
 @dataclass(frozen=True)
 class Passes:
     """How often a training goes through its text. In an epoch no token comes twice."""
@@ -49,8 +56,8 @@ class Passes:
         return 1 - self.unique_tokens / self.tokens if self.tokens else 0.0
 
     def __str__(self) -> str:
-        again = f"; {100 * self.repeated:.0f} % of them are repeats" if self.unique_tokens < self.tokens else ""
-        return f"{self.tokens:,} tokens, {self.epochs:.3g} epochs of {self.unique_tokens:,} different ones{again}"
+        again = f", {100 * self.repeated:.0f} % of them seen before" if self.unique_tokens < self.tokens else ""
+        return f"{self.tokens:,} tokens: {self.epochs:.3g} epochs, {self.unique_tokens:,} different ones{again}"
 
 
 def passes(*, text_tokens: int, sequence_length: int, sequences: int) -> Passes:

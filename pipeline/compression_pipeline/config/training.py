@@ -15,6 +15,17 @@ class Precision(StrEnum):
     BF16 = "BF16"
     FP32 = "FP32"
 
+    @property
+    def words(self) -> str:
+        """What it means for who reads a figure."""
+        match self:
+            case Precision.BF16:
+                return "bfloat16, with float32 master weights"
+            case Precision.FP32:
+                return "float32"
+            case Precision.AUTO:
+                return "bfloat16 on a GPU, float32 on a CPU"
+
 
 _PARTIAL = "%d is not divisible by microBatchSize (%d)"
 _WARMS_TOO_LONG = "%d must be less than steps (%d), at most: %d; where you give none, the default counts"

@@ -8,12 +8,18 @@ from typing import Any
 from compression_pipeline.ancestry import Ancestry
 from compression_pipeline.artifact import versions
 from compression_pipeline.config import (
+    PACKING,
     Architecture,
-    ConfigModel,
+    DistillJob,
     ExportConfig,
+    FinetuneJob,
+    Phase,
+    Precision,
     PrepareResult,
     ResolvedSource,
+    TrainingConfig,
     number_runs,
+    passes,
 )
 
 SIZES = (
@@ -125,13 +131,13 @@ def _phases(ancestry: Ancestry) -> list[str]:
     prepare = ancestry.prepare
     parts = [
         f"**Data.** {prepare.documents:,} documents, {prepare.train_tokens:,} tokens to train on and "
-        f"{prepare.validation_tokens:,} to validate on."
+        f"{prepare.validation_tokens:,} to validate on. {PACKING}."
     ]
     if ancestry.finetuned is not None:
         job = ancestry.finetuned[0]
         parts += [
             f"**Teacher correction.** The teacher was trained on the data, sequences of {job.sequence_length} tokens.",
-            _table(("Setting", "Value"), _settings(job.finetune)),
+            _table(("Setting", "Value"), _settings(ancestry, Phase.FINETUNE, job, job.finetune)),
         ]
     kept = pruned.kept_layers
     layers = f"all {len(kept)} layers" if len(kept) == prepare.teacher.layers else f"layers {number_runs(kept)} of "
@@ -144,15 +150,23 @@ def _phases(ancestry: Ancestry) -> list[str]:
         "**Distillation.** Forward KL divergence from the teacher's to the student's next-token distribution, "
         "temperature 1, mean over tokens; no other loss. Sequences of "
         f"{distill.sequence_length} tokens; NVIDIA Megatron-Core and ModelOpt.",
-        _table(("Setting", "Value"), _settings(distill.distill)),
+        _table(("Setting", "Value"), _settings(ancestry, Phase.DISTILL, distill, distill.distill)),
     ]
     return parts
 
 
-def _settings(settings: ConfigModel) -> list[tuple[str, ...]]:
-    values = {**settings.model_dump(), "adam_betas": None}
-    values["adam_betas"] = f"{values['adam_beta1']}, {values['adam_beta2']}"
-    return [(label, str(values[field])) for label, field in HYPERPARAMETERS]
+def _settings(
+    ancestry: Ancestry, phase: Phase, job: FinetuneJob | DistillJob, settings: TrainingConfig
+) -> list[tuple[str, ...]]:
+    values = {**settings.model_dump(), "adam_betas": f"{settings.adam_beta1}, {settings.adam_beta2}"}
+    seen = passes(
+        text_tokens=ancestry.prepare.train_tokens,
+        sequence_length=job.sequence_length,
+        sequences=settings.steps * settings.global_batch_size,
+    )
+    used = ancestry.artifacts[phase].manifest.metrics.get("precision", settings.precision)
+    rows = [(label, str(values[field])) for label, field in HYPERPARAMETERS]
+    return [*rows, ("Arithmetic", Precision(used).words), ("Trained on", str(seen))]
 
 
 def _sources(prepare: PrepareResult) -> list[tuple[str, ...]]:

@@ -44,7 +44,8 @@ def described(device: torch.device, dtype: torch.dtype, threads: int) -> str:
     """One line about what computes here."""
     if device.type == "cuda":
         collectives = ".".join(map(str, nccl.version()))
-        place = f"CUDA {torch.version.cuda} on {torch.cuda.get_device_name(device)}, NCCL {collectives}"
+        platform = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+        place = f"{platform} on {torch.cuda.get_device_name(device)}, NCCL {collectives}"
     else:
         place = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}, gloo"
     parts = [

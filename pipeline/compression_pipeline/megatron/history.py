@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ class History:
         """The inverse of `to_json`; Python's JSON gives every float back to the last bit."""
         return cls(
             total_steps=content["totalSteps"],
-            train=[StepEntry(**_snake(entry)) for entry in content["train"]],
-            validation=[ValidationEntry(**_snake(entry)) for entry in content["validation"]],
+            train=[StepEntry(**_known(StepEntry, entry)) for entry in content["train"]],
+            validation=[ValidationEntry(**_known(ValidationEntry, entry)) for entry in content["validation"]],
         )
 
 
@@ -137,9 +137,11 @@ def publish_curves(history: History, attempt: Path, artifact: Path) -> None:
     shutil.copytree(attempt / TENSORBOARD, artifact / TENSORBOARD)
 
 
-def _camel(fields: dict[str, Any]) -> dict[str, Any]:
-    return {to_camel(name): value for name, value in fields.items()}
+def _camel(content: dict[str, Any]) -> dict[str, Any]:
+    return {to_camel(name): value for name, value in content.items()}
 
 
-def _snake(fields: dict[str, Any]) -> dict[str, Any]:
-    return {to_snake(name): value for name, value in fields.items()}
+def _known(kind: type[Any], content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `kind` in what was written, by this version or a later one."""
+    names = {field.name for field in fields(kind)}
+    return {to_snake(name): value for name, value in content.items() if to_snake(name) in names}

@@ -79,6 +79,7 @@ class StudentData:
     load: str | None  # folder to load it from, within RunData.place
     sample: str | None
     steps: Sequence[StepData]
+    precision: str | None = None  # the arithmetic of its distillation
 
     @property
     def recovered(self) -> float | None:
@@ -98,6 +99,7 @@ class TeacherData:
     tokens_per_second: float | None
     checkpoint_bytes: int | None
     prepared: PrepareResult | None
+    precision: str | None = None  # the arithmetic of its correction
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from compression_pipeline.config import ConfigModel, DatasetConfig, DistillConfig, FinetuneConfig, number_runs
+from compression_pipeline.config import (
+    PACKING,
+    ConfigModel,
+    DatasetConfig,
+    DistillConfig,
+    FinetuneConfig,
+    number_runs,
+    passes,
+)
 
 from . import words
 from .data import RunData, StudentData
@@ -45,18 +53,23 @@ def facts(run: RunData) -> list[tuple[str, str]]:
             (
                 "Text",
                 f"{prepared.documents:,} documents: {prepared.train_tokens:,} tokens to train on, "
-                f"{prepared.validation_tokens:,} held out; sequences of {length:,} tokens",
+                f"{prepared.validation_tokens:,} held out; sequences of {length:,} tokens. {PACKING}",
             )
         )
     correction = spec.get("finetune")
     none = "none: students learn from the teacher as it came"
-    found.append(("Teacher correction", _training(correction, length) if correction else none))
+    tokens = prepared.train_tokens if prepared else None
+    corrected = _training(correction, length, tokens, run.teacher.precision) if correction else none
+    found.append(("Teacher correction", corrected))
     alone = len(run.students) == 1
     for student in run.students:
         if said := _pruning(pruning_settings(spec, student.name), student):
             found.append(("Pruning" if alone else f"Pruning of {student.name}", said))
     for whose, settings in _distillations(spec):
-        found.append((f"Distillation{whose}", _training(settings, length)))
+        used = {student.precision for student in run.students if whose in ("", f" of {student.name}")}
+        found.append(
+            (f"Distillation{whose}", _training(settings, length, tokens, used.pop() if len(used) == 1 else None))
+        )
     return found
 
 
@@ -80,13 +93,17 @@ def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
     return "; ".join(parts)
 
 
-def _training(settings: Mapping[str, Any], length: int) -> str:
+def _training(settings: Mapping[str, Any], length: int, text_tokens: int | None, precision: str | None) -> str:
     fields = DistillConfig.model_fields
     batch = settings.get("globalBatchSize", fields["global_batch_size"].default)
     steps = settings.get("steps", 0)
     rate = settings.get("learningRate")
     peak = f", learning rate {float(rate):g} at its peak" if rate is not None else ""
-    return f"{steps:,} steps of {batch:,} sequences ({words.count(steps * batch * length)} tokens){peak}"
+    seen = f"{words.count(steps * batch * length)} tokens"
+    if text_tokens is not None:
+        seen = str(passes(text_tokens=text_tokens, sequence_length=length, sequences=steps * batch))
+    used = f"; computed in {precision}" if precision else ""
+    return f"{steps:,} steps of {batch:,} sequences ({seen}){peak}{used}"
 
 
 def _distillations(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import DistillResult, FinetuneResult, PrepareResult, PruneResult
+from compression_pipeline.config import DistillResult, FinetuneResult, Precision, PrepareResult, PruneResult
 
 from .data import Curve, Exported, History, StepData, StudentData, TeacherData
 from .importance import Importance, read_importance
@@ -66,6 +66,7 @@ class Reader:
             tokens_per_second=corrected.tokens_per_second if corrected else None,
             checkpoint_bytes=weights(prepare),
             prepared=prepared,
+            precision=_precision(finetune),
         )
 
     def student(
@@ -105,6 +106,7 @@ class Reader:
             load=load,
             sample=figures.get("sample") or (exported.sample if exported else None),
             steps=steps,
+            precision=_precision(distill),
         )
 
     def _importance(self, prune: Artifact | None) -> Importance | None:
@@ -127,6 +129,12 @@ def weights(artifact: Artifact | None) -> int | None:
 
 def _first(losses: Sequence[Mapping[str, float]], name: str) -> float | None:
     return next((loss[name] for loss in losses if loss.get(name) is not None), None)
+
+
+def _precision(artifact: Artifact | None) -> str | None:
+    """The arithmetic that a training used, in words."""
+    used = artifact.manifest.metrics.get("precision") if artifact else None
+    return Precision(used).words if used in set(Precision) else None
 
 
 def _history(artifact: Artifact | None) -> History:
