@@ -1,9 +1,11 @@
 """Text files to rows, read in pieces: one reader per file format, chosen by the ending of the name."""
 
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,8 @@ def _reader(name: str) -> Callable[[TextFile], Iterator[str]]:
 
 def _whole_text(file: TextFile) -> Iterator[str]:
     try:
-        yield file.path.read_text(encoding="utf-8-sig")
+        with _opened(file) as stream:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise UserError(f"{file.name} is not UTF-8 (byte {error.start}); convert it") from error
 
@@ -73,24 +76,19 @@ def _lines_of_text(file: TextFile) -> Iterator[str]:
 
 
 def _json_lines(file: TextFile) -> Iterator[str]:
+    told = False  # whether a row before had the column
     for number, line in _lines(file):
         if line.isspace():
             continue
-        text = _decoded(line, file, number)
-        try:
-            row = json.loads(text.rstrip("\r\n"))  # its end would count as a line, of which the fault is in column 1
-        except RecursionError as error:
-            raise UserError(f"{file.name}:{number}: is nested too deeply; correct or remove the line") from error
-        except json.JSONDecodeError as error:
-            if number == 1 and text.lstrip().startswith("["):
-                raise UserError(f"{file.name} is one JSON array; write one JSON object a line (JSON Lines)") from error
-            raise UserError(
-                f"{file.name}:{number}: is not JSON ({error.msg} at column {error.colno}); correct or remove the line"
-            ) from error
-        if not isinstance(row, dict):
-            raise UserError(f"{file.name}:{number}: is not a JSON object; write one object a line")
+        row = _json_row(_decoded(line, file, number), file, number)
         if file.column not in row:
-            raise UserError(_no_column(f"{file.name}:{number}", file.column, list(row)))
+            if not told:
+                raise UserError(_no_column(f"{file.name}:{number}", file.column, list(row)))
+            raise UserError(
+                f"{file.name}:{number}: the row has no {file.column}, as the rows before it have; add it (null: no "
+                "text), or remove the row"
+            )
+        told = True
         value = row[file.column]
         if value is None:
             continue
@@ -103,6 +101,32 @@ def _json_lines(file: TextFile) -> Iterator[str]:
         yield value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if b"\\u" in line else value
 
 
+def _json_row(text: str, file: TextFile, number: int) -> dict[str, Any]:
+    row = text.rstrip("\r\n")  # the end would count as a line, of which the fault is in column 1
+    try:
+        try:
+            found = json.loads(row)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer of more digits than Python reads, of another column
+            found = json.loads(row, parse_int=float)
+    except RecursionError as error:
+        raise UserError(f"{file.name}:{number}: is nested too deeply; correct or remove the line") from error
+    except json.JSONDecodeError as error:
+        if number == 1 and row.lstrip().startswith("["):
+            raise UserError(f"{file.name} is one JSON array; write one JSON object a line (JSON Lines)") from error
+        if number == 1 and row.strip() == "{":
+            raise UserError(
+                f"{file.name} has a JSON object over several lines; write one object a line (JSON Lines)"
+            ) from error
+        raise UserError(
+            f"{file.name}:{number}: is not JSON ({error.msg} at column {error.colno}); correct or remove the line"
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file.name}:{number}: is not a JSON object; write one object a line")
+    return found
+
+
 def _parquet(file: TextFile) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -112,16 +136,20 @@ def _parquet(file: TextFile) -> Iterator[str]:
             names: list[str] = parquet.schema_arrow.names
             if file.column not in names:
                 raise UserError(_no_column(file.name, file.column, names))
+            if names.count(file.column) > 1:
+                raise UserError(f"{file.name} has several columns {file.column}; rename all but one")
             kind = parquet.schema_arrow.field(file.column).type
             if pa.types.is_dictionary(kind):
                 kind = kind.value_type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            if pa.types.is_null(kind):
+                return  # what writers make of a column without any value
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                 raise UserError(
                     f"{file.name}: column {file.column} is of type {kind}; set dataset.textColumn to a column of text"
                 )
             yield from _parquet_rows(file, parquet)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise UserError(f"{file.name} is damaged or no Parquet file ({_first_line(error)}); get it again") from error
 
@@ -129,42 +157,82 @@ def _parquet(file: TextFile) -> Iterator[str]:
 def _parquet_rows(file: TextFile, parquet: "ParquetFile") -> Iterator[str]:
     size, total, seen = file.path.stat().st_size, max(1, parquet.metadata.num_rows), 0
     for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=[file.column]):
+        try:
+            values = batch.column(0).to_pylist()
+        except UnicodeDecodeError as error:
+            raise UserError(_not_utf8(file, batch.column(0), seen)) from error
         seen += batch.num_rows
         file.position = size * seen // total
-        for value in batch.column(0).to_pylist():
-            if value is not None:
-                yield value
+        yield from (value for value in values if value is not None)
+
+
+def _not_utf8(file: TextFile, column: Any, before: int) -> str:
+    for number, value in enumerate(column, before + 1):
+        try:
+            value.as_py()
+        except UnicodeDecodeError as error:
+            return (
+                f"{file.name}: row {number}: {file.column} is not UTF-8 (byte {error.start} of the text); convert the "
+                "file's text, or remove the row"
+            )
+    raise AssertionError("one of the rows was not UTF-8")
 
 
 def _lines(file: TextFile) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers from 1, decompressed where the name says so."""
+    with _opened(file) as stream:
+        yield from enumerate(stream, 1)
+
+
+@contextmanager
+def _opened(file: TextFile) -> Iterator[io.BufferedReader]:
+    """The file's content, decompressed where the name says so; what is wrong with that is told as a UserError."""
     codec = _CODECS.get(Path(file.name.lower()).suffix)
-    if codec is None:
-        with file.path.open("rb", buffering=_BUFFER) as stream:
-            for number, line in enumerate(stream, 1):
-                file.position += len(line)
-                yield number, line
-        return
-    import pyarrow as pa
+    with file.path.open("rb") as raw:
+        counted = _Counted(raw, file)
+        try:
+            if codec == "gzip":
+                with gzip.GzipFile(fileobj=io.BufferedReader(counted, _BUFFER)) as stream:
+                    yield io.BufferedReader(stream, _BUFFER)
+            elif codec == "zstd":
+                with closing(_Zstandard(counted)) as stream:
+                    yield io.BufferedReader(stream, _BUFFER)
+            else:
+                yield io.BufferedReader(counted, _BUFFER)
+        except (OSError, EOFError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the data
+                raise
+            if "too much memory" in str(error):
+                raise UserError(
+                    f"{file.name} needs a window of more than 128 MiB to be decompressed (zstd --long); compress it "
+                    "anew: zstd -d --long=31 -c OLD | zstd -o NEW"
+                ) from error
+            raise UserError(f"{file.name} is damaged or not {codec} ({_first_line(error)}); get it again") from error
 
-    try:
-        with pa.OSFile(str(file.path)) as raw, closing(_Decompressed(raw, codec)) as stream:
-            for number, line in enumerate(io.BufferedReader(stream, _BUFFER), 1):
-                file.position = raw.tell()
-                yield number, line
-    except OSError as error:  # what Arrow raises for damaged data has no errno
-        if error.errno is not None:
-            raise
-        raise UserError(f"{file.name} is damaged or not {codec} ({_first_line(error)}); get it again") from error
+
+class _Counted(io.RawIOBase):
+    """A file that tells how far it has been read."""
+
+    def __init__(self, raw: io.BufferedReader, file: TextFile) -> None:
+        self._raw = raw
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._raw.readinto(buffer)
+        self._file.position += count
+        return count
 
 
-class _Decompressed(io.RawIOBase):
+class _Zstandard(io.RawIOBase):
     """Arrow's decompression as a raw stream; unlike others it notices a truncated file."""
 
-    def __init__(self, raw: Any, codec: str) -> None:
+    def __init__(self, raw: io.RawIOBase) -> None:
         import pyarrow as pa
 
-        self._stream = pa.CompressedInputStream(raw, codec)
+        self._stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
 
     def readable(self) -> bool:
         return True
@@ -193,6 +261,8 @@ def _first_line(error: BaseException) -> str:
 
 FORMATS: dict[str, Callable[[TextFile], Iterator[str]]] = {
     ".txt": _whole_text,
+    ".txt.gz": _whole_text,
+    ".txt.zst": _whole_text,
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
     ".jsonl.zst": _json_lines,
