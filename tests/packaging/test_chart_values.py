@@ -70,6 +70,7 @@ def defaults_and_parts() -> tuple[Body, list[Body]]:
     base = changed(VALUES, "networkPolicy.enabled", True)
     for part, image in IMAGES.items():
         base = changed(base, f"{part}.repository", image["repository"])
+    base = changed(base, "gc.stores", [{"namespace": "research", "claimName": "models"}])
     base = changed(base, "metrics.serviceMonitor.enabled", True)
     return base, render(base)
 
@@ -101,6 +102,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "jobs.gpu.resource": ("gpu", "at '/jobs/gpu/resource': 'gpu' does not match pattern"),
     "jobs.inheritLabels": (["a*b"], "at '/jobs/inheritLabels/0': 'a*b' does not match pattern"),
     "jobs.user.ids": ("None", "at '/jobs/user/ids': value must be one of 'Fixed', 'Cluster'"),
+    "gc.stores": ([{"namespace": "a"}], "at '/gc/stores/0': missing property 'claimName'"),
+    "gc.olderThan": ("a week", "at '/gc/olderThan': 'a week' does not match pattern"),
     "operator.logFormat": ("xml", "at '/operator/logFormat': value must be one of 'json', 'text'"),
     "operator.logLevel": ("trace", "value must be one of 'debug', 'info', 'warning', 'error'"),
     "metrics.serviceMonitor.interval": ("fast", "at '/metrics/serviceMonitor/interval': 'fast' does not match"),

@@ -17,6 +17,8 @@ from tests.cluster.paths import REPOSITORY
 from tests.packaging import image
 from tests.packaging.base import CannotBuild
 
+from compression_operator import __version__
+
 pytestmark = pytest.mark.cluster
 
 LAYER_LIMIT, PACKED_LIMIT = 125_000_000, 30_000_000
@@ -56,15 +58,29 @@ def layer(built: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / built.layers[-1]
 
 
-@pytest.fixture(scope="module")
-def root(built: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image's root file system."""
-    folder = tmp_path_factory.mktemp("root")
-    for name in built.layers:
+def unpacked(found: Image, folder: Path) -> Path:
+    """The root file system of an image."""
+    for name in found.layers:
         unpack = 'tar --extract --to-stdout --file "$0" "$1" | tar --extract --preserve-permissions --directory "$2"'
-        subprocess.run(["bash", "-o", "pipefail", "-c", unpack, built.archive, name, folder], check=True)
+        subprocess.run(["bash", "-o", "pipefail", "-c", unpack, found.archive, name, folder], check=True)
     folder.chmod(0o755)  # pytest's own folders are for root alone
     return folder
+
+
+@pytest.fixture(scope="module")
+def root(built: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root file system of the operator's image."""
+    return unpacked(built, tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root file system of the pipeline's image, without what its base would bring."""
+    try:
+        archive = image.image(image.KINDS["pipeline"])
+    except CannotBuild as error:
+        pytest.skip(f"the pipeline's image cannot be built here: {error}")
+    return unpacked(Image.read(archive), tmp_path_factory.mktemp("pipeline"))
 
 
 def members(layer: Path) -> list[tarfile.TarInfo]:
@@ -146,6 +162,26 @@ def test_it_starts_as_its_user_and_has_no_torch(root: Path) -> None:
     assert compilers.stdout == ""
 
 
+@pytest.mark.parametrize("kind", ["root", "pipeline"])
+def test_the_command_works_in_both_images(kind: str, request: pytest.FixtureRequest) -> None:
+    """Neither holds the metadata of our package, by which the version was asked for: every command ended there."""
+    inside: Path = request.getfixturevalue(kind)
+    assert run(inside, "compression", "--version").stdout == f"compression {__version__}\n"
+    store = inside / "compression"
+    old = store / "artifacts" / f"prepare-{'0' * 32}"
+    old.mkdir(parents=True)
+    (old / "manifest.json").write_text("{}")
+    for path in (old / "manifest.json", old):
+        os.utime(path, (0, 0))
+    (inside / "runs.yaml").write_bytes((REPOSITORY / "tests" / "operator" / "valid" / "minimal.yaml").read_bytes())
+    removed = run(inside, "compression", "gc", "--store=/compression", "--runs=/runs.yaml", "--dry-run")
+    assert removed.returncode == 0, removed.stderr
+    assert f"would remove artifacts/{old.name}: 2 B" in removed.stdout
+    assert old.exists()
+    alone = run(inside, "compression", "gc", "--store=/compression", "--namespace=research")
+    assert "no cluster to talk to" in alone.stderr, "what the API server is asked by is there, too"
+
+
 def test_it_is_small(layer: Path, record_property: Callable[[str, object], None]) -> None:
     packer, packed = zlib.compressobj(1), 0
     with layer.open("rb") as content:
@@ -160,7 +196,7 @@ def test_it_is_small(layer: Path, record_property: Callable[[str, object], None]
 
 
 def test_the_same_inputs_give_the_same_layers(built: Image, tmp_path: Path) -> None:
-    image.build(image.context_of(built.archive), tmp_path / "again.tar")
+    image.build(image.KINDS["operator"], image.context_of(built.archive), tmp_path / "again.tar")
     again = Image.read(tmp_path / "again.tar")
     assert again.layers == built.layers, "layers are named by their content"
     assert again.config == built.config

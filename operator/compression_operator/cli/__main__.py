@@ -6,8 +6,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
+
+from compression_operator import __version__
 
 # Nothing else at the top: a command imports what it needs, so that --help and a typing error cost nothing.
 
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="compression", description="Compress a language model: teacher correction, pruning, distillation."
     )
-    root.add_argument("--version", action="version", version=f"compression {version('compression-operator')}")
+    root.add_argument("--version", action="version", version=f"compression {__version__}")
     commands = root.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
 
     validate = commands.add_parser("validate", help="say whether manifests can be run")
@@ -93,6 +94,13 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
         help="runs of a cluster, from kubectl get -o yaml",
+    )
+    gc.add_argument(
+        "--namespace",
+        action="append",
+        default=[],
+        metavar="NS",
+        help="all runs of a namespace of the cluster, asked of its API server; may be repeated",
     )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     gc.add_argument(

@@ -20,20 +20,25 @@ def gc(arguments: argparse.Namespace) -> int:
     store = _store(arguments)
     with contextlib.ExitStack() as stack:
         runs = [run for file in arguments.runs for run in _listed(file)]
+        if arguments.namespace:
+            from .clusterruns import runs_of
+
+            runs += runs_of(arguments.namespace)
         for workdir in _workdirs(store, arguments.workdir):
             stack.enter_context(workdir.locked())  # no run begins to refer to anything meanwhile
             if (run := workdir.read()) is not None:
                 runs.append(run)
         if not runs:
             raise WorkdirError(
-                f"no run is known that uses {store}; name its work directory (--workdir) or runs (--runs)"
+                f"no run is known that uses {store}; name its work directory (--workdir), runs (--runs) or namespace "
+                "(--namespace)"
             )
         used = in_use(store, runs)
         strangers = [job for folder, job in working(store, now()) if folder not in used]
         if strangers:
             raise WorkdirError(
                 f"{strangers[0]} works in {store}, or has lately, and belongs to no known run; name its work directory "
-                "(--workdir) or its run (--runs), or wait for an hour"
+                "(--workdir), its run (--runs) or its namespace (--namespace), or wait for an hour"
             )
         found = unused(store, used, now=now(), older_than=arguments.older_than)
         return _remove(store, found, dry_run=arguments.dry_run)
