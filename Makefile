@@ -18,13 +18,15 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: $(STAMP) ## Install everything into .venv (uv from PyPI, locked requirements)
+setup: $(STAMP) ## Install everything into .venv (uv and the requirements, each by its hash)
 
-$(UV):
+$(UV): requirements/uv.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; say where it is: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PYTHON) -m venv $(VENV)/uv
-	$(VENV)/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(VENV)/uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: \
+		--requirement requirements/uv.txt
+	@touch $@
 
 $(STAMP): $(UV) pyproject.toml requirements/dev.txt
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
@@ -74,7 +76,7 @@ crds: $(STAMP) ## Write crds/ from the models, and what the chart has of them an
 
 .PHONY: lock
 lock: $(UV) ## Pin requirements/*.in anew (hashes, no index addresses)
-	@for use in operator pipeline dev; do \
+	@for use in operator pipeline dev uv; do \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 			--no-header --no-annotate --output-file requirements/$$use.txt requirements/$$use.in || exit 1; done
 

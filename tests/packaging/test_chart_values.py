@@ -70,6 +70,7 @@ def defaults_and_parts() -> tuple[Body, list[Body]]:
     base = changed(VALUES, "networkPolicy.enabled", True)
     for part, image in IMAGES.items():
         base = changed(base, f"{part}.repository", image["repository"])
+    base = changed(base, "serviceAccount.name", "given")
     base = changed(base, "gc.stores", [{"namespace": "research", "claimName": "models"}])
     base = changed(base, "metrics.serviceMonitor.enabled", True)
     return base, render(base)
