@@ -176,7 +176,7 @@ def test_the_command_works_in_both_images(kind: str, request: pytest.FixtureRequ
     (inside / "runs.yaml").write_bytes((REPOSITORY / "tests" / "operator" / "valid" / "minimal.yaml").read_bytes())
     removed = run(inside, "compression", "gc", "--store=/compression", "--runs=/runs.yaml", "--dry-run")
     assert removed.returncode == 0, removed.stderr
-    assert f"would remove artifacts/{old.name}: 2 B" in removed.stdout
+    assert f"would remove artifacts/{old.name}: 2 bytes" in removed.stdout
     assert old.exists()
     alone = run(inside, "compression", "gc", "--store=/compression", "--namespace=research")
     assert "no cluster to talk to" in alone.stderr, "what the API server is asked by is there, too"
