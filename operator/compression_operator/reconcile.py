@@ -23,7 +23,7 @@ from .plan import Plan, PlannedStep, plan, step_name
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
-from .steps import LISTING_LAG, deadlines, follow, forgiven, give_back, planned_step, seconds
+from .steps import LISTING_LAG, deadlines, follow, forgiven, give_back, lost, planned_step, seconds
 from .troubles import REASONS as TROUBLES
 
 BLOCKED_SECONDS = 10.0
@@ -100,6 +100,7 @@ class _Pass:
         self._forgive = self._edited or _retry_asked(run)
         self._status = run.status
         self._steps: dict[str, Step] = {}
+        self._missing: set[str] = set()  # artifacts that jobs did not find
         self._missed: set[str] = set()  # steps that ask once more for a job that is not in the listing
 
     def decide(self) -> Decision:
@@ -159,13 +160,19 @@ class _Pass:
         first = self._planned()
         prepare = first.steps[0]
         before = self._run.status.step(prepare.name)
-        known = before and before.state is StepState.SUCCEEDED and before.fingerprint == prepare.fingerprint
-        if not known:
+        # While it runs again, for its artifact is gone, what it found stands.
+        done = before and (before.state is StepState.SUCCEEDED or before.lost_attempt > 0)
+        if not (before and done and before.fingerprint == prepare.fingerprint):
             self._change(resolved=None)
         self._update(prepare)
         steps = self._planned()
+        makable = frozenset(planned.artifact for planned in steps.steps if planned.artifact)
         for planned in steps.steps[1:]:
-            self._update(planned)
+            self._update(planned, makable)
+        for planned in steps.steps:
+            step = self._steps[planned.name]
+            if planned.artifact in self._missing and step.state is StepState.SUCCEEDED:
+                self._steps[step.name] = lost(step, planned.artifact)
         return steps
 
     def _planned(self) -> Plan:
@@ -184,14 +191,16 @@ class _Pass:
             gpus=told.get(DEVICES_ANNOTATION) != CPU,
         )
 
-    def _update(self, planned: PlannedStep) -> None:
+    def _update(self, planned: PlannedStep, makable: frozenset[str] = frozenset()) -> None:
         step = planned_step(self._run.status.step(planned.name), planned)
         if planned.phase is Phase.PREPARE and self._status.resolved is None and step.state is StepState.SUCCEEDED:
             step = step.model_copy(update={"state": StepState.PENDING})  # what it found was lost
         step = forgiven(step) if self._forgive else step
         jobs = [job for job in self._jobs.values() if job.step == planned.name]
-        followed = follow(step, jobs, planned.settings, self._now, halt=self._run.spec.suspend)
+        halt = self._run.spec.suspend
+        followed = follow(step, jobs, planned.settings, self._now, halt=halt, makable=makable)
         step = followed.step
+        self._missing |= followed.missing
         if followed.ask_again:
             self._missed.add(step.name)
         if followed.result is not None:

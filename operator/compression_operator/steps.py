@@ -26,6 +26,9 @@ INTERRUPTION_PACE = timedelta(seconds=10)
 LISTING_LAG = timedelta(seconds=30)
 """Longest time that a listing is taken to lag behind the creation of a job."""
 
+MOST_REMAKES = 3
+"""How often inputs are made again for one step, should something remove them each time."""
+
 MESSAGE_LIMIT = 1000
 """Characters of one message in the status: 32 students' steps must fit an object of the API server."""
 
@@ -37,6 +40,7 @@ class Followed:
     step: Step
     result: Record | None = None
     ask_again: bool = False  # whether its job, which is not in the listing, is to be asked for once more
+    missing: frozenset[str] = frozenset()  # artifacts that its job did not find
 
 
 def seconds(time: datetime) -> datetime:
@@ -62,7 +66,7 @@ def planned_step(prior: Step | None, planned: PlannedStep) -> Step:
         return prior
     if planned.fingerprint is not None and prior.fingerprint == planned.fingerprint:
         return prior
-    kept = {"attempt": prior.attempt, "job_name": prior.job_name, "unseen_since": prior.unseen_since}
+    kept = {name: getattr(prior, name) for name in ("attempt", "job_name", "unseen_since", "lost_attempt", "remakes")}
     return fresh.model_copy(update=kept)
 
 
@@ -70,20 +74,36 @@ def forgiven(step: Step) -> Step:
     """The step with its failures forgotten: the user edited the run or asked for a retry."""
     match step.state:
         case StepState.FAILED | StepState.PENDING:
-            counts = {"failures": 0, "interruptions": 0, "deletions": 0}
+            counts = {"failures": 0, "interruptions": 0, "deletions": 0, "remakes": 0}
             cleared = {**counts, "retry_time": None, "completion_time": None, "message": "", "waiting_reason": None}
             return step.model_copy(update={"state": StepState.PENDING, **cleared})
         case _:
             return step
 
 
-def follow(step: Step, jobs: Sequence[ObservedJob], settings: PhaseSettings, now: datetime, *, halt: bool) -> Followed:
+def lost(step: Step, name: str) -> Step:
+    """A step that is done, once what it made is gone: it runs again."""
+    undone = {"state": StepState.PENDING, "lost_attempt": step.attempt, "artifact": None, "cached": False}
+    cleared = {"failures": 0, "interruptions": 0, "deletions": 0, "furthest": 0}
+    idle = {"start_time": None, "completion_time": None, "retry_time": None, "progress": None}
+    return step.model_copy(update={**undone, **cleared, **idle, "message": f"runs again, for {name} is gone"})
+
+
+def follow(
+    step: Step,
+    jobs: Sequence[ObservedJob],
+    settings: PhaseSettings,
+    now: datetime,
+    *,
+    halt: bool,
+    makable: frozenset[str] = frozenset(),
+) -> Followed:
     """The step after a look at `jobs`, all this run's jobs for it. `halt`: the run is suspended, so a job that goes on
-    is no longer wanted.
+    is no longer wanted. `makable`: artifacts that steps of the plan make.
     """
     if step.state in (StepState.SUCCEEDED, StepState.FAILED) or step.fingerprint is None:
         return Followed(step)
-    candidates = [job for job in jobs if job.fingerprint == step.fingerprint]
+    candidates = [job for job in jobs if job.fingerprint == step.fingerprint and job.attempt > step.lost_attempt]
     if step.unseen_since is not None and step.job_name not in {job.name for job in jobs}:
         candidates = []  # its newest job isn't in the listing yet: for another one it would be forgotten, and run on
     for job in candidates:
@@ -96,6 +116,9 @@ def follow(step: Step, jobs: Sequence[ObservedJob], settings: PhaseSettings, now
     if job is None:
         return _unseen(step, now, halt=halt) if step.state.active else Followed(step)
     step = step.model_copy(update={"attempt": job.attempt, "job_name": job.name, "unseen_since": None})
+    said = job.termination.missing if job.ended_as is ExitClass.TRANSIENT and job.termination else []
+    if missing := makable.intersection(said):
+        return Followed(_missing(step, job, now), missing=missing)
     return Followed(_with_job(step, job, settings, now, halt=halt))
 
 
@@ -263,6 +286,15 @@ def _passing(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetim
     left = _record(step, job, ExitClass.TRANSIENT, now, message)
     left |= {"state": StepState.PENDING, "failures": failures, "retry_time": _ended(job, now) + _pause(failures)}
     return step.model_copy(update=left)
+
+
+def _missing(step: Step, job: ObservedJob, now: datetime) -> Step:
+    """After an attempt that missed an input: again, once that is made again; no more where that keeps going away."""
+    if step.remakes >= MOST_REMAKES:
+        why = f"{_message(job)} (made again {step.remakes} times, and gone again: look for what removes artifacts)"
+        return _failed(step, job, ExitClass.TRANSIENT, now, why)
+    left = _record(step, job, ExitClass.TRANSIENT, now, _message(job))
+    return step.model_copy(update={**left, "state": StepState.PENDING, "remakes": step.remakes + 1})
 
 
 def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from .config import Record
 from .config.fingerprint import SCHEMA_VERSION
-from .errors import UserError
+from .errors import MissingArtifact, UserError
 from .store.published import Published
 
 MANIFEST = "manifest.json"
@@ -32,6 +33,11 @@ VERSIONED = ("torch", "megatron-core", "nvidia-modelopt", "transformers", "token
 """Distributions whose versions a manifest records, where installed."""
 
 Result = TypeVar("Result", bound=Record)
+
+PATIENCE = 8.0
+"""Seconds in which an artifact that isn't seen may yet be."""
+
+FIRST_PAUSE = 0.1
 
 _CHUNK = 8 * 1024**2
 _ATTEMPT = re.compile(r"(\d+)(?:-[0-9a-f]+)?")
@@ -102,18 +108,27 @@ class Store:
         return Artifact(name, path, manifest)
 
     def open(self, name: str) -> Artifact:
-        """The artifact. Raises UserError that says what is missing."""
-        found = self.find(name)
+        """The artifact. A network volume may show late what another node wrote, or lose hold of it, so a second look is
+        taken, and some more.
+
+        Raises MissingArtifact that says what is missing.
+        """
+        end = time.monotonic() + PATIENCE
+        pause = FIRST_PAUSE
+        while (found := self.find(name)) is None and time.monotonic() < end:
+            time.sleep(pause)
+            pause *= 2
+            with suppress(OSError):
+                list(self.artifacts.iterdir())  # a client of NFS forgets which names were not there
         if found is not None:
             return found
         path = self.artifacts / name
+        again = f"the step that makes {name} must run again"
         if not path.is_dir():
-            raise UserError(f"the store {self.root} has no artifact {name}; run the phase that makes it")
+            raise MissingArtifact(name, f"the store {self.root} has no artifact {name}; {again}")
         manifest = _manifest(path)
-        if manifest is None:
-            raise UserError(f"{path / MANIFEST} is missing or can't be read; remove {path} and run again")
-        missing = _missing(path, manifest) or MANIFEST
-        raise UserError(f"{path / missing} is missing or not whole; remove {path} and run again")
+        missing = MANIFEST if manifest is None else _missing(path, manifest) or MANIFEST
+        raise MissingArtifact(name, f"{path / missing} is missing or not whole; {again}")
 
     def find_published(self, phase: str, fingerprint: str) -> Artifact | None:
         """What the step of this fingerprint has published, with the result that it told, where its sources are still

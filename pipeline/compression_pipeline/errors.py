@@ -26,6 +26,14 @@ class TransientError(PhaseError):
     exit_class = ExitClass.TRANSIENT
 
 
+class MissingArtifact(TransientError):
+    """An input is not in the store, or not whole: the step that makes it must run again."""
+
+    def __init__(self, artifact: str, message: str) -> None:
+        super().__init__(message)
+        self.artifact = artifact
+
+
 class Interrupted(PhaseError):
     """Told to stop (SIGTERM); whatever was trained is in a checkpoint."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .config import CONFIG_VARIABLE, JOBS, ExitClass, Phase
 from .context import Context, StopFlag
-from .errors import PhaseError, port_taken
+from .errors import MissingArtifact, PhaseError, port_taken
 from .faults import classify
 from .launcher import outcome
 from .launcher.ranks import LAUNCHER_VARIABLE
@@ -49,7 +49,9 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"rank {rank}: {message}\n")
         if folder is not None:
             taken = port_taken(error)
-            outcome.write(folder, rank, exit_class=fault.exit_class, message=message, port_taken=taken)
+            missing = [fault.artifact] if isinstance(fault, MissingArtifact) else []
+            told = {"message": message, "port_taken": taken, "missing": missing}
+            outcome.write(folder, rank, exit_class=fault.exit_class, **told)
         # Tearing down a process group whose peers are gone may hang; nothing is left to be done here.
         sys.stdout.flush()
         sys.stderr.flush()

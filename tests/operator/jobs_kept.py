@@ -17,7 +17,7 @@ def end_untold(status: CompressionRunStatus, job: ObservedJob, halted: Collectio
     step = status.step(job.step)
     if job.ended_as is None or step is None or step.fingerprint != job.fingerprint:
         return None
-    if step.state is StepState.SUCCEEDED:
+    if step.state is StepState.SUCCEEDED or job.attempt <= step.lost_attempt:  # what it made is gone
         return None
     if job.ended_as is ExitClass.DONE and job.termination and job.termination.result:
         return f"{job.step} is not done, though it is"

@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs_kept import end_untold, has_a_history, lingers, seconds_left, seconds_to_linger, time_is_over
 from jobs_results import result
+from jobs_truth import Truth, jobs_wanted, leaves
 
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Progress, StepState
@@ -51,21 +52,6 @@ def student(name: str, distill: dict[str, Any] | None = None, **prune: Any) -> d
     return {"name": name, "prune": prune} | ({"distill": distill} if distill else {})
 
 
-@dataclass
-class Truth:
-    """A job as it is."""
-
-    job: Job
-    seen: ObservedJob  # as an up-to-date listing would show it
-    changed: datetime  # real time of the first change that the listing has not shown
-    shown: ObservedJob | None = None  # as the listing shows it
-    gone: bool = False  # removed; the listing may still show it
-
-    @property
-    def live(self) -> bool:
-        return not self.gone and self.seen.live
-
-
 class Violation(AssertionError):
     """Something happened that must never happen."""
 
@@ -78,6 +64,8 @@ class World:
     jobs: dict[str, Truth] = field(default_factory=dict)
     foreign: set[str] = field(default_factory=set)
     published: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)  # of these, what is gone again
+    missed: set[str] = field(default_factory=set)  # what any job did not find
     names: set[str] = field(default_factory=set)  # of all jobs ever created
     made: Counter[str] = field(default_factory=Counter)  # by step: creations
     faults: Counter[str] = field(default_factory=Counter)  # by step: passing faults there were at most
@@ -226,10 +214,11 @@ class World:
                 raise Violation(f"{job.name} starts while {truth.job.name} of the same fingerprint is live")
         for role in INPUTS:
             artifact = getattr(job.config, role, None)
-            if isinstance(artifact, str) and artifact not in self.published:
+            if isinstance(artifact, str) and artifact not in self.published | self.lost:
                 raise Violation(f"{job.name} starts before {artifact}")
         step = self.status.step(job.step)
-        if step and step.state is StepState.SUCCEEDED and step.fingerprint == job.fingerprint:
+        done = step is not None and step.state is StepState.SUCCEEDED and step.fingerprint == job.fingerprint
+        if step and done and step.artifact not in self.missed:
             raise Violation(f"{job.step} is done and runs again as {job.name}")
         # An empty token asks for nothing.
         token = self.run.metadata.annotations.get(RETRY_ANNOTATION) or self.status.handled_retry
@@ -251,7 +240,7 @@ class World:
         text = json.dumps(status.to_json(), allow_nan=False)
         if CompressionRunStatus.model_validate(json.loads(text)) != status:
             raise Violation(f"the status does not survive being written: {text}")
-        times = [value for value in _leaves(status.model_dump()) if isinstance(value, datetime)]
+        times = [value for value in leaves(status.model_dump()) if isinstance(value, datetime)]
         if any(time.microsecond or time.tzinfo is not UTC for time in times):
             raise Violation(f"times are not whole seconds in UTC: {text}")
         if set(unmade) & {job.name for job in jobs_wanted(decision)}:
@@ -309,13 +298,30 @@ class World:
     def succeed(self, name: str, *, alive: bool = False, said: bool = True) -> None:
         """The job publishes its artifact and ends; `alive`: one of its pods doesn't; not `said`: its result is lost."""
         job = self.jobs[name].job
+        missing = [told for role in INPUTS if (told := getattr(job.config, role, None)) in self.lost]
+        if missing:
+            self.miss(name, missing)
+            return
         self.faults[job.step] += not said
         report = result(job)
         artifact = f"{job.phase}-{report.get('key', job.fingerprint)}"
         report["cached"] = artifact in self.published
         self.published.add(artifact)
+        self.lost.discard(artifact)
         termination = Termination.model_validate({"class": ExitClass.DONE, "result": report if said else {}})
         self.update(name, state=JobState.SUCCEEDED, alive=alive, ended=self.now, termination=termination, exit_code=0)
+
+    def lose(self, artifact: str) -> None:
+        """An artifact is gone: gc from an older snapshot, a restored volume."""
+        self.published.discard(artifact)
+        self.lost.add(artifact)
+
+    def miss(self, name: str, artifacts: list[str]) -> None:
+        """The job ends, for inputs of it are gone."""
+        self.missed.update(artifacts)
+        said = {"class": ExitClass.TRANSIENT, "message": "the store has no such artifact", "missing": artifacts}
+        ended = {"state": JobState.FAILED, "alive": False, "ended": self.now, "exit_code": 75}
+        self.update(name, **ended, termination=Termination.model_validate(said))
 
     def fail(self, name: str, exit_class: ExitClass | None, *, alive: bool = False) -> None:
         """The job ends badly; None: without a word, by a signal."""
@@ -384,15 +390,3 @@ class World:
                 return
             self.pass_time(1 if moved else max(1.0, decision.look_again_seconds or 1.0))
         raise Violation(f"never ends: {self.status.to_json()}")
-
-
-def jobs_wanted(decision: Decision) -> list[Job]:
-    return [action.job for action in decision.actions if isinstance(action, CreateJob)]
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in _leaves(item)]
-    if isinstance(value, list):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [value]

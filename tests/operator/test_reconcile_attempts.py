@@ -6,6 +6,7 @@ import pytest
 from jobs_world import World, manifest
 from looks import FINETUNED, PREPARED, at, condition, created, deleted, open_jobs, states, step, told
 
+from compression_operator.api.run import RETRY_ANNOTATION
 from compression_operator.api.status import RunPhase, StepState
 from compression_pipeline.config import ExitClass
 
@@ -224,3 +225,63 @@ def test_a_job_that_is_not_listed_yet_is_not_forgotten_for_an_older_one_that_is_
     assert states(world)["prepare"] == "Succeeded"
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
+
+
+# -- what was made is gone -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maker", ["prepare", "finetune"])
+def test_what_made_a_missing_input_runs_again_by_itself(world: World, maker: str) -> None:
+    at(world, *FINETUNED)
+    before = {one.name: one.fingerprint for one in world.status.steps}
+    artifact = step(world, maker).artifact
+    assert artifact
+    world.lose(artifact)
+    for name in open_jobs(world):
+        world.start(name)
+        world.miss(name, [artifact])
+    decision = world.look()
+    assert created(decision) == [maker]
+    assert told(decision).count("ArtifactMissing") == 1
+    waiting = step(world, "prune-width")
+    assert (waiting.state, waiting.failures, waiting.remakes) == (StepState.PENDING, 0, 1)
+    assert waiting.message == f"waits for {maker}"
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+    assert {one.name: one.fingerprint for one in world.status.steps} == before, "nothing else is made anew"
+    assert artifact in world.published
+    assert world.made[maker] == 2
+
+
+def test_what_is_removed_each_time_is_not_made_for_ever(world: World) -> None:
+    at(world, *FINETUNED)
+    artifact = step(world, "finetune").artifact
+    assert artifact
+    for _ in range(40):
+        for name in open_jobs(world):
+            world.start(name)
+            if "finetune" in name:
+                world.succeed(name)
+                world.lose(artifact)
+            else:
+                world.miss(name, [artifact])
+        world.pass_time(700)
+        world.look()
+    failed = step(world, "prune-width")
+    assert failed.state is StepState.FAILED
+    assert "made again 3 times, and gone again: look for what removes artifacts" in failed.message
+    assert world.made["finetune"] <= 1 + 2 * 3
+    assert world.status.phase is RunPhase.FAILED
+    world.annotate(RETRY_ANNOTATION, "again")
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def test_an_artifact_that_no_step_makes_is_a_passing_fault(world: World) -> None:
+    at(world, *FINETUNED)
+    name = open_jobs(world)[0]
+    world.start(name)
+    world.miss(name, ["finetune-of-nobody"])
+    world.faults["prune-width"] += 1
+    world.look()
+    assert step(world, "prune-width").failures == 1

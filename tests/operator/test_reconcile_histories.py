@@ -194,6 +194,12 @@ class Histories(RuleBasedStateMachine):
             self.world.catch_up()
             self.world.vanish(name)
 
+    @happens(which=picks)
+    def an_artifact_is_lost(self, which: int) -> None:
+        there = sorted(self.world.published)
+        if there:
+            self.world.lose(there[which % len(there)])
+
     @happens(which=picks, gaps=st.lists(st.integers(0, 90), min_size=3, max_size=10))
     def somebody_deletes_every_job_of_a_step(self, which: int, gaps: list[int]) -> None:
         """However soon each is deleted: one comes at once, and the next ones after pauses that double."""
@@ -334,7 +340,7 @@ class Histories(RuleBasedStateMachine):
         assert [(step.name, step.fingerprint, step.artifact) for step in status.steps] == [
             (step.name, step.fingerprint, step.artifact) for step in steps
         ]
-        assert all(step.artifact in self.world.published for step in status.steps)
+        assert all(step.artifact in self.world.published | self.world.lost for step in status.steps)
         keys = {step.name: step.fingerprint or "" for step in steps}
         assert [one.name for one in status.students] == [one.name for one in self.world.run.spec.students]
         for one in status.students:

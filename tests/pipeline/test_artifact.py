@@ -12,12 +12,19 @@ from pathlib import Path
 import pytest
 
 from compression_pipeline.artifact import Draft, Store, sha256
-from compression_pipeline.errors import TransientError, UserError
+from compression_pipeline.config import ExitClass
+from compression_pipeline.errors import MissingArtifact, TransientError, UserError
 from compression_pipeline.faults import classify
 from compression_pipeline.store.published import Published
 from compression_pipeline.store.watched import Selection, Watched
 
 KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing here comes no more."""
+    monkeypatch.setattr("compression_pipeline.artifact.PATIENCE", 0)
 
 
 def fill(draft: Draft, text: str = "weights") -> None:
@@ -126,15 +133,35 @@ def test_what_is_not_whole_is_not_found_and_is_replaced(tmp_path: Path, damage: 
             assert store.find(other.name) is None
             (path / "manifest.json").unlink()
     assert store.find(path.name) is None
-    with pytest.raises(UserError, match=r"remove .* and run again"):
+    with pytest.raises(MissingArtifact, match=f"the step that makes {path.name} must run again"):
         store.open(path.name)
     assert publish(store, "anew").path == path
     assert (store.open(path.name).model / "weights.bin").read_text() == "anew"
 
 
 def test_a_missing_artifact_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"has no artifact finetune-{KEY}"):
+    with pytest.raises(MissingArtifact, match=f"has no artifact finetune-{KEY}") as raised:
         Store(tmp_path).open(f"finetune-{KEY}")
+    assert raised.value.artifact == f"finetune-{KEY}"
+    assert classify(raised.value).exit_class is ExitClass.TRANSIENT, "it is no user's mistake"
+
+
+@pytest.mark.parametrize("fault", [errno.ENOENT, errno.ESTALE, errno.EIO])
+def test_a_volume_that_shows_an_artifact_late_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    store, looks, real = Store(tmp_path), [0], Path.read_bytes
+    artifact = publish(store)
+    monkeypatch.setattr("compression_pipeline.artifact.PATIENCE", 60)
+
+    def slow(path: Path) -> bytes:
+        looks[0] += 1
+        if looks[0] <= 3:
+            raise OSError(fault, "not yet")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", slow)
+    assert store.open(artifact.name) == artifact
 
 
 def test_a_process_killed_in_mid_write_leaves_a_draft_that_the_next_attempt_removes(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from compression_pipeline.config import (
     won_back,
 )
 from compression_pipeline.draws import permutation
-from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.errors import Interrupted, MissingArtifact, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.model import build
@@ -357,9 +357,10 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
         phase.run(job(store).model_copy(update={"teacher": "finetune-other"}), told)
 
 
-def test_a_missing_artifact_is_named(tmp_path: Path) -> None:
+def test_a_missing_artifact_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compression_pipeline.artifact.PATIENCE", 0)
     store = make_store(tmp_path)
-    with pytest.raises(UserError, match=f"has no artifact {PRUNED}"):
+    with pytest.raises(MissingArtifact, match=f"has no artifact {PRUNED}"):
         run(store)
 
 

@@ -112,6 +112,10 @@ class Step(Record):
     job_name: str | None = Field(default=None, description="Job of the newest attempt.")
     fingerprint: str | None = Field(default=None, description="Unknown until the step's inputs are known.")
     artifact: str | None = Field(default=None, description="<phase>-<key> in the store, once published.")
+    lost_attempt: int = Field(
+        default=0, description="The attempt whose artifact is gone from the store; it and those before count no more."
+    )
+    remakes: int = Field(default=0, description="How often an artifact that the step needs had to be made again.")
     cached: bool = Field(default=False, description="Whether the artifact was there already.")
     unseen_since: datetime | None = Field(
         default=None,

@@ -20,7 +20,7 @@ from .view import View
 FATAL_ERRORS = 5
 """Errors in a row after which the command gives up: nothing that passes lasts that long on one machine."""
 
-TOLD = frozenset({"StepOutdated", "StepInterrupted"})
+TOLD = frozenset({"StepOutdated", "StepInterrupted", "ArtifactMissing"})
 """Notices that are worth a line; what the others tell, the view shows of the status."""
 
 INTERRUPTED = 130

@@ -41,3 +41,7 @@ class Termination(Record):
     rank: int | None = None
     message: str = ""
     result: dict[str, Any] = Field(default={})
+    missing: list[str] = Field(
+        default=[],
+        description="Artifacts that the job was told of and did not find: whoever makes them must run again.",
+    )

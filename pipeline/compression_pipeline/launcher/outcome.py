@@ -29,6 +29,7 @@ class Outcome(Record):
     message: str = ""
     result: dict[str, Any] = Field(default={})
     port_taken: bool = False
+    missing: list[str] = Field(default=[], description="Artifacts that it did not find.")
 
     @property
     def vanished(self) -> bool:
@@ -101,7 +102,8 @@ def judge(
         if first is not None:
             # A fault while everything is being stopped is a consequence of that.
             by_stopping = stopping and blamed is ExitClass.TRANSIENT
-            return _termination(ExitClass.INTERRUPTED if by_stopping else blamed, first.message, rank=first.rank)
+            ended_as = ExitClass.INTERRUPTED if by_stopping else blamed
+            return _termination(ended_as, first.message, rank=first.rank, missing=first.missing)
     done = [o for o in ended if o.exit_class is ExitClass.DONE]
     if returncode == 0 and len(done) == expected:
         return _termination(ExitClass.DONE, result=next((o.result for o in done if o.result), {}))
@@ -141,6 +143,12 @@ def _how(returncode: int) -> str:
 
 
 def _termination(
-    exit_class: ExitClass, message: str = "", *, rank: int | None = None, result: dict[str, Any] | None = None
+    exit_class: ExitClass,
+    message: str = "",
+    *,
+    rank: int | None = None,
+    result: dict[str, Any] | None = None,
+    missing: Sequence[str] = (),
 ) -> Termination:
-    return Termination.model_validate({"class": exit_class, "message": message, "rank": rank, "result": result or {}})
+    told = {"message": message, "rank": rank, "result": result or {}, "missing": list(missing)}
+    return Termination.model_validate({"class": exit_class, **told})

@@ -42,7 +42,10 @@ def fitted(termination: Termination, limit: int = TERMINATION_MESSAGE_LIMIT) -> 
     """The message as JSON of at most `limit` bytes: the longest texts in it are cut until it fits."""
     data: dict[str, Any] = termination.to_json()
     while True:
-        text = Termination.model_validate(data).model_dump_json(by_alias=True, exclude_none=True)
+        said = Termination.model_validate(data)
+        # Operators older than the field would refuse a message that has it.
+        newer = None if said.missing else {"missing"}
+        text = said.model_dump_json(by_alias=True, exclude_none=True, exclude=newer)
         excess = len(text.encode()) - limit
         if excess <= 0:
             return text
