@@ -67,6 +67,20 @@ def test_a_teacher_from_the_hub(preparation: Preparation, hub: Hub, tiny_teacher
     assert len(hub.downloads()) == before  # the Hub tells digests, nothing is fetched to learn them
 
 
+def test_a_tokenizer_that_is_written_anew_leaves_the_download_alone(preparation: Preparation, hub: Hub) -> None:
+    files = hub.repositories["models/owner/model"].files
+    files["tokenizer_config.json"] = b'{"tokenizer_class": "TokenizersBackend", "eos_token": "<|endoftext|>"}'
+    files["additional_chat_templates/rag.jinja"] = b"{{ messages }}"
+    artifact = preparation.artifact(preparation.run("file:corpus.jsonl"))
+    assert "PreTrainedTokenizerFast" in (artifact.model / "tokenizer_config.json").read_text()
+    assert (artifact.model / "additional_chat_templates/rag.jinja").read_bytes() == b"{{ messages }}"
+    (snapshot,) = (preparation.store / "hub").glob("models--*/snapshots/*")
+    assert (snapshot / "tokenizer_config.json").read_bytes() == files["tokenizer_config.json"]
+    (warning,) = preparation.events("warning")
+    assert warning["message"].startswith("teacher.model: hf://owner/model/tokenizer_config.json: plain transformers")
+    assert str(preparation.store) not in warning["message"]
+
+
 def test_a_revision(preparation: Preparation, hub: Hub) -> None:
     repository = hub.repositories["models/owner/model"]
     repository.branches["v2"] = repository.files | {"generation_config.json": b"{}"}

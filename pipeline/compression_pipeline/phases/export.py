@@ -85,7 +85,7 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         result = ExportResult(
             parameters=student.parameters,
             relative_error=error,
-            bytes=sum(path.stat().st_size for path in folder.iterdir()),
+            bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             sample=sample,
             teacher_sample=by_teacher,
         )
@@ -138,7 +138,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def prove(model: Any, reference: Reference, dtype: ExportDtype, student: Architecture) -> float:
