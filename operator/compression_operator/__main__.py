@@ -41,6 +41,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--lease-namespace", default=os.environ.get("POD_NAMESPACE", "default"))
     parser.add_argument("--lease-name", default="compression-operator")
+    parser.add_argument(
+        "--take-over",
+        action="append",
+        default=[],
+        help="installation that is gone, repeatable: its lease's namespace/name; its runs are this one's from now on",
+    )
     parser.add_argument("--leader-election", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--workers", type=int, default=WORKERS, help="runs that are looked at at once; half as many of one namespace"
@@ -77,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         lease_namespace=given.lease_namespace,
         lease_name=given.lease_name,
         leader_election=given.leader_election,
+        take_over=tuple(given.take_over),
         workers=given.workers,
         resync_seconds=given.resync_seconds,
         missed_seconds=given.missed_seconds,

@@ -11,7 +11,9 @@ from .api.run import CompressionRun, ObjectMeta
 from .api.status import CompressionRunStatus
 from .cache import Body, Cache, Key, version_of
 from .controller import Conflict
+from .jobs import Notice
 from .kube import RUNS, ApiError, Kube
+from .managers import Manager
 from .troubles import UNREADABLE, Trouble, told
 
 logger = logging.getLogger(__name__)
@@ -35,14 +37,20 @@ class ClusterRuns:
         cache: Cache,
         *,
         image: str,
+        manager: Manager | None = None,
+        left_alone: Callable[[ObjectMeta, Notice], None] = lambda about, notice: None,
         written: Callable[[CompressionRunStatus, CompressionRunStatus], None] = lambda before, after: None,
     ) -> None:
-        """`image`: of the jobs of runs that name none, when they are first looked at. `written` is told of every status
-        that was replaced: what was stored before, and what is now.
+        """`image`: of the jobs of runs that name none, when they are first looked at. `left_alone` is told, once, of
+        each run that another installation than `manager` looks after, `written` of every status that was replaced: what
+        was stored before, and what is now.
         """
         self._kube = kube
         self._cache = cache
         self._image = image
+        self._manager = manager
+        self._left_alone = left_alone
+        self._others: dict[Key, str] = {}  # runs that were left alone, and whose they are
         self._written = written
         # Without the JSON that they were read from: the answer to a write is twice what the cache keeps of it.
         self._parsed: dict[Key, CompressionRun] = {}
@@ -51,13 +59,24 @@ class ClusterRuns:
         """Every run that is known."""
         for key in [key for key in self._parsed if self._cache.get(*key) is None]:
             del self._parsed[key]
+        for key in [key for key in self._others if self._cache.get(*key) is None]:
+            del self._others[key]
         return [f"{body['metadata']['namespace']}/{body['metadata']['name']}" for body in self._cache.all()]
 
     async def get(self, key: str) -> CompressionRun | None:
-        """The newest known state of the run. Raises UnreadableRun."""
+        """The newest known state of the run; None where it is gone, or another installation's. Raises UnreadableRun."""
         namespace, _, name = key.partition("/")
         body = self._cache.get(namespace, name)
-        return self._read((namespace, name), body) if body is not None else None
+        if body is None:
+            return None
+        other = self._others_manager(body)
+        if self._manager is None or other is None:
+            self._others.pop((namespace, name), None)
+            return self._read((namespace, name), body)
+        if self._others.get((namespace, name)) != other:
+            self._others[namespace, name] = other
+            self._left_alone(ObjectMeta.model_validate(body["metadata"]), self._manager.left_alone(other))
+        return None
 
     def meta(self, key: str) -> ObjectMeta | None:
         """The metadata of a run, which can be read where the rest cannot."""
@@ -66,8 +85,10 @@ class ClusterRuns:
         return ObjectMeta.model_validate(body["metadata"]) if body is not None else None
 
     def readable(self) -> Iterator[CompressionRun]:
-        """Every run that can be read."""
+        """Every run that can be read, others' left out."""
         for body in self._cache.all():
+            if self._others_manager(body) is not None:
+                continue
             try:
                 yield self._read((body["metadata"]["namespace"], body["metadata"]["name"]), body)
             except UnreadableRun:
@@ -75,7 +96,14 @@ class ClusterRuns:
 
     def unreadable(self) -> int:
         """How many runs there are that cannot be read."""
-        return len(self._cache) - sum(1 for _ in self.readable())
+        return len(self._cache) - self.others() - sum(1 for _ in self.readable())
+
+    def others(self) -> int:
+        """How many runs are left alone, for another installation looks after them."""
+        return sum(self._others_manager(body) is not None for body in self._cache.all())
+
+    def _others_manager(self, body: Body) -> str | None:
+        return self._manager.other(body) if self._manager is not None else None
 
     async def write_status(self, run: CompressionRun, status: CompressionRunStatus) -> CompressionRun:
         """Replace the status; Conflict where the run has changed since it was read.
@@ -99,7 +127,7 @@ class ClusterRuns:
         """
         namespace, _, name = key.partition("/")
         known = self._cache.get(namespace, name)
-        if known is None or "deletionTimestamp" in known["metadata"]:
+        if known is None or "deletionTimestamp" in known["metadata"] or self._others_manager(known) is not None:
             return False
         before: Body = known.get("status") or {}
         status = told(before, trouble, generation=known["metadata"].get("generation", 0), now=now)

@@ -34,17 +34,19 @@ class Metrics:
         *,
         per_run: bool,
         unreadable: Callable[[], int] = lambda: 0,
+        others: Callable[[], int] = lambda: 0,
         denied: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
         """`runs`, `queue` and `leads` are asked at each scrape; runs only where this replica leads, so that sums over
         replicas are right. `per_run`: progress and loss of each run, a series for each running step. `unreadable`: how
-        many runs there are besides that this version does not understand. `denied`: whether
-        it is, for each namespace that is to be watched; under no name: the whole cluster.
+        many runs there are besides that this version does not understand. `others`: how many another installation of
+        the operator looks after. `denied`: whether it is, for each namespace that is to be watched; under no name: the
+        whole cluster.
         """
         registry = self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        registry.register(_Now(runs, unreadable, queue, leads, denied, per_run=per_run))
+        registry.register(_Now(runs, unreadable, others, queue, leads, denied, per_run=per_run))
         self.reconcile_seconds = Histogram(
             "compression_reconcile_duration_seconds",
             "Time of one pass over a run, API calls included.",
@@ -118,6 +120,7 @@ class _Now(Collector):
         self,
         runs: Callable[[], Iterable[CompressionRun]],
         unreadable: Callable[[], int],
+        others: Callable[[], int],
         queue: Callable[[], int],
         leads: Callable[[], bool],
         denied: Callable[[], Mapping[str, bool]],
@@ -126,6 +129,7 @@ class _Now(Collector):
     ) -> None:
         self._runs = runs
         self._unreadable = unreadable
+        self._others = others
         self._denied = denied
         self._queue = queue
         self._leads = leads
@@ -156,6 +160,11 @@ class _Now(Collector):
             "compression_runs_unreadable",
             "CompressionRuns that this version of the operator does not understand; they have no phase here.",
             value=self._unreadable(),
+        )
+        yield GaugeMetricFamily(
+            "compression_runs_managed_elsewhere",
+            "CompressionRuns that another installation of the operator looks after (status.managedBy).",
+            value=self._others(),
         )
         steps = [step for run in runs for step in run.status.steps]
         by_state = GaugeMetricFamily("compression_steps", "Steps by phase and state.", labels=["phase", "state"])

@@ -26,6 +26,7 @@ from .jobs import Decision, Notice, ObservedJob
 from .kube import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource, connect
 from .lasting import Lasting
 from .leader import LeaderElection
+from .managers import Manager
 from .metrics import Metrics
 from .reconcile import reconcile
 from .repeats import Repeats
@@ -60,6 +61,7 @@ class Options:
     lease_namespace: str = "default"
     lease_name: str = "compression-operator"
     leader_election: bool = True
+    take_over: tuple[str, ...] = ()  # installations that are gone, whose runs are this one's from now on
     workers: int = WORKERS
     resync_seconds: float = 60.0
     missed_seconds: float = MISSED_SECONDS
@@ -67,6 +69,10 @@ class Options:
     host: str | None = None  # of the endpoints; None: every address
     port: int = 8080
     per_run_metrics: bool = True
+
+    @property
+    def manager(self) -> Manager:
+        return Manager(f"{self.lease_namespace}/{self.lease_name}", self.take_over)
 
 
 class Service:
@@ -95,6 +101,7 @@ class Service:
             self._leads,
             per_run=options.per_run_metrics,
             unreadable=lambda: self._runs.unreadable(),
+            others=lambda: self._runs.others(),
             denied=lambda: self._resync.denied(),
         )
         self._kube = Kube(
@@ -111,7 +118,14 @@ class Service:
             returned=self.resources_returned.set,
         )
         self._election = LeaderElection(self._kube, options.lease_namespace, options.lease_name, options.identity)
-        self._runs = ClusterRuns(self._kube, self._caches[RUNS], image=options.image, written=self._metrics.written)
+        self._runs = ClusterRuns(
+            self._kube,
+            self._caches[RUNS],
+            image=options.image,
+            manager=options.manager,
+            left_alone=self._notice,
+            written=self._metrics.written,
+        )
         self._denials = Denials(self._enqueue_all)
         self._repeats = Repeats()
         self._lasting = Lasting(_now)
@@ -214,7 +228,8 @@ class Service:
         found = (self._lasting.trouble(key, error) for error in unmade.values())
         troubles = [trouble for trouble in found if trouble is not None]
         troubles += self._undeleted.about(key, decision)
-        return held_up(run, decision, troubles[0], now) if troubles else decision
+        decision = held_up(run, decision, troubles[0], now) if troubles else decision
+        return self._options.manager.claimed(decision)
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
         """Nothing to do: what a pass did is counted when it is written."""

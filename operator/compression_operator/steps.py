@@ -115,6 +115,8 @@ def follow(
     job = max((job for job in candidates if job.attempt >= first_new), key=lambda job: job.attempt, default=None)
     if job is None:
         return _unseen(step, now, halt=halt) if step.state.active else Followed(step)
+    if job.attempt > step.attempt:
+        step = step.model_copy(update={"progress": None})  # an earlier attempt's
     step = step.model_copy(update={"attempt": job.attempt, "job_name": job.name, "unseen_since": None})
     said = job.termination.missing if job.ended_as is ExitClass.TRANSIENT and job.termination else []
     if missing := makable.intersection(said):
@@ -215,9 +217,19 @@ def _going_on(step: Step, job: ObservedJob, now: datetime) -> Step:
             "completion_time": None,
             "retry_time": None,
             "message": cut(job.message),
-            "progress": job.progress or step.progress,
+            "progress": _further(job.progress, step.progress),
         }
     )
+
+
+def _further(seen: Progress | None, known: Progress | None) -> Progress | None:
+    """The later of two looks at one attempt: who looks anew, or looks elsewhere, may have seen an earlier one."""
+    if seen is None or known is None:
+        return seen or known
+    later = seen.time is None or known.time is None or seen.time > known.time
+    if seen.total_steps != known.total_steps:  # a phase does one thing after another
+        return seen if later else known
+    return seen if seen.step > known.step or (seen.step == known.step and later) else known
 
 
 def _succeeded(step: Step, job: ObservedJob, result: Any, now: datetime) -> Step:
@@ -232,7 +244,7 @@ def _succeeded(step: Step, job: ObservedJob, result: Any, now: datetime) -> Step
             "completion_time": _ended(job, now),
             "retry_time": None,
             "message": "",
-            "progress": _all_of(job.progress or step.progress),
+            "progress": _all_of(_further(job.progress, step.progress)),
         }
     )
 

@@ -18,6 +18,7 @@ from tests.cluster import apt
 LISTED = (
     "compression_runs",
     "compression_runs_unreadable",
+    "compression_runs_managed_elsewhere",
     "compression_steps",
     "compression_step_duration_seconds_bucket",
     "compression_step_retries_total",

@@ -83,6 +83,8 @@ class ApiWorld(Server):
         return 404, {"kind": "Status", "reason": "NotFound", "message": "not found"}, {}
 
     def _post(self, path: str, body: Body) -> Answer:
+        if f"{path}/{body['metadata']['name']}" in self.objects:
+            return 409, {"kind": "Status", "reason": "AlreadyExists", "message": "it exists already"}, {}
         body["metadata"] |= {"uid": f"uid-{self.version}", "creationTimestamp": f"{datetime.now(UTC):%FT%TZ}"}
         return 201, self.put(f"{path}/{body['metadata']['name']}", body), {}
 

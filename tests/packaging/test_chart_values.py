@@ -93,6 +93,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "image.digest": ("abc", "at '/image/digest': 'abc' does not match pattern"),
     "image.pullPolicy": ("Sometimes", "'Always', 'IfNotPresent', 'Never'"),
     "imagePullSecrets": (["registry"], "at '/imagePullSecrets/0': got string, want object"),
+    "takeOver": (["gone"], "at '/takeOver/0': 'gone' does not match pattern"),
     "watchNamespaces": (["Team_A"], "at '/watchNamespaces/0': 'Team_A' does not match pattern"),
     "crds.keep": (False, "additional properties 'keep' not allowed"),
     "operator.workers": (0, "at '/operator/workers': minimum: got 0, want 1"),

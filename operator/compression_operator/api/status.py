@@ -79,6 +79,7 @@ class Progress(Record):
     tokens_per_second: float | None = Field(default=None, description="Tokens a second, over all ranks.")
     documents_per_second: float | None = Field(default=None, description="Documents a second, where text is tokenized.")
     eta_seconds: int | None = Field(default=None, description="Seconds left at the present speed.")
+    time: datetime | None = Field(default=None, description="When the job said so.")
 
 
 class AttemptRecord(Record):
@@ -217,6 +218,11 @@ class CompressionRunStatus(Record):
     teacher: TeacherStatus | None = Field(default=None, description="The teacher as prepare found it.")
     resolved: Resolved | None = Field(default=None, description="What the sources turned out to be.")
     image: str | None = Field(default=None, description="Image of the jobs, kept when the operator is upgraded.")
+    managed_by: str | None = Field(
+        default=None,
+        description="The installation of the operator that looks after the run: namespace and name of its lease. Every "
+        "other one leaves it alone.",
+    )
     handled_retry: str | None = Field(default=None, description="Last value of the retry annotation acted on.")
     steps: list[Step] = Field(default=[], json_schema_extra=WHOLE, description="The steps of the plan.")
     students: list[StudentStatus] = Field(

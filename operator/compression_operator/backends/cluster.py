@@ -93,6 +93,7 @@ class ClusterBackend:
         left = {name: left_over(self._pods.members(f"{namespace}/{name}"), now) for name in missed if name}
         wanted = {name for name, gone in left.items() if missed[name] or gone is not None}
         unseen = await self._unseen(run, (wanted | self._taken.get(run.metadata.uid, set())) - known)
+        progress = {step.job_name: step.progress for step in run.status.steps}
         found: list[ObservedJob] = []
         running: dict[str, str] = {}
         for body in (*bodies, *unseen.values()):
@@ -108,10 +109,9 @@ class ClusterBackend:
                     self._missed[uid] = missed
             job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=missed)
             job = await self._refusals.told(job, namespace, uid, now)
-            look = self._logs.look(uid, now)
             if job.state is JobState.RUNNING and job.ours and job.pod is not None and not gone_since:
                 running[uid] = job.pod
-            found.append(look.told(job, now))
+            found.append(self._logs.told(job, uid, progress.get(name), now))
         self._logs.follow(f"{namespace}/{run.metadata.name}", running)
         return [*found, *(gone for name, gone in left.items() if gone is not None and name not in unseen)]
 

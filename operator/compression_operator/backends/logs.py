@@ -9,6 +9,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from compression_operator.api.status import Progress
+from compression_operator.steps import seconds
 from compression_pipeline.config import human_bytes
 
 TAIL = 64 * 1024
@@ -46,9 +47,11 @@ def event_progress(event: dict[str, Any]) -> Progress | None:
     if event["event"] != "progress":
         return None
     try:
-        return Progress.model_validate({name: event[name] for name in _PROGRESS if event.get(name) is not None})
+        told = Progress.model_validate({name: event[name] for name in _PROGRESS if event.get(name) is not None})
     except ValidationError:
         return None
+    time = event_time(event)
+    return told.model_copy(update={"time": seconds(time) if time else None})
 
 
 def event_wait(event: dict[str, Any]) -> str:

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 PERIOD_SECONDS = 30.0
 """Time between two looks at the logs of one run, and so between two writes of its progress."""
 
+PACE = 2 / 3
+"""Part of that time for which a job has gone on, at least, when its progress is written again."""
+
 FIRST_SECONDS = 5.0
 """Pause before the first look: a step that is over by then costs none."""
 
@@ -97,6 +100,17 @@ class LogWatcher:
     def look(self, uid: str, now: datetime) -> Look:
         """The newest look at a job's log. Before the first one the job has the benefit of the doubt."""
         return self._looks.get(uid) or Look(now, last_event=now, waits=True)
+
+    def told(self, job: ObservedJob, uid: str, known: Progress | None, now: datetime) -> ObservedJob:
+        """The job with what its log tells of it; its progress once it is a while ahead of what is `known`, whoever
+        wrote that, so that writes are as rare as looks.
+        """
+        told = self.look(uid, now).told(job, now)
+        seen = told.progress
+        if job.state is not JobState.RUNNING or not (seen and seen.time and known and known.time):
+            return told
+        soon = (seen.time - known.time).total_seconds() < self._period * PACE
+        return replace(told, progress=known) if soon else told
 
     def forget(self, uid: str) -> None:
         """The job is gone."""

@@ -1,0 +1,33 @@
+"""Which installation of the operator looks after a run, where several watch one namespace. Pure.
+
+The first one that looks at a run writes its name into the status, and every other one leaves the run alone: two would
+write what each of them knows over what the other one does, without end.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .jobs import Decision, Notice
+
+
+@dataclass(frozen=True)
+class Manager:
+    """An installation, with all its replicas."""
+
+    name: str  # namespace and name of its lease
+    takes_over: tuple[str, ...] = ()  # installations that are gone, whose runs are this one's
+
+    def other(self, run: Mapping[str, Any]) -> str | None:
+        """The other installation that looks after a run (JSON, for it may not be one that can be read)."""
+        found = (run.get("status") or {}).get("managedBy")
+        return None if found in (None, "", self.name, *self.takes_over) else str(found)
+
+    def claimed(self, decision: Decision) -> Decision:
+        """The decision on a run that is this one's from now on."""
+        return replace(decision, status=decision.status.model_copy(update={"managed_by": self.name}))
+
+    def left_alone(self, other: str) -> Notice:
+        """What to tell of a run that is another one's."""
+        how = f"where that is gone for good, name it in the chart's takeOver ({other})"
+        return Notice("Normal", "ManagedElsewhere", f"{other} looks after this run, {self.name} leaves it alone; {how}")
