@@ -6,7 +6,7 @@ write what each of them knows over what the other one does, without end.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from .jobs import Decision, Notice
 
@@ -20,7 +20,7 @@ class Manager:
 
     def other(self, run: Mapping[str, Any]) -> str | None:
         """The other installation that looks after a run (JSON, for it may not be one that can be read)."""
-        found = (run.get("status") or {}).get("managedBy")
+        found = cast(Mapping[str, Any], run.get("status") or {}).get("managedBy")
         return None if found in (None, "", self.name, *self.takes_over) else str(found)
 
     def claimed(self, decision: Decision) -> Decision:

@@ -166,14 +166,35 @@ class Schedule:
         twin = next((owner for owner, mark in self._live.values() if mark == planned.fingerprint), None)
         if twin:
             return _Wait(f"waits for {twin}, which makes the same", for_a_job=True)
-        if len(self._live.keys() - self._over) >= self._limits.max_parallel_jobs:
-            return _Wait(f"waits for a free slot (maxParallelJobs is {self._limits.max_parallel_jobs})")
+        if (full := self._full(planned, now)) is not None:
+            return full
         name = self._next_job(planned, step, now).name
         if name in self._limits.foreign:
             return _Wait(_not_ours(name), for_a_job=True, for_a_name=True)
         if name in self._limits.unmade:
             return _Wait(cut(f"waits, for its job cannot be made: {self._limits.unmade[name]}"))
         return None
+
+    def _full(self, planned: PlannedStep, now: datetime) -> _Wait | None:
+        """The wait for a slot, where none is free. One whose job waits for a GPU is free for a step that needs none."""
+        slots, needs_gpu = self._limits.max_parallel_jobs, planned.settings.gpus_per_node > 0
+        taken = [name for name in self._live if name not in self._over and (needs_gpu or not self._idle(name))]
+        if len(taken) < slots:
+            return None
+        ending = sorted(name for name in taken if self._ends(name, now))
+        if len(taken) - len(ending) < slots:
+            return _Wait(f"waits for job {ending[0]} to end", for_a_job=True)
+        return _Wait(f"waits for a free slot (maxParallelJobs is {slots})")
+
+    def _idle(self, name: str) -> bool:
+        job = self._jobs.get(name)
+        planned = self._plan.get(job.step) if job is not None else None
+        waits = job is not None and job.waiting is not None and job.waiting.reason is WaitReason.UNSCHEDULABLE
+        return waits and planned is not None and planned.settings.gpus_per_node > 0
+
+    def _ends(self, name: str, now: datetime) -> bool:
+        job = self._jobs.get(name)
+        return job is not None and (job.deleting or _why_unwanted(self.steps.get(job.step), job, now) is not None)
 
     def _others(self, step: Step) -> list[str]:
         """Live jobs of the step, its present one left out."""

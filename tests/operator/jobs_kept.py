@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus, StepState
-from compression_operator.jobs import ObservedJob
+from compression_operator.jobs import Job, ObservedJob, Wait, WaitReason
 from compression_pipeline.config import ExitClass
 
 
@@ -72,3 +72,15 @@ def seconds_to_linger(status: CompressionRunStatus, job: ObservedJob, now: datet
     assert step.completion_time
     past = (now - step.completion_time).total_seconds()
     return 60 - past if past >= 0 else 0.0
+
+
+def takes_a_slot(job: Job, shown: ObservedJob, other: Job) -> bool:
+    """Whether a job is one too many for `other`, which may not need the GPU that it waits for."""
+    waits_for_a_gpu = job.settings.gpus_per_node > 0 and shown.waiting is not None
+    return other.settings.gpus_per_node > 0 or not waits_for_a_gpu
+
+
+def finds_no_place(pod: str, now: datetime) -> Wait:
+    """What the scheduler says of a pod that it finds no node for."""
+    why = f"pod {pod} cannot be scheduled: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    return Wait(WaitReason.UNSCHEDULABLE, why, told_from=now, counts_from=now + timedelta(seconds=60))

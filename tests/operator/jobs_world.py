@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobs_kept import end_untold, has_a_history, lingers, seconds_left, seconds_to_linger, time_is_over
+import jobs_kept as kept
 from jobs_results import result
 from jobs_truth import Truth, jobs_wanted, leaves
 
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Progress, StepState
 from compression_operator.conditions import FINISHED
-from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, JobState, ObservedJob, Wait, WaitReason
+from compression_operator.jobs import CreateJob, Decision, DeleteJob, Job, JobState, ObservedJob
 from compression_operator.reconcile import reconcile
 from compression_operator.steps import seconds
 from compression_pipeline.config import ExitClass, Phase, Termination
@@ -170,10 +170,11 @@ class World:
             return
         job = self._shown().get(name)
         if job is not None:
-            untold = end_untold(self.status, job, self.halted)
+            untold = kept.end_untold(self.status, job, self.halted)
             if untold:
                 raise Violation(f"{name} goes, and {untold}")
-            if has_a_history(self.status, job) and not time_is_over(self.run, job, self._shown().values(), self.now):
+            over = kept.time_is_over(self.run, job, self._shown().values(), self.now)
+            if kept.has_a_history(self.status, job) and not over:
                 raise Violation(f"{name} goes before its time")
         self.update(name, deleting=True)
 
@@ -187,14 +188,14 @@ class World:
         for name, job in shown.items():
             if self.jobs[name].seen.deleting:
                 continue
-            left = seconds_to_linger(self.status, job, self.now)
+            left = kept.seconds_to_linger(self.status, job, self.now)
             if left is not None and (left <= 0 or (decision.look_again_seconds or LATER) > left):
                 raise Violation(f"{name} is done, but lives; stop it in {left} s, not {decision.look_again_seconds}")
-            if not has_a_history(self.status, job):
+            if not kept.has_a_history(self.status, job):
                 continue
-            if time_is_over(self.run, job, shown.values(), self.now):
+            if kept.time_is_over(self.run, job, shown.values(), self.now):
                 raise Violation(f"{name} stays beyond its time")
-            until, again = seconds_left(self.run, job, self.now), decision.look_again_seconds
+            until, again = kept.seconds_left(self.run, job, self.now), decision.look_again_seconds
             if until is not None and (again is None or again > until):
                 raise Violation(f"{name} is to go in {until} s, looks again in {again} s")
 
@@ -225,9 +226,10 @@ class World:
         wish = self.run.metadata.generation, token
         if self.mistakes.get(job.step) == wish:
             raise Violation(f"{job.name} tries a user's mistake again")
-        live = sum(truth.live and not lingers(decided, truth.seen, self.now) for truth in self.jobs.values())
-        if job.name not in self.names and live >= self.run.spec.max_parallel_jobs:
-            raise Violation(f"{job.name} would be one of {live + 1} live jobs")
+        live = [one for one in self.jobs.values() if one.live and not kept.lingers(decided, one.seen, self.now)]
+        taken = sum(kept.takes_a_slot(one.job, one.shown or one.seen, job) for one in live)
+        if job.name not in self.names and taken >= self.run.spec.max_parallel_jobs:
+            raise Violation(f"{job.name} would be one of {taken + 1} live jobs")
         self.names.add(job.name)
         self.made[job.step] += 1
         seen = ObservedJob(
@@ -287,9 +289,8 @@ class World:
 
     def place_half(self, name: str) -> None:
         """One of the job's pods has its place, another one finds none."""
-        why = f"pod {name}-worker-0 cannot be scheduled: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
-        wait = Wait(WaitReason.UNSCHEDULABLE, why, told_from=self.now, counts_from=self.now + timedelta(seconds=60))
-        self.update(name, waiting=wait, half_placed=self.now, message=why)
+        wait = kept.finds_no_place(f"{name}-worker-0", self.now)
+        self.update(name, waiting=wait, half_placed=self.now, message=wait.message)
 
     def beat(self, name: str) -> None:
         """A sign of life."""

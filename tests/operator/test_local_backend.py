@@ -309,11 +309,11 @@ def test_gpus_are_lent_to_one_job_at_a_time(tmp_path: Path) -> None:
         assert environment_of(here.pid_of(first))["CUDA_VISIBLE_DEVICES"] == "0,1"
         waits = await here.job(run, second.name)
         assert waits and waits.state is JobState.PENDING and waits.message == "waits for free GPUs"
+        await here.backend.create(run, prepare)
+        assert environment_of(here.pid_of(prepare))["CUDA_VISIBLE_DEVICES"] == "", "it does not wait for them"
         await here.backend.delete(run, first.name)
         await here.until(run, second.name, lambda j: j.state is JobState.RUNNING)
         assert environment_of(here.pid_of(second))["CUDA_VISIBLE_DEVICES"] == "0,1"
-        await here.backend.create(run, prepare)
-        assert environment_of(here.pid_of(prepare))["CUDA_VISIBLE_DEVICES"] == ""
         here.backend.kill()
         await here.backend.close()
 

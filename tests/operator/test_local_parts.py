@@ -189,6 +189,16 @@ def test_gpus_are_those_that_the_driver_lists_and_the_user_lets_be_seen(
     )
 
 
+def test_a_job_counts_devices_as_the_user_does(tmp_path: Path) -> None:
+    """By another order the numbers are those of other devices, which it may not use."""
+    own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1", "CUDA_OTHER": "x"}
+    told = machine.environment(own, Phase.DISTILL, config="{}", termination=tmp_path, gpus=("1",))
+    assert {name: value for name, value in told.items() if name.startswith("CUDA_")} == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "1",
+    }
+
+
 def test_processors_are_at_least_one_and_at_most_those_of_the_machine() -> None:
     assert 1 <= machine.processors() <= (os.cpu_count() or 1)
 

@@ -1,5 +1,6 @@
 """Manifests: the wrong ones get one line per fault, the right ones become runs."""
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from compression_operator.api.overrides import InvalidOverride, override
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.schema import structural_schema
 from compression_operator.api.validate import validate
+from compression_pipeline.config import DistillConfig, Rule
 
 HERE = Path(__file__).parent
 INVALID = sorted((HERE / "invalid").glob("*.yaml"))
@@ -23,6 +25,14 @@ def header(path: Path, key: str) -> list[str]:
     """The values of `# key: value` lines at the top of a manifest."""
     mark = f"# {key}: "
     return [line.removeprefix(mark) for line in path.read_text().splitlines() if line.startswith(mark)]
+
+
+@pytest.mark.parametrize("broken", ["stepz", "steps.bit_length.nothing"])
+def test_a_bug_in_a_rule_is_no_manifest_that_is_valid(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    rule = Rule("steps", lambda distill: attrgetter(broken)(distill))
+    monkeypatch.setattr(DistillConfig, "rules", (*DistillConfig.rules, rule))
+    with pytest.raises(AttributeError):
+        load(HERE / "valid" / "minimal.yaml", World.LOCAL)
 
 
 def test_there_are_many_ways_to_be_wrong() -> None:

@@ -296,7 +296,13 @@ class CompressionRunSpec(ConfigModel):
     suspend: bool = Field(
         default=False, description="Stops running jobs at a checkpoint and starts no more, until it is false again."
     )
-    max_parallel_jobs: int = Field(default=2, ge=1, le=32, description="Jobs of this run that may run at once.")
+    max_parallel_jobs: int = Field(
+        default=2,
+        ge=1,
+        le=32,
+        description="Jobs of this run that may run at once. One that waits for a GPU leaves its place to one "
+        "that needs none.",
+    )
     job_history_limit: int = Field(
         default=3,
         ge=0,

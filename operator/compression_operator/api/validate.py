@@ -99,8 +99,10 @@ def _rule_findings(model: ConfigModel, path: str, world: World) -> Iterator[Find
             continue
         try:
             sentence = rule.check(model)
-        except AttributeError:  # a field that the rule looks at is faulty, so the view lacks it; that fault is told
-            continue
+        except AttributeError as error:
+            if isinstance(error.obj, ConfigModel) and error.name in type(error.obj).model_fields:
+                continue  # a field that the rule looks at is faulty, so the view lacks it; that fault is told
+            raise
         if sentence is not None:
             yield join(path, rule.path) if rule.path else path, sentence
     for name, field in type(model).model_fields.items():

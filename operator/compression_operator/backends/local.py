@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.jobs import Job, JobState, ObservedJob
+from compression_operator.jobs import Job, JobState, ObservedJob, Wait, WaitReason
 from compression_pipeline.config import TERMINATION_VARIABLE, ExitClass, Phase, Termination
 
 from . import machine, processes, shares, space
@@ -190,7 +190,9 @@ class LocalBackend:
         if folder.name in self._starting:
             return ObservedJob(**common, state=JobState.PENDING, alive=True)
         if any(waiting.folder.name == folder.name for waiting in self._waiting):
-            return ObservedJob(**common, state=JobState.PENDING, alive=True, message="waits for free GPUs")
+            why = "waits for free GPUs"
+            common["waiting"] = Wait(WaitReason.UNSCHEDULABLE, why, told_from=record.created, counts_from=None)
+            return ObservedJob(**common, state=JobState.PENDING, alive=True, message=why)
         process = folder.process()
         if process is not None:
             common["started"] = process.started
@@ -246,15 +248,16 @@ class LocalBackend:
         return space.shortage(store, needed)
 
     async def _start_waiting(self) -> None:
-        """Start every waiting job that there are GPUs for, the oldest first."""
+        """Start every waiting job that there are GPUs for, the oldest first; one that needs none waits for nobody."""
         while self._waiting:
-            first = self._waiting[0]
-            wanted = self._gpus_wanted(first.job)
             taken = {name for names in self._gpus_of.values() for name in names}
             free = [name for name in self._place.gpus if name not in taken]
+            oldest = self._waiting[0]
+            first = next((one for one in self._waiting if not self._gpus_wanted(one.job)), oldest)
+            wanted = self._gpus_wanted(first.job)
             if len(free) < wanted:
                 return
-            self._waiting.popleft()
+            self._waiting.remove(first)
             name = first.folder.name
             self._gpus_of[name] = tuple(free[:wanted])
             self._starting.add(name)

@@ -14,6 +14,7 @@ HUB_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT")
 
 PASSED_ON = frozenset(
     {
+        "CUDA_DEVICE_ORDER",  # which devices the numbers in CUDA_VISIBLE_DEVICES are
         "CUDA_HOME",
         "HOME",
         "LANG",

@@ -38,7 +38,7 @@ def _whole_micro_batches(training: "TrainingConfig") -> str | None:
 
 def _warms_up_before_the_end(training: "TrainingConfig") -> str | None:
     warmup, steps = training.warmup_steps, training.steps
-    return _WARMS_TOO_LONG % (warmup, steps, steps - 1) if warmup >= steps else None
+    return _WARMS_TOO_LONG % (warmup, steps, steps - 1) if 1 <= steps <= warmup else None
 
 
 class TrainingConfig(ConfigModel):
@@ -56,7 +56,7 @@ class TrainingConfig(ConfigModel):
         Rule(
             "warmupSteps",
             _warms_up_before_the_end,
-            cel="self.warmupSteps < self.steps",
+            cel="self.steps < 1 || self.warmupSteps < self.steps",
             message=cel_format(_WARMS_TOO_LONG, "self.warmupSteps", "self.steps", "self.steps - 1"),
         ),
         Rule.of(
