@@ -18,7 +18,8 @@ from typing import Any
 
 from compression_pipeline.config import Phase
 
-from .api.run import CompressionRun
+from .api.run import SOURCES_ANNOTATION, CompressionRun
+from .plan import Plan, plan
 
 LIVE = timedelta(hours=1)
 """A job that has touched its heartbeat this lately may still run: hundreds of beats, and clocks of volumes differ."""
@@ -53,6 +54,10 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
         names = {step.artifact for step in run.status.steps} | {student.artifact for student in run.status.students}
         # Of a step that is under way: what it is about to publish, or to find.
         names |= {f"{step.phase.value}-{step.fingerprint}" for step in run.status.steps}
+        names |= {_noted(store, step.fingerprint) for step in run.status.steps if step.fingerprint is not None}
+        planned = _planned(run).steps
+        names |= {step.artifact for step in planned}
+        found |= {store / "work" / mark for step in planned for mark in (step.fingerprint, step.key) if mark}
         waiting = [name for name in names if name is not None]
         while waiting:
             artifact = store / "artifacts" / waiting.pop()
@@ -97,12 +102,17 @@ def unused(store: Path, used: Iterable[Path], *, now: datetime, older_than: time
     return [Unused(folder, size, changed) for (folder, changed), size in zip(found, _freed(contents), strict=True)]
 
 
-def remove(found: Unused) -> None:
-    """Remove it, out of sight first: nothing that is half removed is taken for an artifact. Raises OSError."""
+def remove(found: Unused) -> bool:
+    """Remove it, out of sight first: nothing that is half removed is taken for an artifact. Whether it was removed: not
+    where a job has begun to use it since it was found. Raises OSError.
+    """
     path = found.path
+    if path.stat().st_mtime > found.changed.timestamp() + 1:  # a datetime is rounded
+        return False
     if not path.name.startswith(_REMOVING):
         path = path.rename(path.with_name(f"{_REMOVING}{path.name.lstrip('.')}"))
     shutil.rmtree(path)
+    return True
 
 
 def _named(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
@@ -117,6 +127,23 @@ def _inputs(artifact: Path) -> list[str]:
         return [name for name in manifest["inputs"].values() if isinstance(name, str) and _ARTIFACT.fullmatch(name)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _noted(store: Path, fingerprint: str) -> str | None:
+    """The artifact that a step noted when it was done, which may not be in its run's status yet."""
+    try:
+        name: Any = json.loads((store / "work" / fingerprint / "published.json").read_text(encoding="utf-8"))[
+            "artifact"
+        ]
+        return name if isinstance(name, str) and _ARTIFACT.fullmatch(name) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _planned(run: CompressionRun) -> Plan:
+    """The steps of the run as it is told now, which may be more than its status knows."""
+    sources = run.metadata.annotations.get(SOURCES_ANNOTATION)
+    return plan(run.spec, resolved=run.status.resolved, sources=sources)
 
 
 def _job(heartbeat: Path) -> str:

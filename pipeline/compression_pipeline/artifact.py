@@ -121,7 +121,7 @@ class Store:
             with suppress(OSError):
                 list(self.artifacts.iterdir())  # a client of NFS forgets which names were not there
         if found is not None:
-            return found
+            return self.use(found)
         path = self.artifacts / name
         again = f"the step that makes {name} must run again"
         if not path.is_dir():
@@ -129,6 +129,12 @@ class Store:
         manifest = _manifest(path)
         missing = MANIFEST if manifest is None else _missing(path, manifest) or MANIFEST
         raise MissingArtifact(name, f"{path / missing} is missing or not whole; {again}")
+
+    def use(self, artifact: Artifact) -> Artifact:
+        """The artifact, marked as used now: what was used lately no clean-up removes, whichever runs it knows of."""
+        with suppress(OSError):
+            os.utime(artifact.path)
+        return artifact
 
     def find_published(self, phase: str, fingerprint: str) -> Artifact | None:
         """What the step of this fingerprint has published, with the result that it told, where its sources are still

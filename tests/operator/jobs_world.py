@@ -305,7 +305,7 @@ class World:
             return
         self.faults[job.step] += not said
         report = result(job)
-        artifact = f"{job.phase}-{report.get('key', job.fingerprint)}"
+        artifact = f"{job.phase}-{report.get('key', job.config.artifact_key)}"
         report["cached"] = artifact in self.published
         self.published.add(artifact)
         self.lost.discard(artifact)

@@ -62,7 +62,8 @@ def _remove(store: Path, found: list[Unused], *, dry_run: bool) -> int:
     for one in found:
         if not dry_run:
             try:
-                remove(one)
+                if not remove(one):
+                    continue
             except OSError as error:
                 complain(f"cannot remove {one.path}: {error.strerror or error}")
                 code = Code.FAILED

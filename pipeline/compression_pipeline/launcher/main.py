@@ -145,7 +145,7 @@ class _Launcher:
         return self._store.find_published(self._phase.value, self._job.fingerprint)
 
     def _adopt(self, artifact: Artifact) -> Termination:
-        result: dict[str, Any] = artifact.manifest.result | {"cached": True}
+        result: dict[str, Any] = self._store.use(artifact).manifest.result | {"cached": True}
         self._events.info(f"{artifact.name} is published already")
         self._events.result(result)
         return Termination.model_validate({"class": ExitClass.DONE, "result": result})

@@ -80,7 +80,7 @@ def _look(job: PrepareJob, context: Context) -> PrepareResult:
     cached = artifact is not None
     if artifact is None:
         artifact = _make(job, context, key, resolved, (teacher, model_files), (dataset, splits))
-    found = PrepareResult.model_validate(artifact.manifest.result)
+    found = PrepareResult.model_validate(context.store.use(artifact).manifest.result)
     _check_length(found, job.dataset)
     # The same content may have come from elsewhere the first time.
     told = {"resolved_teacher": resolved["teacher"], "resolved_dataset": resolved["dataset"]}
@@ -102,7 +102,7 @@ def _known(job: PrepareJob, context: Context) -> PrepareResult | None:
     artifact = context.store.recorded(record) if record is not None and record.may_stand else None
     if artifact is None:
         return None
-    found = PrepareResult.model_validate(artifact.manifest.result)
+    found = PrepareResult.model_validate(context.store.use(artifact).manifest.result)
     _check_length(found, job.dataset)
     return found.model_copy(update={"cached": True})
 
