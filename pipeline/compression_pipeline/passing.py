@@ -56,15 +56,17 @@ _TEXT = re.compile(
             r"address already in use|EADDRINUSE",
             r"failed to (recv|send|connect)|recvValue failed|sendBytes failed|recvBytes failed",
             r"monitoredBarrier|collective operation timeout|rendezvous",
+            r"\b(429|5\d\d) (Client|Server) Error",
             # the GPU, its links and its driver
             r"unspecified launch failure|uncorrectable|\bECC\b|NVLink|\bXid\b|fallen off the bus|GPU is lost",
             r"(device|GPU)\S* (is|are) (busy|lost|unavailable)|busy or unavailable|hardware stack error",
             r"all CUDA-capable devices are busy|system not yet initialized|launch timed out|cudaErrorLaunchFailure",
+            r"CUDA (unknown error|error: unknown error)|no CUDA-capable device is detected|No CUDA GPUs are available",
             r"CU(BLAS|DNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)",
             # memory, space, and who kills for them
             r"can't allocate memory|cannot allocate memory|not enough memory|std::bad_alloc|unable to mmap",
             r"no space left on device|disk quota exceeded|unable to (open|write) .*shared memory|bus error",
-            r"is killed by signal|was killed|terminated abruptly|too many open files",
+            r"is killed by signal|was killed|died with <Signals\.|terminated abruptly|too many open files",
             # volumes
             r"input/output error|stale file handle|transport endpoint is not connected|remote I/O error",
             r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+",
@@ -72,7 +74,9 @@ _TEXT = re.compile(
     ),
     re.IGNORECASE,
 )
-_NOT_PASSING_TEXT = re.compile(r"device-side assert|ncclInvalidUsage|ncclInvalidArgument", re.IGNORECASE)
+_NOT_PASSING_TEXT = re.compile(
+    r"device-side assert|ncclInvalidUsage|ncclInvalidArgument|CERTIFICATE_VERIFY_FAILED", re.IGNORECASE
+)
 _OF_THE_PROGRAM = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
 """Never passing, whatever they say or came from."""
 

@@ -259,7 +259,9 @@ def test_a_job_is_told_everything() -> None:
         f"finetune-{named['finetune']}",
         f"prune-{named['prune-depth']}",
     )
-    assert config.distill == manifest().spec.distill.model_copy(update={"precision": Precision.BF16})
+    wanted = manifest().spec.distill
+    assert wanted
+    assert config.distill == wanted.model_copy(update={"precision": Precision.BF16})
 
 
 def test_jobs_without_gpus_have_their_processes() -> None:

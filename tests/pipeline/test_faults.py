@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import safetensors.torch
 import torch
 import yaml
 from pydantic import BaseModel
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, but not in __all__
 
 from compression_pipeline.config import ExitClass, FinetuneConfig
 from compression_pipeline.errors import Interrupted, TransientError, UserError
@@ -68,7 +70,7 @@ def refused() -> None:
 
 def taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        torch.distributed.TCPStore("127.0.0.1", listener.getsockname()[1], 1, True)
+        TCPStore("127.0.0.1", listener.getsockname()[1], 1, True)
 
 
 def nobody_there() -> None:
@@ -76,13 +78,13 @@ def nobody_there() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    torch.distributed.TCPStore("127.0.0.1", port, 2, False, timeout=timedelta(milliseconds=300))
+    TCPStore("127.0.0.1", port, 2, False, timeout=timedelta(milliseconds=300))
 
 
 def closed_store() -> None:
     from datetime import timedelta
 
-    store = torch.distributed.TCPStore("127.0.0.1", 0, 1, True)
+    store = TCPStore("127.0.0.1", 0, 1, True)
     store.set_timeout(timedelta(milliseconds=200))
     store.get("nobody sets this")
 
@@ -90,6 +92,10 @@ def closed_store() -> None:
 def killed_worker() -> None:
     with concurrent.futures.ProcessPoolExecutor(1) as pool:
         pool.submit(signal.raise_signal, signal.SIGKILL).result()
+
+
+def killed_command() -> None:
+    subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], check=True)
 
 
 def slow_command() -> None:
@@ -129,7 +135,7 @@ def embedding() -> None:
 
 
 def shapes() -> None:
-    torch.zeros(2, 3) @ torch.zeros(2, 3)
+    torch.matmul(torch.zeros(2, 3), torch.zeros(2, 3))
 
 
 def no_such_module() -> None:
@@ -215,7 +221,10 @@ CASES: list[tuple[str, Callable[[], Any], ExitClass, str]] = [
     ),
     ("NCCL's watchdog", says(RuntimeError, "NCCL communicator was aborted on rank 3."), PASSING, "aborted"),
     ("what came from a lost peer", in_a_lost_peer_s_name, PASSING, "the step failed"),
+    ("a busy server", says(OSError, "503 Server Error: Service Unavailable for url: https://hub"), PASSING, "503"),
+    ("another authority", says(ssl.SSLCertVerificationError, 1, "[SSL: CERTIFICATE_VERIFY_FAILED]"), USER, "VERIFY"),
     # The GPU.
+    ("a GPU that is gone", cuda("no CUDA-capable device is detected"), PASSING, "CUDA"),
     ("an ECC error", cuda("uncorrectable ECC error encountered"), PASSING, "CUDA"),
     ("a launch failure", cuda("unspecified launch failure"), PASSING, "CUDA"),
     ("NVLink", cuda("uncorrectable NVLink error detected during the execution"), PASSING, "CUDA"),
@@ -264,6 +273,7 @@ CASES: list[tuple[str, Callable[[], Any], ExitClass, str]] = [
         PASSING,
         "killed",
     ),
+    ("a killed command", killed_command, PASSING, "SIGKILL"),
     ("a command that doesn't end", slow_command, PASSING, "timed out"),
     ("too many files", number(errno.EMFILE), PASSING, "Too many"),
     # The data.
