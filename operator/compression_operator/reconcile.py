@@ -237,14 +237,17 @@ class _Pass:
         return found
 
     def _text_fault(self) -> str | None:
-        """What prepare says where it is told of such a sequenceLength; it was told of another one."""
+        """What prepare says where it is told of such a sequenceLength, for it was told of another one; and whether a
+        training could make no batch of the text.
+        """
         teacher, resolved, dataset = self._status.teacher, self._status.resolved, self._run.spec.dataset
         if teacher is None or resolved is None:
             return None
         fault = sequence_fault(teacher, dataset.sequence_length)
         tokens, held_out = resolved.train_tokens, resolved.validation_tokens
         if fault is None and tokens is not None and held_out is not None:
-            fault = text_fault(dataset, train_tokens=tokens, validation_tokens=held_out)
+            trainings = self._run.spec.trainings()
+            fault = text_fault(dataset, train_tokens=tokens, validation_tokens=held_out, trainings=trainings)
         return f"spec.{fault}" if fault else None
 
     # -- when to look again -------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def result(job: Job) -> dict[str, Any]:
                 "resolvedTeacher": source,
                 "resolvedDataset": source,
                 "documents": 10,
-                "trainTokens": 1_000_000,
+                "trainTokens": 100_000_000,
                 "validationTokens": VALIDATION_TOKENS,
             }
         case Phase.FINETUNE:

@@ -168,7 +168,7 @@ class Job:
                 "resolvedTeacher": source,
                 "resolvedDataset": source,
                 "documents": 10,
-                "trainTokens": 1_000_000,
+                "trainTokens": 100_000_000,
                 "validationTokens": 100_000,
             },
             "finetune": {"teacherLoss": 4.0, "correctedTeacherLoss": 3.8, "tokensPerSecond": 1000.0},

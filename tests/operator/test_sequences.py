@@ -1,10 +1,12 @@
 """Sequences that the teacher, or the text, is too short for are refused before a GPU is asked for."""
 
+from typing import Any
+
 import jobs_results
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs_world import World, manifest
+from jobs_world import World, manifest, student
 from looks import PREPARED, at, condition, created, deleted, open_jobs, states, step
 
 from compression_operator.api.status import RunPhase
@@ -39,6 +41,35 @@ def test_sequences_that_cannot_be_trained_on_ask_for_no_gpu(
         world.settle(name)
     assert created(world.look()) == []
     world.edit(dataset={"source": "hf://owner/text", "sequenceLength": 128})
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+BATCH = {"steps": 100, "globalBatchSize": 800_000}
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"finetune": BATCH}, "finetune"),
+        ({"distill": BATCH}, "distill"),
+        (
+            {"students": [student("width", hiddenSize=128), student("own", BATCH, dropLayers=[3])]},
+            "students[1].distill",
+        ),
+    ],
+)
+def test_a_batch_of_more_text_than_there_is_asks_for_no_gpu(spec: dict[str, Any], field: str) -> None:
+    length, tokens = 128, 100_000_000
+    dataset = {"source": "hf://owner/text", "sequenceLength": length}
+    world = World(manifest(dataset=dataset, **spec))
+    at(world, *PREPARED[:1])
+    assert world.status.phase is RunPhase.FAILED and states(world)["prepare"] == "Succeeded"
+    said = condition(world, "Stalled").message
+    assert f"{tokens} tokens of train text, fewer than one batch takes: {field}.globalBatchSize (800000) x" in said
+    assert f"= {800_000 * length + 1}; give more text, or lower sequenceLength or {field}.globalBatchSize" in said
+    assert f"(to {(tokens - 1) // length} at most)" in said
+    world.edit(dataset={**dataset, "sequenceLength": length // 2})
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
 

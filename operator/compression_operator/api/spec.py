@@ -16,6 +16,7 @@ from compression_pipeline.config import (
     PruneConfig,
     Rule,
     TeacherConfig,
+    TrainingConfig,
 )
 
 from .pods import (
@@ -318,3 +319,11 @@ class CompressionRunSpec(ConfigModel):
         description="Time after its end when a job is removed with its pods. Artifacts and the run itself always stay. "
         "Default: a week. Local runs keep every log.",
     )
+
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """Every training that the manifest asks for, by its field."""
+        found: dict[str, TrainingConfig] = {"finetune": self.finetune} if self.finetune else {}
+        if self.distill and not all(student.distill for student in self.students):
+            found["distill"] = self.distill
+        own = {f"students[{n}].distill": student.distill for n, student in enumerate(self.students)}
+        return found | {field: training for field, training in own.items() if training}

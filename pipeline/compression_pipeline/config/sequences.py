@@ -1,10 +1,12 @@
 """Which sequences a teacher and a text are good for: checked before any GPU is asked for, and by who trains; and how
 often a training sees its text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .architecture import Architecture
 from .sources import DatasetConfig
+from .training import TrainingConfig
 
 
 def sequence_fault(teacher: Architecture, sequence_length: int) -> str | None:
@@ -20,8 +22,13 @@ def sequence_fault(teacher: Architecture, sequence_length: int) -> str | None:
     )
 
 
-def text_fault(dataset: DatasetConfig, *, train_tokens: int, validation_tokens: int) -> str | None:
-    """What is wrong with so many tokens of text; None where there is a sequence of each split."""
+def text_fault(
+    dataset: DatasetConfig, *, train_tokens: int, validation_tokens: int, trainings: Mapping[str, TrainingConfig]
+) -> str | None:
+    """What is wrong with so many tokens of text; None where there is a sequence of each split, and a batch to train on.
+
+    `trainings`: by their fields of the manifest (finetune, distill).
+    """
     length = dataset.sequence_length
     for split, tokens in (("train", train_tokens), ("validation", validation_tokens)):
         if tokens < length + 1:  # the last token of a sequence has a target, too
@@ -29,6 +36,15 @@ def text_fault(dataset: DatasetConfig, *, train_tokens: int, validation_tokens: 
                 f"dataset.source: {dataset.source} has {tokens} tokens of {split} text, fewer than one sequence of "
                 f"dataset.sequenceLength ({length}); give more text, lower sequenceLength, or change how much is held "
                 "out (dataset.validationFraction)"
+            )
+    for field, training in trainings.items():
+        batch = training.global_batch_size
+        needed, most = batch * length + 1, (train_tokens - 1) // length
+        if train_tokens < needed:
+            return (
+                f"dataset.source: {dataset.source} has {train_tokens} tokens of train text, fewer than one batch "
+                f"takes: {field}.globalBatchSize ({batch}) x dataset.sequenceLength ({length}) + 1 = {needed}; give "
+                f"more text, or lower sequenceLength or {field}.globalBatchSize (to {most} at most)"
             )
     return None
 

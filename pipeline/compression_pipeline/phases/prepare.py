@@ -139,7 +139,8 @@ def content_key(dataset: DatasetConfig, splits: Splits, *, teacher: str, text: s
 def _check_length(found: PrepareResult, dataset: DatasetConfig) -> None:
     """Say now, and not on a GPU, that there is less text than one sequence; the artifact serves shorter ones."""
     _check_positions(found.teacher, dataset)
-    fault = text_fault(dataset, train_tokens=found.train_tokens, validation_tokens=found.validation_tokens)
+    tokens = {"train_tokens": found.train_tokens, "validation_tokens": found.validation_tokens}
+    fault = text_fault(dataset, **tokens, trainings={})  # the operator knows the trainings, and asks before they run
     if fault:
         raise UserError(fault)
 
