@@ -88,6 +88,10 @@ clean: ## Remove what the demo made
 cluster: ## A real Kubernetes cluster on this machine (Go builds it once, into the cache); eval "$(make -s cluster)"
 	@$(PYTHON) -m tests.cluster up $(if $(STATE),--state $(STATE))
 
+.PHONY: cluster-import
+cluster-import: ## Import image archives into that cluster, which has no registry; FILES="a.tar b.tar"
+	@$(PYTHON) -m tests.cluster import $(FILES) $(if $(STATE),--state $(STATE))
+
 .PHONY: cluster-down
 cluster-down: ## Take that cluster down, without a trace
 	@$(PYTHON) -m tests.cluster down $(if $(STATE),--state $(STATE))

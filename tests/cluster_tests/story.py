@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ class Console:
     bin: Path
     kubeconfig: Path
     transcript: Path
+    exported: dict[str, str] = field(default_factory=dict)  # what its shell has exported
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run kubectl, helm, or a program of this Python's environment; returns what it prints."""
@@ -38,6 +38,14 @@ class Console:
         with self.transcript.open("a") as file:
             file.write(f"$ {' '.join(command)}\n{shown}# {time.monotonic() - began:.1f} s\n")
         assert done.returncode == 0 or not check, f"{' '.join(command)}: {shown}"
+        return shown
+
+    def shell(self, line: str) -> str:
+        """Run a line as a person's shell would: what it exports, and what it sets, stays. Returns what it prints."""
+        kept = self.transcript.with_name("environment")
+        script = f"set -a\n{line}\ncode=$?\nenv --null > {kept}\nexit $code"
+        shown = self.run("bash", "-c", script)
+        self.exported = dict(entry.split("=", 1) for entry in kept.read_text().split("\0") if entry)
         return shown
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
@@ -61,10 +69,10 @@ class Console:
 
     @property
     def _environment(self) -> dict[str, str]:
-        return os.environ | {"KUBECONFIG": str(self.kubeconfig)}
+        return os.environ | self.exported | {"KUBECONFIG": str(self.kubeconfig)}
 
     def _program(self, name: str) -> str:
-        return str(self.bin / name if name in ("kubectl", "helm") else Path(sys.prefix) / "bin" / name)
+        return str(self.bin / name) if name in ("kubectl", "helm") else name
 
 
 @dataclass

@@ -1,8 +1,10 @@
-"""The product as its users have it: helm install, kubectl apply, the real pipeline in real pods, students that load.
+"""The product as its users have it: images, helm install, kubectl apply, the real pipeline in real pods, students that
+load.
 
-`examples/demo-cluster.yaml` is applied as it is, with the commands at its top. To these the tests add what the cluster
-lacks: the volume behind the claim (there is no provisioner), busybox under the name that it has in its registry, and,
-by a patch of `jobTemplate.podTemplate` before the run is let go, the pipeline image's content (see pipeline_image.py).
+README's "On a cluster" is the script: each of its lines is typed, from the images to the report. In place of the
+internet stand a `docker` of ours and the training operator's manifests from its Go module (see readme.py). The image of
+the pipeline lacks the packages of several gigabytes; by a patch of `jobTemplate.podTemplate` before the run is let go,
+they come from this machine (see pipeline_image.py).
 """
 
 import hashlib
@@ -11,6 +13,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,20 +22,20 @@ from pathlib import Path
 
 import pipeline_image
 import pytest
+import readme
 import yaml
 from api import JOBS, Api, Body, wait_for
 from operators import FINAL
 from story import RELEASE, SYSTEM, Console, Story
-from tests.cluster.images import BUSYBOX
 from tests.cluster.paths import REPOSITORY, State
 from tests.cluster.up import Cluster
-from tests.packaging.image import OPERATOR
 
 EXAMPLE = "examples/demo-cluster.yaml"
-REGISTRY_BUSYBOX = "docker.io/library/busybox:1.37"
+VOLUME = "examples/demo/node-volume.yaml"
 STUDENTS = ("width", "depth")
 STEPS = ["prepare", "finetune", *(f"{phase}-{name}" for phase in ("prune", "distill", "export") for name in STUDENTS)]
 TIMES = '{range .status.steps[*]}{.name}{"\\t"}{.startTime}{"\\t"}{.completionTime}{"\\n"}{end}'
+WATCH = ["get", "compressionrun", "demo", "--watch"]
 PATIENCE = 1500
 """Seconds for what takes some three minutes on two idle processors."""
 
@@ -40,13 +43,7 @@ pytestmark = pytest.mark.timeout(2 * PATIENCE)
 
 
 @pytest.fixture(scope="module")
-def images(state: State, installable: None) -> None:
-    """The operator's image, and busybox under its registry's name."""
-    pipeline_image.name_image(state, BUSYBOX, REGISTRY_BUSYBOX)
-
-
-@pytest.fixture(scope="module")
-def console(cluster: Cluster, images: None, tmp_path_factory: pytest.TempPathFactory) -> Console:
+def console(cluster: Cluster, state: State, installable: None, tmp_path_factory: pytest.TempPathFactory) -> Console:
     """A terminal whose kubectl is in a namespace of the test's own, as `kubectl config set-context` would have it."""
     folder = tmp_path_factory.mktemp("console")
     config = yaml.safe_load(cluster.kubeconfig.read_text())
@@ -54,74 +51,65 @@ def console(cluster: Cluster, images: None, tmp_path_factory: pytest.TempPathFac
         context["context"]["namespace"] = f"demo-{secrets.token_hex(3)}"
     (folder / "kubeconfig").write_text(yaml.safe_dump(config))
     assert cluster.bin is not None
-    return Console(cluster.bin, folder / "kubeconfig", folder / "console.txt")
+    path = [str(readme.programs(folder / "programs")), str(Path(sys.prefix) / "bin"), os.environ["PATH"]]
+    exported = {"PATH": os.pathsep.join(path), "STATE": str(state.root)}
+    return Console(cluster.bin, folder / "kubeconfig", folder / "console.txt", exported)
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's text."""
-    folder = tmp_path_factory.mktemp("demo-input")
-    command = [sys.executable, str(REPOSITORY / "examples" / "demo" / "corpus.py"), "--output", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "dataset"
+def dataset() -> Path:
+    """The demo's text, where README's command puts it."""
+    subprocess.run([sys.executable, "examples/demo/corpus.py"], cwd=REPOSITORY, check=True, capture_output=True)
+    return REPOSITORY / "out" / "demo-input" / "dataset"
 
 
 @pytest.fixture(scope="module")
-def story(api: Api, console: Console, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """The run, from `helm install` to its end."""
+def story(api: Api, console: Console) -> Iterator[Story]:
+    """The run, from the images to its end and what it leaves."""
     name = yaml.safe_load(console.kubeconfig.read_text())["contexts"][0]["context"]["namespace"]
-    store = tmp_path_factory.mktemp("store")
-    store.chmod(0o777)  # fsGroup does not apply to folders of the host
-    volumes = [pipeline_image.volume(name, "demo", store, "ReadWriteMany"), *pipeline_image.volumes(name)]
+    volume = yaml.safe_load((REPOSITORY / VOLUME).read_text())
+    store = Path(volume["spec"]["hostPath"]["path"])
+    shutil.rmtree(store, ignore_errors=True)
+    heavy = pipeline_image.volumes(name)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     told = Story(api, console, name, store)
     try:
-        _install(console)
         api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
-        for body in volumes:
+        for body in heavy:
             scope = "" if body["kind"] == "PersistentVolume" else f"/namespaces/{name}"
             api.create(f"/api/v1{scope}/{body['kind'].lower()}s", body)
-        apply, wait, *copies, go, _, _, _ = _commands(dataset)
-        for command in (apply, wait, *copies):
-            console.run(*command)
-        api.merge(told.path, {"spec": {"jobTemplate": {"podTemplate": pipeline_image.pod_template()}}})
-        _let_it_run(told, go)
+        _type(told)
         yield told
     finally:
         console.run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", check=False)
         console.kubectl("delete", "namespace", SYSTEM, name, check=False)
-        for body in volumes:
+        for body in (*heavy, volume):
             if body["kind"] == "PersistentVolume":
                 api.delete(f"/api/v1/persistentvolumes/{body['metadata']['name']}")
+        shutil.rmtree(store, ignore_errors=True)
 
 
-def _install(console: Console) -> None:
-    """As README says; the cluster may have the CRD from other tests already."""
-    repository, tag = OPERATOR.rsplit(":", 1)
-    pipeline, pipeline_tag = pipeline_image.NAME.rsplit(":", 1)
-    console.run(
-        *("helm", "upgrade", "--install", RELEASE, "charts/compression-operator"),
-        *("--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout=600s", "--take-ownership"),
-        *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
-        *("--set", f"pipelineImage.repository={pipeline}", "--set-string", f"pipelineImage.tag={pipeline_tag}"),
-    )
+def _type(told: Story) -> None:
+    """Type README's commands, one after the other."""
+    for command in readme.commands():
+        if command.startswith("kubectl patch "):
+            told.api.merge(told.path, {"spec": {"jobTemplate": {"podTemplate": pipeline_image.pod_template()}}})
+            _let_it_run(told, command)
+        elif " --watch" in command:
+            assert shlex.split(command, comments=True)[1:] == WATCH  # it has been watched since before it was let go
+        elif command.startswith("helm "):
+            # The cluster may have the CRD from other tests, and little time.
+            told.console.shell(f"{command} --timeout=600s --take-ownership")
+        else:
+            told.console.shell(readme.without_internet(command))
 
 
-def _commands(dataset: Path) -> list[list[str]]:
-    """The commands at the example's top: apply, wait, copy the teacher and the text, go, watch, copy a student and its
-    report.
-    """
-    lines = (line.removeprefix("#   ") for line in (REPOSITORY / EXAMPLE).read_text().splitlines())
-    text = [line.replace("out/demo-input/dataset", str(dataset)) for line in lines if line.startswith("kubectl ")]
-    return [shlex.split(line, comments=True) for line in text]
-
-
-def _let_it_run(told: Story, go: list[str]) -> None:
+def _let_it_run(told: Story, go: str) -> None:
     console = told.console
-    watch = console.watch("get", "compressionrun", "demo", "--watch")
+    watch = console.watch(*WATCH)
     try:
         wait_for(lambda: "Suspended" in console.watched(), "the run to wait")
-        console.run(*go)
+        console.shell(go)
         wait_for(lambda: told.look() in FINAL, "the run to end", seconds=PATIENCE, every=1)
         wait_for(lambda: told.status["phase"] in console.watched(), "kubectl to show it, too")
     except TimeoutError as error:
@@ -237,14 +225,13 @@ def test_distillation_wins_back_of_what_pruning_cost(story: Story) -> None:
         assert 0.4 <= student["compressionRatio"] <= 0.7
 
 
-def test_the_students_load_and_write(story: Story, dataset: Path, tmp_path: Path) -> None:
+def test_the_students_load_and_write(story: Story, tmp_path: Path) -> None:
     """As a user gets hold of them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    copy = shlex.join(_commands(dataset)[-2])
     for student in story.status["students"]:
         folder = tmp_path / student["name"]
-        story.console.run(*shlex.split(copy.replace("ARTIFACT", student["artifact"]).replace("./width", str(folder))))
+        story.console.kubectl("cp", f"demo-files:/compression/artifacts/{student['artifact']}/model", str(folder))
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         assert sum(parameter.numel() for parameter in model.parameters()) == student["parameters"]
         inputs = tokenizer("The function returns", return_tensors="pt")
@@ -272,14 +259,19 @@ def test_losses_and_weights_are_those_of_a_local_run(story: Story, alone: Path) 
     assert weights(story.store) == weights(alone / "store")
 
 
-def test_each_student_brought_its_report(story: Story, dataset: Path, tmp_path: Path) -> None:
+def test_what_readme_copies_is_the_first_student_and_its_report(story: Story) -> None:
+    student = story.status["students"][0]
+    made = story.store / "artifacts" / student["artifact"]
+    for copy, original in (("width/config.json", "model/config.json"), ("width.html", "report/index.html")):
+        assert (REPOSITORY / "out" / copy).read_bytes() == (made / original).read_bytes()
+
+
+def test_each_student_brought_its_report(story: Story, tmp_path: Path) -> None:
     """Drawn in its export's pod, which is nobody, has a read-only root and saw nothing but the volume."""
-    copy = shlex.join(_commands(dataset)[-1])
     for student in story.status["students"]:
         file = tmp_path / f"{student['name']}.html"
-        story.console.run(
-            *shlex.split(copy.replace("ARTIFACT", student["artifact"]).replace("./width.html", str(file)))
-        )
+        page = f"demo-files:/compression/artifacts/{student['artifact']}/report/index.html"
+        story.console.kubectl("cp", page, str(file))
         page = " ".join(html.unescape(file.read_text()).split())
         losses = student["validationLoss"]
         figures = [f"{losses[name]:.3f}" for name in ("teacher", "correctedTeacher", "pruned", "distilled")]

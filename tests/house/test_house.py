@@ -145,8 +145,13 @@ def test_the_readme_names_only_commands_that_exist() -> None:
     targets = set(re.findall(r"(?m)^\$ make ([a-z-]+)", readme))
     assert targets
     assert targets <= set(re.findall(r"(?m)^([a-z-]+):", makefile))
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme):
-        assert (ROOT / picture).is_file(), picture
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert page != "README.md" or "SECURITY.md" in links
 
 
 @pytest.mark.parametrize("world", list(World))
