@@ -124,6 +124,7 @@ def test_jobs_that_cannot_be_deleted(play: Callable[..., None]) -> None:
         await until(lambda: api.condition("Degraded") == ("True", WEBHOOK_UNAVAILABLE))
         api.fault = lambda method, path: None
         await until(lambda: not api.names(PYTORCHJOBS))
+        await until(lambda: WEBHOOK_UNAVAILABLE in api.events)
         assert api.events.count(WEBHOOK_UNAVAILABLE) == 1
 
     play(scenario)
