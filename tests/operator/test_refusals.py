@@ -13,7 +13,7 @@ from http_server import Server, served
 from jobs_world import manifest
 
 from compression_operator.backends import refusals
-from compression_operator.backends.podview import wait
+from compression_operator.backends.podview import view, wait
 from compression_operator.backends.refusals import LOOK, TRIED_AGAIN, PodRefusals, refusal, watched
 from compression_operator.denials import Denials
 from compression_operator.jobs import Decision, JobState, ObservedJob, WaitReason
@@ -71,6 +71,17 @@ def test_the_init_container_of_the_training_operator_is_named_and_how_to_mend_it
     assert "give it one by the training operator's template" in said
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert "--pytorch-init-container-template-file" in readme
+
+
+def test_of_an_init_container_that_waited_in_vain_the_network_is_named() -> None:
+    status = {"name": "init-pytorch", "state": {"terminated": {"exitCode": 1}}}
+    pod: dict[str, Any] = {"metadata": {"name": "j-worker-0"}}
+    pod["status"] = {"phase": "Failed", "initContainerStatuses": [status]}
+    said = view(pod, START).disruption
+    assert said.startswith("pod j-worker-0: init container init-pytorch ended with code 1; it could not look up")
+    assert "NetworkPolicy" in said
+    pod["status"] = {"phase": "Failed", "initContainerStatuses": [status | {"name": "mine"}]}
+    assert view(pod, START).disruption.endswith("init container mine ended with code 1")
 
 
 def test_a_run_that_lacks_pods_is_looked_at_again_soon() -> None:

@@ -29,6 +29,7 @@ from tests.packaging.helm import (
 from compression_operator import __version__
 from compression_operator.__main__ import parse
 from compression_operator.api.documents import read_documents
+from compression_operator.backends.network import PERMISSION
 from compression_operator.health import Probes, serve
 from compression_operator.kube import PERMISSIONS
 
@@ -110,13 +111,15 @@ def granted(rules: list[dict[str, list[str]]]) -> list[tuple[str, str, str]]:
     ]
 
 
-def test_the_operator_may_do_what_it_does_and_nothing_else() -> None:
-    bodies = render({})
+@pytest.mark.parametrize("policies", [False, True])
+def test_the_operator_may_do_what_it_does_and_nothing_else(policies: bool) -> None:
+    bodies = render({"jobs": {"networkPolicy": policies}})
     rules = only(bodies, "ClusterRole", "compression-operator.compression-system")["rules"]
     lease = only(bodies, "Role", "compression-operator-lease")["rules"]
     rights = granted(rules) + granted(lease)
     assert len(rights) == len(set(rights)), "a right is given twice"
-    assert set(rights) == {(asked.group, asked.resource, verb) for asked in PERMISSIONS for verb in asked.verbs}
+    needed = (*PERMISSIONS, PERMISSION) if policies else PERMISSIONS
+    assert set(rights) == {(asked.group, asked.resource, verb) for asked in needed for verb in asked.verbs}
 
 
 def test_the_lease_is_the_one_it_is_told_to_take() -> None:

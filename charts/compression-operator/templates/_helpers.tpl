@@ -72,7 +72,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $sum -}}
 {{- end -}}
 
-{{/* What the operator does in the namespaces that it watches: kube.PERMISSIONS, verb by verb (a test compares). */}}
+{{/* What the operator does in the namespaces that it watches: kube.PERMISSIONS and network.PERMISSION, verb by verb (a test compares). */}}
 {{- define "compression-operator.rules" -}}
 - apiGroups: [modelcompression.io]
   resources: [compressionruns]
@@ -95,4 +95,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [list, create, patch]
+{{- if .Values.jobs.networkPolicy }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [create]
+{{- end }}
 {{- end -}}

@@ -13,6 +13,7 @@ from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
 
 from .claims import ClaimAdvice
 from .defaults import JobDefaults
+from .network import NETWORK_POLICIES, network_policy
 from .observation import JOB_NAME, FirstPods, first_pods, lacks_pod, left_over, observe_job
 from .podview import mapping
 from .progress import LogWatcher
@@ -123,6 +124,8 @@ class ClusterBackend:
         context = {"run": f"{namespace}/{run.metadata.name}", "step": job.step, "job": job.name}
         if refused := list(template_findings(run.spec.to_json(), self._defaults.policy)):
             raise TemplateRefused(refused)
+        if self._defaults.network_policy:
+            await self._keep_apart(run, job)
         try:
             manifest = pytorch_job(run, job, image=image_of(run), defaults=self._defaults)
             body = await self._kube.create(PYTORCHJOBS, namespace, manifest)
@@ -141,6 +144,14 @@ class ClusterBackend:
                 raise Conflict(f"job {job.name} is another owner's") from error
         # Without this the next pass, before the watch tells of the job, would miss it.
         self._note(body)
+
+    async def _keep_apart(self, run: CompressionRun, job: Job) -> None:
+        """Have the job's network policy there before its pods are."""
+        try:
+            await self._kube.create(NETWORK_POLICIES, run.metadata.namespace, network_policy(run, job))
+        except ApiError as error:
+            if error.reason != "AlreadyExists" and not error.namespace_gone:
+                raise
 
     async def _there(self, namespace: str, name: str) -> Body:
         """The job whose name is taken. Raises Conflict where it has gone since."""

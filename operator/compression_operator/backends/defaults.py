@@ -125,6 +125,7 @@ class JobDefaults(ConfigModel):
     tolerations: tuple[Toleration, ...] = ()
     user: User = User()
     pod_template: PodTemplates = PodTemplates.RESTRICTED
+    network_policy: bool = False
     allowed_images: tuple[Annotated[str, Field(min_length=1, pattern=r"^\S+$")], ...] = ()
 
     @property

@@ -35,6 +35,11 @@ CREATING = frozenset({"ContainerCreating", "PodInitializing"})
 LONG_PULL = timedelta(minutes=15)
 """Time to pull an image of 20 GB with some to spare; until then a pod that is being created is no trouble."""
 
+INIT_CONTAINER = "init-pytorch"
+"""The training operator's own, in workers: it waits until it can look up the master's name."""
+
+UNFOUND = "; it could not look up the master's name: has the master not started, or does a NetworkPolicy stop DNS?"
+
 UNANSWERED = timedelta(seconds=60)
 """Time beyond its end after which a pod that never ran is not waited for: nobody is there to say that it is gone."""
 
@@ -153,7 +158,7 @@ def _disruption(status: Json, terminated: Json, name: str) -> str:
         ended = mapping(container, "state", "terminated")
         if ended.get("exitCode"):
             what = f"pod {name}: init container {container.get('name')} ended with code {ended['exitCode']}"
-            return _sentence(what, _tail(ended))
+            return _sentence(what, _tail(ended)) + (UNFOUND if container.get("name") == INIT_CONTAINER else "")
     # The kubelet ends or refuses pods in many words (Evicted, NodeShutdown, Terminated, OutOfcpu, NodeAffinity,
     # UnexpectedAdmissionError, ...); what all have in common is a reason of the pod itself.
     if status.get("reason") and status.get("reason") != "DeadlineExceeded":

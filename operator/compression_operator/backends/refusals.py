@@ -18,7 +18,7 @@ from compression_operator.jobs import Decision, ObservedJob, WaitReason
 from compression_operator.kube import EVENTS, PYTORCHJOBS, ApiError, Kube
 
 from .observation import CATCH_UP
-from .podview import EMPTY, mapping
+from .podview import EMPTY, INIT_CONTAINER, mapping
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ FAILED_CREATE = "FailedCreatePod"
 TRIED_AGAIN = f"{GROUP}/pods-asked-again"
 """Annotation of jobs: when the operator last had the training operator try again."""
 
-INIT_CONTAINER = "init-pytorch"
 HINT = (
     f"; the init container {INIT_CONTAINER} is the training operator's, which gives it no securityContext: give it one "
     "by the training operator's template for it (README, On a cluster)"
