@@ -136,6 +136,11 @@ class Store:
             os.utime(artifact.path)
         return artifact
 
+    def set_aside(self, artifact: Artifact) -> None:
+        """Put a damaged artifact out of the way, so that it is made anew."""
+        with suppress(FileNotFoundError):
+            artifact.path.rename(self.artifacts / f".damaged-{artifact.name}-{uuid.uuid4().hex[:8]}")
+
     def find_published(self, phase: str, fingerprint: str) -> Artifact | None:
         """What the step of this fingerprint has published, with the result that it told, where its sources are still
         what they were.

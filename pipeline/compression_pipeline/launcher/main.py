@@ -21,6 +21,7 @@ from compression_pipeline.events import Events
 from compression_pipeline.faults import classify
 from compression_pipeline.machine import adopt_orphans, oom_kills
 from compression_pipeline.redaction import Redactor, guarded
+from compression_pipeline.store import verified
 
 from . import outcome, termination
 from .heartbeat import BEAT_SECONDS, Heartbeat
@@ -101,7 +102,7 @@ class _Launcher:
         turn = self._store.work_folder(self._job.artifact_key)
         heartbeat = Heartbeat(turn, self._name(), token=self._launch, probe=folder)
         try:
-            cached = self._published()
+            cached = self._sound(self._published())
             return self._adopt(cached) if cached is not None else self._make(heartbeat)
         finally:
             if self._layout.leads:
@@ -143,6 +144,27 @@ class _Launcher:
 
     def _published(self) -> Artifact | None:
         return self._store.find_published(self._phase.value, self._job.fingerprint)
+
+    def _sound(self, artifact: Artifact | None) -> Artifact | None:
+        """The artifact, where it holds what was published. A damaged one is put out of the way, and made anew."""
+        if artifact is None:
+            return None
+        said = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= BEAT_SECONDS:
+                said = time.monotonic()
+                self._events.progress(done, total, unit="bytes", doing=f"verify {artifact.name}")
+
+        digests = {name: record.sha256 for name, record in artifact.manifest.files.items()}
+        file = verified.fault(self._store.root, artifact.name, digests, progress)
+        if file is None:
+            return artifact
+        self._events.warning(f"{artifact.path / file} is not what was published; it is set aside and made anew")
+        if self._layout.leads:
+            self._store.set_aside(artifact)
+        return None
 
     def _adopt(self, artifact: Artifact) -> Termination:
         result: dict[str, Any] = self._store.use(artifact).manifest.result | {"cached": True}
