@@ -16,6 +16,7 @@ from compression_pipeline.errors import TransientError
 from compression_pipeline.machine import die_with_parent
 
 from .indexed import token_type
+from .parts import LONG, parts
 from .tokenizer import TeacherTokenizer
 
 BATCH_CHARACTERS = 512 * 1024
@@ -73,22 +74,34 @@ class Encoder:
 
     def encode(self, texts: list[str], held: Held | None) -> EncodedBatch:
         """The tokens of each text and an end-of-document token after it, where it has any tokens at all."""
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         hashes = [held.hash(text) for text in texts] if held else []
-        sides: tuple[list[int], list[int]] = ([], [])
+        sides: tuple[list[bytes], list[bytes]] = ([], [])
         lengths: tuple[list[int], list[int]] = ([], [])
-        for number, encoding in enumerate(encodings):
+        for number, (tokens, count) in enumerate(self._documents(texts)):
             side = int(held is not None and held.takes(hashes[number]))
-            ids: list[int] = encoding.ids
-            if ids:
-                ids.append(self._end)
-            sides[side].extend(ids)
-            lengths[side].append(len(ids))
-        kept, out = (
-            Encoded(np.array(ids, dtype=self._dtype).tobytes(), found)
-            for ids, found in zip(sides, lengths, strict=True)
-        )
-        return EncodedBatch(kept, out, len(sides[0]) + len(sides[1]), min(hashes, default=None))
+            sides[side].append(tokens)
+            lengths[side].append(count)
+        kept, out = (Encoded(b"".join(tokens), found) for tokens, found in zip(sides, lengths, strict=True))
+        return EncodedBatch(kept, out, sum(map(sum, lengths)), min(hashes, default=None))
+
+    def _documents(self, texts: list[str]) -> Iterator[tuple[bytes, int]]:
+        """The stored tokens of each text, and how many they are. Long texts go part by part, to bound the memory."""
+        short = iter(self._encoded([text for text in texts if len(text) <= LONG]))
+        for text in texts:
+            if len(text) <= LONG:
+                found = [self._stored(next(short))]
+            else:
+                found = [self._stored(ids) for part in parts(text, self._backend) for ids in self._encoded([part])]
+            if any(found):
+                found.append(self._stored([self._end]))
+            tokens = b"".join(found)
+            yield tokens, len(tokens) // self._dtype.itemsize
+
+    def _encoded(self, texts: list[str]) -> Iterator[list[int]]:
+        return (encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False))
+
+    def _stored(self, ids: list[int]) -> bytes:
+        return np.array(ids, dtype=self._dtype).tobytes()
 
 
 def _start_worker(parent: int) -> None:

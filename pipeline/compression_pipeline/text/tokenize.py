@@ -54,8 +54,8 @@ class Tokenization:
     def run(self, train: Sequence[TextFile], validation: Sequence[TextFile]) -> Tokenized:
         """Tokenize. Without validation files, `validationFraction` of the training documents is held out.
 
-        Memory stays bounded: the text streams through. Raises UserError where a split ends up without tokens, and what
-        `TextFile` and `encode` raise; Interrupted once the job is told to stop.
+        Memory is bounded by the longest document as text: files stream through. Raises UserError where a split ends up
+        without tokens, and what `TextFile` and `encode` raise; Interrupted once the job is told to stop.
         """
         progress = _Progress(self._context, [*train, *validation])
         if validation:
