@@ -61,13 +61,17 @@ def record(status: CompressionRunStatus, step: Step, result: Record) -> Compress
             return _update_student(status, step, sizes)
         case DistillResult():
             losses = ValidationLoss(
-                teacher=result.teacher_loss, pruned=result.pruned_loss, distilled=result.distilled_loss
+                teacher=result.teacher_loss,
+                pruned=result.pruned_loss,
+                distilled=result.distilled_loss,
+                rounded={dtype.value: loss for dtype, loss in result.rounded_losses.items()} or None,
             )
             return _update_student(
                 status, step, {"validation_loss": losses, "tokens_per_second": result.tokens_per_second}
             )
         case ExportResult():
-            return _update_student(status, step, {"artifact": step.artifact, "sample": result.sample[:SAMPLE_LIMIT]})
+            told = {"artifact": step.artifact, "sample": result.sample[:SAMPLE_LIMIT], "dtype": result.dtype}
+            return _update_student(status, step, told)
         case _:
             raise TypeError(f"no phase reports a {type(result).__name__}")
 
@@ -103,7 +107,10 @@ def _standing(status: CompressionRunStatus, student: StudentStatus, teacher: Tea
             }
         )
     if not done(Phase.EXPORT):
-        changes |= {"artifact": None, "sample": None}
+        changes |= {"artifact": None, "sample": None, "dtype": None}
+    # Export may stand while its weights were measured otherwise since: the figure is distill's.
+    dtype = student.dtype if done(Phase.EXPORT) else None
+    losses = losses.model_copy(update={"exported": (losses.rounded or {}).get(dtype) if dtype else None})
     return student.model_copy(update={**changes, "validation_loss": losses})
 
 

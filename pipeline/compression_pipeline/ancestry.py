@@ -8,6 +8,7 @@ from .artifact import Artifact
 from .config import (
     DistillJob,
     DistillResult,
+    ExportDtype,
     FinetuneJob,
     FinetuneResult,
     Phase,
@@ -30,6 +31,7 @@ class Ancestry:
     distill: tuple[DistillJob, DistillResult]
     calibration_samples: int
     validation_sequences: int
+    arithmetic: str | None  # of distillation and of all losses; None where an older image did not tell
 
     @classmethod
     def read(cls, data: Artifact, teacher: Artifact, pruned: Artifact, distilled: Artifact) -> "Ancestry":
@@ -52,7 +54,14 @@ class Ancestry:
             distill=_job(distilled, DistillJob, DistillResult),
             calibration_samples=pruned.manifest.metrics["calibrationSamples"],
             validation_sequences=distilled.manifest.metrics["validationSequences"],
+            arithmetic=distilled.manifest.metrics.get("precision"),
         )
+
+    def loss_of(self, dtype: ExportDtype) -> float:
+        """Validation loss of the student's weights in this type; of the trained ones where an older image measured no
+        others."""
+        distilled = self.distill[1]
+        return distilled.rounded_losses.get(dtype, distilled.distilled_loss)
 
     @property
     def title(self) -> str:

@@ -173,9 +173,16 @@ class Job:
             },
             "finetune": {"teacherLoss": 4.0, "correctedTeacherLoss": 3.8, "tokensPerSecond": 1000.0},
             "prune": {"student": teacher, "parameters": 600_000, "compressionRatio": 0.6, "keptLayers": [1, 2, 4]},
-            "distill": {"teacherLoss": 3.8, "prunedLoss": 4.8, "distilledLoss": 3.9, "tokensPerSecond": 1234.5},
+            "distill": {
+                "teacherLoss": 3.8,
+                "prunedLoss": 4.8,
+                "distilledLoss": 3.9,
+                "roundedLosses": {"bfloat16": 3.95},
+                "tokensPerSecond": 1234.5,
+            },
             "export": {
                 "parameters": 600_000,
+                "dtype": "bfloat16",
                 "relativeError": 1e-6,
                 "bytes": 2_400_000,
                 "sample": "The function returns what it was given.",

@@ -101,11 +101,11 @@ def validation_tokens(store: Store, samples: int = 6, length: int = 32) -> torch
     return torch.from_numpy(numpy.stack(rows).astype(numpy.int64))
 
 
-def plain_loss(model: Path, store: Store) -> float:
-    """Validation loss by plain transformers."""
+def plain_loss(model: Path, store: Store, dtype: torch.dtype = torch.float32) -> float:
+    """Validation loss by plain transformers, of the weights rounded to a type, in float32."""
     tokens = validation_tokens(store)
     with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(tokens[:, :-1]).logits
+        logits = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).float()(tokens[:, :-1]).logits
     return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
 
 
@@ -115,6 +115,10 @@ def test_the_student_learns(tmp_path: Path) -> None:
     assert result.teacher_loss == pytest.approx(plain_loss(store.open(TEACHER).model, store), abs=1e-5)
     assert result.pruned_loss == pytest.approx(plain_loss(store.open(PRUNED).model, store), abs=1e-5)
     assert result.distilled_loss == pytest.approx(plain_loss(artifact.model, store), abs=1e-5)
+    for dtype in ExportDtype:
+        rounded = plain_loss(artifact.model, store, getattr(torch, dtype.value))
+        assert result.rounded_losses[dtype] == pytest.approx(rounded, abs=1e-6)
+    assert len(set(result.rounded_losses.values())) == 3  # each type's own
     losses = [event["loss"] for event in seen if event["event"] == "progress"]
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -204,7 +208,7 @@ def test_the_teacher_is_measured_once_over_all_attempts(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("kind", ["llama3", "qwen2-tied"])
 def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, engine: Runtime, kind: str) -> None:
     from compression_pipeline.megatron.data import Batch
-    from compression_pipeline.megatron.distillation import DistillationLoss, combine, student_parameters
+    from compression_pipeline.megatron.distillation import DistillationLoss, combine
 
     store = pruned_store(tmp_path, kind)
     models: list[Any] = []
@@ -231,7 +235,7 @@ def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, eng
     value = loss.reduce(loss.forward(model, batch), batch)
     value.backward()
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
-    parameters = student_parameters(model)
+    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
     assert parameters.keys() == dict(plain.named_parameters()).keys()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-7)
@@ -288,10 +292,11 @@ def test_teacher_and_optimizer_are_gone_before_the_reference_is_computed(
     gc.collect()
     before = tensor_bytes()
     run(store, steps=2)
-    at_teacher, at_student, at_reference = seen
+    at_teacher, at_student, at_rounded, at_reference = seen
     assert at_teacher == pytest.approx(0, abs=0.1 * student)
     assert at_student > student  # the teacher is counted, so the student would be
-    assert at_reference == pytest.approx(student, rel=0.1)  # its weights alone
+    assert at_rounded == pytest.approx(student, rel=0.1)  # its weights alone
+    assert at_reference == pytest.approx(student, rel=0.1)
 
 
 def test_an_interruption_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

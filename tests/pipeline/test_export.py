@@ -56,6 +56,7 @@ def test_every_type(store: Store, dtype: str) -> None:
     assert files.config["head_dim"] == 20
     assert files.architecture.tied_embeddings
     assert result.relative_error < 1e-5
+    assert result.distilled_loss == store.open(f"distill-{DISTILLED}").manifest.result["roundedLosses"][dtype]
     assert result.parameters == files.architecture.parameters
     assert result.bytes == sum(path.stat().st_size for path in artifact.model.iterdir())
     loaded = AutoModelForCausalLM.from_pretrained(artifact.model, dtype="auto")
@@ -137,7 +138,8 @@ def test_the_card(store: Store) -> None:
         "| Teacher as it came | 5.9000 | 365.04 |",
         f"| Teacher, corrected on this data | {distilled['teacherLoss']:.4f} |",
         f"| Student, pruned | {distilled['prunedLoss']:.4f} |",
-        f"| **Student, distilled (this model)** | {distilled['distilledLoss']:.4f} |",
+        f"| **Student, distilled (this model, bfloat16)** | {distilled['roundedLosses']['bfloat16']:.4f} |",
+        "of the validation split, computed in FP32.",
         "| Teacher | `hf://someone/Tiny-Llama` | `abc123` | `d1` |",
         "| Data | `file:texts` |  | `d2` |",
         "Kept: layers 1, 3 of 3 (counted from 1)",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stores import context
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import DistillConfig, DistillJob, EvaluateConfig, FinetuneResult
+from compression_pipeline.config import DistillConfig, DistillJob, EvaluateConfig, ExportDtype, FinetuneResult
 from compression_pipeline.errors import Interrupted
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, finetune, measuring
@@ -83,6 +83,17 @@ def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) ->
     other = distill.run(distilling("3" * 32, 5), context(store, "3" * 32)[0])
     assert trains == ["LanguageModelLoss", "LanguageModelLoss", "DistillationLoss"]
     assert other.pruned_loss != made.pruned_loss
+    assert other.rounded_losses[ExportDtype("float32")] == other.distilled_loss
+    assert (
+        len(
+            {
+                other.rounded_losses[ExportDtype("bfloat16")],
+                made.rounded_losses[ExportDtype("bfloat16")],
+                other.distilled_loss,
+            }
+        )
+        == 3
+    )
     assert other.teacher_loss == pytest.approx(measured.corrected_teacher_loss, abs=1e-6)
     for fingerprint, samples in (("4" * 32, made), ("3" * 32, other)):
         found = store.find_published("distill", fingerprint)

@@ -13,7 +13,7 @@ from stores import DATA, TEACHER, context
 
 from compression_pipeline.ancestry import Ancestry
 from compression_pipeline.artifact import Artifact, Store
-from compression_pipeline.config import Architecture, DistillResult, ExportResult
+from compression_pipeline.config import Architecture, DistillResult, ExportDtype, ExportResult
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export
 from compression_pipeline.report.data import Exported
@@ -74,7 +74,8 @@ def test_its_figures_are_those_of_the_chain(store: Store, exported: tuple[Export
     assert corrected[column["Loss"]] == "5.800"
     assert student[column["Parameters"]] == f"{result.parameters / 1e3:.3g} k"
     assert student[column["Of teacher"]] == f"{result.parameters / whole * 100:.0f} %"
-    assert student[column["Loss"]] == f"{distilled.distilled_loss:.3f}"
+    assert result.distilled_loss == distilled.rounded_losses[ExportDtype.BFLOAT16] != distilled.distilled_loss
+    assert student[column["Loss"]] == f"{result.distilled_loss:.3f}"
     assert student[column["When pruned"]] == f"{distilled.pruned_loss:.3f}"
     assert student[column["Training tokens/s"]] == f"{distilled.tokens_per_second:,.0f}"
     weights = sum(path.stat().st_size for path in artifact.model.glob("*.safetensors"))
@@ -170,7 +171,7 @@ def test_a_student_without_samples_says_so(store: Store) -> None:
 def loaded(store: Store, **changes: Any) -> str:
     """A page of the student as it would be with this outcome of the export."""
     chain = Ancestry.read(*map(store.open, STEPS.values()))
-    outcome = Exported(relative_error=0.0, dtype="bfloat16", weights=1, sample="s", teacher_sample="t")
+    outcome = Exported(relative_error=0.0, loss=None, dtype="bfloat16", weights=1, sample="s", teacher_sample="t")
     return said(Page(render(load_student(chain, job(store), replace(outcome, **changes)), "")))
 
 

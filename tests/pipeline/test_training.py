@@ -1,5 +1,6 @@
 """The training loop: what it learns, what it publishes, what it refuses."""
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from compression_pipeline.megatron.data import Batch, TrainingData
 from compression_pipeline.megatron.flops import training_flops
 from compression_pipeline.megatron.history import History, Scalars, StepEntry
 from compression_pipeline.megatron.model import build
+from compression_pipeline.megatron.optimizer import Optimizer
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.schedule import learning_rate
 from compression_pipeline.megatron.training import LanguageModelLoss, train
@@ -152,7 +154,12 @@ class Poisoned(LanguageModelLoss):
 
 
 def train_with(
-    loss: LanguageModelLoss, settings: FinetuneConfig, store: Store, current: Context, engine: Runtime
+    loss: LanguageModelLoss,
+    settings: FinetuneConfig,
+    store: Store,
+    current: Context,
+    engine: Runtime,
+    finished: Callable[[Optimizer], None] = lambda optimizer: None,
 ) -> tuple[torch.nn.Module, Callable[[], History]]:
     """A model, and the call that trains it."""
     teacher = store.open(TEACHER).model
@@ -172,7 +179,26 @@ def train_with(
         runtime=engine,
         context=current,
         checkpoints=checkpoints,
+        finished=finished,
     )
+
+
+def test_what_is_handed_on_are_the_float32_weights(store: Store, engine: Runtime) -> None:
+    """On a GPU the model's own are their bfloat16 roundings."""
+    current, _ = context(store)
+    half = dataclasses.replace(engine, dtype=torch.bfloat16)
+    settings = SETTINGS.model_copy(update={"steps": 2, "checkpoint_interval": 2})
+    found: dict[str, torch.Tensor] = {}
+    model, run = train_with(
+        LanguageModelLoss(), settings, store, current, half, lambda optimizer: found.update(optimizer.weights())
+    )
+    run()
+    assert found.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype is torch.bfloat16
+        assert found[name].dtype is torch.float32
+        assert torch.equal(found[name].bfloat16(), parameter), name
+    assert any(not torch.equal(found[name], each.float()) for name, each in model.named_parameters())
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from pydantic import Field, model_validator
 
-from compression_pipeline.config import Architecture, Family, Phase, Record, ResolvedSource
+from compression_pipeline.config import Architecture, ExportDtype, Family, Phase, Record, ResolvedSource
 
 
 class RunPhase(StrEnum):
@@ -162,6 +162,19 @@ class ValidationLoss(Record):
     corrected_teacher: float | None = Field(default=None, description="Of the teacher after correction.")
     pruned: float | None = Field(default=None, description="Of the student as pruning left it.")
     distilled: float | None = Field(default=None, description="Of the student after distillation.")
+    rounded: dict[str, float] | None = Field(
+        default=None,
+        max_length=8,
+        description="Of the distilled student's weights rounded to each type that an export may have.",
+    )
+    exported: float | None = Field(
+        default=None, description="Of the exported weights, which are the student's rounded to export.dtype."
+    )
+
+    @property
+    def final(self) -> float | None:
+        """Of what the run hands out, as far as that is known."""
+        return self.distilled if self.exported is None else self.exported
 
 
 class StudentStatus(Record):
@@ -179,6 +192,7 @@ class StudentStatus(Record):
         description="The exported checkpoint, <store>/artifacts/<this>/model, and its report beside it, "
         "report/index.html.",
     )
+    dtype: ExportDtype | None = Field(default=None, description="Type of the exported weights.")
     sample: str | None = Field(default=None, max_length=1000, description="A generated sentence.")
 
 

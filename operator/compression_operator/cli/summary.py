@@ -64,11 +64,11 @@ def _table(rows: Sequence[Sequence[str]]) -> "Table":
 def _row(student: StudentStatus) -> Iterator[str]:
     loss = student.validation_loss
     taught_by = loss.teacher if loss.corrected_teacher is None else loss.corrected_teacher
-    won = won_back(taught_by, loss.pruned, loss.distilled)
+    won = won_back(taught_by, loss.pruned, loss.final)
     yield student.name
     yield ABSENT if student.parameters is None else f"{student.parameters:,}"
     yield ABSENT if student.compression_ratio is None else f"{student.compression_ratio:.1%}"
-    for value in (loss.teacher, loss.corrected_teacher, loss.pruned, loss.distilled):
+    for value in (loss.teacher, loss.corrected_teacher, loss.pruned, loss.final):
         yield ABSENT if value is None else f"{value:.4f}"
     yield ABSENT if won is None else f"{won:.1%}"
     yield ABSENT if student.tokens_per_second is None else f"{student.tokens_per_second:,.0f}"

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from .architecture import Architecture
 from .base import ConfigModel, Record
-from .export import ExportConfig
+from .export import ExportConfig, ExportDtype
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
 from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision
@@ -189,6 +189,11 @@ class DistillResult(Record):
     teacher_loss: float
     pruned_loss: float
     distilled_loss: float
+    rounded_losses: dict[ExportDtype, float] = Field(
+        default={},
+        description="Loss of the student's weights rounded to each type that an export may have, in the arithmetic of "
+        "training; a type that can't hold them is left out.",
+    )
     tokens_per_second: float | None = None
     cached: bool = False
 
@@ -197,6 +202,8 @@ class ExportResult(Record):
     """What export reports."""
 
     parameters: int
+    dtype: ExportDtype | None = Field(default=None, description="Type of the exported weights.")
+    distilled_loss: float | None = Field(default=None, description="Validation loss of the exported weights.")
     relative_error: float = Field(description="max |exported - reference| / max |reference| of the logits, fp32.")
     bytes: int
     sample: str = Field(description="Prompt and greedy continuation by plain transformers (at most 1,000 characters).")

@@ -78,8 +78,8 @@ def model_card(
         "## Validation loss",
         "Mean negative log-likelihood per token (nats), and its exponential, over the same "
         f"{ancestry.validation_sequences:,} sequences of {ancestry.distill[0].sequence_length:,} tokens of the "
-        "validation split.",
-        _table(("Model", "Loss", "Perplexity"), _losses(ancestry)),
+        f"validation split{_arithmetic(ancestry)}.",
+        _table(("Model", "Loss", "Perplexity"), _losses(ancestry, export)),
         f"Its [report]({report}), beside this folder where the export wrote it, shows the losses over the steps, what "
         "was pruned by which importance, and how to make it again."
         if report
@@ -114,7 +114,7 @@ def _sizes(teacher: Architecture, student: Architecture) -> list[tuple[str, ...]
     return [*rows, ("Tied embeddings", *("yes" if each.tied_embeddings else "no" for each in (teacher, student)))]
 
 
-def _losses(ancestry: Ancestry) -> list[tuple[str, ...]]:
+def _losses(ancestry: Ancestry, export: ExportConfig) -> list[tuple[str, ...]]:
     result = ancestry.distill[1]
     rows: list[tuple[str, float]] = []
     if ancestry.finetuned is not None:
@@ -122,8 +122,15 @@ def _losses(ancestry: Ancestry) -> list[tuple[str, ...]]:
         rows.append(("Teacher, corrected on this data", result.teacher_loss))
     else:
         rows.append(("Teacher", result.teacher_loss))
-    rows += [("Student, pruned", result.pruned_loss), ("**Student, distilled (this model)**", result.distilled_loss)]
+    rows += [
+        ("Student, pruned", result.pruned_loss),
+        (f"**Student, distilled (this model, {export.dtype.value})**", ancestry.loss_of(export.dtype)),
+    ]
     return [(label, f"{loss:.4f}", f"{math.exp(min(loss, 700)):.2f}") for label, loss in rows]
+
+
+def _arithmetic(ancestry: Ancestry) -> str:
+    return f", computed in {ancestry.arithmetic}" if ancestry.arithmetic else ""
 
 
 def _phases(ancestry: Ancestry) -> list[str]:

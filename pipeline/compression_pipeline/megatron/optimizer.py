@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -108,6 +109,30 @@ class Optimizer:
         """Count on after `step` steps, once the tensors of `sharded_state` were filled."""
         for _, _, master, moments in self._shards():
             moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=master.device)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights whole, by the model's names, in float32: the masters where the model's own are rounded.
+
+        Every rank calls it, and where the model's weights are float32 every rank has them; masters are put together in
+        rank 0's main memory alone.
+        """
+        pieces = {parameter: (start, master.detach()) for parameter, start, master, _ in self._shards()}
+        found: dict[str, torch.Tensor] = {}
+        for parameter, name in self._names.items():
+            if not parameter.requires_grad:
+                continue
+            if parameter.dtype is torch.float32:
+                found[name] = parameter.detach()  # a parameter itself holds on to its gradient's buffer
+                continue
+            whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+            if parameter in pieces:
+                start, master = pieces[parameter]
+                whole[start : start + master.numel()] = master.flatten()
+            if dist.get_world_size() > 1:
+                dist.reduce(whole, 0)
+            if dist.get_rank() == 0:
+                found[name] = whole.view(parameter.shape).cpu()
+        return found
 
     def _shards(self) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor, dict[str, torch.Tensor]]]:
         """Per parameter that this rank has a piece of: it, the piece's start, master weights, torch's state of them."""

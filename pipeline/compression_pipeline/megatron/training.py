@@ -81,6 +81,7 @@ def train(
     runtime: Runtime,
     context: Context,
     checkpoints: Checkpoints,
+    finished: Callable[[Optimizer], None] = lambda optimizer: None,
 ) -> History:
     """Train `model` in place, from the newest checkpoint if there is one; every rank calls it.
 
@@ -91,12 +92,16 @@ def train(
             trained computes no number.
         flops_per_token: operations that a trained token needs, for the utilization (`flops.training_flops`).
         checkpoints: where the state is kept. They stay; remove them once the result is published.
+        finished: called on every rank after the last step, while the optimizer and its float32 weights are there.
 
     Raises:
         UserError: the loss or the gradient norm is not finite.
         Interrupted: told to stop; the state is in a checkpoint.
     """
-    return _Loop(model, loss, settings, data, validate, check, flops_per_token, runtime, context, checkpoints).run()
+    loop = _Loop(model, loss, settings, data, validate, check, flops_per_token, runtime, context, checkpoints)
+    history = loop.run()
+    finished(loop.optimizer)
+    return history
 
 
 class _Loop:
@@ -129,7 +134,7 @@ class _Loop:
         self._flops_per_token = flops_per_token / runtime.world_size
         self._peak = peak_flops(torch.cuda.get_device_name(runtime.device)) if _bf16_gpu(runtime) else None
         self._wrapped = data_parallel(model)
-        self._optimizer = Optimizer(self._wrapped, settings, runtime)
+        self.optimizer = Optimizer(self._wrapped, settings, runtime)
 
     def run(self) -> History:
         settings, first = self._settings, 0
@@ -138,7 +143,7 @@ class _Loop:
                 f"warmupSteps: {settings.warmup_steps} of {settings.steps} steps are warm-up: the learning rate only "
                 "rises; lower it, or train longer"
             )
-        resumed = self._checkpoints.load(self._model, self._optimizer)
+        resumed = self._checkpoints.load(self._model, self.optimizer)
         if resumed is not None:
             first, self._history, self._saved = resumed.step, resumed.history, resumed.step
             self._context.events.info(f"goes on from step {first} ({resumed.path})")
@@ -172,7 +177,7 @@ class _Loop:
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         self._wrapped.zero_grad_buffer()
-        self._optimizer.zero_gradients()
+        self.optimizer.zero_gradients()
         results = get_forward_backward_func()(
             forward_step_func=self._forward_step,
             data_iterator=cast("Any", iter(self._data.batches(step))),
@@ -182,11 +187,11 @@ class _Loop:
             micro_batch_size=self._data.micro_batch_size,
             forward_only=False,
         )
-        norm = self._optimizer.gradient_norm()
+        norm = self.optimizer.gradient_norm()
         figures = self._agree(torch.stack([result["loss"] for result in results]).mean(), norm)
         if not (math.isfinite(figures.loss) and math.isfinite(norm)):
             self._refuse(step + 1, figures)
-        self._optimizer.step(learning_rate(step, self._settings), norm)
+        self.optimizer.step(learning_rate(step, self._settings), norm)
         return figures
 
     def _forward_step(
@@ -273,7 +278,7 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         if self._saved != step:
-            self._checkpoints.save(step, self._model, self._optimizer, self._history)
+            self._checkpoints.save(step, self._model, self.optimizer, self._history)
             self._saved = step
 
 

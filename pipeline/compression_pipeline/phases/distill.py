@@ -1,11 +1,13 @@
 """distill: the student learns from the (corrected) teacher what pruning made it forget."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from compression_pipeline.artifact import Artifact
@@ -69,15 +71,19 @@ def distill(
     trained = _trained(job, context, runtime, teacher, student, validation)
     teacher_loss, history, state = trained.teacher_loss, trained.history, trained.state
     free(runtime)
+    last = history.validation[-1].loss
+    rounded = rounded_losses(job, context, runtime, student, state, validation, last)
+    free(runtime)
     result = DistillResult(
         teacher_loss=teacher_loss,
         pruned_loss=history.validation[0].loss,
-        distilled_loss=history.validation[-1].loss,
+        distilled_loss=last,
+        rounded_losses=rounded,
         tokens_per_second=history.tokens_per_second,
     )
     if runtime.rank == 0:
         with context.store.draft("distill", job.artifact_key) as draft:
-            conversion.write(state, student, draft.path / "model", template=student_files)
+            conversion.write(state, student, draft.path / "model", template=student_files, dtype=torch.float32)
             publish_curves(history, context.folder, draft.path)
             reference(state, student, validation, runtime).write(draft.path)
             published = draft.publish(
@@ -97,12 +103,20 @@ def distill(
 
 def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifact) -> DistillResult:
     """The result for weights that a step has made which measured otherwise: nothing is trained."""
+    from compression_pipeline.megatron.data import ValidationData
+
     models = {"teacher": job.teacher, "pruned": job.pruned, "distilled": made.name}
     found = measuring.losses(job, context, runtime, models)
+    text = context.store.open(job.data).data
+    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
+    reader = conversion.CheckpointReader(made.model)
+    student = reader.files.architecture
+    state = dict(conversion.to_megatron(student, reader))
     result = DistillResult(
         teacher_loss=found["teacher"],
         pruned_loss=found["pruned"],
         distilled_loss=found["distilled"],
+        rounded_losses=rounded_losses(job, context, runtime, student, state, validation, found["distilled"]),
         tokens_per_second=made.result(DistillResult).tokens_per_second,
     )
     if runtime.rank == 0:
@@ -157,6 +171,7 @@ def _trained(
     loss = "its validation loss"
     check_sound(models[0], teacher, teacher_loss, whose="the teacher", what=loss, runtime=runtime)
     model = combine(models[1], models[0])
+    state: dict[str, Tensor] = {}
     history = train(
         model,
         loss=DistillationLoss(model),
@@ -170,10 +185,43 @@ def _trained(
         runtime=runtime,
         context=context,
         checkpoints=Checkpoints(context, job.fingerprint, runtime, keep=settings.keep_checkpoints),
+        finished=lambda optimizer: state.update(optimizer.weights()),
     )
-    # Detached: a parameter itself holds on to its gradient's buffer.
-    state = {name: tensor.detach() for name, tensor in student_parameters(model).items()}
     return _Trained(teacher_loss, history, state, data.passes(settings.steps))
+
+
+def rounded_losses(
+    job: DistillJob,
+    context: Context,
+    runtime: Runtime,
+    student: Architecture,
+    state: Mapping[str, Tensor],
+    validation: "ValidationData",
+    trained: float,
+) -> dict[ExportDtype, float]:
+    """Validation loss of the weights rounded to each type that an export may have; every rank calls it.
+
+    The arithmetic is that of training, as in all figures that these are compared with. So float32 weights, and those of
+    training's own type, have the loss that training measured last (`trained`).
+    """
+    from compression_pipeline.megatron.validation import validation_loss
+
+    model = build(student, runtime, sequence_length=validation.sequence_length)
+    losses: dict[ExportDtype, float] = {}
+    for dtype in ExportDtype:
+        kind = getattr(torch, dtype.value)
+        if kind in (torch.float32, runtime.dtype):
+            losses[dtype] = trained
+            continue
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if runtime.rank == 0:  # who alone may have them
+                    parameter.copy_(state[name].to(kind))
+                dist.broadcast(parameter, 0)
+        loss = validation_loss(model, validation, runtime, context, batch_size=job.distill.micro_batch_size)
+        if math.isfinite(loss):
+            losses[dtype] = loss
+    return losses
 
 
 def reference(

@@ -74,6 +74,7 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         by_teacher = teacher_sample(teacher.model, student, prompt, settings.sample_tokens)
         exported = Exported(
             relative_error=error,
+            loss=ancestry.loss_of(settings.dtype),
             dtype=settings.dtype.value,
             weights=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
             sample=sample,
@@ -84,6 +85,8 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         (folder / "README.md").write_text(card, encoding="utf-8")
         result = ExportResult(
             parameters=student.parameters,
+            dtype=settings.dtype,
+            distilled_loss=exported.loss,
             relative_error=error,
             bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             sample=sample,

@@ -53,6 +53,7 @@ class Exported:
     """A student's checkpoint: how far its logits are from the trained student's, and what it writes."""
 
     relative_error: float
+    loss: float | None  # validation loss of the exported weights
     dtype: str
     weights: int  # bytes
     sample: str
@@ -68,7 +69,7 @@ class StudentData:
     ratio: float | None
     teacher_loss: float | None
     pruned_loss: float | None
-    distilled_loss: float | None
+    distilled_loss: float | None  # of the exported weights, where there are such
     tokens_per_second: float | None
     architecture: Architecture | None
     kept_layers: Sequence[int]

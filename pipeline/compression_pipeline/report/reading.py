@@ -86,6 +86,9 @@ class Reader:
         pruned = self.result(prune, PruneResult)
         distilled = self.result(distill, DistillResult)
         loss = figures.get("validationLoss") or {}
+        final = exported.loss if exported else loss.get("exported")  # of the weights that are handed out
+        if final is None:
+            final = distilled.distilled_loss if distilled else loss.get("distilled")
         taught_by = loss.get("correctedTeacher", loss.get("teacher"))
         if taught_by is None:
             taught_by = teacher.corrected_loss if teacher.corrected_loss is not None else teacher.loss
@@ -95,7 +98,7 @@ class Reader:
             ratio=figures.get("compressionRatio") or (pruned.compression_ratio if pruned else None),
             teacher_loss=distilled.teacher_loss if distilled else taught_by,
             pruned_loss=distilled.pruned_loss if distilled else loss.get("pruned"),
-            distilled_loss=distilled.distilled_loss if distilled else loss.get("distilled"),
+            distilled_loss=final,
             tokens_per_second=figures.get("tokensPerSecond") or (distilled.tokens_per_second if distilled else None),
             architecture=pruned.student if pruned else None,
             kept_layers=pruned.kept_layers if pruned else [],

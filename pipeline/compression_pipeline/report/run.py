@@ -105,6 +105,7 @@ def _exported(reader: Reader, export: Artifact | None, spec: Mapping[str, Any]) 
         return None
     return Exported(
         relative_error=result.relative_error,
+        loss=result.distilled_loss,
         dtype=(spec.get("export") or {}).get("dtype", "bfloat16"),
         weights=weights(export) or result.bytes,
         sample=result.sample,
