@@ -17,6 +17,7 @@ from .config import (
     PruneJob,
     PruneResult,
 )
+from .huggingface.terms import Terms
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Ancestry:
             validation_sequences=distilled.manifest.metrics["validationSequences"],
             arithmetic=distilled.manifest.metrics.get("precision"),
         )
+
+    @property
+    def terms(self) -> Terms:
+        """What the teacher is published under."""
+        return Terms.of(self.artifacts[Phase.PREPARE].model)
 
     def loss_of(self, dtype: ExportDtype) -> float:
         """Validation loss of the student's weights in this type; of the trained ones where an older image measured no

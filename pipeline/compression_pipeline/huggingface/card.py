@@ -52,11 +52,12 @@ def model_card(
 
     `report`: where the report lies, relative to the card.
     """
-    pruned = ancestry.prune[1]
+    pruned, terms = ancestry.prune[1], ancestry.terms
     student, teacher = pruned.student, ancestry.prepare.teacher
     parts = [
         _header(ancestry),
-        f"# {ancestry.title}",
+        f"# {terms.title(ancestry.title)}",
+        f"**{terms.asked.line}.**" if terms.asked and terms.asked.line else "",
         f"A {student.family} model of {student.parameters:,} parameters, "
         f"{100 * pruned.compression_ratio:.1f} % of its teacher's {teacher.parameters:,}: pruned by the importance of "
         "its parts, then distilled from the teacher (Minitron, [2407.14679](https://arxiv.org/abs/2407.14679) and "
@@ -91,7 +92,8 @@ def model_card(
         "The logits of these files in plain transformers were compared with those of the model that was trained "
         f"(float32 arithmetic, weights in {export.dtype.value}): relative error {relative_error:.1g}.",
         "Made with " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".",
-        "The terms of the teacher and of the data hold for this model too.",
+        "The terms of the teacher and of the data hold for this model too"
+        + (f"; the teacher's license is {said}." if (said := _license(ancestry)) else "."),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -99,6 +101,7 @@ def model_card(
 def _header(ancestry: Ancestry) -> str:
     teacher, dataset = ancestry.prepare.resolved_teacher.source, ancestry.prepare.resolved_dataset.source
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    fields |= ancestry.terms.fields
     if teacher.startswith("hf://"):
         fields["base_model"] = teacher.removeprefix("hf://")
     if dataset.startswith("hf://"):
@@ -107,6 +110,11 @@ def _header(ancestry: Ancestry) -> str:
     # JSON scalars and lists are YAML.
     lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
     return "\n".join(["---", *lines, "---"])
+
+
+def _license(ancestry: Ancestry) -> str | None:
+    told = ancestry.terms.fields
+    return told.get("license_name") or told.get("license")
 
 
 def _sizes(teacher: Architecture, student: Architecture) -> list[tuple[str, ...]]:

@@ -17,12 +17,10 @@ from .families import member
 from .files import read_config, write_json
 from .layout import CONFIG, INDEX, SINGLE
 from .names import expected_shapes
+from .terms import PAPERS
 from .tokenizer import TOKENIZER_FILES
 
 GENERATION_CONFIG = "generation_config.json"
-
-COMPANIONS = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*")
-"""Files of a checkpoint that every model made of it keeps: the tokenizer's, and the terms it is published under."""
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -116,12 +114,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def copy_companions(template: Path, folder: Path) -> None:
     """Copy tokenizer, licence and generation config; make the last from config.json where the template has none."""
-    for pattern in COMPANIONS:
-        for path in sorted(template.glob(pattern)):
-            if path.is_file():
-                target = folder / path.relative_to(template)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)
+    papers = (path for path in template.iterdir() if PAPERS.fullmatch(path.name))
+    for path in sorted({*papers, *(path for pattern in TOKENIZER_FILES for path in template.glob(pattern))}):
+        if path.is_file():
+            target = folder / path.relative_to(template)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
     if (template / GENERATION_CONFIG).is_file():
         shutil.copyfile(template / GENERATION_CONFIG, folder / GENERATION_CONFIG)
     else:

@@ -18,6 +18,7 @@ from compression_pipeline.huggingface.conversion import CheckpointReader
 from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.huggingface.names import expected_shapes
 from compression_pipeline.huggingface.sample import continue_greedily, default_prompt
+from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.machine import processors
 from compression_pipeline.proof import Reference, relative_error
@@ -82,7 +83,8 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         )
         drawn = draw_report(ancestry, job, exported, draft.path / REPORT, context)
         card = model_card(ancestry, settings, sample, error, report=f"../{REPORT}/{PAGE}" if drawn else None)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
+        ancestry.terms.write_notice(folder)
         result = ExportResult(
             parameters=student.parameters,
             dtype=settings.dtype,

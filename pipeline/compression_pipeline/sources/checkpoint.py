@@ -1,15 +1,13 @@
 """Which files of a folder or repository make a Hugging Face checkpoint: safetensors, configuration, tokenizer."""
 
-import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from compression_pipeline.huggingface.layout import Read, weight_files
+from compression_pipeline.huggingface.terms import CARD, PAPERS
 from compression_pipeline.huggingface.tokenizer import TOKENIZER_FILES
 
 _PATTERNS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-_PAPERS = re.compile(r"README\.md|(?i:LICEN[CS]E|NOTICE|USE_POLICY|COPYING)([._-][^/]*)?")
-"""What comes with a checkpoint and shapes nothing that is made of it."""
 
 
 def select(names: Collection[str], read: Read, where: str) -> list[str]:
@@ -25,7 +23,7 @@ def select(names: Collection[str], read: Read, where: str) -> list[str]:
 
 def shapes(name: str) -> bool:
     """Whether what is made of the checkpoint depends on the file of this name."""
-    return _PAPERS.fullmatch(name) is None
+    return name != CARD and PAPERS.fullmatch(name) is None
 
 
 def _goes_along(name: str) -> bool:

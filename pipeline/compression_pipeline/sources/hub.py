@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from compression_pipeline.artifact import sha256
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import PhaseError, TransientError, UserError, causes, disk_full
+from compression_pipeline.huggingface.terms import front_matter
 from compression_pipeline.redaction import Redactor
 from compression_pipeline.store.published import ENDPOINT_VARIABLE, Asked, hub_endpoint
 from compression_pipeline.text.files import FORMATS, is_text
@@ -133,7 +134,7 @@ class HubSource:
         if "README.md" not in listed:
             return None
         text = self.fetch([listed["README.md"]])[0].read_text(encoding="utf-8", errors="replace")
-        found = splits.by_readme(_front_matter(text).get("configs"), listed, dataset.config, self._where)
+        found = splits.by_readme(front_matter(text).get("configs"), listed, dataset.config, self._where)
         if found is None or not all(is_text(name) for files in found.values() for name in files):
             return None
         return found
@@ -315,20 +316,6 @@ def _digest(path: Path, file: SourceFile) -> str:
         return sha256(path)
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _front_matter(text: str) -> dict[str, Any]:
-    """The YAML at the head of a README; nothing where it can't be read."""
-    import yaml
-
-    if not text.startswith("---"):
-        return {}
-    head = text[3:].split("\n---", 1)[0]
-    try:
-        found = yaml.safe_load(head)
-    except yaml.YAMLError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _obstacle(error: Exception) -> str:
