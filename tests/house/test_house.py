@@ -49,6 +49,12 @@ def locked(name: str) -> dict[str, str]:
     return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """Test folders are no packages, so pytest imports their files by name: of two alike it takes none."""
+    names = [path.name for path in sources(ROOT / "tests") if path.name not in ("conftest.py", "__init__.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("path", sources(OPERATOR), ids=lambda path: str(path.relative_to(OPERATOR)))
 def test_the_operator_takes_nothing_from_the_pipeline_but_configuration_and_store(path: Path) -> None:
     light = ("compression_pipeline.config", "compression_pipeline.store")

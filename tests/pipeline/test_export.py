@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import torch
 from checkpoints import VOCABULARY
 from exporting import DISTILLED, job, run, student_store
-from safetensors.torch import load_file
-from stores import DATA, TEACHER
+from safetensors.torch import load_file, save_file
+from stores import DATA, TEACHER, context
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_pipeline.ancestry import short_number
@@ -98,6 +99,16 @@ def test_the_teacher_continues_the_same_prompt(store: Store) -> None:
         best = teacher.generate(tokens, max_new_tokens=3, do_sample=False)
     assert result.teacher_sample == clean(tokenizer.decode(best[0], skip_special_tokens=True))
     assert result.teacher_sample != result.sample
+
+
+def test_a_teacher_that_transformers_refuses_costs_its_sample_alone(store: Store, tmp_path: Path) -> None:
+    """Other tools write safetensors whose metadata names no format; Megatron's side reads them."""
+    teacher = shutil.copytree(store.open(TEACHER).model, tmp_path / "model")
+    for file in teacher.glob("*.safetensors"):
+        save_file(load_file(file), file, metadata={"mergekit_version": "0.0.6"})
+    current, recorder = context(store, "d" * 32)
+    assert phase.teacher_sample(teacher, inspect(teacher).architecture, "a", 4, current) is None
+    assert [told["message"].partition(" (")[0] for told in recorder.seen] == ["the teacher's sample could not be had"]
 
 
 def test_a_teacher_that_takes_more_memory_than_the_student_writes_nothing() -> None:

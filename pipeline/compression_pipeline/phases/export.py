@@ -72,7 +72,7 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         sample = continue_greedily(model, tokenizer, prompt, settings.sample_tokens)
         del model  # the teacher takes its place
         context.stop_if_requested()
-        by_teacher = teacher_sample(teacher.model, student, prompt, settings.sample_tokens)
+        by_teacher = teacher_sample(teacher.model, student, prompt, settings.sample_tokens, context)
         exported = Exported(
             relative_error=error,
             loss=ancestry.loss_of(settings.dtype),
@@ -113,10 +113,15 @@ def draw_report(ancestry: Ancestry, job: ExportJob, exported: Exported, folder: 
         write_student_report(ancestry, job, exported, folder)
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        context.events.warning(f"the report could not be drawn ({why[:500]}); the checkpoint is whole and proved")
+        _warn(context, "the report could not be drawn", error)
         return False
     return True
+
+
+def _warn(context: Context, what: str, error: Exception) -> None:
+    """Tell of something that a checkpoint does without."""
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    context.events.warning(f"{what} ({why[:500]}); the checkpoint is whole and proved")
 
 
 def check_range(reference: Reference, dtype: ExportDtype) -> None:
@@ -125,12 +130,19 @@ def check_range(reference: Reference, dtype: ExportDtype) -> None:
         raise UserError(f"export.dtype: {dtype.value} can't hold this student's weights; use bfloat16 or float32")
 
 
-def teacher_sample(teacher: Path, student: Architecture, prompt: str, tokens: int) -> str | None:
-    """What the teacher writes, to compare with; None where it would take more memory than the student took."""
+def teacher_sample(teacher: Path, student: Architecture, prompt: str, tokens: int, context: Context) -> str | None:
+    """What the teacher writes, to compare with; None where it would take more memory than the student took.
+
+    None with a warning, too, where plain transformers can't load a teacher that Megatron could.
+    """
     if not fits(inspect(teacher).architecture, student):
         return None
-    model, tokenizer = load(teacher, torch.bfloat16)
-    return continue_greedily(model, tokenizer, prompt, tokens)
+    try:
+        model, tokenizer = load(teacher, torch.bfloat16)
+        return continue_greedily(model, tokenizer, prompt, tokens)
+    except Exception as error:
+        _warn(context, "the teacher's sample could not be had", error)
+        return None
 
 
 def fits(teacher: Architecture, student: Architecture) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch.distributed as dist
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import ConfigModel, DistillJob, FinetuneJob
+from compression_pipeline.config import DistillJob, FinetuneJob, Record
 from compression_pipeline.context import Context
 from compression_pipeline.errors import Interrupted
 from compression_pipeline.huggingface import conversion
@@ -16,7 +16,7 @@ from compression_pipeline.store.published import Published
 if TYPE_CHECKING:
     from compression_pipeline.megatron.runtime import Runtime
 
-Result = TypeVar("Result", bound=ConfigModel)
+Result = TypeVar("Result", bound=Record)
 
 
 def made_before(job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", phase: str) -> Artifact | None:
@@ -67,7 +67,7 @@ def settled(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact,
     return found
 
 
-def note(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: ConfigModel) -> None:
+def note(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: Record) -> None:
     """Let a later job of this step find what it measured. For rank 0."""
     told = {name: value for name, value in result.to_json().items() if name != "cached"}
     context.store.record_published(job.fingerprint, Published(artifact=artifact.name, result=told))

@@ -328,7 +328,7 @@ def test_a_bug_says_where_it_is_and_what_it_ran_on() -> None:
         asserted()
     said = str(classify(raised.value))
     assert said.startswith("AssertionError: (RMSNorm) is not supported in FusedLayerNorm")
-    assert " at test_faults.py:" in said
+    assert " at test_classify.py:" in said
     assert f"(torch {torch.__version__.split('+')[0]}" in said
     assert "megatron-core 0.15" in said
 
