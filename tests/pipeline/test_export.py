@@ -74,10 +74,10 @@ def test_shards(store: Store) -> None:
 
 
 def test_the_sample_is_greedy_and_the_same_every_time(store: Store) -> None:
-    result, artifact = run(store, "5" * 32, sample_prompt="def save", dtype="float32")
-    again, _ = run(store, "6" * 32, sample_prompt="def save", dtype="float32")
+    result, artifact = run(store, "5" * 32, sample_prompt="config = ", dtype="float32")
+    again, _ = run(store, "6" * 32, sample_prompt="config = ", dtype="float32")
     assert result.sample == again.sample
-    assert result.sample.startswith("def save")
+    assert result.sample.startswith("config = ")
     tokenizer = AutoTokenizer.from_pretrained(artifact.model)
     model = AutoModelForCausalLM.from_pretrained(artifact.model, dtype=torch.float32)
     tokens = tokenizer("config = ", return_tensors="pt")["input_ids"]

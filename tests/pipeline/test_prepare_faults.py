@@ -35,7 +35,7 @@ def test_sources_that_are_not_there(preparation: Preparation) -> None:
     assert "dataset.source: file:missing does not exist" in fault(preparation, "file:missing")
     assert "is an empty folder" in fault(preparation, "file:nothing")
     assert "matches no file" in fault(preparation, "file:*.parquet")
-    assert "a.csv is none); give one of .txt, .jsonl" in fault(preparation, "file:other")
+    assert "a.csv is none); give one of .txt, " in fault(preparation, "file:other")
     assert "unsupported type" in fault(preparation, "file:other/a.csv")
     said = fault(preparation, "file:ok.jsonl", teacher={"model": "file:missing"})
     assert "teacher.model: file:missing does not exist" in said
