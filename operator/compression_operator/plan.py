@@ -167,8 +167,9 @@ class _Builder:
         """Add a step; `inputs` maps roles to earlier steps."""
         name = step_name(phase, student.name if student else None)
         on_gpu = self._gpus and getattr(self._spec.phases, phase).gpus_per_node > 0
-        configuration = _configuration(self._spec, phase, student, Precision.BF16 if on_gpu else Precision.FP32)
-        mark, key = self._marks(name, phase, configuration, inputs)
+        precision = Precision.BF16 if on_gpu else Precision.FP32
+        configuration = _configuration(self._spec, phase, student, precision)
+        mark, key = self._marks(name, phase, configuration, inputs, precision)
         if phase is Phase.PREPARE:
             # It is named by the content that was found, so that two ways to the same content share it.
             key = self._resolved.key if self._resolved else None
@@ -185,7 +186,12 @@ class _Builder:
         )
 
     def _marks(
-        self, name: str, phase: Phase, configuration: Mapping[str, Any], inputs: Mapping[str, str]
+        self,
+        name: str,
+        phase: Phase,
+        configuration: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        precision: Precision,
     ) -> tuple[str | None, str | None]:
         """Fingerprint of the step and key of its artifact; none of either while the inputs aren't known."""
         keys = {role: key for role, step in inputs.items() if (key := self._keys[step]) is not None}
@@ -194,6 +200,9 @@ class _Builder:
         blocks = {to_camel(field): block for field, block in configuration.items() if field not in MEASURES}
         if phase is Phase.PREPARE:
             blocks["sources"] = self._sources or None
+        if phase is Phase.PRUNE:
+            # What the device makes of it: importance measured in another arithmetic may choose another student.
+            blocks["precision"] = precision
         key = fingerprint(phase, blocks, keys)
         mark = measuring(key, {field: block for field, block in configuration.items() if field in MEASURES})
         kept = self._kept.get(name, mark)
@@ -220,7 +229,7 @@ def _configuration(
                 "sequence_length": length,
             }
         case Phase.PRUNE:
-            return {"prune": student and student.prune, "sequence_length": length, "precision": precision}
+            return {"prune": student and student.prune, "sequence_length": length}
         case Phase.DISTILL:
             distill = (student and student.distill) or spec.distill
             return {"distill": _settled(distill, precision), "evaluate": spec.evaluate, "sequence_length": length}

@@ -64,7 +64,7 @@ def record(status: CompressionRunStatus, step: Step, result: Record) -> Compress
                 teacher=result.teacher_loss,
                 pruned=result.pruned_loss,
                 distilled=result.distilled_loss,
-                rounded={dtype.value: loss for dtype, loss in result.rounded_losses.items()} or None,
+                rounded=result.rounded_losses or None,
             )
             return _update_student(
                 status, step, {"validation_loss": losses, "tokens_per_second": result.tokens_per_second}

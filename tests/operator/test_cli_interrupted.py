@@ -29,8 +29,9 @@ def reached(bench: Bench, step: str) -> bool:
 
 
 def first_progress(bench: Bench, step: str, attempt: int) -> int:
-    [log] = bench.workdir.glob(f"jobs/*{step.replace('distill-width', 'width-distill')}*-{attempt}/log")
-    match = re.search(r'"progress".*?"step": (\d+)', log.read_text())
+    job = bench.steps()[step]["jobName"]
+    assert job.endswith(f"-{attempt}")
+    match = re.search(r'"progress".*?"step": (\d+)', (bench.workdir / "jobs" / job / "log").read_text())
     assert match
     return int(match[1])
 

@@ -66,9 +66,14 @@ def value_at(said: Any, model: type[ConfigModel], path: Path) -> Any:
     return value_at(found, field.annotation, path[1:])
 
 
-def test_only_what_the_run_sets_is_said() -> None:
+def test_only_what_the_run_sets_is_said_and_the_arithmetic_of_trainings() -> None:
+    """Every image knows that field, and refuses BF16 where its GPU can't be used."""
     distill = json.loads(told(distill={"steps": 1000, "learningRate": 0.0002})[Phase.DISTILL])
-    assert distill["distill"] == {"steps": 1000, "learningRate": 0.0002}
+    assert distill["distill"] == {"steps": 1000, "learningRate": 0.0002, "precision": "BF16"}
+
+
+def test_an_image_from_before_the_arithmetic_was_settled_prunes() -> None:
+    assert "precision" not in told()[Phase.PRUNE], "it finds what its device has by itself"
 
 
 def test_an_image_from_before_a_field_that_the_run_uses_refuses_it_by_name() -> None:

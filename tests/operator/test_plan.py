@@ -61,13 +61,13 @@ def test_arithmetic_that_is_left_to_the_machine_is_settled_in_key_and_job() -> N
     on_cpu = plan(spec, resolved=resolved(), gpus=False)
     assert changed(on_gpu, on_cpu) == ALL - {"prepare"}
     for of, precision in ((on_gpu, Precision.BF16), (on_cpu, Precision.FP32)):
-        assert _arithmetic(of) == [precision] * 5
+        assert _arithmetic(of) == [precision] * 3
 
 
 def test_arithmetic_follows_what_each_phase_asks_for() -> None:
     spec = manifest(distill={"steps": 100}, phases={"distill": {"gpusPerNode": 0}}).spec
     of = plan(spec, resolved=resolved())
-    assert _arithmetic(of) == [Precision.BF16] * 3 + [Precision.FP32] * 2
+    assert _arithmetic(of) == [Precision.BF16] + [Precision.FP32] * 2
 
 
 def test_arithmetic_that_is_told_holds_everywhere() -> None:
@@ -81,14 +81,12 @@ def test_arithmetic_that_is_told_holds_everywhere() -> None:
 
 
 def _arithmetic(of: Plan) -> list[Precision]:
-    """What the jobs of finetune, prune and distill are told to compute in."""
+    """What the jobs of finetune and distill are told to train in."""
     found: list[Precision] = []
     for step in of.steps:
         match of.job(step, run="demo", attempt=1).config:
             case FinetuneJob(finetune=training) | DistillJob(distill=training):
                 found.append(training.precision)
-            case PruneJob(precision=precision):
-                found.append(precision)
             case _:
                 pass
     return found

@@ -10,7 +10,7 @@ from .base import ConfigModel, Record
 from .export import ExportConfig, ExportDtype
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
-from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision
+from .training import DistillConfig, EvaluateConfig, FinetuneConfig
 
 CONFIG_VARIABLE = "COMPRESSION_CONFIG"
 TERMINATION_VARIABLE = "COMPRESSION_TERMINATION_MESSAGE"
@@ -100,10 +100,6 @@ class PruneJob(JobConfig):
     teacher: str = Field(description="Artifact with the (corrected) teacher: finetune's, or prepare's without one.")
     sequence_length: int
     prune: PruneConfig
-    precision: Precision = Field(
-        default=Precision.AUTO,
-        description="Arithmetic in which importance is measured where the weights are bfloat16, else it is FP32.",
-    )
 
 
 class DistillJob(JobConfig):
@@ -189,10 +185,10 @@ class DistillResult(Record):
     teacher_loss: float
     pruned_loss: float
     distilled_loss: float
-    rounded_losses: dict[ExportDtype, float] = Field(
+    rounded_losses: dict[str, float] = Field(
         default={},
-        description="Loss of the student's weights rounded to each type that an export may have, in the arithmetic of "
-        "training; a type that can't hold them is left out.",
+        description="Loss of the student's weights rounded to each type that an export may have (ExportDtype's, or "
+        "those of another version), in the arithmetic of training; a type that can't hold them is left out.",
     )
     tokens_per_second: float | None = None
     cached: bool = False

@@ -198,7 +198,7 @@ def rounded_losses(
     state: Mapping[str, Tensor],
     validation: "ValidationData",
     trained: float,
-) -> dict[ExportDtype, float]:
+) -> dict[str, float]:
     """Validation loss of the weights rounded to each type that an export may have; every rank calls it.
 
     The arithmetic is that of training, as in all figures that these are compared with. So float32 weights, and those of
@@ -207,11 +207,11 @@ def rounded_losses(
     from compression_pipeline.megatron.validation import validation_loss
 
     model = build(student, runtime, sequence_length=validation.sequence_length)
-    losses: dict[ExportDtype, float] = {}
+    losses: dict[str, float] = {}
     for dtype in ExportDtype:
         kind = getattr(torch, dtype.value)
         if kind in (torch.float32, runtime.dtype):
-            losses[dtype] = trained
+            losses[dtype.value] = trained
             continue
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -220,7 +220,7 @@ def rounded_losses(
                 dist.broadcast(parameter, 0)
         loss = validation_loss(model, validation, runtime, context, batch_size=job.distill.micro_batch_size)
         if math.isfinite(loss):
-            losses[dtype] = loss
+            losses[dtype.value] = loss
     return losses
 
 

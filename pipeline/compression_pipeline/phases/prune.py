@@ -49,7 +49,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     student = student_architecture(teacher, prune)
     dtype = stored_type(files)
     # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
-    precision = job.precision if dtype is torch.bfloat16 else Precision.FP32
+    precision = Precision.AUTO if dtype is torch.bfloat16 else Precision.FP32
     with runtime(job, precision=precision, tell=context.events.info) as current:
         share_folder(context, current)
         sequences = Calibration(data.data, current, job.sequence_length, prune.calibration_samples)
