@@ -1,7 +1,9 @@
 """What the Hub told once is no proof of what it tells now; where it doesn't answer, what is known goes on."""
 
+import operator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from hub_server import Hub, Repository, commit, serving
 from preparing import FINGERPRINT, Preparation, rows
@@ -118,6 +120,27 @@ def test_what_was_known_of_another_place_or_of_other_files_is_not_known(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(Unreachable):
         preparation.run("file:corpus")
+
+
+@pytest.mark.parametrize("call", ["hf_hub_download", "HfApi.repo_info", "HfApi.list_repo_tree"])
+def test_a_commit_that_was_told_is_not_passed_over_for_an_older_one(
+    preparation: Preparation, hub: Hub, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    preparation.run(DATA)
+    if call == "HfApi.repo_info":
+        hub.repositories["models/owner/model"].files["generation_config.json"] = b"{}"
+    else:
+        hub.repositories["datasets/owner/data"].files["train.jsonl"] = content(20)
+    answer = operator.attrgetter(call)(huggingface_hub)
+
+    def of_datasets(*place: object, **told: object) -> object:
+        return (_refused if told["repo_type"] == "dataset" else answer)(*place, **told)
+
+    monkeypatch.setattr(f"huggingface_hub.{call}", of_datasets)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(Unreachable):
+        preparation.run(DATA)
+    assert preparation.events("warning") == []
 
 
 def test_an_answer_is_no_silence(preparation: Preparation, hub: Hub) -> None:

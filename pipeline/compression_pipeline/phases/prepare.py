@@ -46,18 +46,6 @@ _CHUNK = 8 * 1024**2
 
 def run(job: PrepareJob, context: Context) -> PrepareResult:
     """Make the artifact, or find that there is one of the same content. Raises PhaseError."""
-    try:
-        return _look(job, context)
-    except Unanswered as error:
-        known = _known(job, context)
-        if known is None:
-            raise
-        commits = [found.revision for found in (known.resolved_teacher, known.resolved_dataset) if found.revision]
-        context.events.warning(f"{error}; goes on with what it was when last asked (commit {', '.join(commits)})")
-        return known
-
-
-def _look(job: PrepareJob, context: Context) -> PrepareResult:
     teacher = open_source(
         job.teacher.model, field="teacher.model", revision=job.teacher.revision, job=job, context=context
     )
@@ -65,8 +53,25 @@ def _look(job: PrepareJob, context: Context) -> PrepareResult:
         job.dataset.source, field="dataset.source", revision=job.dataset.revision, job=job, context=context
     )
     context.events.info(f"looks at {job.teacher.model} and {job.dataset.source}")
-    model_files = teacher.model_files()
-    splits = dataset.text_files(job.dataset)
+    try:
+        model_files = teacher.model_files()
+        splits = dataset.text_files(job.dataset)
+    except Unanswered as error:
+        known = _known(job, context, (teacher, dataset))
+        if known is None:
+            raise
+        commits = [found.revision for found in (known.resolved_teacher, known.resolved_dataset) if found.revision]
+        context.events.warning(f"{error}; goes on with what it was when last asked (commit {', '.join(commits)})")
+        return known
+    return _take(job, context, (teacher, model_files), (dataset, splits))
+
+
+def _take(
+    job: PrepareJob, context: Context, model: tuple[Source, Sequence[SourceFile]], text: tuple[Source, Splits]
+) -> PrepareResult:
+    """What is made of these files, which may be there by now."""
+    teacher, model_files = model
+    dataset, splits = text
     job = _with_documents(job, dataset, splits)
     splits = _in_order(splits, job.dataset)
     resolved = {
@@ -96,13 +101,19 @@ def _look(job: PrepareJob, context: Context) -> PrepareResult:
     return found
 
 
-def _known(job: PrepareJob, context: Context) -> PrepareResult | None:
-    """What the step found when it was made last, where nothing but a branch or a tag can have moved since."""
+def _known(job: PrepareJob, context: Context, sources: tuple[Source, Source]) -> PrepareResult | None:
+    """What the step found when it was made last, where nothing but a branch or a tag can have moved since.
+
+    None, too, where one of the sources has told that its own has moved.
+    """
     record = context.store.published(job.fingerprint)
     artifact = context.store.recorded(record) if record is not None and record.may_stand else None
-    if artifact is None:
+    if record is None or artifact is None:
         return None
     found = PrepareResult.model_validate(context.store.use(artifact).manifest.result)
+    then = {found.resolved_teacher.revision, found.resolved_dataset.revision, *(one.commit for one in record.asked)}
+    if not {source.revision for source in sources} <= {None, *then}:
+        return None
     _check_length(found, job.dataset)
     return found.model_copy(update={"cached": True})
 
