@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from .api.run import CompressionRun, ObjectMeta
 from .api.status import CompressionRunStatus
+from .api.templates import ANYBODYS, TemplatePolicy
 from .cache import Body, Cache, Key, version_of
 from .controller import Conflict
 from .jobs import Notice
@@ -37,17 +38,19 @@ class ClusterRuns:
         cache: Cache,
         *,
         image: str,
+        policy: TemplatePolicy = ANYBODYS,
         manager: Manager | None = None,
         left_alone: Callable[[ObjectMeta, Notice], None] = lambda about, notice: None,
         written: Callable[[CompressionRunStatus, CompressionRunStatus], None] = lambda before, after: None,
     ) -> None:
-        """`image`: of the jobs of runs that name none, when they are first looked at. `left_alone` is told, once, of
-        each run that another installation than `manager` looks after, `written` of every status that was replaced: what
-        was stored before, and what is now.
+        """`image`: of the jobs of runs that name none, when they are first looked at; `policy`: which others they may
+        name. `left_alone` is told, once, of each run that another installation than `manager` looks after, `written`
+        of every status that was replaced: what was stored before, and what is now.
         """
         self._kube = kube
         self._cache = cache
         self._image = image
+        self._policy = policy
         self._manager = manager
         self._left_alone = left_alone
         self._others: dict[Key, str] = {}  # runs that were left alone, and whose they are
@@ -178,15 +181,16 @@ class ClusterRuns:
         known = self._parsed.get(key)
         if known is not None and known.metadata.resource_version == body["metadata"].get("resourceVersion", ""):
             return known
-        run = self._parsed[key] = with_image(parse(body), self._image)
+        run = self._parsed[key] = with_image(parse(body), self._image, self._policy)
         return run
 
 
-def with_image(run: CompressionRun, default: str) -> CompressionRun:
+def with_image(run: CompressionRun, default: str, policy: TemplatePolicy = ANYBODYS) -> CompressionRun:
     """The run with its jobs' image in the status: the one that it names, else the one that it has had so far, else
-    `default`, the operator's of today.
+    `default`, the operator's of today. One that the policy refuses is not remembered: the run may name it no longer.
     """
-    image = run.spec.job_template.image or run.status.image or default
+    named = run.spec.job_template.image
+    image = (named if named and policy.takes(named) else None) or run.status.image or default
     return run.model_copy(update={"status": run.status.model_copy(update={"image": image})})
 
 

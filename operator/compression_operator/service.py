@@ -122,6 +122,7 @@ class Service:
             self._kube,
             self._caches[RUNS],
             image=options.image,
+            policy=options.jobs.policy,
             manager=options.manager,
             left_alone=self._notice,
             written=self._metrics.written,
@@ -142,6 +143,7 @@ class Service:
             claims=self._claims,
             refusals=PodRefusals(self._kube, self._denials),
             defaults=options.jobs,
+            image=options.image,
             now=_now,
         )
         self._recorder = EventRecorder(self._kube, instance=options.identity, now=_now, denials=self._denials)

@@ -153,8 +153,8 @@ class Operator:
     """A service at work, for `async with`."""
 
     def __init__(self, **more: Any) -> None:
-        options: Body = {"leader_election": False, "host": "127.0.0.1", "port": 0, "resync_seconds": 3600, **more}
-        self.service = Service(Options(image="x", **options))
+        options: Body = {"leader_election": False, "host": "127.0.0.1", "port": 0, "resync_seconds": 3600, "image": "x"}
+        self.service = Service(Options(**options | more))
 
     async def __aenter__(self) -> Service:
         self._task = asyncio.create_task(self.service.run())

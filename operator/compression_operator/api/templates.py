@@ -107,7 +107,7 @@ class TemplateRefused(Exception):
 def template_findings(spec: Any, policy: TemplatePolicy = ANYBODYS) -> Iterator[Finding]:
     """Everything in a run's `spec` (JSON) that its jobs' pods may not have, with the paths of the fields."""
     shared, phases = _mapping(_mapping(spec).get("jobTemplate")), _mapping(_mapping(spec).get("phases"))
-    yield from _image(shared.get("image"), "spec.jobTemplate.image", policy)
+    yield from image_findings(shared.get("image"), "spec.jobTemplate.image", policy)
     places = [("spec.jobTemplate", shared), *((f"spec.phases.{name}", _mapping(phases[name])) for name in phases)]
     for path, settings in places:
         template = settings.get("podTemplate")
@@ -180,7 +180,8 @@ def _id(value: Any, path: str) -> Iterator[Finding]:
         yield path, f"must be a number from 1 to {LARGEST_ID}: pods do not run as root"
 
 
-def _image(value: Any, path: str, policy: TemplatePolicy) -> Iterator[Finding]:
+def image_findings(value: Any, path: str, policy: TemplatePolicy) -> Iterator[Finding]:
+    """That the policy refuses this image, if it does."""
     if isinstance(value, str) and not policy.takes(value):
         yield path, f"is not allowed: this installation of the operator takes {', '.join(policy.images)}"
 
@@ -245,7 +246,7 @@ HOOKS = ("postStart", "preStop")
 def _volume(policy: TemplatePolicy) -> Check:
     def check(value: Any, path: str) -> Iterator[Finding]:
         volume = _mapping(value)
-        yield from _image(_mapping(volume.get("image")).get("reference"), f"{path}.image.reference", policy)
+        yield from image_findings(_mapping(volume.get("image")).get("reference"), f"{path}.image.reference", policy)
         if OUR_VOLUMES.match(str(volume.get("name"))):
             yield f"{path}.name", f"{volume['name']} is the name of a volume of the operator's; give it another one"
         if policy.templates is not PodTemplates.RESTRICTED:
@@ -301,7 +302,7 @@ def _containers(policy: TemplatePolicy, *, may_be_ours: bool) -> Check:
                 "volumeMounts": _each(_mount),
                 **dict.fromkeys(_OVERWRITTEN, _only(_LEAVE)),
             }
-        yield from _image(None if ours else container.get("image"), f"{path}.image", policy)
+        yield from image_findings(None if ours else container.get("image"), f"{path}.image", policy)
         if restricted or ours:
             yield from _fields(own)(value, path) if restricted else _ours_alone(container, own, path)
 

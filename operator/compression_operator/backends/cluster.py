@@ -1,11 +1,12 @@
 """PyTorchJobs on a cluster: made by pure functions, seen through the cache, spoken to through kube.py."""
 
 import logging
+import re
 from collections.abc import Callable
 from datetime import datetime
 
 from compression_operator.api.run import GROUP, KIND, CompressionRun
-from compression_operator.api.templates import TemplateRefused, template_findings
+from compression_operator.api.templates import TemplateRefused, image_findings, template_findings
 from compression_operator.cache import Body, Cache, Key
 from compression_operator.controller import Conflict
 from compression_operator.jobs import Job, JobState, ObservedJob
@@ -54,8 +55,13 @@ def image_of(run: CompressionRun) -> str:
     return image
 
 
+def repository(image: str) -> str:
+    """The image without its tag and digest: what the operator's own had in common before an upgrade, and has since."""
+    return re.sub(r"(:[^/:@]+)?(@.*)?$", "", image)
+
+
 class ClusterBackend:
-    """Backend of runs on a cluster (see jobs.Backend)."""
+    """Backend of runs on a cluster (see jobs.Backend); `image` is the operator's own, which no policy refuses."""
 
     def __init__(
         self,
@@ -67,6 +73,7 @@ class ClusterBackend:
         claims: ClaimAdvice,
         refusals: PodRefusals,
         defaults: JobDefaults,
+        image: str,
         now: Callable[[], datetime],
     ) -> None:
         self._kube = kube
@@ -76,6 +83,7 @@ class ClusterBackend:
         self._claims = claims
         self._refusals = refusals
         self._defaults = defaults
+        self._image = image
         self._now = now
         self._first: dict[str, FirstPods] = {}  # by UID of the job
         self._missed: dict[str, datetime] = {}  # by UID of the job: since when it lacks a pod that it had
@@ -122,12 +130,16 @@ class ClusterBackend:
         """
         namespace = run.metadata.namespace
         context = {"run": f"{namespace}/{run.metadata.name}", "step": job.step, "job": job.name}
-        if refused := list(template_findings(run.spec.to_json(), self._defaults.policy)):
+        image, policy = image_of(run), self._defaults.policy
+        refused = list(template_findings(run.spec.to_json(), policy))
+        if not refused and repository(image) != repository(self._image):
+            refused = list(image_findings(image, "status.image", policy))
+        if refused:
             raise TemplateRefused(refused)
         if self._defaults.network_policy:
             await self._keep_apart(run, job)
         try:
-            manifest = pytorch_job(run, job, image=image_of(run), defaults=self._defaults)
+            manifest = pytorch_job(run, job, image=image, defaults=self._defaults)
             body = await self._kube.create(PYTORCHJOBS, namespace, manifest)
             logger.info("created attempt %d of %s", job.attempt, job.step, extra=context)
         except ApiError as error:
