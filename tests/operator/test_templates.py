@@ -217,7 +217,7 @@ def test_a_platform_may_restrict_nothing_but_what_is_the_operators() -> None:
     ]
     assert pod["hostNetwork"] is True and pod["automountServiceAccountToken"] is True
     assert RDMA["volumes"][0] in pod["volumes"]
-    assert pod["containers"][0]["securityContext"]["capabilities"] == {"add": ["IPC_LOCK"]}
+    assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True, "what it does not name stays"
 
 

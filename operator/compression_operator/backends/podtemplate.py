@@ -64,10 +64,10 @@ def secured(template: Mapping[str, Any], user: Mapping[str, int] = USER_AND_GROU
     volumes = [_mapping(volume) for volume in _sequence(spec.get("volumes"))]
     allowed = [volume for volume in volumes if not _reaches_out(volume)]
     gone = {volume.get("name") for volume in volumes if _reaches_out(volume)}
+    security = {**POD_SECURITY, **user} | kept(spec.get("securityContext"), templates.POD_SECURITY)
     for kind in CONTAINER_LISTS:
         if kind in spec:
-            spec[kind] = [_secured_container(_mapping(container), gone) for container in _sequence(spec[kind])]
-    security = {**POD_SECURITY, **user} | kept(spec.get("securityContext"), templates.POD_SECURITY)
+            spec[kind] = [_secured_container(_mapping(one), gone, security) for one in _sequence(spec[kind])]
     spec |= {"volumes": allowed, "securityContext": security, "automountServiceAccountToken": False}
     annotations = {
         name: value
@@ -83,24 +83,44 @@ def secured(template: Mapping[str, Any], user: Mapping[str, int] = USER_AND_GROU
 def defaulted(template: Mapping[str, Any], user: Mapping[str, int] = USER_AND_GROUPS) -> Json:
     """The pod template with the same settings where it says nothing else: for platforms that restrict nothing."""
     spec = _mapping(template.get("spec"))
+    said = _mapping(spec.get("securityContext"))
+    security = {**POD_SECURITY, **user, **({"runAsNonRoot": False} if said.get("runAsUser") == 0 else {})} | said
     for kind in CONTAINER_LISTS:
         if kind in spec:
             containers = [_mapping(container) for container in _sequence(spec[kind])]
             spec[kind] = [
-                c | {"securityContext": CONTAINER_SECURITY | _mapping(c.get("securityContext"))} for c in containers
+                c | {"securityContext": _contained(_mapping(c.get("securityContext")), security)} for c in containers
             ]
     named = any(spec.get(name) for name in ("serviceAccount", "serviceAccountName"))
     spec.setdefault("automountServiceAccountToken", named)
-    spec["securityContext"] = {**POD_SECURITY, **user} | _mapping(spec.get("securityContext"))
+    spec["securityContext"] = security
     return {**template, "spec": spec}
 
 
-def _secured_container(container: Json, gone: set[Any]) -> Json:
+def _contained(said: Json, pod: Json) -> Json:
+    """The security context of a container, without the defaults that contradict what it says, or its pod."""
+    added = _sequence(_mapping(said.get("capabilities")).get("add"))
+    user = said.get("runAsUser")
+    security: Json = CONTAINER_SECURITY | {
+        "runAsNonRoot": pod["runAsNonRoot"] if user is None else user != 0,
+        "seccompProfile": pod["seccompProfile"],
+    }
+    if said.get("privileged") or {"ALL", "SYS_ADMIN", "CAP_SYS_ADMIN"} & set(map(str, added)):
+        # The API server refuses to have one of these gain no privileges.
+        del security["allowPrivilegeEscalation"]
+    if said.get("privileged") or "ALL" in added:
+        del security["capabilities"]
+    merged = _mapping(security.get("capabilities")) | _mapping(said.get("capabilities"))
+    return security | said | ({"capabilities": merged} if merged else {})
+
+
+def _secured_container(container: Json, gone: set[Any], pod: Json) -> Json:
     found = {name: value for name, value in container.items() if name != "volumeDevices"}
     security = kept(found.get("securityContext"), templates.CONTAINER_SECURITY)
     added = _sequence(_mapping(security.get("capabilities")).get("add"))
     capabilities = CONTAINER_SECURITY["capabilities"] | ({"add": added} if added else {})
-    found["securityContext"] = CONTAINER_SECURITY | security | {"capabilities": capabilities}
+    profile = {"seccompProfile": pod["seccompProfile"]}
+    found["securityContext"] = CONTAINER_SECURITY | profile | security | {"capabilities": capabilities}
     if "volumeMounts" in found:
         mounts = [_mapping(mount) for mount in _sequence(found["volumeMounts"])]
         found["volumeMounts"] = [mount for mount in mounts if mount.get("name") not in gone]
