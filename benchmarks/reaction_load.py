@@ -298,7 +298,7 @@ def result_of(phase: str, fingerprint: str) -> Body:
             "resolvedTeacher": source,
             "resolvedDataset": source,
             "documents": 10,
-            "trainTokens": 1000,
+            "trainTokens": 100_000_000,
             "validationTokens": 100,
         },
         "finetune": {"teacherLoss": 4.0, "correctedTeacherLoss": 3.8, "tokensPerSecond": 1000.0},
