@@ -2,48 +2,54 @@
 
 `<launch's own folder>/checkpoints/step-00000100/` holds a file of tensors for every rank (model and sharded optimizer
 state: `shards`; its header has the rank's random generators), `progress.json` (step and history) and `manifest.json`
-(size and SHA-256 of every file). It is filled under the name `step-00000100.tmp`, forced to disk and renamed. One that
-doesn't match its manifest, or isn't of this format, is set aside as `damaged-step-00000100` with a warning, and the one
-before is used.
+(size and SHA-256 of every file). It is filled under the name `step-00000100.tmp`, forced to disk and renamed. The same
+name is what it is removed under.
+
+Three things may be wrong with one. What doesn't match its manifest, or can't be parsed, is damaged: it is set aside as
+`damaged-step-00000100` with a warning, and the one before is used. What lacks a file, or what another version or
+another model wrote, is skipped with a warning and stays where it is, for whoever can read it. What can't be read for
+now is no fault of the checkpoint: the job ends on all ranks, and another attempt reads it.
 
 Any attempt's are read, of whoever may write into the store. So they are data alone: JSON and safetensors, no pickles.
 """
 
+import contextlib
 import json
-import random
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy
-import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, get_cuda_rng_tracker
 
 from compression_pipeline.artifact import sha256, sync
 from compression_pipeline.context import Context
-from compression_pipeline.errors import TransientError, torn_write
+from compression_pipeline.errors import PhaseError, TransientError, torn_write
+from compression_pipeline.faults import classify
 
-from . import shards
+from . import generators, shards
+from .generators import Generators
 from .history import History
 from .optimizer import Optimizer
 from .runtime import Runtime
-from .shards import Reading, Unreadable
+from .shards import Foreign, Missing, Reading, Unreadable
 
 if TYPE_CHECKING:
     from megatron.core.transformer.module import MegatronModule
 
-Checked = TypeVar("Checked")
+Done = TypeVar("Done")
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 NAME = re.compile(r"step-(\d{8,})")
 FORMAT = 2
-"""Version of the files; the first was torch's, whose index is a pickle."""
+"""Version of the files; the first was torch's, whose index is a pickle, and its manifest stated no number."""
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What parsing raises for content that is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,10 @@ class Checkpoints:
         self._runtime = runtime
         self._events = context.events
         self._keep = keep
+        self._skipped: set[Path] = set()
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is there, unverified."""
+        """The newest checkpoint that is there, unverified; none of those that `load` skipped."""
         found = self._all()
         return found[0] if found else None
 
@@ -84,8 +91,8 @@ class Checkpoints:
         first = self._runtime.rank == 0
         try:
             if first:
-                for leftover in (draft, target):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                shutil.rmtree(draft, ignore_errors=True)
+                _remove(target)
                 draft.mkdir(parents=True)
             dist.barrier()
             files = self._write(draft, step, model, optimizer, history)
@@ -103,12 +110,15 @@ class Checkpoints:
         # A job that was paused may wake while another goes on from its checkpoints.
         if first and self._context.owns_step():
             for old in self._all()[self._keep :]:
-                shutil.rmtree(old, ignore_errors=True)
+                _remove(old)
         dist.barrier()
         return target
 
     def load(self, model: "MegatronModule", optimizer: Optimizer) -> Resumed | None:
-        """Restore the newest whole checkpoint of any attempt; None where there is none."""
+        """Restore the newest whole checkpoint of any attempt; None where there is none.
+
+        Raises PhaseError on every rank where any can't read.
+        """
         wanted = shards.parts_of(_state(model, optimizer))
         while True:
             path = self._agree_on_newest()
@@ -120,13 +130,13 @@ class Checkpoints:
                 content = self._together(partial(self._look, path, wanted))
                 break
             except Unreadable as fault:
-                if self._runtime.rank == 0:
-                    aside = path.with_name(f"damaged-{path.name}")
-                    shutil.rmtree(aside, ignore_errors=True)
-                    path.rename(aside)
-                self._events.warning(f"checkpoint {path} is damaged ({fault}); the one before is used")
-                dist.barrier()
-        content.reading.copy()
+                if isinstance(fault, Foreign | Missing):
+                    self._skipped.add(path)
+                else:
+                    self._together(partial(self._set_aside, path))
+                what = "skipped" if isinstance(fault, Foreign) else "damaged"
+                self._events.warning(f"checkpoint {path} is {what} ({fault}); the one before is used")
+        self._together(partial(self._restore, content))
         optimizer.resume(content.step)
         return Resumed(content.step, content.history, path)
 
@@ -141,7 +151,9 @@ class Checkpoints:
         mine: dict[str, Any] = {}
         try:
             name = _file_of(runtime.rank)
-            mine[name] = shards.write(folder / name, shards.parts_of(_state(model, optimizer)), _generators(runtime))
+            mine[name] = shards.write(
+                folder / name, shards.parts_of(_state(model, optimizer)), generators.states(runtime)
+            )
             if runtime.rank == 0:
                 progress = {"step": step, "ranks": runtime.world_size, "history": history.to_json()}
                 (folder / PROGRESS).write_text(json.dumps(progress))
@@ -163,62 +175,81 @@ class Checkpoints:
             (int(match[1]), -age, path)
             for age, folder in enumerate(self._folders)
             for path in (folder.iterdir() if folder.is_dir() else ())
-            if (match := NAME.fullmatch(path.name))
+            if (match := NAME.fullmatch(path.name)) and path not in self._skipped
         ]
         return [path for *_, path in sorted(found, reverse=True)]
 
     def _agree_on_newest(self) -> Path | None:
-        choice: list[Path | None] = [self.newest() if self._runtime.rank == 0 else None]
+        choice = [self._together(lambda: self.newest() if self._runtime.rank == 0 else None)]
         dist.broadcast_object_list(choice, src=0)
         return choice[0]
 
-    def _together(self, check: "Callable[[], Checked]") -> "Checked":
-        """`check` of every rank. Raises Unreadable on all of them where it is raised on any."""
-        mine: str | None = None
-        checked: list[Checked] = []
+    def _together(self, act: "Callable[[], Done]") -> "Done":
+        """`act` of every rank. Raises on all of them where it raises on any, so that none waits for another.
+
+        What is raised is the same on all: a PhaseError, or Unreadable where every fault is one.
+        """
+        mine: Exception | None = None
+        fault: PhaseError | Unreadable | None = None
+        done: list[Done] = []
         try:
-            checked.append(check())
-        except Unreadable as error:
-            mine = str(error)
-        found: list[str | None] = [None] * self._runtime.world_size
-        dist.all_gather_object(found, mine)
-        for fault in found:
-            if fault is not None:
-                raise Unreadable(fault)
-        return checked[0]
+            done.append(act())
+        except Exception as error:
+            mine, fault = error, error if isinstance(error, Unreadable) else classify(error)
+        found: list[PhaseError | Unreadable | None] = [None] * self._runtime.world_size
+        dist.all_gather_object(found, fault)
+        faults = [one for one in found if one is not None]
+        if faults:
+            raise min(faults, key=_weight) from mine
+        return done[0]
 
     def _compare(self, path: Path) -> None:
-        """Compare this rank's share of the files with the manifest. Raises Unreadable."""
+        """Compare this rank's share of the files with the manifest. Raises Unreadable, OSError."""
         try:
+            list(path.iterdir())  # NFS looks again for the files that it didn't find before
             manifest = json.loads((path / MANIFEST).read_text())
-            if manifest.get("format") != FORMAT:
-                raise Unreadable("it is in the format of another version, which is not read")
+            _check_format(manifest.get("format", 1 if "files" in manifest else None))
             files = manifest["files"]
             for name in sorted(files)[self._runtime.rank :: self._runtime.world_size]:
-                if not (path / name).is_file():
-                    raise Unreadable(f"{name} is missing")
-                if (size := (path / name).stat().st_size) != files[name]["size"]:
-                    raise Unreadable(f"{name} has {size} bytes instead of {files[name]['size']}")
-                if sha256(path / name) != files[name]["sha256"]:
+                size, digest = files[name]["size"], files[name]["sha256"]
+                found = (path / name).stat()
+                if not stat.S_ISREG(found.st_mode):
+                    raise Unreadable(f"{name} is no file")
+                if found.st_size != size:
+                    raise Unreadable(f"{name} has {found.st_size} bytes instead of {size}")
+                if sha256(path / name) != digest:
                     raise Unreadable(f"{name} has another SHA-256 than {MANIFEST} says")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except FileNotFoundError as error:
+            raise Missing(error) from error
+        except (*_NONSENSE, IsADirectoryError, NotADirectoryError) as error:
             raise Unreadable(f"{MANIFEST} can't be read: {error}") from error
 
     def _look(self, path: Path, wanted: list[shards.Part]) -> "_Found":
-        """What a checkpoint holds; the random generators are set already, its tensors not copied yet.
-
-        Raises Unreadable.
-        """
+        """What a checkpoint holds; nothing of it is restored yet. Raises Unreadable, OSError."""
         try:
             progress = json.loads((path / PROGRESS).read_text())
             step, ranks = int(progress["step"]), int(progress["ranks"])
             history = History.from_json(progress["history"])
             reading = Reading([path / _file_of(rank) for rank in range(ranks)], wanted)
-            if ranks == self._runtime.world_size:  # each rank's generators mean nothing to another number of ranks
-                _restore_generators(reading.extra[self._runtime.rank], self._runtime)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            # Each rank's generators mean nothing to another number of ranks.
+            extra = reading.extra[self._runtime.rank] if ranks == self._runtime.world_size else None
+            generators = None if extra is None else Generators.parse(extra)
+        except FileNotFoundError as error:
+            raise Missing(error) from error
+        except _NONSENSE as error:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
-        return _Found(step, history, reading)
+        return _Found(step, history, reading, generators)
+
+    def _restore(self, content: "_Found") -> None:
+        if content.generators:
+            content.generators.restore(self._runtime)
+        content.reading.copy()
+
+    def _set_aside(self, path: Path) -> None:
+        if self._runtime.rank == 0:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 @dataclass(frozen=True)
@@ -228,6 +259,7 @@ class _Found:
     step: int
     history: History
     reading: Reading
+    generators: Generators | None
 
 
 def _file_of(rank: int) -> str:
@@ -238,42 +270,32 @@ def _state(model: "MegatronModule", optimizer: Optimizer) -> dict[str, Any]:
     return {"model": model.sharded_state_dict(), "optimizer": optimizer.sharded_state()}
 
 
-def _generators(runtime: Runtime) -> dict[str, Any]:
-    """States of this rank's random generators, for JSON. Nothing draws from them while dropout is off."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
-    states: dict[str, Any] = {
-        "python": [version, list(words), gauss],
-        "numpy": [name, numpy.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": _hex(torch.get_rng_state()),
-    }
-    if runtime.on_gpu:
-        states["cuda"] = _hex(torch.cuda.get_rng_state())
-        states["tracker"] = {name: _hex(state) for name, state in _tracker().get_states().items()}
-    return states
+def _check_format(stated: Any) -> None:
+    if type(stated) is not int:
+        raise Unreadable(f"{MANIFEST} states no format")
+    if stated != FORMAT:
+        raise Foreign(f"it is in format {stated}, this version reads {FORMAT}")
 
 
-def _restore_generators(states: dict[str, Any], runtime: Runtime) -> None:
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = states["numpy"]
-    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
-    torch.set_rng_state(_unhex(states["torch"]))
-    if runtime.on_gpu:
-        torch.cuda.set_rng_state(_unhex(states["cuda"]))
-        _tracker().set_states({name: _unhex(state) for name, state in states["tracker"].items()})
+def _weight(fault: PhaseError | Unreadable) -> int:
+    """The least first: where one rank can't read for now, what another found says nothing."""
+    match fault:
+        case Foreign() | Missing():
+            return 3
+        case Unreadable():
+            return 2
+        case TransientError():
+            return 0
+        case _:
+            return 1
 
 
-def _hex(state: torch.Tensor) -> str:
-    return state.cpu().numpy().tobytes().hex()
-
-
-def _unhex(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def _tracker() -> CudaRNGStatesTracker:
-    return cast("CudaRNGStatesTracker", get_cuda_rng_tracker())
+def _remove(path: Path) -> None:
+    """Remove a checkpoint under a name that nobody reads: who is killed meanwhile leaves no half of one."""
+    draft = path.with_name(path.name + ".tmp")
+    with contextlib.suppress(OSError):
+        path.rename(draft)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from compression_pipeline.passing import passing
+
 _TYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -33,6 +35,14 @@ _PARTS, _EXTRA = "parts", "extra"
 
 class Unreadable(Exception):
     """What was read is not what was written."""
+
+
+class Foreign(Unreadable):
+    """What was read is whole, but another version or another model wrote it."""
+
+
+class Missing(Unreadable):
+    """A file is not there; it may be seen later, or where it was put."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ class Reading:
     """The files of all ranks, looked through, and what is to be copied of them."""
 
     def __init__(self, paths: Sequence[Path], wanted: Iterable[Part]) -> None:
-        """Raises Unreadable where a file is none of these, or what is wanted is not there as a whole."""
+        """Raises Unreadable where a file is none of these, Foreign where what is wanted is not there as a whole."""
         self.extra: list[Any] = []
         self._copies: list[_Copy] = []
         known: dict[str, list[_Stored]] = {}
@@ -153,7 +163,9 @@ class Reading:
                         known.setdefault(key, []).append(_Stored(path, name, tuple(whole), tuple(offset), shape))
             for part in wanted:
                 self._copies += _copies(part, known.get(part.key, []))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if passing(error):
+                raise
             raise Unreadable(f"{type(error).__name__}: {error}") from error
 
     def copy(self) -> None:
@@ -169,7 +181,7 @@ def _copies(part: Part, stored: Sequence[_Stored]) -> list[_Copy]:
     copies: list[_Copy] = []
     for one in stored:
         if one.whole != part.whole:
-            raise ValueError(f"{part.key} is {list(one.whole)} there and {list(part.whole)} here")
+            raise Foreign(f"{part.key} is {list(one.whole)} there and {list(part.whole)} here")
         starts = [max(here, there) for here, there in zip(part.offset, one.offset, strict=True)]
         ends = [
             min(here + size, there + stored_size)
@@ -185,7 +197,7 @@ def _copies(part: Part, stored: Sequence[_Stored]) -> list[_Copy]:
         )
         copies.append(_Copy(one, source, part.tensor[target]))
     if sum(copy.target.numel() for copy in copies) != part.tensor.numel():
-        raise ValueError(f"{part.key} is not there as a whole")
+        raise Foreign(f"{part.key} is not there as a whole")
     return copies
 
 
