@@ -141,13 +141,14 @@ class Store:
         with suppress(FileNotFoundError):
             artifact.path.rename(self.artifacts / f".damaged-{artifact.name}-{uuid.uuid4().hex[:8]}")
 
-    def find_published(self, phase: str, fingerprint: str) -> Artifact | None:
+    def find_published(self, phase: str, fingerprint: str, key: str | None = None) -> Artifact | None:
         """What the step of this fingerprint has published, with the result that it told, where its sources are still
-        what they were.
+        what they were. `key`: of its artifact, where that isn't the fingerprint.
         """
-        found = self.find(f"{phase}-{fingerprint}")
+        key = key or fingerprint
+        found = self.find(f"{phase}-{key}")
         # Another step may have made it, and measured it in another way.
-        if found is not None and found.manifest.config.get("fingerprint", fingerprint) == fingerprint:
+        if found is not None and found.manifest.config.get("fingerprint", key) == fingerprint:
             return found
         record = self.published(fingerprint)
         return self.recorded(record) if record is not None and record.stands else None

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from launching import NAME, PUBLISH, Launch
+from launching import FINGERPRINT, NAME, PUBLISH, Launch
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.store import verified
@@ -25,6 +25,17 @@ def test_a_damaged_artifact_is_set_aside_and_made_anew(launch: Launch) -> None:
     assert f"{weights} is not what was published" in anew.events("warning")[0]["message"]
     assert weights.read_text() == "x"
     assert len(list(weights.parent.parent.glob(f".damaged-{NAME}-*"))) == 1
+
+
+def test_what_a_step_made_under_another_key_is_adopted_without_its_note_which_is_written_again(launch: Launch) -> None:
+    key = "f" * 32
+    with Store(launch.store).draft("prune", key) as draft:
+        draft.publish(config={"fingerprint": FINGERPRINT}, inputs={}, result={"parameters": 7})
+    launched = launch("def run(job, context): raise AssertionError", key=key)
+    assert launched.wait() == 0, launched.errors
+    assert launched.termination["result"]["parameters"] == 7
+    note = Store(launch.store).published(FINGERPRINT)
+    assert note is not None and (note.artifact, note.result) == (f"prune-{key}", {"parameters": 7})
 
 
 def test_what_was_verified_is_read_again_only_where_it_looks_otherwise(

@@ -235,6 +235,15 @@ def test_attempts_are_listed_newest_first(tmp_path: Path) -> None:
     assert store.earlier_attempts("f" * 32) == []
 
 
+def test_what_a_step_made_under_another_key_is_found_without_its_note(tmp_path: Path) -> None:
+    store, fingerprint = Store(tmp_path), "f" * 32
+    with store.draft("prune", KEY) as draft:
+        made = draft.publish(config={"fingerprint": fingerprint}, inputs={}, result={"parameters": 7})
+    assert store.find_published("prune", fingerprint, KEY) == made
+    assert store.find_published("prune", KEY) is None  # who measures otherwise finds no figures of its own
+    assert store.find_published("prune", "e" * 32, KEY) is None
+
+
 def test_a_step_whose_key_was_not_known_before_is_found_while_its_sources_are_the_same(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     folder = tmp_path / "texts"

@@ -99,6 +99,12 @@ def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) ->
         found = store.find_published("distill", fingerprint)
         assert found is not None and found.name == "distill-" + "3" * 32
         assert found.result(type(made)) == samples
+    # Who has lost the note of its figures takes those of the artifact, and writes it again.
+    note = store.work_folder("4" * 32) / "published.json"
+    note.unlink()
+    assert distill.run(distilling("4" * 32, 3, key="3" * 32), context(store, "4" * 32)[0]) == made
+    assert len(trains) == 3
+    assert note.exists()
 
 
 def test_who_loses_the_race_to_another_measure_measures_at_the_next_attempt(store: Store) -> None:

@@ -22,6 +22,7 @@ from compression_pipeline.faults import classify
 from compression_pipeline.machine import adopt_orphans, oom_kills
 from compression_pipeline.redaction import Redactor, guarded
 from compression_pipeline.store import verified
+from compression_pipeline.store.published import Published
 
 from . import outcome, termination
 from .heartbeat import BEAT_SECONDS, Heartbeat
@@ -143,7 +144,7 @@ class _Launcher:
         return "/".join([job.run, job.step, str(job.attempt), *([job.run_uid] if job.run_uid else [])])
 
     def _published(self) -> Artifact | None:
-        return self._store.find_published(self._phase.value, self._job.fingerprint)
+        return self._store.find_published(self._phase.value, self._job.fingerprint, self._job.key)
 
     def _sound(self, artifact: Artifact | None) -> Artifact | None:
         """The artifact, where it holds what was published. A damaged one is put out of the way, and made anew."""
@@ -167,7 +168,11 @@ class _Launcher:
         return None
 
     def _adopt(self, artifact: Artifact) -> Termination:
-        result: dict[str, Any] = self._store.use(artifact).manifest.result | {"cached": True}
+        told, fingerprint = self._store.use(artifact).manifest.result, self._job.fingerprint
+        if self._job.key is not None and self._layout.leads and self._store.published(fingerprint) is None:
+            with suppress(OSError):  # lost, and found again in the artifact
+                self._store.record_published(fingerprint, Published(artifact=artifact.name, result=told))
+        result: dict[str, Any] = told | {"cached": True}
         self._events.info(f"{artifact.name} is published already")
         self._events.result(result)
         return Termination.model_validate({"class": ExitClass.DONE, "result": result})

@@ -102,7 +102,10 @@ def distill(
 
 
 def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifact) -> DistillResult:
-    """The result for weights that a step has made which measured otherwise: nothing is trained."""
+    """The result for weights that this step or one that measures otherwise has made: nothing is trained."""
+    known = measuring.own(job, context, runtime, made, DistillResult)
+    if known is not None:
+        return known
     from compression_pipeline.megatron.data import ValidationData
 
     models = {"teacher": job.teacher, "pruned": job.pruned, "distilled": made.name}

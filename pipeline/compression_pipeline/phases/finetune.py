@@ -87,7 +87,10 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
 
 
 def _measured(job: FinetuneJob, context: Context, runtime: Runtime, made: Artifact) -> FinetuneResult:
-    """The result for weights that a step has made which measured otherwise: nothing is trained."""
+    """The result for weights that this step or one that measures otherwise has made: nothing is trained."""
+    known = measuring.own(job, context, runtime, made, FinetuneResult)
+    if known is not None:
+        return known
     found = measuring.losses(job, context, runtime, {"teacher": job.teacher, "corrected": made.name})
     result = FinetuneResult(
         teacher_loss=found["teacher"],

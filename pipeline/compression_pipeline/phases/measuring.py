@@ -20,13 +20,21 @@ Result = TypeVar("Result", bound=Record)
 
 
 def made_before(job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", phase: str) -> Artifact | None:
-    """The artifact of the step, where a step that measures otherwise has made it. Every rank calls it."""
+    """The artifact of the step, where this step or one that measures otherwise has made it. Every rank calls it."""
     name = f"{phase}-{job.artifact_key}"
-    found = context.store.find(name)
-    there = [found is not None and _measured_otherwise(found, job)]
+    there = [context.store.find(name) is not None]
     if runtime.world_size > 1:  # what a volume shows to one node it may not show to another yet
         dist.broadcast_object_list(there, src=0)
     return context.store.open(name) if there[0] else None
+
+
+def own(
+    job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", made: Artifact, result: type[Result]
+) -> Result | None:
+    """What this very step has told of the artifact, where it made it; its note, which may be lost, is written again."""
+    if _measured_otherwise(made, job):
+        return None
+    return settled(job, context, made, result) if runtime.rank == 0 else made.result(result)
 
 
 def losses(
