@@ -129,6 +129,27 @@ def test_a_runs_own_variable_counts_more_and_the_operators_most() -> None:
     assert (found["HF_ENDPOINT"], found["HOME"]) == ("mine", "/tmp")
 
 
+def test_variables_may_refer_to_what_stands_before_them() -> None:
+    """Kubernetes expands $(NAME) by what comes earlier: the operator's own, then the platform's, then the run's."""
+    given = [{"name": "A_HOST", "value": "proxy"}, {"name": "B", "value": "theirs"}, {"name": "C", "value": "$(HOME)"}]
+    mine = [{"name": "HTTPS_PROXY", "value": "http://$(A_HOST):3128"}, {"name": "B", "value": "mine"}]
+    template = {"spec": {"containers": [{"name": "pytorch", "env": mine}]}}
+    for job in jobs(a_run(jobTemplate={"podTemplate": template}), told(env=given)).values():
+        env = container(pods(job)[0])["env"]
+        names = [entry["name"] for entry in env]
+        assert names.index("HOME") < names.index("A_HOST") < names.index("C") < names.index("HTTPS_PROXY")
+        assert names[0] == "COMPRESSION_CONFIG" and len(set(names)) == len(names)
+        assert [entry for entry in env if entry["name"] in ("HTTPS_PROXY", "B")] == mine
+
+
+def test_nothing_in_a_jobs_config_is_expanded() -> None:
+    column = "$$(HOME) $(HOME)"
+    run = a_run(dataset={"source": "hf://a/b", "sequenceLength": 8192, "textColumn": column})
+    text = environment(jobs(run)["prepare"])["COMPRESSION_CONFIG"]
+    assert "$$$$(HOME) $$(HOME)" in text
+    assert json.loads(text.replace("$$", "$"))["dataset"]["textColumn"] == column
+
+
 @pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HOME", "COMPRESSION_CONFIG", "HF_HUB_OFFLINE"])
 def test_what_is_the_operators_cannot_be_set_for_all(name: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"{name} is set by the operator; remove it"):

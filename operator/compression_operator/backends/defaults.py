@@ -190,6 +190,9 @@ def completed(template: Mapping[str, Any], defaults: JobDefaults, own: ObjectMet
     }
     given = {name: value for name, value in spec.items() if value}
     merged = merge_under(template, {"metadata": defaults.metadata(own), "spec": given})
+    for container in merged["spec"]["containers"]:
+        if container.get("name") == CONTAINER:
+            container["env"] = _in_order(container.get("env") or [], variables)
     tolerated = cast(list[Any], merged["spec"].get("tolerations") or [])
     further = [
         found for found in (toleration.to_json() for toleration in defaults.tolerations) if found not in tolerated
@@ -203,6 +206,11 @@ def asks_for_devices(settings: PhaseSettings) -> bool:
     """Whether the phase's pods get GPUs, by `gpusPerNode` or by a resource of a device plugin that they name."""
     resources = cast(Mapping[str, Mapping[str, object]], settings.resources or {})
     return settings.gpus_per_node > 0 or any("/" in name for amounts in resources.values() for name in amounts)
+
+
+def _in_order(env: list[Json], platforms: list[Json]) -> list[Json]:
+    """The operator's variables, the platform's, then the run's: $(NAME) in one is expanded by those before it."""
+    return sorted(env, key=lambda one: (one.get("name") not in RESERVED, one not in platforms))
 
 
 def _named(name: str, patterns: tuple[str, ...]) -> bool:

@@ -161,7 +161,8 @@ def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> li
         filled["source_roots"] = {f"{PVC}{claim}": path for claim, path in claims.items()}
     config = job.config.model_copy(update=filled)
     variables: dict[str, str] = {
-        CONFIG_VARIABLE: json.dumps(config.for_image()),
+        # Kubernetes takes $$ for $, and expands $(NAME).
+        CONFIG_VARIABLE: json.dumps(config.for_image()).replace("$", "$$"),
         # The root file system is read-only, and the user has no home there.
         "HOME": "/tmp",  # noqa: S108 - a volume of the pod's own
         "PYTHONUNBUFFERED": "1",
