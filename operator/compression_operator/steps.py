@@ -16,8 +16,8 @@ from .results import read_result
 
 FIRST_BACKOFF = timedelta(seconds=10)
 MAX_BACKOFF = timedelta(seconds=600)
-"""Pause after the n-th passing fault of a step, and after the n-th interruption in a row without progress, from the
-second one on: 10 s x 2^(n-1), at most ten minutes.
+"""Pause after the n-th passing fault of a step, after the n-th input that it missed, and after the n-th interruption in
+a row without progress, from the second one on: 10 s x 2^(n-1), at most ten minutes.
 """
 
 INTERRUPTION_PACE = timedelta(seconds=10)
@@ -120,7 +120,9 @@ def follow(
     step = step.model_copy(update={"attempt": job.attempt, "job_name": job.name, "unseen_since": None})
     said = job.termination.missing if job.ended_as is ExitClass.TRANSIENT and job.termination else []
     if missing := makable.intersection(said):
-        return Followed(_missing(step, job, now), missing=missing)
+        step = _missing(step, job, now)
+        # For a step that has failed for good nothing is made again.
+        return Followed(step, missing=missing if step.state is StepState.PENDING else frozenset())
     return Followed(_with_job(step, job, settings, now, halt=halt))
 
 
@@ -301,12 +303,16 @@ def _passing(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetim
 
 
 def _missing(step: Step, job: ObservedJob, now: datetime) -> Step:
-    """After an attempt that missed an input: again, once that is made again; no more where that keeps going away."""
+    """After an attempt that missed an input: again after a pause, once that is made again; no more where that keeps
+    going away.
+    """
     if step.remakes >= MOST_REMAKES:
         why = f"{_message(job)} (made again {step.remakes} times, and gone again: look for what removes artifacts)"
         return _failed(step, job, ExitClass.TRANSIENT, now, why)
     left = _record(step, job, ExitClass.TRANSIENT, now, _message(job))
-    return step.model_copy(update={**left, "state": StepState.PENDING, "remakes": step.remakes + 1})
+    remakes = step.remakes + 1
+    left |= {"state": StepState.PENDING, "remakes": remakes, "retry_time": _ended(job, now) + _pause(remakes)}
+    return step.model_copy(update=left)
 
 
 def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
