@@ -108,6 +108,12 @@ ALLOWED: dict[str, Any] = {
     "automountServiceAccountToken": False,
     "runtimeClassName": "nvidia",
     "schedulerName": "volcano",
+    "hostname": "trainer",
+    "subdomain": "ring",
+    "setHostnameAsFQDN": True,
+    "os": {"name": "linux"},
+    "readinessGates": [{"conditionType": "example.com/ready"}],
+    "overhead": {"memory": "120Mi"},
     "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
     "securityContext": {
         "runAsNonRoot": True,
@@ -127,6 +133,9 @@ ALLOWED: dict[str, Any] = {
             "name": "side",
             "image": "side:1",
             "command": ["run"],
+            "stdin": True,
+            "stdinOnce": False,
+            "tty": True,
             "ports": [{"containerPort": 80, "name": "http"}],
             "livenessProbe": {"httpGet": {"path": "/", "port": 80, "host": ""}, "periodSeconds": 5},
             "securityContext": {"readOnlyRootFilesystem": False, "runAsUser": 7},
@@ -148,14 +157,18 @@ ALLOWED: dict[str, Any] = {
 def test_what_is_allowed_arrives() -> None:
     assert refused(ALLOWED) == []
     pod = pods(jobs(a_run(jobTemplate={"podTemplate": {"spec": ALLOWED}}))["finetune"])[0]["spec"]
-    for name in ("runtimeClassName", "schedulerName", "dnsConfig", "hostUsers"):
+    for name in ALLOWED.keys() - {"securityContext", "containers", "volumes", "hostNetwork"}:
         assert pod[name] == ALLOWED[name]
     assert ALLOWED["securityContext"].items() <= pod["securityContext"].items()
     assert all(volume in pod["volumes"] for volume in ALLOWED["volumes"])
     ours, side = pod["containers"]
     assert {"name": "scratch", "mountPath": "/scratch"} in ours["volumeMounts"]
     assert ours["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}
-    assert side["command"] == ["run"] and side["securityContext"]["readOnlyRootFilesystem"] is False
+    assert (
+        side["command"] == ["run"]
+        and side["tty"] is True
+        and side["securityContext"]["readOnlyRootFilesystem"] is False
+    )
     assert side["securityContext"]["runAsUser"] == 7 and side["securityContext"]["privileged"] is False
 
 

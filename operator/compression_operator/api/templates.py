@@ -287,7 +287,8 @@ def _containers(policy: TemplatePolicy, *, may_be_ours: bool) -> Check:
         **dict.fromkeys(HANDLERS, _HANDLER),
     }
     plain = ("name", "workingDir", "env", "envFrom", "resources", "resizePolicy", "volumeMounts", "imagePullPolicy")
-    loose = dict.fromkeys((*limits, *plain, "image", *_OVERWRITTEN), _any)
+    terminal = ("stdin", "stdinOnce", "tty")
+    loose = dict.fromkeys((*limits, *plain, *terminal, "image", *_OVERWRITTEN), _any)
     shape: dict[str, Check] = loose | (dict(limits) if restricted else {})
 
     def check(value: Any, path: str) -> Iterator[Finding]:
@@ -341,7 +342,8 @@ def _template(template: Any, path: str, policy: TemplatePolicy) -> Iterator[Find
     free = (
         *("affinity", "dnsConfig", "dnsPolicy", "hostAliases", "imagePullSecrets", "nodeSelector", "preemptionPolicy"),
         *("priorityClassName", "resourceClaims", "resources", "runtimeClassName", "schedulerName", "schedulingGates"),
-        *("shareProcessNamespace", "tolerations", "topologySpreadConstraints"),
+        *("shareProcessNamespace", "tolerations", "topologySpreadConstraints", "hostname", "subdomain", "overhead"),
+        *("setHostnameAsFQDN", "os", "readinessGates"),
     )
     shape = dict.fromkeys(free, _any) | ours
     shape |= dict.fromkeys(("hostNetwork", "hostPID", "hostIPC"), _only(_NODE, False))
