@@ -43,7 +43,8 @@ def test_pods_of_a_step_speak_with_each_other_and_nobody_else_with_them() -> Non
         else:
             to_own, names_alone = spec["egress"]
             assert to_own == {"to": [{"podSelector": {"matchLabels": own}}]}
-            assert {(port["protocol"], port["port"]) for port in names_alone["ports"]} == {("UDP", 53), ("TCP", 53)}
+            asked = {(port["protocol"], port["port"]) for port in names_alone["ports"]}
+            assert asked == {(protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)}
         names.add(first["metadata"]["name"])
     assert len(names) == len(planned.steps)
     assert all(len(name) <= 253 for name in names)

@@ -337,7 +337,7 @@ def test_the_network_policy_lets_probes_and_the_api_through() -> None:
         {"ports": [{"port": "http", "protocol": "TCP"}], "from": [{"namespaceSelector": {}}]},
     ]
     out = {(port["port"], port["protocol"]) for rule in spec["egress"] for port in rule["ports"]}
-    assert out == {(53, "UDP"), (53, "TCP"), (443, "TCP"), (6443, "TCP")}
+    assert out == {(53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP"), (443, "TCP"), (6443, "TCP")}
 
 
 # -- the notes ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies")
 PERMISSION = Permission(NETWORK_POLICIES.group, "networkpolicies", ("create",))
 """What the operator needs beside kube.PERMISSIONS, in every namespace that it watches, where jobs get policies."""
 
-DNS: Json = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+DNS: Json = {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
+"""OpenShift's listens on 5353, and a policy sees where a Service leads to."""
+
 ANYWHERE: Json = {}
 
 
