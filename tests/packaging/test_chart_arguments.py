@@ -34,6 +34,38 @@ def test_jobs_get_what_the_values_say() -> None:
     assert parse(container(render({"jobs": odd}))["args"]).jobs.annotations == odd["annotations"]
 
 
+def test_nothing_in_the_values_of_jobs_is_expanded_in_the_operators_pod() -> None:
+    """Kubernetes expands $(NAME) in arguments, and takes $$ for $."""
+    env = [{"name": "WORKER", "value": "$(POD_NAME) costs 5$ or $$"}]
+    (argument,) = [one for one in container(render({"jobs": {"env": env}}))["args"] if one.startswith("--jobs=")]
+    assert "$$(POD_NAME) costs 5$$ or $$$$" in argument
+    assert parse(["--image=x", argument.replace("$$", "$")]).jobs.to_json()["env"] == env
+
+
+REFERENCES: list[dict[str, dict[str, object]]] = [
+    {"secretKeyRef": {"name": "s", "key": "k", "optional": True}},
+    {"configMapKeyRef": {"name": "s", "key": "k", "optional": False}},
+    {"fieldRef": {"fieldPath": "metadata.labels['team']", "apiVersion": "v1"}},
+    {"resourceFieldRef": {"resource": "limits.memory", "containerName": "pytorch", "divisor": "1Mi"}},
+    {"resourceFieldRef": {"resource": "requests.cpu", "divisor": 1}},
+]
+
+
+def test_variables_come_from_where_a_containers_may() -> None:
+    env = [{"name": f"V{number}", "valueFrom": one} for number, one in enumerate(REFERENCES)]
+    options = parse(container(render({"jobs": {"env": env}}))["args"])
+    assert options.jobs.to_json()["env"] == env
+
+
+@pytest.mark.parametrize("given", [{}, {"fieldRef": {}}, {"resourceFieldRef": {"divisor": 1}}, {"aRef": {}}])
+def test_a_variable_that_comes_from_nowhere_is_refused(given: dict[str, object]) -> None:
+    env = [{"name": "A", "valueFrom": given}]
+    with pytest.raises(Refused, match="at '/jobs/env/0/valueFrom"):
+        render({"jobs": {"env": env}})
+    with pytest.raises(SystemExit):
+        parse(["--image=x", f"--jobs={json.dumps({'env': env})}"])
+
+
 def test_the_schema_and_the_operator_reserve_the_same_variables() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     env = schema["properties"]["jobs"]["properties"]["env"]["items"]["properties"]["name"]

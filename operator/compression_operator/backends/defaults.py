@@ -16,9 +16,9 @@ from compression_operator.api.pods import (
     LabelValue,
     LocalObjectReference,
     ObjectName,
+    Quantity,
     Resource,
     SecretKey,
-    SecretKeyRef,
     Toleration,
 )
 from compression_operator.api.run import GROUP, ObjectMeta
@@ -46,18 +46,42 @@ _NEVER_INHERITED = ("kubectl.kubernetes.io/", f"{GROUP}/", QUEUE_PREFIX)
 """Prefixes of what concerns the run alone, or its jobs alone, whatever a pattern says."""
 
 
-class ConfigMapKeyRef(ConfigModel):
-    """One key of a ConfigMap in the run's namespace."""
+class KeyRef(ConfigModel):
+    """One key of a Secret or a ConfigMap in the run's namespace."""
 
     name: ObjectName
     key: SecretKey
+    optional: bool | None = None
+
+
+class FieldRef(ConfigModel):
+    """A field of the pod."""
+
+    field_path: Annotated[str, Field(min_length=1)]
+    api_version: str | None = None
+
+
+class ResourceFieldRef(ConfigModel):
+    """What a container of the pod asks for, or may use at most."""
+
+    resource: Annotated[str, Field(min_length=1)]
+    container_name: str | None = None
+    divisor: Quantity | None = None
 
 
 class ValueFrom(ConfigModel):
     """Where a variable's value comes from."""
 
-    secret_key_ref: SecretKeyRef | None = None
-    config_map_key_ref: ConfigMapKeyRef | None = None
+    secret_key_ref: KeyRef | None = None
+    config_map_key_ref: KeyRef | None = None
+    field_ref: FieldRef | None = None
+    resource_field_ref: ResourceFieldRef | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.to_json()) != 1:
+            raise ValueError("name one of secretKeyRef, configMapKeyRef, fieldRef and resourceFieldRef")
+        return self
 
 
 class Variable(ConfigModel):
