@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +11,7 @@ from .api.run import CompressionRun, ObjectMeta
 from .api.status import CompressionRunStatus
 from .api.templates import ANYBODYS, TemplatePolicy
 from .cache import Body, Cache, Key, version_of
+from .conditions import FINISHED
 from .controller import Conflict
 from .jobs import Notice
 from .kube import RUNS, ApiError, Kube
@@ -18,6 +19,10 @@ from .managers import Manager
 from .troubles import UNREADABLE, Trouble, told
 
 logger = logging.getLogger(__name__)
+
+
+AGAIN = timedelta(hours=1)
+"""After which an unfinished run that is another installation's is told of again: Events last as long by default."""
 
 
 class UnreadableRun(Exception):
@@ -42,10 +47,11 @@ class ClusterRuns:
         manager: Manager | None = None,
         left_alone: Callable[[ObjectMeta, Notice], None] = lambda about, notice: None,
         written: Callable[[CompressionRunStatus, CompressionRunStatus], None] = lambda before, after: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`image`: of the jobs of runs that name none, when they are first looked at; `policy`: which others they may
-        name. `left_alone` is told, once, of each run that another installation than `manager` looks after, `written`
-        of every status that was replaced: what was stored before, and what is now.
+        name. `left_alone` is told of each run that another installation than `manager` looks after, time and again
+        while it is unfinished; `written` of every status that was replaced: what was stored before, and what is now.
         """
         self._kube = kube
         self._cache = cache
@@ -53,8 +59,9 @@ class ClusterRuns:
         self._policy = policy
         self._manager = manager
         self._left_alone = left_alone
-        self._others: dict[Key, str] = {}  # runs that were left alone, and whose they are
+        self._others: dict[Key, tuple[str, datetime]] = {}  # runs left alone: whose they are, and when that was told
         self._written = written
+        self._now = now
         # Without the JSON that they were read from: the answer to a write is twice what the cache keeps of it.
         self._parsed: dict[Key, CompressionRun] = {}
 
@@ -76,9 +83,11 @@ class ClusterRuns:
         if self._manager is None or other is None:
             self._others.pop((namespace, name), None)
             return self._read((namespace, name), body)
-        if self._others.get((namespace, name)) != other:
-            self._others[namespace, name] = other
-            self._left_alone(ObjectMeta.model_validate(body["metadata"]), self._manager.left_alone(other))
+        waits, now = body["status"].get("phase") not in FINISHED, self._now()
+        known, told = self._others.get((namespace, name), (None, now))
+        if known != other or (waits and now - told >= AGAIN):
+            self._others[namespace, name] = other, now
+            self._left_alone(ObjectMeta.model_validate(body["metadata"]), self._manager.left_alone(other, waits=waits))
         return None
 
     def meta(self, key: str) -> ObjectMeta | None:

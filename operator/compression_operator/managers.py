@@ -27,7 +27,8 @@ class Manager:
         """The decision on a run that is this one's from now on."""
         return replace(decision, status=decision.status.model_copy(update={"managed_by": self.name}))
 
-    def left_alone(self, other: str) -> Notice:
-        """What to tell of a run that is another one's."""
+    def left_alone(self, other: str, *, waits: bool) -> Notice:
+        """What to tell of a run that is another one's; `waits`: it is unfinished, for ever where that one is gone."""
         how = f"where that is gone for good, name it in the chart's takeOver ({other})"
-        return Notice("Normal", "ManagedElsewhere", f"{other} looks after this run, {self.name} leaves it alone; {how}")
+        kind = "Warning" if waits else "Normal"
+        return Notice(kind, "ManagedElsewhere", f"{other} looks after this run, {self.name} leaves it alone; {how}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import kopf
@@ -13,7 +14,9 @@ from compression_operator.api.status import CompressionRunStatus
 from compression_operator.cache import Cache
 from compression_operator.clusterruns import ClusterRuns
 from compression_operator.controller import Conflict
+from compression_operator.jobs import Notice
 from compression_operator.kube import Kube
+from compression_operator.managers import Manager
 from compression_operator.metrics import Metrics
 
 
@@ -91,3 +94,32 @@ def test_a_state_that_went_back_is_read_again_and_then_written() -> None:
 
         server.answer = answer
         asyncio.run(scenario(url))
+
+
+@pytest.mark.parametrize(("phase", "told"), [("Distilling", ["Warning", "Warning"]), ("Succeeded", ["Normal"])])
+def test_a_run_that_waits_for_another_installation_is_told_of_again_and_again(phase: str, told: list[str]) -> None:
+    """That one may be gone for good, and an Event expires after an hour."""
+    body: dict[str, Any] = a_run().to_json()
+    body["metadata"] |= {"uid": "u", "resourceVersion": "1", "generation": 1}
+    body["status"] = {"phase": phase, "managedBy": "ops/gone"}
+    cache, clock = Cache(lambda _: None), datetime(2026, 1, 1, tzinfo=UTC)
+    cache.put(body)
+    heard: list[Notice] = []
+
+    async def scenario() -> None:
+        nonlocal clock
+        runs = ClusterRuns(
+            Kube(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1")),
+            cache,
+            image="an-image",
+            manager=Manager("ops/here"),
+            left_alone=lambda _, notice: heard.append(notice),
+            now=lambda: clock,
+        )
+        for minutes in (0, 1, 58, 1, 1):  # an hour and a minute
+            clock += timedelta(minutes=minutes)
+            assert await runs.get(f"{body['metadata']['namespace']}/{body['metadata']['name']}") is None
+
+    asyncio.run(scenario())
+    assert [notice.type for notice in heard] == told
+    assert all(notice.reason == "ManagedElsewhere" and "takeOver (ops/gone)" in notice.message for notice in heard)
