@@ -69,10 +69,11 @@ class Events:
     def _write(self, event: str, **fields: Any) -> None:
         if self._silent:
             return
-        line = json.dumps(_finite({"event": event, "time": now(), **fields}), ensure_ascii=False, allow_nan=False)
+        told = self._redactor.value(_finite({"event": event, "time": now(), **fields}))
+        line = json.dumps(told, ensure_ascii=False, allow_nan=False)
         stream = self._stream or sys.stdout
         try:
-            stream.write(self._redactor.text(line) + "\n")
+            stream.write(line + "\n")
             stream.flush()
         except OSError:
             # Whoever read the log is gone, or its disk is full; hours of training don't end for that.

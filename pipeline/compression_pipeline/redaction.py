@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any, cast
 from urllib.parse import quote, quote_plus
 
 HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
@@ -34,6 +35,7 @@ _CREDENTIALS = re.compile(r"(?<=://)([^\s/?#@'\"]+)@")
 
 _SEPARATORS = re.compile(r"[\s\x00-\x1f\x7f]+")
 _LONGEST_LINE = 1 << 16
+_JSON_LINE = re.compile(rb"^(\{.*\})(?=\r?$)", re.MULTILINE)
 
 
 class Redactor:
@@ -64,6 +66,32 @@ class Redactor:
     def data(self, content: bytes) -> bytes:
         return content if self._pattern is None else self._pattern.sub(HIDDEN.encode(), content)
 
+    def lines(self, content: bytes) -> bytes:
+        """`data` of whole lines, where one that is a JSON object stays one."""
+        if self._pattern is None or not self._pattern.search(content):
+            return content
+        parts = _JSON_LINE.split(content)  # every second one is an object
+        return b"".join(self._object(part) if number % 2 else self.data(part) for number, part in enumerate(parts))
+
+    def value(self, content: Any) -> Any:
+        """JSON without secrets. A number that holds one becomes a string of asterisks."""
+        if isinstance(content, str):
+            return self.text(content)
+        if isinstance(content, Mapping):
+            told = cast("Mapping[str, Any]", content)
+            return {self.text(str(key)): self.value(one) for key, one in told.items()}
+        if isinstance(content, list | tuple):
+            return [self.value(one) for one in cast("Iterable[Any]", content)]
+        written = json.dumps(content)
+        return content if self.text(written) == written else HIDDEN
+
+    def _object(self, line: bytes) -> bytes:
+        try:
+            left = json.dumps(self.value(json.loads(line)), ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            return self.data(line)
+        return self.data(left)  # where a secret lies across what JSON needs, it is the secret that counts
+
     def text(self, content: str) -> str:
         return without_credentials(self.data(content.encode(errors="surrogateescape")).decode(errors="replace"))
 
@@ -78,11 +106,16 @@ def _secrets(environment: Mapping[str, str]) -> set[str]:
     for name, value in environment.items():
         if name in HUB_SECRETS:
             found |= _pieces(value, SHORTEST_TOKEN)
-        elif _SECRET_NAME.search(name) and not value.startswith("/"):
+        elif _SECRET_NAME.search(name) and not _is_path(value):
             found |= _pieces(value, _SHORTEST_OTHER)
         for credentials in _CREDENTIALS.findall(value):
             found |= _pieces(credentials, SHORTEST_TOKEN) | _pieces(credentials.partition(":")[2], _SHORTEST_OTHER)
     return found
+
+
+def _is_path(value: str) -> bool:
+    """Whether the value names a file that holds the secret; many a key begins with a slash, too."""
+    return value.startswith("/") and os.path.exists(value)  # noqa: PTH110 (Path raises for what can be no name)
 
 
 def _pieces(value: str, shortest: int) -> set[str]:
@@ -157,7 +190,7 @@ class _Guard:
         os.close(self._source)
 
     def _write(self, content: bytes) -> None:
-        left = self._redactor.data(content)
+        left = self._redactor.lines(content)
         # Whoever read the log is gone, or its disk is full. The pipe is emptied all the same, or its writers stall.
         with suppress(OSError):
             while left:

@@ -1,6 +1,7 @@
 """No secret in anything that a job writes: real jobs meet every kind of fault, and all that they leave is searched."""
 
 import base64
+import io
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from preparing import Preparation, rows
 from tiny import texts
 
 from compression_pipeline.errors import UserError
+from compression_pipeline.events import Events
 from compression_pipeline.redaction import HIDDEN, Redactor, guarded
 from compression_pipeline.sources.token import hub_token
 
@@ -80,17 +82,24 @@ def test_every_way_to_write_a_secret_is_hidden(secret: str) -> None:
         assert base64.b64encode(secret.encode())[4:-4].decode() not in left
 
 
-def test_secrets_are_known_by_the_names_of_variables_and_in_addresses() -> None:
+def test_secrets_are_known_by_the_names_of_variables_and_in_addresses(tmp_path: Path) -> None:
+    key = tmp_path / "one-of-mine"
+    key.touch()
     own = {
         "WANDB_API_KEY": "abcdefghij",
         "MIRROR_PASSWORD": "correct-horse",
         "HTTPS_PROXY": "http://me:sesame-open@proxy:3128",
         "GITHUB_TOKEN": "true",  # no secret is as short
         "TOKENIZERS_PARALLELISM": "false-or-true",
-        "SSH_PRIVATE_KEY": "/keys/one-of-mine",  # a path
+        "SSH_PRIVATE_KEY": str(key),  # a path
+        "API_TOKEN_FILE": "/run/secrets/not-mounted",
+        "AWS_SECRET_ACCESS_KEY": "/wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEK",
     }
     left = Redactor.of(own).text(" ".join(own.values()))
-    assert left == f"{HIDDEN} {HIDDEN} http://{HIDDEN}@proxy:3128 true false-or-true /keys/one-of-mine"
+    assert (
+        left
+        == f"{HIDDEN} {HIDDEN} http://{HIDDEN}@proxy:3128 true false-or-true {key} /run/secrets/not-mounted {HIDDEN}"
+    )
     assert not Redactor.of({"HOME": "/root"}).needed
 
 
@@ -118,6 +127,23 @@ print("after", len(token))
     assert done.stdout.count(b"x") == 200_000
     assert done.stdout.count(b"y") == 200_000
     assert done.stderr == f"told {HIDDEN}\n{HIDDEN}".encode()
+
+
+def test_an_event_stays_json_whatever_the_secret_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "12345678")
+    monkeypatch.setenv("OTHER_PASSWORD", r"\y234-567")
+    stream, expected = io.StringIO(), {"total": HIDDEN, "more": HIDDEN, "share": HIDDEN, "kept": [1, 2.5, True]}
+    result = {"total": 12345678, "more": 9123456780, "share": 0.12345678, "kept": [1, 2.5, True]}
+    Events(stream).result(result | {"said": r"x \y234-567 12345678"})
+    line = stream.getvalue()
+    assert json.loads(line)["result"] == expected | {"said": f"x {HIDDEN} {HIDDEN}"}
+    redactor = Redactor.of()
+    assert redactor.lines(line.encode()) == line.encode()
+    raw = b"12345678 {\n" + json.dumps(result).encode() + b"\r\n{12345678}\n"
+    left = redactor.lines(raw)
+    assert left.startswith(b"*** {\n{")
+    assert left.endswith(b"}\r\n{***}\n")
+    assert json.loads(left.splitlines()[1]) == expected
 
 
 def test_without_a_secret_nothing_stands_between(capfd: pytest.CaptureFixture[str]) -> None:
