@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .api.run import CompressionRun, ObjectMeta
+from .api.run import CompressionRun, ObjectMeta, cluster_run
 from .api.status import CompressionRunStatus
 from .api.templates import ANYBODYS, TemplatePolicy
 from .cache import Body, Cache, Key, version_of
@@ -206,7 +206,7 @@ def with_image(run: CompressionRun, default: str, policy: TemplatePolicy = ANYBO
 def parse(body: Body) -> CompressionRun:
     """The resource as a model. Raises UnreadableRun, which names the first field that is wrong."""
     try:
-        return CompressionRun.model_validate(body)
+        return cluster_run(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])

@@ -18,8 +18,8 @@ from typing import Any
 
 from compression_pipeline.config import Phase
 
-from .api.run import SOURCES_ANNOTATION, CompressionRun
-from .plan import Plan, plan
+from .api.run import CompressionRun
+from .plan import plan_of
 
 LIVE = timedelta(hours=1)
 """A job that has touched its heartbeat this lately may still run: hundreds of beats, and clocks of volumes differ."""
@@ -55,7 +55,8 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
         # Of a step that is under way: what it is about to publish, or to find.
         names |= {f"{step.phase.value}-{step.fingerprint}" for step in run.status.steps}
         names |= {_noted(store, step.fingerprint) for step in run.status.steps if step.fingerprint is not None}
-        planned = _planned(run).steps
+        # As it is told now, which may be more than its status knows.
+        planned = plan_of(run, resolved=run.status.resolved).steps
         names |= {step.artifact for step in planned}
         found |= {store / "work" / mark for step in planned for mark in (step.fingerprint, step.key) if mark}
         waiting = [name for name in names if name is not None]
@@ -138,12 +139,6 @@ def _noted(store: Path, fingerprint: str) -> str | None:
         return name if isinstance(name, str) and _ARTIFACT.fullmatch(name) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _planned(run: CompressionRun) -> Plan:
-    """The steps of the run as it is told now, which may be more than its status knows."""
-    sources = run.metadata.annotations.get(SOURCES_ANNOTATION)
-    return plan(run.spec, resolved=run.status.resolved, sources=sources)
 
 
 def _job(heartbeat: Path) -> str:

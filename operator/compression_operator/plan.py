@@ -17,6 +17,7 @@ from compression_pipeline.config import (
     measuring,
 )
 
+from .api.run import CPU, DEVICES_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from .api.spec import CompressionRunSpec, PhaseSettings, Student
 from .api.status import Resolved
 from .jobs import Job
@@ -136,6 +137,13 @@ def plan(
         pruned, distilled = (step_name(phase, student.name) for phase in (Phase.PRUNE, Phase.DISTILL))
         builder.add(Phase.EXPORT, student, **common, pruned=pruned, distilled=distilled)
     return Plan(tuple(builder.steps.values()))
+
+
+def plan_of(run: CompressionRun, *, resolved: Resolved | None, kept: Mapping[str, str] | None = None) -> Plan:
+    """The steps of a run, on the machine and of the files that it notes (see `plan`)."""
+    noted = run.metadata.annotations
+    gpus = noted.get(DEVICES_ANNOTATION) != CPU
+    return plan(run.spec, resolved=resolved, sources=noted.get(SOURCES_ANNOTATION), kept=kept, gpus=gpus)
 
 
 def step_name(phase: Phase, student: str | None = None) -> str:

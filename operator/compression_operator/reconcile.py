@@ -14,12 +14,12 @@ from types import MappingProxyType
 
 from compression_pipeline.config import Phase, PrepareResult, sequence_fault, student_faults, text_fault
 
-from .api.run import CPU, DEVICES_ANNOTATION, RETRY_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
+from .api.run import RETRY_ANNOTATION, CompressionRun
 from .api.status import CompressionRunStatus, Step, StepState
 from .conditions import KINDS, Situation, is_finished, run_phase, summarized
 from .jobs import Decision, DeleteJob, JobState, ObservedJob, Wait
 from .notices import notices
-from .plan import Plan, PlannedStep, plan, step_name
+from .plan import Plan, PlannedStep, plan_of, step_name
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
@@ -182,14 +182,7 @@ class _Pass:
         kept = {step.name: step.fingerprint for step in before.steps if same and step.fingerprint is not None}
         if before.resolved is None:
             kept = {name: mark for name, mark in kept.items() if name == step_name(Phase.PREPARE)}
-        told = self._run.metadata.annotations
-        return plan(
-            self._run.spec,
-            resolved=self._status.resolved,
-            sources=told.get(SOURCES_ANNOTATION),
-            kept=kept,
-            gpus=told.get(DEVICES_ANNOTATION) != CPU,
-        )
+        return plan_of(self._run, resolved=self._status.resolved, kept=kept)
 
     def _update(self, planned: PlannedStep, makable: frozenset[str] = frozenset()) -> None:
         step = planned_step(self._run.status.step(planned.name), planned)

@@ -10,9 +10,10 @@ import pytest
 from http_server import Answer, served
 from local_jobs import a_run
 
+from compression_operator.api.run import CPU, DEVICES_ANNOTATION, RETRY_ANNOTATION, SOURCES_ANNOTATION
 from compression_operator.api.status import CompressionRunStatus
 from compression_operator.cache import Cache
-from compression_operator.clusterruns import ClusterRuns
+from compression_operator.clusterruns import ClusterRuns, parse
 from compression_operator.controller import Conflict
 from compression_operator.jobs import Notice
 from compression_operator.kube import Kube
@@ -123,3 +124,10 @@ def test_a_run_that_waits_for_another_installation_is_told_of_again_and_again(ph
     asyncio.run(scenario())
     assert [notice.type for notice in heard] == told
     assert all(notice.reason == "ManagedElsewhere" and "takeOver (ops/gone)" in notice.message for notice in heard)
+
+
+def test_what_local_runs_note_of_their_machine_says_nothing_on_a_cluster() -> None:
+    """Weights in float32 were made under the key of bfloat16."""
+    body: dict[str, Any] = a_run().to_json()
+    body["metadata"]["annotations"] = {DEVICES_ANNOTATION: CPU, SOURCES_ANNOTATION: "x", RETRY_ANNOTATION: "again"}
+    assert parse(body).metadata.annotations == {RETRY_ANNOTATION: "again"}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jobs_world import World, manifest
 from looks import FINETUNED, at
 
+from compression_operator.api.run import CPU, DEVICES_ANNOTATION
 from compression_operator.gc import in_use, remove, unused
 from compression_operator.plan import plan
 from compression_pipeline.artifact import Store
@@ -89,3 +90,14 @@ def test_what_is_about_to_be_made_or_measured_stays(tmp_path: Path) -> None:
     aged(work, 30)
     assert left(store, world) == {other}
     assert name == distill.artifact
+
+
+def test_what_an_edited_run_without_a_gpu_is_about_to_adopt_stays(tmp_path: Path) -> None:
+    world, store = World(), Store(tmp_path)
+    world.annotate(DEVICES_ANNOTATION, CPU)
+    at(world, *FINETUNED)
+    world.edit(distill={"steps": 7})
+    told = plan(world.run.spec, resolved=world.status.resolved, gpus=False).get("distill-width")
+    assert told and told.artifact and told.fingerprint
+    assert artifact(store, "distill", int(told.fingerprint, 16)) == told.artifact
+    assert left(store, world) == set()

@@ -246,7 +246,7 @@ def test_a_finished_run_is_left_alone_by_another_version(world: World, monkeypat
     before = world.status
     monkeypatch.setattr(importlib.import_module("compression_pipeline.config.fingerprint"), "SCHEMA_VERSION", 0)
     with monkeypatch.context() as newer:
-        newer.setattr("compression_operator.reconcile.plan", lambda *_, **__: pytest.fail("is planned again"))
+        newer.setattr("compression_operator.reconcile.plan_of", lambda *_, **__: pytest.fail("is planned again"))
         assert world.look().actions == ()
     assert world.status == before
     world.edit(maxParallelJobs=5)

@@ -1,7 +1,7 @@
 """The resource itself."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -22,7 +22,7 @@ SOURCES_ANNOTATION = f"{GROUP}/sources"
 """Digest of the local files that the sources name; local runs write it, and raise the generation when it changes."""
 DEVICES_ANNOTATION = f"{GROUP}/devices"
 """What a local run found to compute on, `GPU` or `CPU`; it is written and watched likewise. A cluster has what the
-manifest asks for."""
+manifest asks for: see `cluster_run`."""
 CPU, GPU = "CPU", "GPU"
 
 
@@ -59,3 +59,14 @@ class CompressionRun(ConfigModel):
     status: CompressionRunStatus = Field(
         default=CompressionRunStatus(), description="What the operator has seen and done; never written by hand."
     )
+
+
+def cluster_run(body: Any) -> CompressionRun:
+    """The resource of a cluster as a model. Raises ValidationError.
+
+    What only local runs note of their machine says nothing of a cluster, whoever has written it there.
+    """
+    run = CompressionRun.model_validate(body)
+    noted = (SOURCES_ANNOTATION, DEVICES_ANNOTATION)
+    annotations = {name: value for name, value in run.metadata.annotations.items() if name not in noted}
+    return run.model_copy(update={"metadata": run.metadata.model_copy(update={"annotations": annotations})})

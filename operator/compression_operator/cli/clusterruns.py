@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from compression_operator.api.run import CompressionRun
+from compression_operator.api.run import CompressionRun, cluster_run
 from compression_operator.kube import RUNS, ApiError, Kube, NoCluster, connect
 from compression_operator.workdir import WorkdirError
 
@@ -14,7 +14,7 @@ def runs_of(namespaces: Sequence[str]) -> list[CompressionRun]:
     does not know all runs does not know what is unused.
     """
     try:
-        return [CompressionRun.model_validate(body) for body in asyncio.run(_bodies(namespaces))]
+        return [cluster_run(body) for body in asyncio.run(_bodies(namespaces))]
     except NoCluster as error:
         raise WorkdirError(str(error)) from error
     except ApiError as error:

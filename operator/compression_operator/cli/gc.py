@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from compression_operator.api.run import CompressionRun
+from compression_operator.api.run import CompressionRun, cluster_run
 from compression_operator.gc import Unused, in_use, remove, unused, working
 from compression_operator.workdir import Workdir, WorkdirError
 from compression_pipeline.config import human_bytes
@@ -49,7 +49,7 @@ def _listed(file: Path) -> list[CompressionRun]:
     try:
         documents: list[Any] = [found for found in yaml.safe_load_all(file.read_bytes()) if found is not None]
         lists: list[Any] = [found["items"] if "items" in found else [found] for found in documents]  # noqa: SIM401 (any type)
-        return [CompressionRun.model_validate(item) for items in lists for item in items]
+        return [cluster_run(item) for items in lists for item in items]
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise WorkdirError(

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_operator.api.faults import Fault, InvalidManifest
-from compression_operator.api.run import CPU, DEVICES_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
+from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase, Step, StepState
 from compression_operator.backends import machine
 from compression_operator.backends.jobfiles import JobFolder
 from compression_operator.backends.local import COMMAND, Place
 from compression_operator.backends.logs import duration
 from compression_operator.backends.published import is_whole
-from compression_operator.plan import plan
+from compression_operator.plan import plan_of
 from compression_operator.reconcile import reconcile
 from compression_operator.runs import forget, submit
 from compression_operator.workdir import Workdir
@@ -107,13 +107,8 @@ def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
     """
     states = {step.name: step for step in run.status.steps}
     same = run.status.observed_generation == run.metadata.generation
-    planned = plan(
-        run.spec,
-        resolved=run.status.resolved,
-        sources=run.metadata.annotations.get(SOURCES_ANNOTATION),
-        kept={step.name: step.fingerprint for step in states.values() if same and step.fingerprint},
-        gpus=run.metadata.annotations.get(DEVICES_ANNOTATION) != CPU,
-    )
+    kept = {step.name: step.fingerprint for step in states.values() if same and step.fingerprint}
+    planned = plan_of(run, resolved=run.status.resolved, kept=kept)
     wanted: set[str] = set()  # steps that will run
     missing: list[str] = []
     for step in reversed(planned.steps):
