@@ -46,6 +46,12 @@ def test_inspection_needs_no_torch(checkpoint: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(checkpoint)], check=True)
 
 
+@pytest.mark.parametrize(("content", "said"), [("{", "is not valid JSON"), ("[]", "is not a JSON object")])
+def test_a_generation_config_that_is_none_is_found_at_once(checkpoint: Path, content: str, said: str) -> None:
+    (checkpoint / "generation_config.json").write_text(content)
+    assert f"generation_config.json {said}" in refused(checkpoint)
+
+
 def test_no_config(checkpoint: Path) -> None:
     (checkpoint / "config.json").unlink()
     assert "config.json is missing" in refused(checkpoint)

@@ -12,7 +12,7 @@ from compression_pipeline.errors import UserError
 
 from .families import family_of_config, member
 from .headers import TORCH_NAMES, TensorEntry, read_header
-from .layout import CONFIG, INDEX, parse, weight_files, weight_map
+from .layout import CONFIG, GENERATION_CONFIG, INDEX, parse, weight_files, weight_map
 from .names import EMBEDDING, expected_shapes
 from .tensors import check_tensors
 
@@ -44,11 +44,13 @@ def inspect(folder: Path) -> CheckpointFiles:
     """Look at a checkpoint's weights and configuration (`tokenizer.load` looks at the rest).
 
     Raises UserError, naming the file and the fix, where there is no config.json, the architecture is unknown, the
-    weights are pickled only, a shard is missing or truncated, or tensors are missing or have other shapes than
-    config.json says.
+    weights are pickled only, generation_config.json is no JSON object, a shard is missing or truncated, or tensors are
+    missing or have other shapes than config.json says.
     """
     config = read_config(folder)
     architecture = read_architecture(folder, config)
+    if (generation := folder / GENERATION_CONFIG).is_file():
+        _read_json(generation)  # it is copied as it is, and read by the export, at the end
     tensors = read_tensors(folder)
     check_tensors(folder, tensors, expected_shapes(architecture), architecture)
     return CheckpointFiles(folder, config, architecture, tensors)

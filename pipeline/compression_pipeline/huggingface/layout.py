@@ -11,6 +11,7 @@ from typing import Any
 from compression_pipeline.errors import UserError
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 

@@ -15,12 +15,10 @@ from compression_pipeline.config import Architecture
 
 from .families import member
 from .files import read_config, write_json
-from .layout import CONFIG, INDEX, SINGLE
+from .layout import CONFIG, GENERATION_CONFIG, INDEX, SINGLE
 from .names import expected_shapes
 from .terms import PAPERS
 from .tokenizer import TOKENIZER_FILES
-
-GENERATION_CONFIG = "generation_config.json"
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
