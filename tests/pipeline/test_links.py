@@ -8,7 +8,11 @@ import pytest
 from preparing import Preparation, rows
 from tiny import texts
 
+from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
+from compression_pipeline.phases import prepare
+from compression_pipeline.sources import open_source
+from compression_pipeline.sources.links import Bounds
 
 
 @pytest.fixture
@@ -88,3 +92,38 @@ def test_a_teachers_files_do_not_lead_out_either(preparation: Preparation, volum
         (volume / "teacher" / name).symlink_to("/proc/self/environ")
         with pytest.raises(UserError, match=rf"{name} is a link into /proc"):
             preparation.run("pvc://claim/data", teacher={"model": "pvc://claim/teacher"})
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("becomes", ["link", "pipe"])
+def test_a_file_is_held_against_the_bounds_as_it_is_opened(
+    preparation: Preparation, volume: Path, monkeypatch: pytest.MonkeyPatch, ending: str, becomes: str
+) -> None:
+    path = volume / f"data/a.{ending}"
+    (volume / "data/a.jsonl").rename(path)
+    job = preparation.job("pvc://claim/data")
+    context = Context.of(job, environment={}, stop=preparation.stop)
+    source = open_source(job.dataset.source, field="dataset.source", revision=None, job=job, context=context)
+    files = source.text_files(job.dataset).train
+    [text] = prepare._opened(files, source, "text")
+    path.unlink()
+    if becomes == "link":
+        path.symlink_to("/etc/hostname")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=r"is a link that leads out|is no regular file"):
+        list(text.rows())
+
+
+def test_a_teachers_file_is_held_against_the_bounds_as_it_is_copied(
+    preparation: Preparation, volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(preparation.teacher.removeprefix("file:"), volume / "teacher")
+    weights = volume / "teacher" / "model.safetensors"
+    outside = preparation.folder / "copy"
+    weights.rename(outside)
+    weights.symlink_to("../../copy")
+    # As if it became a link after every look at the path; the content is what was found.
+    monkeypatch.setattr(Bounds, "check", lambda *_: None)
+    with pytest.raises(UserError, match=r"model\.safetensors is a link that leads out of the source"):
+        preparation.run("pvc://claim/data", teacher={"model": "pvc://claim/teacher"})

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
 
 from compression_pipeline import space
@@ -227,7 +228,7 @@ def _make(
                 continue  # is written anew
             (folder / file.name).parent.mkdir(exist_ok=True, parents=True)
             if not (teacher.private and _link(path, folder / file.name, file, draft)):
-                _copy(path, folder / file.name, file, draft)
+                _copy(teacher.open(path), folder / file.name, file, draft)
         write_json(folder / CONFIG, whole.normalized())
         if loaded.config is not None:
             write_json(folder / tokenizer.CONFIG, loaded.config)
@@ -279,7 +280,10 @@ def _named(said: str, folder: Path, source: str) -> str:
 
 def _opened(files: Sequence[SourceFile], dataset: Source, column: str) -> list[TextFile]:
     paths = dataset.fetch(files)
-    return [TextFile(p, name=dataset.name_of(f), column=column) for f, p in zip(files, paths, strict=True)]
+    return [
+        TextFile(path, name=dataset.name_of(file), column=column, open=dataset.open)
+        for file, path in zip(files, paths, strict=True)
+    ]
 
 
 def _check_unchanged(source: Source, files: Sequence[SourceFile]) -> None:
@@ -300,13 +304,13 @@ def _link(path: Path, target: Path, file: SourceFile, draft: Draft) -> bool:
     return True
 
 
-def _copy(path: Path, target: Path, file: SourceFile, draft: Draft) -> None:
+def _copy(original: BufferedReader, target: Path, file: SourceFile, draft: Draft) -> None:
     """Copy a file into the draft and hash it on the way."""
     found = hashlib.sha256()
-    with path.open("rb") as source, target.open("wb") as copy:
+    with original as source, target.open("wb") as copy:
         while piece := source.read(_CHUNK):
             copy.write(piece)
             found.update(piece)
     if len(file.digest) == 64 and found.hexdigest() != file.digest:
-        raise TransientError(f"{path} changed while it was read; try again")
+        raise TransientError(f"{file.name} changed while it was read; try again")
     draft.hashed(target, found.hexdigest())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
@@ -91,6 +92,10 @@ class Source(Protocol):
 
     def fetch(self, files: Sequence[SourceFile]) -> list[Path]:
         """Where the files lie on this machine, downloaded if they must be. Raises PhaseError."""
+        ...
+
+    def open(self, path: Path) -> BufferedReader:
+        """A fetched file, to read. Raises PhaseError where it is by now another than may be read."""
         ...
 
     def name_of(self, file: SourceFile) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -105,6 +106,9 @@ class HubSource:
                 return [future.result() for future in futures]
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def open(self, path: Path) -> BufferedReader:
+        return path.open("rb")
 
     def name_of(self, file: SourceFile) -> str:
         return f"{self._place.source}/{file.name}"

@@ -1,12 +1,12 @@
 """Which files a source may read: on a cluster, whoever may write a volume could else have a job read the job's own."""
 
+import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 
 from compression_pipeline.errors import UserError
-
-_KERNEL = (Path("/proc"), Path("/sys"))
-"""What lies here tells of processes and the machine, such as a job's environment with its secrets."""
+from compression_pipeline.opening import kernels, open_once
 
 
 class Bounds:
@@ -32,9 +32,23 @@ class Bounds:
             mode = real.stat().st_mode
         except (FileNotFoundError, RuntimeError) as error:
             raise UserError(f"{self._where}: {path} is a link that leads nowhere; remove it") from error
+        self._judge(path, real, mode)
+
+    def open(self, path: Path) -> BufferedReader:
+        """The file to read: what is opened is what was checked, whatever comes of the path. Raises UserError."""
+        self.check(path)  # opening a device may do something
+        file, real = open_once(path)
+        try:
+            self._judge(path, real, os.fstat(file.fileno()).st_mode)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _judge(self, path: Path, real: Path, mode: int) -> None:
         if not stat.S_ISREG(mode):
             raise UserError(f"{self._where}: {path} is no regular file (a pipe, a socket or a device); remove it")
-        if any(map(real.is_relative_to, _KERNEL)):
+        if kernels(real):
             raise UserError(
                 f"{self._where}: {path} is a link into {Path(*real.parts[:2])}, which is no text; remove it"
             )

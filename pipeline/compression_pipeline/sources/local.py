@@ -1,10 +1,11 @@
 """Sources on this machine: `file:path`, relative to the manifest's folder, and `pvc://claim/path`, a mounted volume."""
 
+import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from compression_pipeline.artifact import sha256
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import CONFIG, names_of
@@ -78,6 +79,9 @@ class LocalSource:
             self._bounds.check(path)
         return paths
 
+    def open(self, path: Path) -> BufferedReader:
+        return self._bounds.open(path)
+
     def name_of(self, file: SourceFile) -> str:
         return str(self._folder / file.name)
 
@@ -118,8 +122,8 @@ class LocalSource:
         return kept
 
     def _read(self, name: str) -> bytes:
-        self._bounds.check(self._path / name)
-        return (self._path / name).read_bytes()
+        with self.open(self._path / name) as file:
+            return file.read()
 
     def _warn(self, doubts: Iterable[str]) -> None:
         for doubt in doubts:
@@ -143,7 +147,8 @@ class LocalSource:
         said = time.monotonic()
         for name, size in zip(names, sizes, strict=True):
             context.stop_if_requested()
-            found.append(SourceFile(name, size, sha256(self._folder / name)))
+            with self.open(self._folder / name) as file:
+                found.append(SourceFile(name, size, hashlib.file_digest(file, "sha256").hexdigest()))
             if time.monotonic() - said > PROGRESS_SECONDS:
                 said = time.monotonic()
                 done = sum(file.size for file in found)

@@ -22,12 +22,22 @@ _CODECS = {".gz": "gzip", ".zst": "zstd"}
 class TextFile:
     """A file to read rows of text from; `position` tells how far it has been read."""
 
-    def __init__(self, path: Path, *, name: str, column: str) -> None:
-        """`name`: what messages call it; its ending tells the format. `column`: where a row has several."""
+    def __init__(
+        self, path: Path, *, name: str, column: str, open: Callable[[Path], io.BufferedReader] | None = None
+    ) -> None:
+        """`name`: what messages call it; its ending tells the format. `column`: where a row has several.
+
+        `open`: how the path is opened, if not as any other; nothing else reads the file.
+        """
         self.path = path
+        self._open = open or (lambda path: path.open("rb"))
         self.name = name
         self.column = column
         self.position = 0  # bytes of the file as it lies on disk, about
+
+    def open(self) -> io.BufferedReader:
+        """Its content, as it lies on disk."""
+        return self._open(self.path)
 
     def rows(self) -> Iterator[str]:
         """Its rows: a .txt file is one row.
@@ -132,7 +142,7 @@ def _parquet(file: TextFile) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file.path) as parquet:
+        with file.open() as raw, pq.ParquetFile(raw) as parquet:
             names: list[str] = parquet.schema_arrow.names
             if file.column not in names:
                 raise UserError(_no_column(file.name, file.column, names))
@@ -188,7 +198,7 @@ def _lines(file: TextFile) -> Iterator[tuple[int, bytes]]:
 def _opened(file: TextFile) -> Iterator[io.BufferedReader]:
     """The file's content, decompressed where the name says so; what is wrong with that is told as a UserError."""
     codec = _CODECS.get(Path(file.name.lower()).suffix)
-    with file.path.open("rb") as raw:
+    with file.open() as raw:
         counted = _Counted(raw, file)
         try:
             if codec == "gzip":
