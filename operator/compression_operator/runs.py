@@ -129,7 +129,8 @@ def _applied(
     kept = {k: v for k, v in stored.metadata.annotations.items() if k == RETRY_ANNOTATION}
     annotations = {**kept, **annotations}
     found = (SOURCES_ANNOTATION, DEVICES_ANNOTATION)
-    found_changed = any(stored.metadata.annotations.get(name) != annotations[name] for name in found)
+    noted = stored.metadata.annotations  # one that an older version did not note has not changed
+    found_changed = any(noted.get(name, annotations[name]) != annotations[name] for name in found)
     edited = stored.spec != manifest.spec or found_changed
     if stored.status.phase is RunPhase.FAILED and not edited:
         annotations[RETRY_ANNOTATION] = retry

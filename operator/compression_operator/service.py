@@ -124,7 +124,7 @@ class Service:
             image=options.image,
             policy=options.jobs.policy,
             manager=options.manager,
-            left_alone=self._notice,
+            left_alone=self._left_alone,
             written=self._metrics.written,
         )
         self._denials = Denials(self._enqueue_all)
@@ -240,6 +240,11 @@ class Service:
         """Something worth telling: a log line and an Event."""
         self._claims.tell(run, notice)
         self._notice(run.metadata, notice)
+
+    def _left_alone(self, about: ObjectMeta, notice: Notice) -> None:
+        """Another installation looks after the run, and listens to its jobs."""
+        self._logs.follow(f"{about.namespace}/{about.name}", {})
+        self._notice(about, notice)
 
     def _notice(self, about: ObjectMeta, notice: Notice) -> None:
         level = logging.WARNING if notice.type == "Warning" else logging.INFO

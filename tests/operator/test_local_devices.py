@@ -23,6 +23,14 @@ def test_another_kind_of_machine_is_an_edit(tmp_path: Path) -> None:
     assert generations == [1, 1, 2, 2, 3]
 
 
+def test_a_directory_from_before_devices_were_noted_is_not_edited(tmp_path: Path) -> None:
+    before, workdir = submitted(tmp_path, gpus=False), Workdir(tmp_path)
+    kept = {name: told for name, told in before.metadata.annotations.items() if name != DEVICES_ANNOTATION}
+    workdir.write(before.model_copy(update={"metadata": before.metadata.model_copy(update={"annotations": kept})}))
+    after = submitted(tmp_path, gpus=False)
+    assert (after.metadata.generation, after.metadata.annotations[DEVICES_ANNOTATION]) == (1, CPU)
+
+
 def test_without_a_gpu_jobs_are_told_float32() -> None:
     for devices, precision in ((CPU, Precision.FP32), ("GPU", Precision.BF16)):
         world = World(manifest())

@@ -249,6 +249,25 @@ def test_what_goes_while_its_log_is_read_is_forgotten(told_first: bool) -> None:
     run(scenario())
 
 
+def test_a_run_whose_jobs_are_all_gone_is_not_looked_at_any_more() -> None:
+    """Nobody may tell so: it may have become another installation's."""
+
+    async def scenario() -> None:
+        cluster = Cluster()
+        watcher = cluster.watcher()
+        watcher.follow("ns/run", {"uid": "pod"})
+        watcher.forget("uid")
+        await asyncio.sleep(1)
+        assert not cluster.changed and not cluster.asked
+        watcher.follow("ns/run", {"another": "pod"})
+        async with asyncio.timeout(10):
+            while not cluster.changed:
+                await asyncio.sleep(0.01)
+        await watcher.close()
+
+    run(scenario())
+
+
 def test_a_step_that_is_done_has_done_all_of_it() -> None:
     """However early its log was looked at last; the loss of back then is not its last."""
     world = World()

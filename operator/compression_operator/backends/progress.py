@@ -129,13 +129,16 @@ class LogWatcher:
 
     async def _watch(self, key: str) -> None:
         await asyncio.sleep(self._first)
-        while True:
+        while self._running.get(key):
             for uid, pod in list(self._running.get(key, {}).items()):
                 look = await self._read(key.partition("/")[0], pod, self._looks.get(uid), key)
                 if uid in self._running.get(key, {}):  # else it has ended meanwhile, and may have been forgotten
                     self._looks[uid] = look
             self._changed(key)  # without news too: whoever judges silence learns that it lasts
             await asyncio.sleep(self._period)
+        # All of its jobs are gone, and nobody has told so.
+        self._running.pop(key, None)
+        self._tasks.pop(key, None)
 
     async def _read(self, namespace: str, pod: str, before: Look | None, key: str) -> Look:
         try:
