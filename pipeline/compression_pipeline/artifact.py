@@ -137,7 +137,10 @@ class Store:
         return artifact
 
     def set_aside(self, artifact: Artifact) -> None:
-        """Put a damaged artifact out of the way, so that it is made anew."""
+        """Put a damaged artifact out of the way, so that it is made anew; not what has come in its place meanwhile."""
+        there = _manifest(artifact.path)
+        if there is not None and there.created != artifact.manifest.created:
+            return
         with suppress(FileNotFoundError):
             artifact.path.rename(self.artifacts / f".damaged-{artifact.name}-{uuid.uuid4().hex[:8]}")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from .artifact import Store
+from .adoption import Adoption
+from .artifact import Artifact, Store
 from .config import JobConfig
 from .errors import Interrupted
 from .events import Events
@@ -72,6 +73,10 @@ class Context:
         """Whether the step is still this launch's: what other launches left there may be removed then."""
         holder = heartbeat.holder(self.turn or self.folder.parent)
         return self.launch is None or (holder is not None and holder.token == self.launch)
+
+    def sound(self, artifact: Artifact | None) -> Artifact | None:
+        """The artifact, where it holds what was published; a damaged one is set aside. For rank 0."""
+        return Adoption(self.store, self.events, owns=self.owns_step).sound(artifact)
 
     def stop_requested(self) -> bool:
         """Whether this process has seen SIGTERM; ranks that train together agree on it with a collective each step."""

@@ -107,6 +107,16 @@ def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) ->
     assert note.exists()
 
 
+def test_damaged_weights_are_not_measured(store: Store, engine: Runtime) -> None:
+    with store.draft("finetune", KEY) as draft:
+        (draft.path / "weights").write_text("y")
+        draft.hashed(draft.path / "weights", "0" * 64)
+        draft.publish(config={"fingerprint": KEY}, inputs={}, result={})
+    job = job_in(store, fingerprint=OTHER, key=KEY)
+    assert measuring.made_before(job, context(store, OTHER)[0], engine, "finetune") is None
+    assert store.find(f"finetune-{KEY}") is None
+
+
 def test_who_loses_the_race_to_another_measure_measures_at_the_next_attempt(store: Store) -> None:
     job = job_in(store, fingerprint=OTHER, key=KEY)
     with store.draft("finetune", KEY) as draft:

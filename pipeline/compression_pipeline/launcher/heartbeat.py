@@ -127,6 +127,12 @@ class Heartbeat:
         return None if found is None or found.token == self.me.token else found
 
     @property
+    def mine(self) -> bool:
+        """Whether this job holds it."""
+        found = holder(self._path.parent)
+        return found is not None and found.token == self.me.token
+
+    @property
     def due(self) -> bool:
         """Whether it is time for the next beat."""
         return time.monotonic() >= self._next

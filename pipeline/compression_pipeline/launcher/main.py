@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from compression_pipeline.adoption import Adoption
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import CONFIG_VARIABLE, JOBS, ExitClass, JobConfig, Phase, Termination
 from compression_pipeline.errors import Interrupted, PhaseError, UserError
@@ -21,7 +22,6 @@ from compression_pipeline.events import Events
 from compression_pipeline.faults import classify
 from compression_pipeline.machine import adopt_orphans, oom_kills
 from compression_pipeline.redaction import Redactor, guarded
-from compression_pipeline.store import verified
 from compression_pipeline.store.published import Published
 
 from . import outcome, termination
@@ -102,17 +102,24 @@ class _Launcher:
         folder = self._store.attempt_path(self._job.fingerprint, self._job.attempt, self._launch)
         turn = self._store.work_folder(self._job.artifact_key)
         heartbeat = Heartbeat(turn, self._name(), token=self._launch, probe=folder)
+        adoption = Adoption(
+            self._store,
+            self._events,
+            owns=lambda: self._layout.leads and heartbeat.mine,
+            # A long look must not let the step go, where it is ours.
+            meanwhile=lambda: heartbeat.beat() if self._layout.leads and heartbeat.mine else None,
+        )
         try:
-            cached = self._sound(self._published())
-            return self._adopt(cached) if cached is not None else self._make(heartbeat)
+            cached = adoption.sound(self._published())
+            return self._adopt(cached) if cached is not None else self._make(heartbeat, adoption)
         finally:
             if self._layout.leads:
                 self._tidy(heartbeat, folder)
 
-    def _make(self, heartbeat: Heartbeat) -> Termination:
+    def _make(self, heartbeat: Heartbeat, adoption: Adoption) -> Termination:
         if self._layout.leads:
             self._store.attempt_folder(self._job.fingerprint, self._job.attempt, self._launch)
-        cached = self._wait_for_turn(heartbeat)
+        cached = self._wait_for_turn(heartbeat, adoption)
         if cached is not None:
             return self._adopt(cached)
         if self._layout.leads:
@@ -120,7 +127,7 @@ class _Launcher:
         ended = self._run_ranks(heartbeat)
         if ended.exit_class in (ExitClass.TRANSIENT, ExitClass.INTERRUPTED):
             # Another job may have made it meanwhile: one that took this step over, while this one was paused.
-            cached = self._published()
+            cached = adoption.sound(self._published())
         return ended if cached is None else self._adopt(cached)
 
     def _tidy(self, heartbeat: Heartbeat, folder: Path) -> None:
@@ -146,27 +153,6 @@ class _Launcher:
     def _published(self) -> Artifact | None:
         return self._store.find_published(self._phase.value, self._job.fingerprint, self._job.key)
 
-    def _sound(self, artifact: Artifact | None) -> Artifact | None:
-        """The artifact, where it holds what was published. A damaged one is put out of the way, and made anew."""
-        if artifact is None:
-            return None
-        said = time.monotonic()
-
-        def progress(done: int, total: int) -> None:
-            nonlocal said
-            if time.monotonic() - said >= BEAT_SECONDS:
-                said = time.monotonic()
-                self._events.progress(done, total, unit="bytes", doing=f"verify {artifact.name}")
-
-        digests = {name: record.sha256 for name, record in artifact.manifest.files.items()}
-        file = verified.fault(self._store.root, artifact.name, digests, progress)
-        if file is None:
-            return artifact
-        self._events.warning(f"{artifact.path / file} is not what was published; it is set aside and made anew")
-        if self._layout.leads:
-            self._store.set_aside(artifact)
-        return None
-
     def _adopt(self, artifact: Artifact) -> Termination:
         told, fingerprint = self._store.use(artifact).manifest.result, self._job.fingerprint
         if self._job.key is not None and self._layout.leads and self._store.published(fingerprint) is None:
@@ -177,10 +163,11 @@ class _Launcher:
         self._events.result(result)
         return Termination.model_validate({"class": ExitClass.DONE, "result": result})
 
-    def _wait_for_turn(self, heartbeat: Heartbeat) -> Artifact | None:
+    def _wait_for_turn(self, heartbeat: Heartbeat, adoption: Adoption) -> Artifact | None:
         """Until no other job works on this step. What that one published, if it did.
 
-        On the nodes without rank 0: until the node with it has its turn. Raises Interrupted.
+        On the nodes without rank 0: until the node with it has its turn. What they find damaged is to them as if it
+        weren't there: that node sets it aside. Raises Interrupted.
         """
         say_again = 0.0
         while True:
@@ -189,7 +176,7 @@ class _Launcher:
             else:
                 holder = heartbeat.holder_unless_me()
                 other = None if holder is not None and holder.job == heartbeat.me.job else holder or heartbeat.me
-            cached = self._published()
+            cached = adoption.sound(self._published())
             if other is None or cached is not None:
                 return cached
             if time.monotonic() >= say_again:

@@ -22,7 +22,7 @@ Result = TypeVar("Result", bound=Record)
 def made_before(job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", phase: str) -> Artifact | None:
     """The artifact of the step, where this step or one that measures otherwise has made it. Every rank calls it."""
     name = f"{phase}-{job.artifact_key}"
-    there = [context.store.find(name) is not None]
+    there = [runtime.rank == 0 and context.sound(context.store.find(name)) is not None]
     if runtime.world_size > 1:  # what a volume shows to one node it may not show to another yet
         dist.broadcast_object_list(there, src=0)
     return context.store.open(name) if there[0] else None

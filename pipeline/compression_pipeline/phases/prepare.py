@@ -82,7 +82,7 @@ def _take(
         "dataset": ResolvedSource(source=job.dataset.source, revision=dataset.revision, digest=_digest_of_text(splits)),
     }
     key = content_key(job.dataset, splits, teacher=resolved["teacher"].digest, text=resolved["dataset"].digest)
-    artifact = context.store.find(f"prepare-{key}")
+    artifact = context.sound(context.store.find(f"prepare-{key}"))
     cached = artifact is not None
     if artifact is None:
         artifact = _make(job, context, key, resolved, (teacher, model_files), (dataset, splits))
@@ -108,7 +108,8 @@ def _known(job: PrepareJob, context: Context, sources: tuple[Source, Source]) ->
     None, too, where one of the sources has told that its own has moved.
     """
     record = context.store.published(job.fingerprint)
-    artifact = context.store.recorded(record) if record is not None and record.may_stand else None
+    there = context.store.recorded(record) if record is not None and record.may_stand else None
+    artifact = context.sound(there)
     if record is None or artifact is None:
         return None
     found = PrepareResult.model_validate(context.store.use(artifact).manifest.result)
