@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from compression_pipeline.errors import UserError
 from compression_pipeline.phases import prepare
 from compression_pipeline.sources import open_source
 from compression_pipeline.sources.links import Bounds
+from compression_pipeline.store.watched import Selection, Watched
 
 
 @pytest.fixture
@@ -127,3 +129,15 @@ def test_a_teachers_file_is_held_against_the_bounds_as_it_is_copied(
     monkeypatch.setattr(Bounds, "check", lambda *_: None)
     with pytest.raises(UserError, match=r"model\.safetensors is a link that leads out of the source"):
         preparation.run("pvc://claim/data", teacher={"model": "pvc://claim/teacher"})
+
+
+@pytest.mark.parametrize("target", ["/proc/self/environ", "/proc/self/pagemap", "outside"])
+def test_what_leads_out_is_watched_by_where_it_leads(tmp_path: Path, target: str) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "outside").write_text("of somebody else")
+    led = str(tmp_path / target)
+    (tmp_path / "volume/weights.bin").symlink_to(led)
+    selection = replace(Selection.at(tmp_path / "volume"), volume=tmp_path / "volume")
+    seen = Watched.now(selection)
+    assert seen.marks == {"weights.bin": f"leads to {led}"}
+    assert Watched.model_validate_json(seen.model_dump_json()).unchanged()

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
@@ -29,10 +30,13 @@ class LocalSource:
         self._place = place
         self._where = f"{place.field}: {place.source}"
         self._path = _path(place)
-        self._selection = Selection.at(self._path, (place.store, *map(Path, place.aside)))
+        volume = _volume(place)
+        self._volume = volume.resolve() if volume else None
+        selection = Selection.at(self._path, (place.store, *map(Path, place.aside)))
+        self._selection = replace(selection, volume=self._volume)
         self._folder = self._selection.folder
         self._watched: Watched | None = None
-        self._bounds = Bounds(self._where, self._folder, volume=_volume(place), named=not self._selection.patterns)
+        self._bounds = Bounds(self._where, self._folder, volume=volume, named=not self._selection.patterns)
 
     @property
     def private(self) -> bool:
@@ -51,7 +55,8 @@ class LocalSource:
                 f"{self._where} {missing} ({self._path}); name the folder of a Hugging Face checkpoint{meant}"
             )
         self._folder = self._path
-        self._watched = Watched.now(Selection.below(self._path, *MODEL_FILES, aside=self._selection.aside))
+        selection = Selection.below(self._path, *MODEL_FILES, aside=self._selection.aside)
+        self._watched = Watched.now(replace(selection, volume=self._volume))
         names = names_of(self._path)
         try:
             return self._described(checkpoint.select(names, self._read, self._where))

@@ -9,6 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from compression_pipeline.opening import kernels, open_once
+
 SMALL = 1024**2
 """Files up to this many bytes are known by their content, larger ones by what the file system says of them."""
 
@@ -26,6 +28,7 @@ class Selection:
     base: Path
     patterns: tuple[str, ...]
     aside: frozenset[Path] = frozenset()
+    volume: Path | None = None  # resolved: the mounted claim that nothing is read outside of
 
     @classmethod
     def at(cls, path: Path, aside: Iterable[Path] = ()) -> "Selection":
@@ -73,6 +76,7 @@ class Watched(BaseModel):
     base: str
     patterns: list[str]
     aside: list[str] = []
+    volume: str | None = None
     marks: dict[str, str] = Field(description="Name of each file -> what it is known by.")
 
     @classmethod
@@ -82,6 +86,7 @@ class Watched(BaseModel):
             base=str(selection.base),
             patterns=list(selection.patterns),
             aside=sorted(map(str, selection.aside)),
+            volume=str(selection.volume) if selection.volume else None,
             marks=marks(selection),
         )
 
@@ -94,7 +99,14 @@ class Watched(BaseModel):
 
     def changed(self, names: Collection[str]) -> str | None:
         """The first of these files that looks otherwise by now; None where all are what they were."""
-        return next((name for name in names if _mark_or_none(self.folder / name) != self.marks.get(name)), None)
+        return next(
+            (
+                name
+                for name in names
+                if _mark_or_none(self.folder / name, self._selection.volume) != self.marks.get(name)
+            ),
+            None,
+        )
 
     @property
     def folder(self) -> Path:
@@ -103,30 +115,44 @@ class Watched(BaseModel):
 
     @property
     def _selection(self) -> Selection:
-        return Selection(Path(self.base), tuple(self.patterns), frozenset(map(Path, self.aside)))
+        volume = Path(self.volume) if self.volume else None
+        return Selection(Path(self.base), tuple(self.patterns), frozenset(map(Path, self.aside)), volume)
 
 
 def marks(selection: Selection) -> dict[str, str]:
     """What each file is known by. A file that is gone before it is looked at is none. Raises OSError."""
-    found = ((name, _mark_or_none(selection.folder / name)) for name in selection.names())
+    found = ((name, _mark_or_none(selection.folder / name, selection.volume)) for name in selection.names())
     return {name: seen for name, seen in found if seen is not None}
 
 
-def mark(path: Path) -> str:
+def mark(path: Path, volume: Path | None = None) -> str:
     """What a file is known by: of a small one its content.
 
     Of a large one its size, inode, and times of change. Whoever copies files may set the time of their content back,
-    but not that of their inode. Raises OSError.
+    but not that of their inode. What leads out of the `volume`, or into the kernel's files, is known by where it leads,
+    and never read. Raises OSError.
     """
+    if _strays(path.resolve(), volume):
+        return _leads(path)
     status = path.stat()
     if status.st_size <= SMALL and os.access(path, os.R_OK):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        file, real = open_once(path)  # which may lead elsewhere by now
+        with file:
+            return _leads(path) if _strays(real, volume) else hashlib.file_digest(file, "sha256").hexdigest()
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
-def _mark_or_none(path: Path) -> str | None:
+def _strays(real: Path, volume: Path | None) -> bool:
+    return kernels(real) or (volume is not None and not real.is_relative_to(volume))
+
+
+def _leads(path: Path) -> str:
+    return f"leads to {path.readlink() if path.is_symlink() else path.resolve()}"
+
+
+def _mark_or_none(path: Path, volume: Path | None) -> str | None:
     try:
-        return mark(path)
+        return mark(path, volume)
     except FileNotFoundError:
         return None
 
