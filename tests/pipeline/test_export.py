@@ -79,7 +79,7 @@ def test_the_sample_is_greedy_and_the_same_every_time(store: Store) -> None:
     again, _ = run(store, "6" * 32, sample_prompt=prompt, sample_tokens=count, dtype="float32")
     assert result.sample == again.sample
     tokenizer = AutoTokenizer.from_pretrained(artifact.model)
-    model = AutoModelForCausalLM.from_pretrained(artifact.model, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(artifact.model, dtype=torch.float32)
     told = model.generation_config.eos_token_id
     ends = told if isinstance(told, list) else [told]
     tokens = tokenizer(prompt, return_tensors="pt")["input_ids"]
