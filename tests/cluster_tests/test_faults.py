@@ -43,8 +43,9 @@ def test_a_whole_run_asks_for_what_its_role_lists_and_for_nothing_else(namespace
         assert len(wrote) <= 8 * (8 + 4), Counter((a.verb, a.resource) for a in wrote)
         used = {(a.group, a.resource, a.verb) for a in before.asked if a.code < 400}
     listed = {(p.group, p.resource, verb) for p in PERMISSIONS for verb in p.verbs}
-    # What only running pods, repetition and other owners call for is asked for in other tests.
-    elsewhere = {("", "pods/log", "get"), ("events.k8s.io", "events", "patch"), ("kubeflow.org", "pytorchjobs", "get")}
+    # What only running pods, refused pods, repetition and other owners call for is asked for in other tests.
+    events, jobs = ("events.k8s.io", "events"), ("kubeflow.org", "pytorchjobs")
+    elsewhere = {("", "pods/log", "get"), (*events, "list"), (*events, "patch"), (*jobs, "get"), (*jobs, "patch")}
     assert used - listed == set() and listed - used <= elsewhere
     assert edited and Counter(a.code for a in before.asked if a.resource == "compressionruns/status")[409] == 1
     assert not [line for line in operator.lines() if line["level"] == "error"], "a conflict is no error"
