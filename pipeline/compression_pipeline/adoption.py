@@ -14,7 +14,7 @@ class Adoption:
     """How one process looks at published artifacts: each is verified, and a damaged one put out of the way."""
 
     def __init__(
-        self, store: Store, events: Events, *, owns: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None
+        self, store: Store, events: Events, *, owns: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None
     ) -> None:
         """`owns`: whether the step is ours, for only who makes it anew sets a damaged artifact aside. `meanwhile`:
         called now and then while files are read.
