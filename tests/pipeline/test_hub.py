@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, Repository, commit
 from launching import until
-from preparing import Preparation, rows
+from preparing import FINGERPRINT, Preparation, rows
 from tiny import texts
 
 from compression_pipeline import space
+from compression_pipeline.artifact import Store
 from compression_pipeline.errors import PhaseError, TransientError, UserError
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.sources import hub as hub_source
@@ -305,6 +306,11 @@ def test_the_hubs_own_parquet_files_of_a_dataset_of_another_layout(preparation: 
     assert result.documents == 9
     assert result.resolved_dataset.revision == commit(converted)
     assert "data.py" not in {name for name, _ in hub.downloads()}
+    preparation.run("hf://owner/data", config="plain", revision=commit(original))
+    [warning] = [one["message"] for one in preparation.events("warning") if "pin" in one["message"]]
+    assert "dataset.revision does not pin them" in warning
+    record = Store(preparation.store).published(FINGERPRINT)
+    assert record is not None and record.asked[-1].stands()
     dataset(hub, {"train.zip": b"PK", "README.md": b"# Zipped"})
     said = fault(preparation, "hf://owner/data", UserError)
     assert "has no files of a supported type (it has .zip)" in said

@@ -3,7 +3,8 @@
 The artifact: `model/` (the teacher; its config.json is written anew, in one spelling, and its tokenizer is one that
 plain transformers loads), `data/train.bin/.idx`,
 `data/validation.bin/.idx`, `data/statistics.json`. Its key comes from the content of all files that go in, so the same
-content makes the same artifact wherever it lies.
+content makes the same artifact on whatever disk it lies. The Hub tells another digest of small files: a repository and
+a local copy of it make two artifacts.
 """
 
 import hashlib

@@ -62,6 +62,7 @@ class HubSource:
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False)
         self._kind: Kind = "model"
         self._commit: str | None = None
+        self._asked: str | None = None  # the commit of what was asked for, where files come from the Hub's own branch
 
     @property
     def private(self) -> bool:
@@ -117,7 +118,7 @@ class HubSource:
         return
 
     def asked(self) -> Asked:
-        return Asked(endpoint=self._endpoint, revision=self._place.revision, commit=self._commit)
+        return Asked(endpoint=self._endpoint, revision=self._place.revision, commit=self._asked or self._commit)
 
     def _list(self, revision: str | None) -> dict[str, SourceFile]:
         """Every file of the repository at a revision, which is resolved to its commit."""
@@ -168,6 +169,7 @@ class HubSource:
     def _converted(
         self, original: dict[str, SourceFile], dataset: DatasetConfig
     ) -> tuple[dict[str, SourceFile], dict[str, list[str]]]:
+        self._asked = self._commit
         try:
             listed = self._list(PARQUET_BRANCH)
         except UserError as error:
@@ -177,6 +179,11 @@ class HubSource:
                 f"{self._where} has no files of a supported type{inside} (it has {', '.join(kinds) or 'none at all'}) "
                 f"and the Hub made no Parquet files of it; give one with {', '.join(FORMATS)}"
             ) from error
+        if self._place.revision is not None:
+            self._place.context.events.warning(
+                f"{self._where}: the files are those that the Hub made of the dataset as it is now; dataset.revision "
+                "does not pin them"
+            )
         configs = sorted({name.split("/")[0] for name in listed if name.count("/") == 2})
         chosen = splits.choose(configs, dataset.config, self._where)
         found: dict[str, list[str]] = {}
