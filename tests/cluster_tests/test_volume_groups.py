@@ -10,7 +10,7 @@ USER, GROUP, VOLUMES_GROUP = 5001, 5002, 5004
 
 def test_a_volume_that_only_its_group_may_write_to(namespace: Namespace, pods: str) -> None:
     security: Body = {"runAsUser": USER, "runAsGroup": GROUP, "fsGroup": VOLUMES_GROUP}
-    security |= {"supplementalGroups": [VOLUMES_GROUP], "runAsNonRoot": False}
+    security |= {"supplementalGroups": [VOLUMES_GROUP], "runAsNonRoot": True}
     one = [{"name": "width", "prune": {"hiddenSize": 64}}]
     with namespace.operator(pods):
         template = {"podTemplate": {"spec": {"securityContext": security}}}
