@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from api import CRD, RUNS, Api, Body, Refused
 from operators import manifest
 from tests.cluster.up import Cluster
@@ -131,6 +132,19 @@ def test_kubectl_explains_it(cluster: Cluster) -> None:
     assert (
         "GROUP:      modelcompression.io" in told and "FIELD: hiddenSize <integer>" in told and "DESCRIPTION:" in told
     )
+    told = kubectl(cluster, "explain", "compressionrun.spec.distill.learningRate")
+    assert "Peak learning rate, reached after warm-up. Default: 1e-4." in " ".join(told.split())
+
+
+def test_numbers_below_their_bounds_are_told_once_each(api: Api) -> None:
+    body = manifest("zero")
+    zero = {"finetune": {"steps": 0, "microBatchSize": 0}, "distill": {"steps": 0, "globalBatchSize": 0}}
+    phases = {"phases": {"distill": {"gpusPerNode": 0, "processesPerNode": 0}}}
+    with pytest.raises(Refused) as caught:
+        submit(api, yaml.safe_dump({**body, "spec": {**body["spec"], **zero, **phases}}))
+    told = [cause["field"] for cause in caught.value.status["details"]["causes"]]
+    given = [f"spec.{phase}.{field}" for phase, fields in zero.items() for field in fields]
+    assert sorted(told) == sorted([*given, "spec.phases.distill.processesPerNode"])
 
 
 def test_the_crd_is_small(api: Api) -> None:

@@ -15,7 +15,7 @@ from jsonschema import Draft4Validator
 from schema_strategies import instances
 
 from compression_operator.api.check import findings, join, with_defaults
-from compression_operator.api.crd import DEFAULT_FILE, crd_text, custom_resource_definition, main
+from compression_operator.api.crd import DEFAULT_FILE, crd_text, custom_resource_definition, main, told_defaults
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.schema import NotStructural, structural_schema
@@ -68,6 +68,26 @@ def test_it_is_written_where_told(tmp_path: Path) -> None:
 
 def test_it_is_small() -> None:
     assert len(crd_text().encode()) < 256 * 1024
+
+
+def test_every_default_of_the_spec_is_told_where_kubectl_explain_shows_it() -> None:
+    distill = SCHEMA["properties"]["spec"]["properties"]["distill"]["properties"]
+    assert distill["learningRate"]["description"] == "Peak learning rate, reached after warm-up. Default: 1e-4."
+    assert distill["deterministic"]["description"].endswith(" Default: false.")
+    untold = [
+        (path, node["default"])
+        for path, node in nodes(SCHEMA["properties"]["spec"])
+        if node.get("default") not in (None, {}) and not re.search(r" Default: \S+\.$", node["description"])
+    ]
+    assert not untold
+    assert "Default:" not in str(SCHEMA["properties"]["status"]), "nobody leaves a field of a status out"
+
+
+@pytest.mark.parametrize(
+    ("default", "written"), [(2.5e-5, "2.5e-5"), (1e-4, "1e-4"), (0.95, "0.95"), (5e-324, "4.94066e-324")]
+)
+def test_small_defaults_are_written_as_in_a_manifest(default: float, written: str) -> None:
+    assert told_defaults({"type": "number", "default": default})["description"] == f"Default: {written}."
 
 
 def test_names_and_subresources() -> None:
@@ -178,6 +198,47 @@ def test_cel_and_local_checks_say_the_same_of_sizes(prune: Any) -> None:
     }
     filled, found = inspect(document(spec), World.CLUSTER)
     assert by_cel(filled) == sorted(found)
+
+
+EVERY_SIZE: dict[str, Any] = {
+    "teacher": {"model": "hf://a/b"},
+    "dataset": {"source": "hf://a/b"},
+    "finetune": {"steps": 1000},
+    "students": [
+        {
+            "name": "a",
+            "prune": {"hiddenSize": 64, "ffnHiddenSize": 64, "attentionHeads": 8, "layers": 4},
+            "distill": {"steps": 1000},
+        }
+    ],
+    "distill": {"steps": 1000},
+    "storage": {"persistentVolumeClaim": {"claimName": "store"}},
+}
+
+
+def below_their_minimum(schema: dict[str, Any], value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The value with one number in it below its bound, each in turn; the path of that number."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            for where, spoiled in below_their_minimum(schema["properties"][name], child, join(path, name)):
+                yield where, {**value, name: spoiled}
+    elif isinstance(value, list):
+        for where, spoiled in below_their_minimum(schema["items"], value[0], f"{path}[0]"):
+            yield where, [spoiled]
+    elif "minimum" in schema:
+        lowest = schema["minimum"]
+        yield path, type(value)(lowest if schema.get("exclusiveMinimum") else lowest - 1)
+        yield path, type(value)(-7)
+
+
+def test_a_number_below_its_bound_is_told_once() -> None:
+    schema = LOCAL_SCHEMA["properties"]["spec"]
+    filled: Any = with_defaults(LOCAL_SCHEMA, document(EVERY_SIZE))
+    spoiled = list(below_their_minimum(schema, filled["spec"], "spec"))
+    assert len(spoiled) > 60
+    for path, spec in spoiled:
+        assert [where for where, _ in findings(schema, spec, "spec")] == [path]
+        assert by_cel(document(spec)) == [], path
 
 
 @settings(generous, max_examples=100)

@@ -1,5 +1,6 @@
 """The CustomResourceDefinition, written from the models: `python -m compression_operator.api.crd [FILE]`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import yaml
 
 from .run import GROUP, KIND, PLURAL, VERSION, CompressionRun
-from .schema import structural_schema
+from .schema import Schema, structural_schema
 
 NAME = f"{PLURAL}.{GROUP}"
 DEFAULT_FILE = Path("crds") / f"{NAME}.yaml"
@@ -27,6 +28,7 @@ def custom_resource_definition() -> dict[str, Any]:
     for field, description in _TYPE_META.items():
         properties[field] = {"description": description, "type": "string"}
     properties["metadata"] = {"type": "object"}
+    properties["spec"] = told_defaults(properties["spec"])
     schema["required"] = ["spec"]
     del properties["status"]["default"]
     return {
@@ -56,6 +58,28 @@ def custom_resource_definition() -> dict[str, Any]:
             ],
         },
     }
+
+
+def told_defaults(node: Schema) -> Schema:
+    """The schema with each field's default in its description, because `kubectl explain` shows no `default`."""
+    told = {key: told_defaults(child) if key in _NESTED else child for key, child in node.items()}
+    if "properties" in node:
+        told["properties"] = {name: told_defaults(child) for name, child in node["properties"].items()}
+    default = node.get("default")
+    if default not in (None, {}, ""):
+        told["description"] = f"{node.get('description', '')} Default: {_written(default)}.".lstrip()
+    return told
+
+
+_NESTED = ("items", "additionalProperties")
+
+
+def _written(default: bool | float | str) -> str:
+    """A default as one writes it in a manifest."""
+    if isinstance(default, float) and 0 < default < 1e-3:
+        mantissa, exponent = f"{default:e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return json.dumps(default).strip('"')
 
 
 def _columns() -> list[dict[str, Any]]:

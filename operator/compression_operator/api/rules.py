@@ -86,8 +86,9 @@ def _cel_ranks(phase: str) -> str:
 
 
 def _cel_splits(phase: str, training: str) -> str:
-    batch, micro = f"{training}.globalBatchSize", f"{training}.microBatchSize"
-    return f"!has({training}) || {batch} % {micro} != 0 || {batch} % ({micro} * {_cel_ranks(phase)}) == 0"
+    batch, micro, count = f"{training}.globalBatchSize", f"{training}.microBatchSize", _cel_ranks(phase)
+    out_of_bounds = f"{batch} < 1 || {micro} < 1 || {count} < 1"  # which the schema tells already
+    return f"!has({training}) || {out_of_bounds} || {batch} % {micro} != 0 || {batch} % ({micro} * {count}) == 0"
 
 
 def _cel_unsplit_sentence(phase: str, training: str, *student: str) -> str:

@@ -26,6 +26,9 @@ class Rule:
 
     A test holds the two together. Both see the object after defaulting.
 
+    The API server asks a CEL rule even where a field is out of its own bounds. It must hold there, so that one mistake
+    is told once.
+
     `path` is the field to blame, in camelCase and relative to the object the rule sits on; empty for the object itself.
     `check` takes the parsed model and returns the sentence to show, or None where the rule holds. `cel` is the CEL
     expression that is true where the rule holds; the sentence is `sentence` where it is always the same, else what the

@@ -23,7 +23,7 @@ def _divisible(path: str, size: Callable[["PruneConfig"], int | None]) -> Rule:
     return Rule(
         path,
         check,
-        cel=f"!has({value}) || {value} % {divisor} == 0",
+        cel=f"!has({value}) || {value} < 1 || {divisor} < 1 || {value} % {divisor} == 0",
         message=cel_indivisible(template, (value, divisor), value, divisor),
     )
 

@@ -48,7 +48,8 @@ class TrainingConfig(ConfigModel):
         Rule(
             "globalBatchSize",
             _whole_micro_batches,
-            cel="self.globalBatchSize % self.microBatchSize == 0",
+            cel="self.globalBatchSize < 1 || self.microBatchSize < 1 || "
+            "self.globalBatchSize % self.microBatchSize == 0",
             message=cel_indivisible(
                 _PARTIAL, ("self.globalBatchSize", "self.microBatchSize"), "self.globalBatchSize", "self.microBatchSize"
             ),
@@ -63,7 +64,7 @@ class TrainingConfig(ConfigModel):
             "minLearningRate",
             "must not be above learningRate, the peak of the schedule",
             lambda training: training.min_learning_rate <= training.learning_rate,
-            "self.minLearningRate <= self.learningRate",
+            "self.learningRate <= 0.0 || self.minLearningRate <= self.learningRate",
         ),
     )
 
