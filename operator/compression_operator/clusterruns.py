@@ -16,6 +16,7 @@ from .controller import Conflict
 from .jobs import Notice
 from .kube import RUNS, ApiError, Kube
 from .managers import Manager
+from .plan import plan_of
 from .troubles import UNREADABLE, Trouble, told
 
 logger = logging.getLogger(__name__)
@@ -197,10 +198,25 @@ class ClusterRuns:
 def with_image(run: CompressionRun, default: str, policy: TemplatePolicy = ANYBODYS) -> CompressionRun:
     """The run with its jobs' image in the status: the one that it names, else the one that it has had so far, else
     `default`, the operator's of today. One that the policy refuses is not remembered: the run may name it no longer.
+
+    After an edit that plans a step anew it is `default` too: an older image may not know what the edit asks for.
     """
     named = run.spec.job_template.image
-    image = (named if named and policy.takes(named) else None) or run.status.image or default
+    so_far = None if starts_anew(run) else run.status.image
+    image = (named if named and policy.takes(named) else None) or so_far or default
     return run.model_copy(update={"status": run.status.model_copy(update={"image": image})})
+
+
+def starts_anew(run: CompressionRun) -> bool:
+    """Whether an edit that the status does not know of yet plans a step anew. A run without steps was never planned, so
+    nothing of it was edited. While prepare goes on no later step is planned yet, so any edit counts.
+    """
+    status = run.status
+    if not status.steps or status.observed_generation == run.metadata.generation:
+        return False
+    known = {step.name: step.fingerprint for step in status.steps}
+    planned = plan_of(run, resolved=status.resolved).steps
+    return any(step.fingerprint is None or step.fingerprint != known.get(step.name) for step in planned)
 
 
 def parse(body: Body) -> CompressionRun:

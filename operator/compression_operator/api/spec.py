@@ -97,7 +97,8 @@ class JobTemplate(ConfigModel):
         min_length=1,
         max_length=1024,
         description="Pipeline image. Default: the one that the operator was installed with when it first looked at the "
-        "run. It stands in status.image, and is kept until another one is named here.",
+        "run. It stands in status.image. An upgrade of the operator alone does not change it; after an edit that plans "
+        "a step anew it is the one that the operator has by then.",
     )
     image_pull_policy: ImagePullPolicy | None = Field(
         default=None,
