@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from .config import Record
-from .config.fingerprint import SCHEMA_VERSION
+from .config.fingerprint import SCHEMA_VERSION, digest
 from .errors import MissingArtifact, UserError
 from .store.published import Published
 
@@ -84,6 +84,11 @@ class Artifact:
     def data(self) -> Path:
         """The tokenized text in it."""
         return self.path / "data"
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that is in it. An artifact that is made anew under its name may be another one."""
+        return digest({file: record.sha256 for file, record in self.manifest.files.items()})
 
     def result(self, model: type[Result]) -> Result:
         """What the phase reported that made it. Raises ValidationError where another version did."""

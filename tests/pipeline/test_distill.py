@@ -205,6 +205,28 @@ def test_the_teacher_is_measured_once_over_all_attempts(tmp_path: Path, monkeypa
     assert told == result.teacher_loss == pytest.approx(plain_loss(store.open(TEACHER).model, store), abs=1e-5)
 
 
+def test_a_teacher_that_was_made_anew_is_measured_again(tmp_path: Path) -> None:
+    """Under its key: what was damaged is made again, and on a GPU not to the last bit."""
+    store = pruned_store(tmp_path)
+
+    def stopped_attempt(number: int) -> float:
+        told, _ = context(store, DISTILLED, attempt=number)
+        told.events = recorder = Stopping(number, lambda: setattr(told.stop, "raised", True))
+        with pytest.raises(Interrupted):
+            phase.run(job(store, attempt=number), told)
+        [loss] = [event["value"] for event in recorder.seen if event.get("name") == "teacherLoss"]
+        return loss
+
+    first = stopped_attempt(1)
+    assert stopped_attempt(3) == first
+    aside = store.open(TEACHER).path.rename(tmp_path / "aside")
+    poison(aside / "model", "model.layers.1.mlp.up_proj.weight", 2.0)
+    publish(store, TEACHER, lambda path: shutil.copytree(aside / "model", path / "model"))
+    anew = stopped_attempt(5)
+    assert anew != first
+    assert anew == pytest.approx(plain_loss(store.open(TEACHER).model, store), abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama3", "qwen2-tied"])
 def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, engine: Runtime, kind: str) -> None:
     from compression_pipeline.megatron.data import Batch

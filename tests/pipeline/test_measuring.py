@@ -1,5 +1,6 @@
 """A step whose weights exist only measures them: nothing is trained, and the figures are those that training gives."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from finetuning import job_in
-from safetensors.torch import load_file
-from stores import context
+from safetensors.torch import load_file, save_file
+from stores import DATA, TEACHER, common, context
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import DistillConfig, DistillJob, EvaluateConfig, ExportDtype, FinetuneResult
-from compression_pipeline.errors import Interrupted
+from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.huggingface import conversion
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.megatron.data import ValidationData
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, finetune, measuring
 
@@ -61,8 +65,8 @@ def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) ->
     # What a step of its own would have told.
     alone = job_in(store, fingerprint="2" * 32, evaluate=EvaluateConfig(samples=5))
     trained = finetune.run(alone, context(store, "2" * 32)[0])
-    assert measured.teacher_loss == pytest.approx(trained.teacher_loss, abs=1e-6)
-    assert measured.corrected_teacher_loss == pytest.approx(trained.corrected_teacher_loss, abs=1e-6)
+    assert measured.teacher_loss == trained.teacher_loss
+    assert measured.corrected_teacher_loss == trained.corrected_teacher_loss
 
     for fingerprint, told in ((KEY, first), (OTHER, measured)):
         found = store.find_published("finetune", fingerprint)
@@ -123,3 +127,60 @@ def test_who_loses_the_race_to_another_measure_measures_at_the_next_attempt(stor
         other = draft.publish(config={"fingerprint": KEY}, inputs={}, result={})
     with pytest.raises(Interrupted, match="the next attempt measures those"):
         measuring.settled(job, context(store, OTHER)[0], other, FinetuneResult)
+
+
+def measuring_distillation(store: Store) -> DistillJob:
+    """A distillation of the teacher from itself."""
+    told = DistillConfig(steps=2, warmup_steps=1, global_batch_size=8, micro_batch_size=8)
+    inputs = {"data": DATA, "teacher": TEACHER, "pruned": TEACHER, "sequence_length": 32}
+    measured = EvaluateConfig(samples=8)
+    return DistillJob(**common(store, "distill-width", OTHER), **inputs, distill=told, evaluate=measured)
+
+
+def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(
+    store: Store, engine: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The micro batch that fits a rank's share of the global batch; another one changes the last bits."""
+    from compression_pipeline.megatron import validation
+    from compression_pipeline.megatron.data import TrainingData
+
+    sizes: list[int] = []
+
+    def measure(*_: Any, batch_size: int) -> float:
+        sizes.append(batch_size)
+        return 1.0
+
+    monkeypatch.setattr(validation, "validation_loss", measure)
+    job, (told, _) = measuring_distillation(store), context(store, OTHER)
+    two = dataclasses.replace(engine, world_size=2)
+    text = store.open(DATA).data
+    trained = TrainingData(text, job.distill, two, sequence_length=32).micro_batch_size
+    measuring.losses(job, told, two, {"teacher": TEACHER})
+    teacher = store.open(TEACHER).model
+    reader = conversion.CheckpointReader(teacher)
+    state = dict(conversion.to_megatron(reader.files.architecture, reader))
+    data = ValidationData(text, sequence_length=32, samples=8)
+    distill.rounded_losses(job, told, two, read_architecture(teacher), state, data, 1.0)
+    assert sizes == [trained] * 3 == [4] * 3
+
+
+def test_more_ranks_than_a_batch_has_sequences_can_still_measure(store: Store, engine: Runtime) -> None:
+    many = dataclasses.replace(engine, world_size=16)
+    job, (told, _) = measuring_distillation(store), context(store, OTHER)
+    assert measuring.losses(job, told, many, {"teacher": TEACHER})["teacher"] > 0
+
+
+@pytest.mark.parametrize(
+    ("role", "whose"),
+    [("teacher", "the teacher"), ("corrected", "the corrected teacher"), ("pruned", "the pruned student")],
+)
+def test_a_model_that_computes_no_number_is_named_where_it_is_only_measured(
+    store: Store, engine: Runtime, role: str, whose: str
+) -> None:
+    file, name = store.open(TEACHER).model / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    job, (told, _) = measuring_distillation(store), context(store, OTHER)
+    with pytest.raises(UserError, match=rf"^{whose} computes nan: its validation loss is nan, for its tensor {name} "):
+        measuring.losses(job, told, engine, {role: TEACHER})

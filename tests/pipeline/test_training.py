@@ -233,6 +233,20 @@ def test_a_nan_before_any_checkpoint_says_so(store: Store, engine: Runtime) -> N
         run()
 
 
+def test_weights_whose_validation_is_no_number_are_not_published(
+    store: Store, engine: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step's loss is that of the weights before it, so validation alone can tell."""
+    found = iter([2.0, 2.0, math.nan])
+    monkeypatch.setattr("compression_pipeline.megatron.validation.validation_loss", lambda *_, **__: next(found))
+    current, _ = context(store)
+    settings = SETTINGS.model_copy(update={"steps": 6})
+    kept = current.folder / "checkpoints" / "step-00000004"
+    with pytest.raises(UserError, match=rf"the validation loss is nan after step 6; .* the checkpoint {kept} is kept"):
+        correct(job_in(store, settings=settings), current, engine)
+    assert store.find("finetune-" + "0" * 32) is None
+
+
 def test_only_matrices_decay(store: Store, engine: Runtime) -> None:
     """Without a gradient AdamW does nothing but decay."""
 

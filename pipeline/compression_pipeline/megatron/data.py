@@ -106,8 +106,7 @@ class TrainingData:
         """Open `folder/train.bin`.
 
         Args:
-            settings: steps, seed and batch sizes. Where a rank's share of the global batch is no multiple of the micro
-                batch, the largest number below the micro batch that divides the share is taken.
+            settings: steps, seed and batch sizes (see `sequences_per_pass`).
             sequence_length: tokens in one sequence.
 
         Raises:
@@ -129,7 +128,7 @@ class TrainingData:
             )
         self.sequence_length = sequence_length
         self._share = global_batch_size // runtime.world_size
-        self.micro_batch_size = largest_divisor(self._share, settings.micro_batch_size)
+        self.micro_batch_size = sequences_per_pass(settings, runtime)
         self.micro_batches = self._share // self.micro_batch_size
         self._global_batch_size = global_batch_size
         self._runtime = runtime
@@ -207,6 +206,16 @@ class ValidationData:
 def text_length(text: "IndexedDataset") -> int:
     """Tokens in all documents."""
     return int(numpy.sum(text.sequence_lengths, dtype=numpy.int64))
+
+
+def sequences_per_pass(settings: TrainingConfig, runtime: Runtime) -> int:
+    """Sequences in one forward pass of a rank, in training and in every validation of the step.
+
+    Where a rank's share of the global batch is no multiple of the micro batch, it is the largest number below the micro
+    batch that divides the share. A loss depends on it in its last bits, so all figures of a step are taken with it.
+    """
+    share = max(1, settings.global_batch_size // runtime.world_size)
+    return largest_divisor(share, settings.micro_batch_size)
 
 
 def largest_divisor(number: int, limit: int) -> int:

@@ -2,8 +2,8 @@
 
 Stopping: SIGTERM only raises a flag. A collective of each step, and of each batch of a validation, tells all ranks of
 it, and they checkpoint after the same step; a validation that was broken off is made when the run goes on. A loss or
-gradient norm that isn't finite stops the run before the optimizer touches the weights. Where a rank dies, its peers'
-next collective fails; they make no other.
+gradient norm that isn't finite stops the run before the optimizer touches the weights; a validation loss that isn't
+finite stops it, too. Where a rank dies, its peers' next collective fails; they make no other.
 """
 
 import math
@@ -95,7 +95,7 @@ def train(
         finished: called on every rank after the last step, while the optimizer and its float32 weights are there.
 
     Raises:
-        UserError: the loss or the gradient norm is not finite.
+        UserError: the loss, the gradient norm or the validation loss is not finite.
         Interrupted: told to stop; the state is in a checkpoint.
     """
     loop = _Loop(model, loss, settings, data, validate, check, flops_per_token, runtime, context, checkpoints)
@@ -190,7 +190,9 @@ class _Loop:
         norm = self.optimizer.gradient_norm()
         figures = self._agree(torch.stack([result["loss"] for result in results]).mean(), norm)
         if not (math.isfinite(figures.loss) and math.isfinite(norm)):
-            self._refuse(step + 1, figures)
+            what = "gradient norm" if math.isfinite(figures.loss) else "loss"
+            value = norm if math.isfinite(figures.loss) else figures.loss
+            self._refuse(what, value, f"at step {step + 1}", f"the weights of step {step} were left alone")
         self.optimizer.step(learning_rate(step, self._settings), norm)
         return figures
 
@@ -214,14 +216,12 @@ class _Loop:
         total, stops = shared.tolist()
         return Figures(total / self._runtime.world_size, norm, stops > 0)
 
-    def _refuse(self, step: int, figures: Figures) -> None:
+    def _refuse(self, what: str, value: float, when: str, state: str) -> NoReturn:
         newest = self._checkpoints.newest()
         kept = f"the checkpoint {newest} is kept" if newest else "there is no checkpoint yet"
-        what = "loss" if not math.isfinite(figures.loss) else "gradient norm"
-        value = figures.loss if what == "loss" else figures.gradient_norm
         raise UserError(
-            f"the {what} is {value} at step {step}; the weights of step {step - 1} were left alone and {kept}; "
-            "lower learningRate, raise warmupSteps, or look at the data"
+            f"the {what} is {value} {when}; {state} and {kept}; lower learningRate, raise warmupSteps, or look at the "
+            "data"
         )
 
     def _record(self, step: int, figures: Figures, seconds: float, clock: "_Clock") -> None:
@@ -266,6 +266,8 @@ class _Loop:
             raise
         if step == 0:
             self._check(loss)
+        elif not math.isfinite(loss):
+            self._refuse("validation loss", loss, f"after step {step}", "the training ends there")
         entry = ValidationEntry(step, loss)
         self._history.add_validation(entry)
         if self._scalars is not None:

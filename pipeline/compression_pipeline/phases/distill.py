@@ -167,8 +167,14 @@ def _trained(
     for architecture, name in ((teacher, job.teacher), (student, job.pruned)):
         models.append(build(architecture, runtime, sequence_length=length))
         conversion.load_into(models[-1], architecture, context.store.open(name).model)
+    measured_on = {
+        "teacher": context.store.open(job.teacher).digest,
+        "sequences": len(validation),
+        "sequencesPerPass": data.micro_batch_size,
+        "ranks": runtime.world_size,
+    }
     teacher_loss = remembered(
-        context, job.fingerprint, runtime, "teacher-loss", len(validation), lambda: loss_of(models[0])
+        context, job.fingerprint, runtime, "teacher-loss", measured_on, lambda: loss_of(models[0])
     )
     context.events.metric("teacherLoss", teacher_loss)
     loss = "its validation loss"
@@ -207,8 +213,10 @@ def rounded_losses(
     The arithmetic is that of training, as in all figures that these are compared with. So float32 weights, and those of
     training's own type, have the loss that training measured last (`trained`).
     """
+    from compression_pipeline.megatron.data import sequences_per_pass
     from compression_pipeline.megatron.validation import validation_loss
 
+    batch_size = sequences_per_pass(job.distill, runtime)
     model = build(student, runtime, sequence_length=validation.sequence_length)
     losses: dict[str, float] = {}
     for dtype in ExportDtype:
@@ -221,7 +229,7 @@ def rounded_losses(
                 if runtime.rank == 0:  # who alone may have them
                     parameter.copy_(state[name].to(kind))
                 dist.broadcast(parameter, 0)
-        loss = validation_loss(model, validation, runtime, context, batch_size=job.distill.micro_batch_size)
+        loss = validation_loss(model, validation, runtime, context, batch_size=batch_size)
         if math.isfinite(loss):
             losses[dtype.value] = loss
     return losses

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result", bound=Record)
 
+WHOSE = {"teacher": "the teacher", "corrected": "the corrected teacher"}
+"""What models are called by their role; the others are students."""
+
 
 def made_before(job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", phase: str) -> Artifact | None:
     """The artifact of the step, where this step or one that measures otherwise has made it. Every rank calls it."""
@@ -40,10 +43,14 @@ def own(
 def losses(
     job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", models: Mapping[str, str]
 ) -> dict[str, float]:
-    """Validation losses of published models, by role. `models`: role -> artifact."""
-    from compression_pipeline.megatron.data import ValidationData
+    """Validation losses of published models, by role, as training computes them. `models`: role -> artifact.
+
+    Raises UserError that says whose loss is no number, and which tensor is to blame if one is.
+    """
+    from compression_pipeline.megatron.data import ValidationData, sequences_per_pass
     from compression_pipeline.megatron.model import build
     from compression_pipeline.megatron.runtime import free
+    from compression_pipeline.megatron.soundness import check_sound
     from compression_pipeline.megatron.validation import validation_loss
 
     settings = job.finetune if isinstance(job, FinetuneJob) else job.distill
@@ -55,7 +62,10 @@ def losses(
         architecture = read_architecture(folder)
         model = build(architecture, runtime, sequence_length=job.sequence_length)
         conversion.load_into(model, architecture, folder)
-        found[role] = validation_loss(model, data, runtime, context, batch_size=settings.micro_batch_size)
+        loss = validation_loss(model, data, runtime, context, batch_size=sequences_per_pass(settings, runtime))
+        whose, what = WHOSE.get(role, f"the {role} student"), "its validation loss"
+        check_sound(model, architecture, loss, whose=whose, what=what, runtime=runtime)
+        found[role] = loss
         context.events.progress(number, len(models), unit="models", doing="measure")
         del model
         free(runtime)
