@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from compression_pipeline.config import Architecture, DistillConfig, DistillJob, EvaluateConfig
+from compression_pipeline.config import Architecture, DistillConfig, DistillJob, ValidationConfig
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime, runtime
 
@@ -71,7 +71,7 @@ def main() -> None:
         pruned="",
         sequence_length=chosen.sequence,
         distill=DistillConfig(steps=1, warmup_steps=0, micro_batch_size=chosen.micro_batch),
-        evaluate=EvaluateConfig(),
+        validation=ValidationConfig(),
     )
     with runtime(job) as current:
         report = measure(job, chosen, current)

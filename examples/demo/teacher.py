@@ -23,7 +23,6 @@ from compression_pipeline.config import (
     CONFIG_VARIABLE,
     TERMINATION_VARIABLE,
     DatasetConfig,
-    EvaluateConfig,
     FinetuneConfig,
     FinetuneJob,
     FinetuneResult,
@@ -33,6 +32,7 @@ from compression_pipeline.config import (
     PrepareResult,
     TeacherConfig,
     Termination,
+    ValidationConfig,
     fingerprint,
 )
 
@@ -138,7 +138,7 @@ def train(initial: Path, text: Path, work: Path, steps: int) -> tuple[Path, Prep
     store.mkdir(parents=True, exist_ok=True)
     teacher = TeacherConfig(model=f"file:{initial}")
     dataset = DatasetConfig(source=f"file:{text / 'teacher-text'}", sequence_length=SEQUENCE_LENGTH)
-    evaluate = EvaluateConfig()
+    validation = ValidationConfig()
     finetune = FinetuneConfig(
         steps=steps,
         global_batch_size=BATCH,
@@ -161,7 +161,7 @@ def train(initial: Path, text: Path, work: Path, steps: int) -> tuple[Path, Prep
     prepared = PrepareResult.model_validate(run_phase(Phase.PREPARE, job, work))
 
     source = f"prepare-{prepared.key}"
-    blocks = {"finetune": finetune, "evaluate": evaluate, "sequenceLength": SEQUENCE_LENGTH}
+    blocks = {"finetune": finetune, "validation": validation, "sequenceLength": SEQUENCE_LENGTH}
     key = fingerprint("finetune", blocks, {"data": prepared.key, "teacher": prepared.key})
     job = FinetuneJob(
         **common("finetune", key),
@@ -169,7 +169,7 @@ def train(initial: Path, text: Path, work: Path, steps: int) -> tuple[Path, Prep
         teacher=source,
         sequence_length=SEQUENCE_LENGTH,
         finetune=finetune,
-        evaluate=evaluate,
+        validation=validation,
     )
     result = FinetuneResult.model_validate(run_phase(Phase.FINETUNE, job, work))
     return store / "artifacts" / f"finetune-{key}" / "model", prepared, result

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from compression_pipeline.config import (
+    FORMER_NAMES,
     JOBS,
     JobConfig,
     Phase,
@@ -23,7 +24,7 @@ from .api.status import Resolved
 from .jobs import Job
 from .names import job_name
 
-MEASURES = frozenset({"evaluate"})
+MEASURES = frozenset({"validation"})
 """Fields of jobs that only measure what is made."""
 
 BACKEND_FILLS_IN = ""
@@ -212,7 +213,8 @@ class _Builder:
             # What the device makes of it: importance measured in another arithmetic may choose another student.
             blocks["precision"] = precision
         key = fingerprint(phase, blocks, keys)
-        mark = measuring(key, {field: block for field, block in configuration.items() if field in MEASURES})
+        measures = {FORMER_NAMES.get(field, field): configuration[field] for field in MEASURES & configuration.keys()}
+        mark = measuring(key, measures)
         kept = self._kept.get(name, mark)
         return (mark, key) if kept == mark else (kept, kept)
 
@@ -233,14 +235,14 @@ def _configuration(
         case Phase.FINETUNE:
             return {
                 "finetune": _settled(spec.finetune, precision),
-                "evaluate": spec.evaluate,
+                "validation": spec.validation,
                 "sequence_length": length,
             }
         case Phase.PRUNE:
             return {"prune": student and student.prune, "sequence_length": length}
         case Phase.DISTILL:
             distill = (student and student.distill) or spec.distill
-            return {"distill": _settled(distill, precision), "evaluate": spec.evaluate, "sequence_length": length}
+            return {"distill": _settled(distill, precision), "validation": spec.validation, "sequence_length": length}
         case Phase.EXPORT:
             return {"export": spec.export}
 

@@ -72,11 +72,11 @@ def a_job(
             config = PrepareJob(**common, teacher=run.spec.teacher, dataset=run.spec.dataset)
         case Phase.FINETUNE:
             assert run.spec.finetune
-            config = FinetuneJob(**common, **inputs, finetune=run.spec.finetune, evaluate=run.spec.evaluate)
+            config = FinetuneJob(**common, **inputs, finetune=run.spec.finetune, validation=run.spec.validation)
         case _:
             assert run.spec.distill
             config = DistillJob(
-                **common, **inputs, pruned="prune-x", distill=run.spec.distill, evaluate=run.spec.evaluate
+                **common, **inputs, pruned="prune-x", distill=run.spec.distill, validation=run.spec.validation
             )
     settings = PhaseSettings.model_validate(
         {"terminationGracePeriodSeconds": grace, "gpusPerNode": 0 if phase is Phase.PREPARE else 8, **more}

@@ -78,7 +78,7 @@ def test_what_a_step_noted_stays_before_its_run_knows(tmp_path: Path) -> None:
 
 def test_what_is_about_to_be_made_or_measured_stays(tmp_path: Path) -> None:
     """Weights whose key is not the step's fingerprint, of a step that is under way."""
-    world, store = World(manifest(evaluate={"samples": 3})), Store(tmp_path)
+    world, store = World(manifest(validation={"samples": 3})), Store(tmp_path)
     at(world, *FINETUNED)
     steps = plan(world.run.spec, resolved=world.status.resolved).steps
     distill = next(step for step in steps if step.name == "distill-width")

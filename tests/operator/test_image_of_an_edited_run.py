@@ -45,7 +45,7 @@ def upgraded(*done: Phase) -> Operated:
         ({"suspend": True}, "pipeline:1"),
         ({"phases": {"distill": {"retryLimit": 9}}}, "pipeline:1"),
         ({"jobTemplate": {"image": "mine:1"}}, "mine:1"),
-        ({"evaluate": {"samples": 8}}, "pipeline:2"),  # a field of jobs that an old image does not know (`key`)
+        ({"validation": {"samples": 8}}, "pipeline:2"),  # a field of jobs that an old image does not know (`key`)
         ({"distill": {"steps": 101}}, "pipeline:2"),
         (NEW_STEP, "pipeline:2"),
     ],
@@ -90,7 +90,7 @@ EDITS = st.sampled_from(
         {"distill": {"steps": 100}},
         {"distill": {"steps": 101}},
         {"finetune": {"steps": 201}},
-        {"evaluate": {"samples": 8}},
+        {"validation": {"samples": 8}},
         {"export": {"dtype": "float32"}},
         {"dataset": {"source": "hf://owner/text", "sequenceLength": 32}},
         {"suspend": True},

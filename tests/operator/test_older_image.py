@@ -38,7 +38,8 @@ def older(model: type[ConfigModel], path: Path) -> type[ConfigModel]:
         within = model.model_fields[name]
         assert isinstance(within.annotation, type) and issubclass(within.annotation, ConfigModel)
         kept[name] = (older(within.annotation, rest), within)
-    base = type("Base", (ConfigModel,), {"model_config": ConfigDict(extra="forbid")})
+    names = model.model_config.get("alias_generator")
+    base = type("Base", (ConfigModel,), {"model_config": ConfigDict(extra="forbid", alias_generator=names)})
     return create_model(f"Older{model.__name__}", __base__=base, **kept)
 
 

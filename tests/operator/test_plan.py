@@ -126,7 +126,7 @@ def test_only_prepares_fingerprint_is_known_before_prepare_has_looked() -> None:
         ({"finetune": {"steps": 201}}, ALL - {"prepare"}),
         ({"export": {"dtype": "float16"}}, {"export-width", "export-depth"}),
         ({"export": {"sampleTokens": 24}}, {"export-width", "export-depth"}),
-        ({"evaluate": {"samples": 3}}, {"finetune", "distill-width", "distill-depth"}),
+        ({"validation": {"samples": 3}}, {"finetune", "distill-width", "distill-depth"}),
         ({"teacher": {"model": "hf://owner/other"}}, {"prepare"}),
         ({"teacher": {"model": "hf://owner/teacher", "revision": "v2"}}, {"prepare"}),
         ({"dataset": {"source": "hf://owner/text", "sequenceLength": 64, "textColumn": "body"}}, {"prepare"}),
@@ -147,13 +147,51 @@ def test_an_edit_runs_just_what_depends_on_it_again(edit: dict[str, Any], runs_a
 
 @pytest.mark.parametrize("spec", [{}, {"finetune": None}])
 def test_what_only_measures_makes_nothing_anew(spec: dict[str, Any]) -> None:
-    before, after = planned(**spec), planned(**spec, evaluate={"samples": 3})
+    before, after = planned(**spec), planned(**spec, validation={"samples": 3})
     assert [step.artifact for step in after.steps] == [step.artifact for step in before.steps]
     assert changed(before, after) == {"finetune", "distill-width", "distill-depth"} & marks(before).keys()
     for step in after.steps[1:]:
         config = after.job(step, run="demo", attempt=1).config
         assert f"{step.phase}-{config.artifact_key}" == step.artifact
         assert config.fingerprint == step.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("spec", "known"),
+    [
+        (
+            {},
+            {
+                "finetune": "2b1a977a",
+                "prune-width": "0c8b9f81",
+                "distill-depth": "00a5ff51",
+                "export-width": "6aed9f75",
+            },
+        ),
+        (
+            {"validation": {"samples": 3}},
+            {
+                "finetune": "c05d0be8",
+                "prune-width": "0c8b9f81",
+                "distill-depth": "82a7528e",
+                "export-width": "6aed9f75",
+            },
+        ),
+        (
+            {"students": [student("depth", {"steps": 7, "learningRate": 0.0002}, layers=2, calibrationSamples=8)]},
+            {
+                "finetune": "2b1a977a",
+                "prune-depth": "29ba84e7",
+                "distill-depth": "d12b2f29",
+                "export-depth": "87e763fe",
+            },
+        ),
+    ],
+)
+def test_keys_are_those_of_earlier_versions(spec: dict[str, Any], known: dict[str, str]) -> None:
+    """Literal keys, written down by the version of SCHEMA_VERSION 2 that first had them: a store is still good."""
+    found = {name: mark and mark[:8] for name, mark in marks(planned(**spec)).items()}
+    assert {name: found[name] for name in known} == known
 
 
 def test_layers_to_drop_are_a_set() -> None:
@@ -171,7 +209,7 @@ def test_keys_are_equal_where_contents_are_and_nowhere_else(
     dropped: list[int], others: list[int], samples: int, more: int
 ) -> None:
     def of(layers: list[int], count: int) -> Plan:
-        return planned(students=[student("depth", dropLayers=layers)], evaluate={"samples": count})
+        return planned(students=[student("depth", dropLayers=layers)], validation={"samples": count})
 
     one, other = of(dropped, samples), of(others, more)
     artifacts = {a.name for a, b in zip(one.steps, other.steps, strict=True) if a.artifact != b.artifact}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from compression_pipeline.config import Architecture, EvaluateConfig, FinetuneConfig, FinetuneJob
+from compression_pipeline.config import Architecture, FinetuneConfig, FinetuneJob, ValidationConfig
 
 
 def architecture(**fields: Any) -> Architecture:
@@ -40,7 +40,7 @@ def finetune_job(**fields: Any) -> FinetuneJob:
         "teacher": "prepare-0",
         "sequence_length": 16,
         "finetune": FinetuneConfig(steps=1),
-        "evaluate": EvaluateConfig(),
+        "validation": ValidationConfig(),
     }
     return FinetuneJob(**(job | fields))
 

@@ -11,12 +11,12 @@ from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import (
     DistillConfig,
     DistillJob,
-    EvaluateConfig,
     ExportConfig,
     ExportJob,
     ExportResult,
     PruneConfig,
     PruneJob,
+    ValidationConfig,
 )
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, export, prune
@@ -41,7 +41,7 @@ def student_store(root: Path, engine: Runtime, kind: str) -> Store:
             pruned=f"prune-{PRUNED}",
             sequence_length=32,
             distill=DistillConfig(steps=2, global_batch_size=4, micro_batch_size=4, learning_rate=1e-3, warmup_steps=1),
-            evaluate=EvaluateConfig(samples=4),
+            validation=ValidationConfig(samples=4),
         )
         distill.run(learn, context(store, DISTILLED)[0])
     return store

@@ -9,7 +9,6 @@ from checkpoints import VOCABULARY, save_model, save_tokenizer
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import (
     DatasetConfig,
-    EvaluateConfig,
     FinetuneConfig,
     FinetuneJob,
     FinetuneResult,
@@ -17,6 +16,7 @@ from compression_pipeline.config import (
     PrepareResult,
     ResolvedSource,
     TeacherConfig,
+    ValidationConfig,
 )
 from compression_pipeline.context import Context
 from compression_pipeline.events import Events
@@ -85,7 +85,7 @@ def make_store(root: Path, kind: str = "llama3", *, tokens: int = 4000, validati
         teacher=DATA,
         sequence_length=32,
         finetune=FinetuneConfig(steps=5),
-        evaluate=EvaluateConfig(),
+        validation=ValidationConfig(),
     )
     corrected = FinetuneResult(teacher_loss=5.9, corrected_teacher_loss=5.8)
     made = publish(store, TEACHER, teacher, config=correction, result=corrected)

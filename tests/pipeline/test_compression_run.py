@@ -32,7 +32,7 @@ MANIFEST = {
             "checkpointInterval": 4,
             "validationInterval": 40,
         },
-        "evaluate": {"samples": 4},
+        "validation": {"samples": 4},
         "export": {"dtype": "float32", "sampleTokens": 4},
     },
 }

@@ -22,10 +22,10 @@ from compression_pipeline.config import (
     DistillConfig,
     DistillJob,
     DistillResult,
-    EvaluateConfig,
     ExportDtype,
     PruneConfig,
     PruneJob,
+    ValidationConfig,
     won_back,
 )
 from compression_pipeline.draws import permutation
@@ -77,7 +77,7 @@ def job(store: Store, attempt: int = 1, **settings: Any) -> DistillJob:
         pruned=PRUNED,
         sequence_length=32,
         distill=DistillConfig(**(SETTINGS | settings)),
-        evaluate=EvaluateConfig(samples=6),
+        validation=ValidationConfig(samples=6),
     )
 
 

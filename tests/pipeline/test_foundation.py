@@ -15,12 +15,12 @@ from compression_pipeline.artifact import Store
 from compression_pipeline.config import (
     DistillConfig,
     DistillJob,
-    EvaluateConfig,
     FinetuneConfig,
     FinetuneJob,
     JobConfig,
     PruneConfig,
     PruneJob,
+    ValidationConfig,
 )
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, finetune, prune
@@ -76,7 +76,7 @@ def with_stubs(folder: Path) -> Path:
 def jobs(store: Store) -> list[tuple[str, JobConfig]]:
     shared: dict[str, Any] = {"data": DATA, "sequence_length": 32}
     settings: dict[str, Any] = {"steps": 3, "global_batch_size": 4, "micro_batch_size": 4, "warmup_steps": 1}
-    evaluate = EvaluateConfig(samples=4)
+    validation = ValidationConfig(samples=4)
     corrected, pruned = "finetune-" + "1" * 32, "prune-" + "2" * 32
     sizes = PruneConfig(hidden_size=32, ffn_hidden_size=64, drop_layers=[2], divisor=8, calibration_samples=4)
     return [
@@ -87,7 +87,7 @@ def jobs(store: Store) -> list[tuple[str, JobConfig]]:
                 **shared,
                 teacher=TEACHER,
                 finetune=FinetuneConfig(**settings),
-                evaluate=evaluate,
+                validation=validation,
             ),
         ),
         ("prune", PruneJob(**common(store, "prune", "2" * 32), **shared, teacher=corrected, prune=sizes)),
@@ -99,7 +99,7 @@ def jobs(store: Store) -> list[tuple[str, JobConfig]]:
                 teacher=corrected,
                 pruned=pruned,
                 distill=DistillConfig(**settings),
-                evaluate=evaluate,
+                validation=validation,
             ),
         ),
     ]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from stores import DATA, TEACHER, common, context
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import DistillConfig, DistillJob, EvaluateConfig, ExportDtype, FinetuneResult
+from compression_pipeline.config import DistillConfig, DistillJob, ExportDtype, FinetuneResult, ValidationConfig
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
@@ -54,16 +54,16 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) -> None:
-    first = finetune.run(job_in(store, evaluate=EvaluateConfig(samples=3)), context(store)[0])
+    first = finetune.run(job_in(store, validation=ValidationConfig(samples=3)), context(store)[0])
     name = f"finetune-{KEY}"
     before = weights(store.open(name).path)
-    again = job_in(store, fingerprint=OTHER, key=KEY, evaluate=EvaluateConfig(samples=5))
+    again = job_in(store, fingerprint=OTHER, key=KEY, validation=ValidationConfig(samples=5))
     measured = finetune.run(again, context(store, OTHER)[0])
     assert trains == ["LanguageModelLoss"]
     assert measured.teacher_loss != first.teacher_loss
     assert measured.corrected_teacher_loss != first.corrected_teacher_loss
     # What a step of its own would have told.
-    alone = job_in(store, fingerprint="2" * 32, evaluate=EvaluateConfig(samples=5))
+    alone = job_in(store, fingerprint="2" * 32, validation=ValidationConfig(samples=5))
     trained = finetune.run(alone, context(store, "2" * 32)[0])
     assert measured.teacher_loss == trained.teacher_loss
     assert measured.corrected_teacher_loss == trained.corrected_teacher_loss
@@ -80,8 +80,8 @@ def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) ->
         settings = DistillConfig(steps=2, warmup_steps=1, global_batch_size=4)
         told = {"student": "width", "data": again.data, "teacher": name, "pruned": again.teacher, "distill": settings}
         common = again.model_dump(include={"run", "store", "attempt", "sequence_length"})
-        measure = EvaluateConfig(samples=samples)
-        return DistillJob(**common, **told, step="distill-width", fingerprint=fingerprint, key=key, evaluate=measure)
+        measure = ValidationConfig(samples=samples)
+        return DistillJob(**common, **told, step="distill-width", fingerprint=fingerprint, key=key, validation=measure)
 
     made = distill.run(distilling("4" * 32, 3, key="3" * 32), context(store, "4" * 32)[0])
     other = distill.run(distilling("3" * 32, 5), context(store, "3" * 32)[0])
@@ -133,8 +133,8 @@ def measuring_distillation(store: Store) -> DistillJob:
     """A distillation of the teacher from itself."""
     told = DistillConfig(steps=2, warmup_steps=1, global_batch_size=8, micro_batch_size=8)
     inputs = {"data": DATA, "teacher": TEACHER, "pruned": TEACHER, "sequence_length": 32}
-    measured = EvaluateConfig(samples=8)
-    return DistillJob(**common(store, "distill-width", OTHER), **inputs, distill=told, evaluate=measured)
+    measured = ValidationConfig(samples=8)
+    return DistillJob(**common(store, "distill-width", OTHER), **inputs, distill=told, validation=measured)
 
 
 def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(

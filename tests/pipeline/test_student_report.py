@@ -122,7 +122,7 @@ def test_it_tells_how_to_make_it_again(store: Store, exported: tuple[ExportResul
             }
         ],
         "distill": {"steps": 2, "globalBatchSize": 4, "microBatchSize": 4, "learningRate": 1e-3, "warmupSteps": 1},
-        "evaluate": {"samples": 4},
+        "validation": {"samples": 4},
         "export": {"samplePrompt": "def save", "sampleTokens": 12},
     }
     assert 'AutoModelForCausalLM.from_pretrained("../model")' in page.text

@@ -18,7 +18,7 @@ from finetuning import (
 from stores import DATA, TEACHER, context, publish
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import EvaluateConfig, FinetuneConfig, FinetuneResult
+from compression_pipeline.config import FinetuneConfig, FinetuneResult, ValidationConfig
 from compression_pipeline.context import Context
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
@@ -321,6 +321,6 @@ class TestBadInput:
             correct(job_in(store, **fields), context(store)[0], engine)
 
     def test_fewer_validation_sequences_than_asked_for_are_all_taken(self, store: Store, engine: Runtime) -> None:
-        many = job_in(store, evaluate=EvaluateConfig(samples=100_000))
+        many = job_in(store, validation=ValidationConfig(samples=100_000))
         result = correct(many, context(store)[0], engine)
         assert math.isfinite(result.corrected_teacher_loss)

@@ -28,6 +28,12 @@ def spec_rules() -> tuple[Rule, ...]:
             cel="has(self.distill) || self.students.all(student, has(student.distill))",
             message=cel_format(_UNDISTILLED, "self.students.filter(student, !has(student.distill))[0].name"),
         ),
+        Rule.of(
+            "evaluate",
+            "was renamed; write validation, with the same fields",
+            lambda spec: spec.evaluate is None,
+            "!has(self.evaluate)",
+        ),
         _splits_over_ranks("finetune"),
         _splits_over_ranks("distill"),
         _students_split_over_ranks(),

@@ -10,13 +10,13 @@ from compression_pipeline.config import (
     ConfigModel,
     DatasetConfig,
     DistillConfig,
-    EvaluateConfig,
     ExportConfig,
     FinetuneConfig,
     PruneConfig,
     Rule,
     TeacherConfig,
     TrainingConfig,
+    ValidationConfig,
 )
 
 from .pods import (
@@ -279,7 +279,8 @@ class CompressionRunSpec(ConfigModel):
         default=None, description="Distillation of every student that does not bring its own."
     )
     export: ExportConfig = Field(default=ExportConfig(), description="The Hugging Face checkpoints to write.")
-    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="How validation loss is measured.")
+    validation: ValidationConfig = Field(default=ValidationConfig(), description="How validation loss is measured.")
+    evaluate: ValidationConfig | None = Field(default=None, description="Renamed to validation; refused.")
     storage: Storage | None = Field(
         default=None,
         description="Where artifacts live. Required on a cluster; local runs keep them under their work directory.",

@@ -11,6 +11,7 @@ from .figures import human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .phases import (
     CONFIG_VARIABLE,
+    FORMER_NAMES,
     JOBS,
     RESULTS,
     TERMINATION_VARIABLE,
@@ -32,10 +33,11 @@ from .pruning import PruneConfig
 from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
 from .students import student_architecture, student_faults
-from .training import DistillConfig, EvaluateConfig, FinetuneConfig, Precision, TrainingConfig
+from .training import DistillConfig, FinetuneConfig, Precision, TrainingConfig, ValidationConfig
 
 __all__ = [
     "CONFIG_VARIABLE",
+    "FORMER_NAMES",
     "JOBS",
     "PACKING",
     "RESULTS",
@@ -48,7 +50,6 @@ __all__ = [
     "DistillJob",
     "DistillResult",
     "DocumentFormat",
-    "EvaluateConfig",
     "ExitClass",
     "ExportConfig",
     "ExportDtype",
@@ -74,6 +75,7 @@ __all__ = [
     "TeacherConfig",
     "Termination",
     "TrainingConfig",
+    "ValidationConfig",
     "digest",
     "fingerprint",
     "human_bytes",

@@ -50,7 +50,7 @@ def fingerprint(
 ) -> str:
     """Fingerprint of one step.
 
-    `configuration` maps the name of each configuration block of the phase (e.g. "distill", "evaluate") to its model or
+    `configuration` maps the name of each configuration block of the phase (e.g. "distill") to its model or
     plain value, `inputs` the role of each input (e.g. "data", "teacher") to the key of the artifact that fills it.
     """
     blocks = {

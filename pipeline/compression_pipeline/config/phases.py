@@ -3,18 +3,23 @@
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 from .architecture import Architecture
 from .base import ConfigModel, Record
 from .export import ExportConfig, ExportDtype
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
-from .training import DistillConfig, EvaluateConfig, FinetuneConfig
+from .training import DistillConfig, FinetuneConfig, ValidationConfig
 
 CONFIG_VARIABLE = "COMPRESSION_CONFIG"
 TERMINATION_VARIABLE = "COMPRESSION_TERMINATION_MESSAGE"
 """Path of the termination message; /dev/termination-log where it isn't set."""
+
+
+FORMER_NAMES = {"validation": "evaluate"}
+"""Fields of jobs that older images and artifacts, and so fingerprints, know by another name."""
 
 
 class Phase(StrEnum):
@@ -27,12 +32,19 @@ class Phase(StrEnum):
     EXPORT = "export"
 
 
+def _alias(field: str) -> str:
+    """Name of a job's field in JSON."""
+    return FORMER_NAMES.get(field) or to_camel(field)
+
+
 class JobConfig(ConfigModel):
     """What every phase is told.
 
     Artifacts are named `<phase>-<key>` and lie in `<store>/artifacts/`. An attempt's own files (checkpoints, heartbeat)
     lie in `<store>/work/<fingerprint>/`.
     """
+
+    model_config = ConfigDict(alias_generator=_alias)
 
     run: str
     run_uid: str | None = Field(default=None, description="UID of the run: two of one name may share a store.")
@@ -90,7 +102,7 @@ class FinetuneJob(JobConfig):
     teacher: str = Field(description="Artifact with the teacher (prepare's).")
     sequence_length: int
     finetune: FinetuneConfig
-    evaluate: EvaluateConfig
+    validation: ValidationConfig
 
 
 class PruneJob(JobConfig):
@@ -113,7 +125,7 @@ class DistillJob(JobConfig):
     pruned: str = Field(description="Artifact with the pruned student (prune's).")
     sequence_length: int
     distill: DistillConfig
-    evaluate: EvaluateConfig
+    validation: ValidationConfig
 
 
 class ExportJob(JobConfig):
@@ -161,7 +173,7 @@ class PrepareResult(Record):
 
 
 class FinetuneResult(Record):
-    """What finetune reports. Losses are mean nats per token over evaluate.samples sequences."""
+    """What finetune reports. Losses are mean nats per token over validation.samples sequences."""
 
     teacher_loss: float
     corrected_teacher_loss: float

@@ -122,7 +122,7 @@ class DistillConfig(TrainingConfig):
     """Knowledge distillation from the (corrected) teacher: forward KL on logits at temperature 1."""
 
 
-class EvaluateConfig(ConfigModel):
+class ValidationConfig(ConfigModel):
     """How validation loss is measured, everywhere it is: teacher, corrected teacher, pruned and distilled student."""
 
     samples: int = Field(

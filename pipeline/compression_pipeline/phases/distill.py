@@ -67,7 +67,7 @@ def distill(
 
     text = context.store.open(job.data).data
     student_files = context.store.open(job.pruned).model
-    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
+    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
     trained = _trained(job, context, runtime, teacher, student, validation)
     teacher_loss, history, state = trained.teacher_loss, trained.history, trained.state
     free(runtime)
@@ -111,7 +111,7 @@ def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifac
     models = {"teacher": job.teacher, "pruned": job.pruned, "distilled": made.name}
     found = measuring.losses(job, context, runtime, models)
     text = context.store.open(job.data).data
-    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
+    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
     reader = conversion.CheckpointReader(made.model)
     student = reader.files.architecture
     state = dict(conversion.to_megatron(student, reader))

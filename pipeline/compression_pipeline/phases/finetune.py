@@ -48,7 +48,7 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
 
     settings = job.finetune
     text, teacher = context.store.open(job.data).data, context.store.open(job.teacher)
-    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
+    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
     data = TrainingData(text, settings, runtime, sequence_length=job.sequence_length)
     architecture = read_architecture(teacher.model)
     model = build(architecture, runtime, sequence_length=job.sequence_length)

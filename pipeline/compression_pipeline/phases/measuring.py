@@ -55,7 +55,7 @@ def losses(
 
     settings = job.finetune if isinstance(job, FinetuneJob) else job.distill
     text = context.store.open(job.data).data
-    data = ValidationData(text, sequence_length=job.sequence_length, samples=job.evaluate.samples)
+    data = ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
     found: dict[str, float] = {}
     for number, (role, name) in enumerate(models.items(), start=1):
         folder = context.store.open(name).model

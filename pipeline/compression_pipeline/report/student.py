@@ -79,7 +79,7 @@ def spec_of(ancestry: Ancestry, job: ExportJob) -> dict[str, Any]:
         spec["finetune"] = _given(ancestry.finetuned[0].finetune)
     spec["students"] = [{"name": NAME, "prune": _given(ancestry.prune[0].prune)}]
     spec["distill"] = _given(distill.distill)
-    optional = {"evaluate": _given(distill.evaluate), "export": _given(job.export)}
+    optional = {"validation": _given(distill.validation), "export": _given(job.export)}
     return spec | {name: settings for name, settings in optional.items() if settings}
 
 
