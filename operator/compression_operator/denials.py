@@ -28,14 +28,19 @@ class Denials:
         self._denied: dict[tuple[str, str], str] = {}  # by namespace and loss: the sentence
 
     @contextmanager
-    def without(self, namespace: str, loss: str) -> Generator[None]:
-        """Around one request: `loss` says what runs do without where it is denied. Raises what the request raises."""
+    def without(
+        self, namespace: str, loss: str, denies: Callable[[ApiError], bool] = lambda error: error.denied
+    ) -> Generator[None]:
+        """Around one request: `loss` says what runs do without where it is denied; `denies` tells by an error whether
+        it is. Raises what the request raises.
+        """
         key = (namespace, loss)
         try:
             yield
         except ApiError as error:
-            if error.denied and key not in self._denied:
-                self._denied[key] = cut(f"{loss}: {refusal(error.code, str(error), error.resource).message}")
+            if denies(error) and key not in self._denied:
+                why = refusal(error.code, str(error), error.resource, namespace).message
+                self._denied[key] = cut(f"{loss}: {why}")
                 logger.warning("in namespace %s %s", namespace, self._denied[key])
                 self._changed(namespace)
             elif not error.denied and not error.passing:

@@ -118,6 +118,8 @@ class Permission:
 PERMISSIONS = (
     Permission(RUNS.group, "compressionruns", ("get", "list", "watch")),
     Permission(RUNS.group, "compressionruns/status", ("update",)),
+    # Asked by the admission plugin OwnerReferencesPermissionEnforcement of whoever makes a foreground deletion wait.
+    Permission(RUNS.group, "compressionruns/finalizers", ("update",)),
     Permission(PYTORCHJOBS.group, "pytorchjobs", ("get", "list", "watch", "create", "patch", "delete")),
     Permission("", "pods", ("list", "watch")),
     Permission("", "pods/log", ("get",)),
@@ -125,9 +127,7 @@ PERMISSIONS = (
     Permission(EVENTS.group, "events", ("list", "create", "patch")),
     Permission(LEASES.group, "leases", ("get", "create", "update")),
 )
-"""Everything the operator may ask of the API server; a test holds the requests of whole runs against it. Leases are
-needed in the operator's own namespace alone, the rest in every namespace that it watches.
-"""
+"""All that the operator may ask of the API server: leases in its own namespace, the rest in all that it watches."""
 
 OnRequest = Callable[[str, int, float], None]
 """Told of every request: verb, HTTP status (0: no answer), seconds."""

@@ -143,6 +143,7 @@ class Service:
             claims=self._claims,
             refusals=PodRefusals(self._kube, self._denials),
             defaults=options.jobs,
+            denials=self._denials,
             image=options.image,
             now=_now,
         )

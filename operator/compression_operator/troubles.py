@@ -58,14 +58,15 @@ class Trouble:
     message: str
 
 
-def refusal(code: int, message: str, resource: str = "") -> Trouble:
+def refusal(code: int, message: str, resource: str = "", namespace: str | None = None) -> Trouble:
     """What the API server refused, in its words: they name the verb, the resource and the account. Where it does not
-    even know the resource they name nothing: `resource` does (<plural>.<group>).
+    even know the resource they name nothing: `resource` does (<plural>.<group>). An admission plugin does not name the
+    namespace.
     """
     if code == 403 and "exceeded quota" in message:
         return Trouble(QUOTA_EXCEEDED, f"the namespace's quota is used up, waiting for room: {message}")
     if code == 403:
-        return Trouble(FORBIDDEN, f"{_forbidden(message)}: {message}")
+        return Trouble(FORBIDDEN, f"{_forbidden(message, namespace)}: {message}")
     if code == 404:
         return Trouble(REFUSED, f"the API server does not know {resource}: {INSTALL.get(resource, message)}")
     return Trouble(REFUSED, f"the API server refused what the operator asked for: {message}")
@@ -87,14 +88,22 @@ def unanswered(code: int, message: str) -> Trouble:
     )
 
 
-def _forbidden(message: str) -> str:
+def blocks_no_deletion(error: Exception) -> bool:
+    """Whether a job is refused because the operator may not have a run's deletion wait for it."""
+    return "cannot set blockOwnerDeletion" in str(error)
+
+
+def _forbidden(message: str, namespace: str | None) -> str:
     """What to do about a 403; where no authorizer speaks, an admission policy does, and it names itself."""
     denied = _DENIED.search(message)
-    if denied is None:
+    if denied is not None:
+        verb, resource, namespace = denied["verb"], denied["resource"], denied["namespace"]
+    elif "cannot set blockOwnerDeletion" in message:
+        verb, resource = "update", "compressionruns/finalizers"
+    else:
         return "the API server forbids what the operator asked for"
-    where = f"namespace {denied['namespace']}" if denied["namespace"] else "the whole cluster"
     return (
-        f"the operator may not {denied['verb']} {denied['resource']} in {where}: "
+        f"the operator may not {verb} {resource} in {f'namespace {namespace}' if namespace else 'the whole cluster'}: "
         "add this to the Role or ClusterRole of its service account, as the chart's have it"
     )
 

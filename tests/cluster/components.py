@@ -119,7 +119,8 @@ def _apiserver(config: Config) -> Unit:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--token-auth-file={pki}/tokens.csv",
             "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction",
+            # The second one as on OpenShift: who owns what by a reference needs the rights for it.
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             "--allow-privileged=true",
         ),
         after=("etcd",),

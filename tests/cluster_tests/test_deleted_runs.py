@@ -26,3 +26,24 @@ def test_a_run_that_a_finalizer_keeps_gives_its_gpus_back(namespace: Namespace) 
             namespace.api.merge(namespace.run_path(), {"metadata": {"finalizers": []}})
         wait_for(lambda: namespace.api.get(namespace.run_path()) is None, "the run to go")
     assert namespace.api.items(f"{JOBS}/namespaces/{namespace.name}/pytorchjobs") == [], "no other job was made"
+
+
+def test_a_foreground_deletion_of_a_run_waits_for_its_jobs(namespace: Namespace) -> None:
+    """As `kubectl delete --cascade=foreground` asks for it; what a job waits for itself, its finalizer stands for."""
+    with namespace.operator():
+        namespace.submit(jobTemplate=NOWHERE)
+        (job,) = wait_for(namespace.jobs, "the job")
+        path = f"{JOBS}/namespaces/{namespace.name}/pytorchjobs/{job['metadata']['name']}"
+        namespace.api.merge(path, {"metadata": {"finalizers": [FINALIZER]}})
+        namespace.api.delete(namespace.run_path(), propagationPolicy="Foreground")
+
+        def left() -> list[str]:
+            """What keeps the job, once all else of it is gone."""
+            body = namespace.api.get(path) or {"metadata": {}}
+            return body["metadata"]["finalizers"] if "deletionTimestamp" in body["metadata"] else []
+
+        wait_for(lambda: left() == [FINALIZER] and not namespace.pods(), "the job to be on its way")
+        assert namespace.run()["metadata"]["finalizers"] == ["foregroundDeletion"], "it goes last"
+        namespace.api.merge(path, {"metadata": {"finalizers": []}})
+        wait_for(lambda: namespace.api.get(namespace.run_path()) is None, "the run to go")
+        assert not namespace.jobs() and not namespace.pods()

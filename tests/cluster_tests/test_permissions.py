@@ -85,6 +85,10 @@ def going(job: dict[str, Any]) -> bool:
     return "deletionTimestamp" in job["metadata"]
 
 
+def holds(job: dict[str, Any]) -> bool:
+    return any(owner.get("blockOwnerDeletion") for owner in job["metadata"]["ownerReferences"])
+
+
 def degraded(place: Namespace) -> str:
     """What the run's condition says of a missing right."""
     condition = condition_of(place.status(), "Degraded")
@@ -153,7 +157,7 @@ def one_run(place: Namespace, _: str) -> str:
 
     with place.operator():
         place.submit(jobTemplate=NOWHERE, storage=storage)
-        if words := either(lambda: place.jobs() and warned(), told, "a job, and the claim's warning"):
+        if words := either(lambda: any(map(holds, place.jobs())) and warned(), told, "a job, and the claim's warning"):
             return words
         if words := either(lambda: events(place, "JobCreated"), told, "an Event"):
             return words
@@ -257,6 +261,7 @@ WITNESSES: dict[Scenario, tuple[str, ...]] = {
     ),
     one_run: (
         "update compressionruns/status",
+        "update compressionruns/finalizers",
         "create pytorchjobs",
         "delete pytorchjobs",
         "get persistentvolumeclaims",

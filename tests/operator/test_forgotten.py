@@ -43,6 +43,7 @@ def test_a_job_that_goes_while_another_one_is_asked_for_is_not_remembered() -> N
         kube = Kube(lambda: kopf.ConnectionInfo(server=url))
         logs = LogWatcher(kube, lambda _: None, denials=denials)
         more: dict[str, Any] = {"claims": ClaimAdvice(kube, denials), "refusals": PodRefusals(kube, denials)}
+        more["denials"] = denials
         backend = ClusterBackend(kube, jobs, pods, logs=logs, defaults=PLAIN, image="x", **more, now=lambda: now)
         loop = asyncio.get_running_loop()
 
@@ -91,6 +92,7 @@ def test_since_when_a_pod_is_missing_is_remembered_until_it_is_there() -> None:
         denials = Denials(lambda _: None)
         logs = LogWatcher(kube, lambda _: None, denials=denials)
         more: dict[str, Any] = {"claims": ClaimAdvice(kube, denials), "refusals": PodRefusals(kube, denials)}
+        more["denials"] = denials
         backend = ClusterBackend(
             kube, jobs, pods, logs=logs, defaults=PLAIN, image="x", **more, now=lambda: next(clock)
         )

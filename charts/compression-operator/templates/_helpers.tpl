@@ -78,7 +78,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   resources: [compressionruns]
   verbs: [get, list, watch]
 - apiGroups: [modelcompression.io]
-  resources: [compressionruns/status]
+  resources: [compressionruns/status, compressionruns/finalizers]
   verbs: [update]
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]

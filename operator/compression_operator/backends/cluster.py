@@ -4,13 +4,16 @@ import logging
 import re
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from compression_operator.api.run import GROUP, KIND, CompressionRun
 from compression_operator.api.templates import TemplateRefused, image_findings, template_findings
 from compression_operator.cache import Body, Cache, Key
 from compression_operator.controller import Conflict
+from compression_operator.denials import Denials
 from compression_operator.jobs import Job, JobState, ObservedJob
 from compression_operator.kube import PYTORCHJOBS, ApiError, Kube
+from compression_operator.troubles import blocks_no_deletion
 
 from .claims import ClaimAdvice
 from .defaults import JobDefaults
@@ -73,6 +76,7 @@ class ClusterBackend:
         claims: ClaimAdvice,
         refusals: PodRefusals,
         defaults: JobDefaults,
+        denials: Denials,
         image: str,
         now: Callable[[], datetime],
     ) -> None:
@@ -83,6 +87,7 @@ class ClusterBackend:
         self._claims = claims
         self._refusals = refusals
         self._defaults = defaults
+        self._denials = denials
         self._image = image
         self._now = now
         self._first: dict[str, FirstPods] = {}  # by UID of the job
@@ -140,7 +145,7 @@ class ClusterBackend:
             await self._keep_apart(run, job)
         try:
             manifest = pytorch_job(run, job, image=image, defaults=self._defaults)
-            body = await self._kube.create(PYTORCHJOBS, namespace, manifest)
+            body = await self._created(namespace, manifest)
             logger.info("created attempt %d of %s", job.attempt, job.step, extra=context)
         except ApiError as error:
             if error.namespace_gone:
@@ -156,6 +161,19 @@ class ClusterBackend:
                 raise Conflict(f"job {job.name} is another owner's") from error
         # Without this the next pass, before the watch tells of the job, would miss it.
         self._note(body)
+
+    async def _created(self, namespace: str, manifest: dict[str, Any]) -> Body:
+        """Create the job, owned in a way that a foreground deletion of the run waits for it where that is allowed."""
+        loss = "a foreground deletion of a run does not wait for its jobs"
+        try:
+            with self._denials.without(namespace, loss, blocks_no_deletion):
+                return await self._kube.create(PYTORCHJOBS, namespace, manifest)
+        except ApiError as error:
+            if not blocks_no_deletion(error):
+                raise
+        for owner in manifest["metadata"]["ownerReferences"]:
+            owner.pop("blockOwnerDeletion", None)
+        return await self._kube.create(PYTORCHJOBS, namespace, manifest)
 
     async def _keep_apart(self, run: CompressionRun, job: Job) -> None:
         """Have the job's network policy there before its pods are."""

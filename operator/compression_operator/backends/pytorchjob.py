@@ -55,6 +55,7 @@ def pytorch_job(run: CompressionRun, job: Job, *, image: str, defaults: JobDefau
                     "name": run.metadata.name,
                     "uid": run.metadata.uid,
                     "controller": True,
+                    "blockOwnerDeletion": True,  # a foreground deletion of the run waits for its jobs
                 }
             ],
         },
