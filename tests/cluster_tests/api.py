@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 import urllib3
 import yaml
+from tests.support.waiting import until
 
 Body = dict[str, Any]
 
@@ -197,21 +198,9 @@ class Api:
             schemas = (self.get(f"/openapi/v3/apis/{group}/{version}") or {}).get("components", {}).get("schemas", {})
             return any(name.endswith(f".{kind}") for name in schemas)
 
-        wait_for(served, "the CRD to be served")
-        wait_for(discovered, "the CRD to be discovered")
-        wait_for(explained, "the CRD to be in the OpenAPI documents")
-
-
-def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = 240, every: float = 0.1) -> Any:
-    """Ask until the answer is true, and return it. Raises TimeoutError, which says what was waited for."""
-    end = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:g} s for {what}")
-        time.sleep(every)
+        until(served, "the CRD to be served")
+        until(discovered, "the CRD to be discovered")
+        until(explained, "the CRD to be in the OpenAPI documents")
 
 
 def timed(condition: Callable[[], Any], what: str, *, every: float = 0.05) -> float:
@@ -227,5 +216,5 @@ def timed(condition: Callable[[], Any], what: str, *, every: float = 0.05) -> fl
         passed, last = passed + min(now - last, ROUND_SECONDS), now
         return found
 
-    wait_for(counted, what, every=every)
+    until(counted, what, every=every)
     return passed

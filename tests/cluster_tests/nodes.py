@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import urllib3
-from api import Api, Refused, wait_for
+from api import Api, Refused
 from tests.cluster.paths import State
 from tests.cluster.processes import Identity
+from tests.support.waiting import until
 
 GIVEN_UP_SOON = {
     "tolerations": [
@@ -51,7 +52,7 @@ def silent_node(state: State) -> Iterator[None]:
         return found if len(found) == 1 else []
 
     # A child that it has just forked bears its command line until it runs another program.
-    (kubelet,) = wait_for(alone, "the kubelet to be the only one of its command line")
+    (kubelet,) = until(alone, "the kubelet to be the only one of its command line")
     kubelet.signal(signal.SIGSTOP)
     try:
         yield

@@ -16,8 +16,9 @@ from typing import Any
 
 import urllib3
 import yaml
-from api import JOBS, PATIENCE_SECONDS, RUNS, Api, Body, timed, wait_for
+from api import JOBS, PATIENCE_SECONDS, RUNS, Api, Body, timed
 from rights import in_rbac_words, wait_permitted
+from tests.support.waiting import until
 
 from compression_operator.kube import LEASES, PERMISSIONS, Permission
 
@@ -225,7 +226,7 @@ class Namespace:
             return seen.get("phase") in phases
 
         try:
-            wait_for(there, f"{name} to be {' or '.join(phases)}", seconds=seconds)
+            until(there, f"{name} to be {' or '.join(phases)}", seconds=seconds)
         except TimeoutError as error:
             raise AssertionError(f"{error}; its status is {json.dumps(seen, indent=1)}") from error
         return seen
@@ -238,7 +239,7 @@ class Namespace:
             return found if found.get("state") in states else None
 
         try:
-            return wait_for(there, f"{step} to be {' or '.join(states)}", seconds=seconds)
+            return until(there, f"{step} to be {' or '.join(states)}", seconds=seconds)
         except TimeoutError as error:
             raise AssertionError(f"{error}; status is {json.dumps(self.status(name), indent=1)}") from error
 
@@ -306,14 +307,14 @@ class Operator:
                 raise AssertionError(f"the operator ended with {self.process.returncode}:\n{self.output()[-3000:]}")
             return self.ask("/readyz")[0] == 200
 
-        wait_for(ready, "the operator to be ready", seconds=seconds)
+        until(ready, "the operator to be ready", seconds=seconds)
 
     def wait_line(self, text: str) -> None:
-        wait_for(lambda: text in self.output(), f"{text!r} in the operator's log")
+        until(lambda: text in self.output(), f"{text!r} in the operator's log")
 
     def wait_leads(self) -> None:
         """It may be ready before: a follower is, too."""
-        wait_for(self.leads, "it to lead")
+        until(self.leads, "it to lead")
 
     def leads(self) -> bool:
         return "compression_leader 1.0" in self.ask("/metrics")[1]

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from api import JOBS, Api, Body, wait_for
+from api import JOBS, Api, Body
 from nodes import GIVEN_UP_SOON, bystander, cut_power, silent_node
 from tests.cluster.paths import State
+from tests.support.waiting import until
 
 from compression_operator.backends.observation import seen_job, seen_pod
 
@@ -131,7 +132,7 @@ class Recorder:
     def without_pods(self, name: str) -> Callable[[], bool]:
         return lambda: any(what == "DELETED" for kind, what, _ in self.of(name) if kind == "pod")
 
-    def record(self, body: Body, *acts: tuple[Callable[[], Any], Callable[[], Any]], until: Callable[[], Any]) -> None:
+    def record(self, body: Body, *acts: tuple[Callable[[], Any], Callable[[], Any]], end: Callable[[], Any]) -> None:
         name = body["metadata"]["name"]
         if self.only and name not in self.only:
             return
@@ -141,9 +142,9 @@ class Recorder:
         self.api.create(f"{JOBS}/namespaces/{NAMESPACE}/pytorchjobs", body)
         try:
             for condition, act in acts:
-                wait_for(condition, f"{name}: {act}")
+                until(condition, f"{name}: {act}")
                 act()
-            wait_for(until, f"{name} to end")
+            until(end, f"{name} to end")
             time.sleep(3)
         except TimeoutError as error:
             sys.stderr.write(f"{error}\n")
@@ -183,9 +184,9 @@ def lose_node(api: Api, state: State, pod: str, stack: ExitStack) -> Callable[[]
 def main(kubeconfig: Path, *only: str) -> None:
     r = Recorder(kubeconfig, list(only))
     long = "sleep 300"
-    r.record(job("done", "sleep 1; " + says("Done", 0)), until=r.has("done", "Succeeded"))
-    r.record(job("user-error", says("UserError", 64, "loss is NaN")), until=r.has("user-error", "Failed"))
-    r.record(job("crash", "echo one >&2; echo 'Traceback: it broke' >&2; exit 1"), until=r.has("crash", "Failed"))
+    r.record(job("done", "sleep 1; " + says("Done", 0)), end=r.has("done", "Succeeded"))
+    r.record(job("user-error", says("UserError", 64, "loss is NaN")), end=r.has("user-error", "Failed"))
+    r.record(job("crash", "echo one >&2; echo 'Traceback: it broke' >&2; exit 1"), end=r.has("crash", "Failed"))
     for name, act in (
         ("deleted", r.delete_pod("deleted-master-0")),
         ("evicted", r.evict("evicted-master-0")),
@@ -194,25 +195,23 @@ def main(kubeconfig: Path, *only: str) -> None:
         r.record(
             job(name, GOES_ON),
             (r.pod(name, "Running"), lambda act=act: (time.sleep(2), act())),
-            until=pause(8),
+            end=pause(8),
         )
     broken = {"name": "broken", "image": BUSYBOX, "command": ["sh", "-c", "exit 3"]}
-    r.record(job("init-failed", "true", spec={"initContainers": [broken]}), until=r.has("init-failed", "Failed"))
+    r.record(job("init-failed", "true", spec={"initContainers": [broken]}), end=r.has("init-failed", "Failed"))
     limits = {"resources": {"limits": {"memory": "32Mi"}}}
-    r.record(job("out-of-memory", "sleep 1; tail /dev/zero", container=limits), until=r.has("out-of-memory", "Failed"))
+    r.record(job("out-of-memory", "sleep 1; tail /dev/zero", container=limits), end=r.has("out-of-memory", "Failed"))
     gpus = {"resources": {"limits": {"nvidia.com/gpu": 8}}}
-    r.record(job("unschedulable", "true", container=gpus), until=pause(5))
-    r.record(job("no-image", "true", container={"image": "localhost/none:1"}), until=pause(40))
+    r.record(job("unschedulable", "true", container=gpus), end=pause(5))
+    r.record(job("no-image", "true", container={"image": "localhost/none:1"}), end=pause(40))
     secret = {"env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "none", "key": "k"}}}]}
-    r.record(job("no-secret", "true", container=secret), until=pause(8))
+    r.record(job("no-secret", "true", container=secret), end=pause(8))
     resumes = {"suspended": r.without_pods("suspended"), "resumed-early": r.has("resumed-early", "Suspended")}
     for name, when in resumes.items():
         acts = (r.pod(name, "Running"), r.suspend(name, True)), (when, r.suspend(name, False))
-        r.record(job(name, GOES_ON), *acts, until=pause(10))
-    r.record(
-        job("worker-failed", GOES_ON, says("Transient", 75, "a link broke")), until=r.has("worker-failed", "Failed")
-    )
-    r.record(job("worker-goes-on", "sleep 3; " + says("Done", 0), GOES_ON), until=r.has("worker-goes-on", "Succeeded"))
+        r.record(job(name, GOES_ON), *acts, end=pause(10))
+    r.record(job("worker-failed", GOES_ON, says("Transient", 75, "a link broke")), end=r.has("worker-failed", "Failed"))
+    r.record(job("worker-goes-on", "sleep 3; " + says("Done", 0), GOES_ON), end=r.has("worker-goes-on", "Succeeded"))
     low = {"spec": {"priorityClassName": "recorded-low"}, "container": {"resources": {"requests": {"cpu": "1500m"}}}}
     for name, value in (("low", 1), ("high", 1000)):
         path = "/apis/scheduling.k8s.io/v1/priorityclasses"
@@ -229,8 +228,8 @@ def main(kubeconfig: Path, *only: str) -> None:
         with ExitStack() as stack:
             lose = lose_node(r.api, State.at(kubeconfig.parent), "node-lost-master-0", stack)
             lost = job("node-lost", GOES_ON, spec=GIVEN_UP_SOON)
-            r.record(lost, (r.pod("node-lost", "Running"), lose), until=r.pod_to_go("node-lost"))
-    r.record(job("preempted", GOES_ON, **low), (r.pod("preempted", "Running"), preempt), until=pause(10))
+            r.record(lost, (r.pod("node-lost", "Running"), lose), end=r.pod_to_go("node-lost"))
+    r.record(job("preempted", GOES_ON, **low), (r.pod("preempted", "Running"), preempt), end=pause(10))
     r.api.delete(f"/api/v1/namespaces/{NAMESPACE}")
     for name in ("low", "high"):
         r.api.delete(f"/apis/scheduling.k8s.io/v1/priorityclasses/recorded-{name}")

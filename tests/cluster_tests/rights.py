@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from api import Api, Body, wait_for
+from api import Api, Body
+from tests.support.waiting import until
 
 from compression_operator.kube import PERMISSIONS, Permission
 
@@ -28,7 +29,7 @@ def wait_permitted(api: Api, account: str, where: str, rules: Sequence[Permissio
 
     for right in sorted(_rights(PERMISSIONS)):
         told = f"{right} to be {'allowed' if right in wanted else 'denied'} in {where or 'every namespace'}"
-        wait_for(lambda right=right: allowed(*right) == (right in wanted), told)
+        until(lambda right=right: allowed(*right) == (right in wanted), told)
 
 
 def _rights(rules: Iterable[Permission]) -> set[tuple[str, str, str]]:

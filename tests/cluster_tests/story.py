@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from api import JOBS, RUNS, Api, Body, wait_for
+from api import JOBS, RUNS, Api, Body
 from tests.cluster.paths import REPOSITORY
+from tests.support.waiting import until
 
 SYSTEM, RELEASE = "compression-system", "compression-operator"
 
@@ -107,7 +108,7 @@ class Story:
 
     def end(self) -> None:
         """Look at the rest, once the run has ended: at the last pods' ends too, and at Events, which come after it."""
-        wait_for(lambda: "RunSucceeded" in [event["reason"] for event in self._about_the_run()], "the last Event")
+        until(lambda: "RunSucceeded" in [event["reason"] for event in self._about_the_run()], "the last Event")
         self.look()
         self.jobs = self.api.items(f"{JOBS}/namespaces/{self.namespace}/pytorchjobs")
         self.events = self._about_the_run()

@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from api import wait_for
 from tests.cluster.down import down
 from tests.cluster.errors import ClusterError
 from tests.cluster.paths import State
 from tests.cluster.up import find, up
+from tests.support.waiting import until
 
 # What a cluster might change of the machine.
 SETTINGS = [
@@ -95,13 +95,13 @@ def test_it_leaves_nothing_behind(own: State) -> None:
             return during == {key: before[key] for key in kept}
 
         with suppress(TimeoutError):  # what others have for a moment goes; what the cluster brought would stay
-            wait_for(as_before, "the machine to be as it was, but for what is the cluster's", seconds=30)
+            until(as_before, "the machine to be as it was, but for what is the cluster's", seconds=30)
         assert during == {key: before[key] for key in kept}
     finally:
         down(own, print)
     assert traces(own) == []
     with suppress(TimeoutError):  # what others have for a moment goes; what the cluster left would stay
-        wait_for(lambda: machine(settings) == before, "the machine to be as it was", seconds=30)
+        until(lambda: machine(settings) == before, "the machine to be as it was", seconds=30)
     assert machine(settings) == before
 
 

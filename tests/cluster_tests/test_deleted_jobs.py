@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from api import JOBS, wait_for
+from api import JOBS
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, condition_of, step_of
+from tests.support.waiting import until
 
 
 @contextmanager
@@ -46,18 +47,18 @@ def test_a_clean_up_that_deletes_every_job_is_not_fought(namespace: Namespace) -
     with clean_up(namespace) as deleted:
         with namespace.operator():
             namespace.submit(jobTemplate=NOWHERE)
-            wait_for(lambda: len(deleted) == 2, "the first job to come again")
-            wait_for(lambda: prepare().get("deletions") == 2, "the pause")
-            wait_for(lambda: any(words in note and "; again at" in note for note in notes()), "an Event of it")
+            until(lambda: len(deleted) == 2, "the first job to come again")
+            until(lambda: prepare().get("deletions") == 2, "the pause")
+            until(lambda: any(words in note and "; again at" in note for note in notes()), "an Event of it")
         waits = prepare()
         assert len(deleted) == 2
         assert words in str(waits["message"]) and str(waits["message"]).startswith("tries again at")
         due = datetime.fromisoformat(str(waits["retryTime"]))
         with namespace.operator(identity="operator-1") as second:
             second.wait_line("this replica (operator-1) leads")
-            wait_for(lambda: len(deleted) == 3, "the next one")
+            until(lambda: len(deleted) == 3, "the next one")
             assert datetime.now(UTC) >= due
-            wait_for(lambda: prepare().get("deletions") == 3, "the next pause")
+            until(lambda: prepare().get("deletions") == 3, "the next pause")
             degraded = condition_of(namespace.status(), "Degraded")
             assert (degraded["status"], degraded["reason"]) == ("True", "Interrupted")
             assert "deleted by somebody 3 times in a row" in degraded["message"]
@@ -73,17 +74,17 @@ def test_the_pods_of_a_deleted_job_end_before_the_next_begins(namespace: Namespa
         namespace.submit(behaviour=behaviour, finetune=None, students=one)
         first = namespace.wait_step("prepare", "Running")["jobName"]
         path = f"{JOBS}/namespaces/{namespace.name}/pytorchjobs/{first}"
-        wait_for(namespace.starts, "the first one to have read how to behave, which comes after its container runs")
+        until(namespace.starts, "the first one to have read how to behave, which comes after its container runs")
         namespace.behave({}, namespace.store)
         namespace.api.delete(path, propagationPolicy="Background")
         said = "the job was deleted by somebody; waits for its pods to end"
-        wait_for(lambda: said in step_of(namespace.status(), "prepare")["message"], "the operator to say so")
+        until(lambda: said in step_of(namespace.status(), "prepare")["message"], "the operator to say so")
 
         def next_job() -> list[str]:
             return [name for job in namespace.jobs() if (name := job["metadata"]["name"]) != first]
 
         assert not next_job()
-        wait_for(next_job, "the next attempt")
+        until(next_job, "the next attempt")
         # The kubelet tells that the containers have ended before it says so of the pod.
         states = [c["state"] for pod in namespace.pods(first) for c in pod["status"]["containerStatuses"]]
         assert all("terminated" in state for state in states), states

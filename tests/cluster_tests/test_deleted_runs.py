@@ -1,8 +1,9 @@
 """Runs that are being deleted while somebody's finalizer keeps them."""
 
-from api import JOBS, Body, wait_for
+from api import JOBS, Body
 from kubelets import NOWHERE
 from operators import Namespace
+from tests.support.waiting import until
 
 FINALIZER = "example.com/mine"
 
@@ -13,18 +14,18 @@ def test_a_run_that_a_finalizer_keeps_gives_its_gpus_back(namespace: Namespace) 
 
     with namespace.operator():
         namespace.submit(edit=kept, jobTemplate=NOWHERE)
-        (job,) = wait_for(namespace.jobs, "the job")
+        (job,) = until(namespace.jobs, "the job")
         namespace.wait_step("prepare", "Starting")  # told a moment after the job is made; never, once the run goes
-        wait_for(namespace.pods, "its pod")
+        until(namespace.pods, "its pod")
         namespace.api.delete(namespace.run_path(), propagationPolicy="Background")
         try:
-            wait_for(lambda: not namespace.jobs() and not namespace.pods(), "all that runs to go")
+            until(lambda: not namespace.jobs() and not namespace.pods(), "all that runs to go")
             run = namespace.run()
             assert run["metadata"]["finalizers"] == [FINALIZER] and "deletionTimestamp" in run["metadata"]
             assert job["metadata"]["name"] == run["status"]["steps"][0]["jobName"], "nothing is told any more"
         finally:
             namespace.api.merge(namespace.run_path(), {"metadata": {"finalizers": []}})
-        wait_for(lambda: namespace.api.get(namespace.run_path()) is None, "the run to go")
+        until(lambda: namespace.api.get(namespace.run_path()) is None, "the run to go")
     assert namespace.api.items(f"{JOBS}/namespaces/{namespace.name}/pytorchjobs") == [], "no other job was made"
 
 
@@ -32,7 +33,7 @@ def test_a_foreground_deletion_of_a_run_waits_for_its_jobs(namespace: Namespace)
     """As `kubectl delete --cascade=foreground` asks for it; what a job waits for itself, its finalizer stands for."""
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE)
-        (job,) = wait_for(namespace.jobs, "the job")
+        (job,) = until(namespace.jobs, "the job")
         path = f"{JOBS}/namespaces/{namespace.name}/pytorchjobs/{job['metadata']['name']}"
         namespace.api.merge(path, {"metadata": {"finalizers": [FINALIZER]}})
         namespace.api.delete(namespace.run_path(), propagationPolicy="Foreground")
@@ -42,8 +43,8 @@ def test_a_foreground_deletion_of_a_run_waits_for_its_jobs(namespace: Namespace)
             body = namespace.api.get(path) or {"metadata": {}}
             return body["metadata"]["finalizers"] if "deletionTimestamp" in body["metadata"] else []
 
-        wait_for(lambda: left() == [FINALIZER] and not namespace.pods(), "the job to be on its way")
+        until(lambda: left() == [FINALIZER] and not namespace.pods(), "the job to be on its way")
         assert namespace.run()["metadata"]["finalizers"] == ["foregroundDeletion"], "it goes last"
         namespace.api.merge(path, {"metadata": {"finalizers": []}})
-        wait_for(lambda: namespace.api.get(namespace.run_path()) is None, "the run to go")
+        until(lambda: namespace.api.get(namespace.run_path()) is None, "the run to go")
         assert not namespace.jobs() and not namespace.pods()

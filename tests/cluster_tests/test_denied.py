@@ -1,11 +1,12 @@
 """An operator that may not see what it is to look after: it says so, and goes on once it may."""
 
 import pytest
-from api import Api, wait_for
+from api import Api
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, RBAC, Namespace, Operator
 from proxy import GONE, proxy
 from rights import wait_permitted
+from tests.support.waiting import until
 
 from compression_operator.kube import PERMISSIONS, Permission
 
@@ -33,7 +34,7 @@ def test_one_that_starts_without_a_right_waits_for_it(namespace: Namespace, verb
     words = f"the operator may not {verb} {resource} in namespace {namespace.name}: add this to the Role or ClusterRole"
     denied = f'compression_namespace_denied{{namespace="{namespace.name}"}}'
     try:
-        wait_for(lambda: unready(operator, words), "/readyz to tell")
+        until(lambda: unready(operator, words), "/readyz to tell")
         assert operator.ask("/healthz")[0] == 200 and f"{denied} 1.0" in operator.ask("/metrics")[1]
         namespace.submit(jobTemplate=NOWHERE)
         assert [words in line["message"] for line in operator.lines()].count(True) == 1, "told once"
@@ -51,7 +52,7 @@ def test_one_of_the_whole_cluster_that_starts_without_its_role_waits_for_it(name
     operator = namespace.start("localhost/none:1", "--resync-seconds", "1", everywhere=True)
     try:
         words = "the operator may not list compressionruns in the whole cluster: add this to the Role or ClusterRole"
-        wait_for(lambda: unready(operator, words), "/readyz to tell")
+        until(lambda: unready(operator, words), "/readyz to tell")
         assert 'compression_namespace_denied{namespace=""} 1.0' in operator.ask("/metrics")[1]
         namespace.submit(jobTemplate=NOWHERE)
         namespace.permit_everywhere()
@@ -76,19 +77,19 @@ def test_runs_that_went_with_the_right_to_see_them_are_forgotten(
     with proxy(api) as before, namespace.operator("localhost/none:1", *both, server=before.url) as operator:
         another.submit("gone", jobTemplate=NOWHERE)
         another.submit("stays", jobTemplate=NOWHERE)
-        wait_for(lambda: runs(operator) == 2 and len(another.jobs()) == 2, "their jobs")
-        wait_for(lambda: before.watched(another.name), "the watches to be open")
+        until(lambda: runs(operator) == 2 and len(another.jobs()) == 2, "their jobs")
+        until(lambda: before.watched(another.name), "the watches to be open")
         api.delete(rule)
         wait_permitted(api, namespace.user, another.name, ())  # until then a watch could be opened again
         before.fault = lambda asked: GONE if (asked.verb, asked.namespace) == ("watch", another.name) else None
         another.edit("gone", suspend=True)  # an event, upon which the watch has to be opened again
-        wait_for(lambda: before.answered("watch", "compressionruns", 410), "the watch to have to start over")
+        until(lambda: before.answered("watch", "compressionruns", 410), "the watch to have to start over")
         before.fault = lambda _: None
         operator.wait_line("will retry")
         api.delete(another.run_path("gone"))
-        wait_for(lambda: runs(operator) == 0, "the operator to know nothing of them")
+        until(lambda: runs(operator) == 0, "the operator to know nothing of them")
         assert f"{RBAC}/namespaces/{another.name}/rolebindings/of-another" == rule == another.lend(namespace)
-        wait_for(lambda: runs(operator) == 1, "what is left of them to be seen again")
+        until(lambda: runs(operator) == 1, "what is left of them to be seen again")
         with kubelet(another):
             status = another.wait_phase(*FINAL, name="stays")
     assert status["phase"] == "Succeeded" and {step["attempt"] for step in status["steps"]} == {1}

@@ -1,9 +1,10 @@
 """PyTorchJobs whose labels somebody edits: out of the watches' sight they are still the run's, and are not lost."""
 
-from api import JOBS, Api, wait_for
+from api import JOBS, Api
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, step_of
 from proxy import proxy
+from tests.support.waiting import until
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 LABELS = {"back": MANAGED_BY, "lost": MANAGED_BY, "moved": "modelcompression.io/run"}
@@ -21,11 +22,11 @@ def test_a_job_whose_labels_are_edited_is_not_lost(namespace: Namespace, api: Ap
         for run in LABELS:
             namespace.submit(run, jobTemplate=NOWHERE, finetune=None, students=one)
         jobs = {run: namespace.wait_step("prepare", "Starting", name=run)["jobName"] for run in LABELS}
-        wait_for(lambda: len(namespace.jobs()) == len(namespace.pods()) == len(LABELS), "the pods of all jobs")
+        until(lambda: len(namespace.jobs()) == len(namespace.pods()) == len(LABELS), "the pods of all jobs")
         label(jobs["moved"], **{LABELS["moved"]: "other"})
         for run in ("back", "lost"):
             label(jobs[run], **{MANAGED_BY: None})
-            wait_for(
+            until(
                 lambda job=jobs[run]: job in [asked.name for asked in before.answered("get", "pytorchjobs", 200)],
                 f"the job of {run} to be asked for by its name",
             )
@@ -42,9 +43,9 @@ def test_a_job_that_ran_on_without_its_label_is_stopped_with_the_run(namespace: 
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE)
         job = namespace.wait_step("prepare", "Starting")["jobName"]
-        wait_for(namespace.pods, "its pod")
+        until(namespace.pods, "its pod")
         path = f"{JOBS}/namespaces/{namespace.name}/pytorchjobs/{job}"
         api.merge(path, {"metadata": {"labels": {MANAGED_BY: None}}})
         namespace.edit(suspend=True)
-        wait_for(lambda: not namespace.jobs(), "the job to be deleted")
+        until(lambda: not namespace.jobs(), "the job to be deleted")
         namespace.wait_phase("Suspended")

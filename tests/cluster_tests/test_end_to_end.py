@@ -24,11 +24,12 @@ import pipeline_image
 import pytest
 import readme
 import yaml
-from api import JOBS, Api, Body, wait_for
+from api import JOBS, Api, Body
 from operators import FINAL
 from story import RELEASE, SYSTEM, Console, Story
 from tests.cluster.paths import REPOSITORY, State
 from tests.cluster.up import Cluster
+from tests.support.waiting import until
 
 EXAMPLE = "examples/demo-cluster.yaml"
 VOLUME = "examples/demo/node-volume.yaml"
@@ -108,10 +109,10 @@ def _let_it_run(told: Story, go: str) -> None:
     console = told.console
     watch = console.watch(*WATCH)
     try:
-        wait_for(lambda: "Suspended" in console.watched(), "the run to wait")
+        until(lambda: "Suspended" in console.watched(), "the run to wait")
         console.shell(go)
-        wait_for(lambda: told.look() in FINAL, "the run to end", seconds=PATIENCE, every=1)
-        wait_for(lambda: told.status["phase"] in console.watched(), "kubectl to show it, too")
+        until(lambda: told.look() in FINAL, "the run to end", seconds=PATIENCE, every=1)
+        until(lambda: told.status["phase"] in console.watched(), "kubectl to show it, too")
     except TimeoutError as error:
         raise AssertionError(f"{error}\n\n{told.evidence()}") from error
     finally:
@@ -299,8 +300,8 @@ def test_deleting_the_run_takes_its_jobs_and_leaves_what_they_made(story: Story)
     assert len(kept) == len(STEPS)
     story.console.kubectl("delete", "compressionrun", "demo")
     jobs = f"{JOBS}/namespaces/{story.namespace}/pytorchjobs"
-    wait_for(lambda: not story.api.items(jobs), "the jobs to go with their run")
+    until(lambda: not story.api.items(jobs), "the jobs to go with their run")
     pods = f"/api/v1/namespaces/{story.namespace}/pods"
     names = {pod["metadata"]["name"] for pod in story.pods.values()}
-    wait_for(lambda: not names & {pod["metadata"]["name"] for pod in story.api.items(pods)}, "their pods to go")
+    until(lambda: not names & {pod["metadata"]["name"] for pod in story.api.items(pods)}, "their pods to go")
     assert sorted(path.name for path in (story.store / "artifacts").iterdir()) == kept

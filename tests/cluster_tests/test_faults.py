@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 import yaml
-from api import CRD, RUNS, Api, Body, Refused, wait_for
+from api import CRD, RUNS, Api, Body, Refused
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, condition_of, manifest, step_of
 from proxy import CUT, GONE, LOST, Answer, Asked, Fault, proxy
+from tests.support.waiting import until
 
 from compression_operator.kube import PERMISSIONS, Permission
 
@@ -34,7 +35,7 @@ def test_a_whole_run_asks_for_what_its_role_lists_and_for_nothing_else(namespace
         namespace.submit(jobTemplate=NOWHERE)
         assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
         namespace.edit(distill={"steps": 150, "globalBatchSize": 4})
-        wait_for(lambda: before.answered("delete", "pytorchjobs", 200), "superseded jobs to be deleted")
+        until(lambda: before.answered("delete", "pytorchjobs", 200), "superseded jobs to be deleted")
         assert namespace.wait_phase("Succeeded")
         operator.terminate()
         wrote = [
@@ -81,7 +82,7 @@ def test_a_run_through_a_storm_of_faults(namespace: Namespace, api: Api) -> None
 
         try:
             namespace.submit(jobTemplate=NOWHERE)
-            wait_for(over, "the run to end", seconds=900)
+            until(over, "the run to end", seconds=900)
             status, made = namespace.status(), namespace.jobs()
         finally:
             for operator in operators:
@@ -100,12 +101,12 @@ def test_a_denied_permission_is_told_and_heals_by_itself(namespace: Namespace) -
     namespace.permit(without)
     with namespace.operator() as operator:
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(lambda: condition_of(namespace.status(), "Degraded").get("reason") == "Forbidden", "the condition")
+        until(lambda: condition_of(namespace.status(), "Degraded").get("reason") == "Forbidden", "the condition")
         status = namespace.status()
         ready, degraded = condition_of(status, "Ready"), condition_of(status, "Degraded")
         assert (ready["status"], degraded["status"]) == ("False", "True")
         assert 'cannot create resource "pytorchjobs" in API group "kubeflow.org"' in ready["message"]
-        wait_for(lambda: [e for e in namespace.events() if e["reason"] == "Forbidden"], "the Event")
+        until(lambda: [e for e in namespace.events() if e["reason"] == "Forbidden"], "the Event")
         writes = len([e for e in namespace.events() if e["reason"] == "Forbidden"])
         namespace.permit(PERMISSIONS)
         with kubelet(namespace):
@@ -118,12 +119,12 @@ def test_a_quota_that_is_used_up_is_told_and_waited_for(namespace: Namespace, ap
     path = f"/api/v1/namespaces/{namespace.name}/resourcequotas"
     hard = {"count/pytorchjobs.kubeflow.org": "0"}
     api.create(path, {"metadata": {"name": "none"}, "spec": {"hard": hard}})
-    wait_for(lambda: (api.get(f"{path}/none") or {}).get("status", {}).get("used"), "the quota to be in force")
+    until(lambda: (api.get(f"{path}/none") or {}).get("status", {}).get("used"), "the quota to be in force")
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(lambda: condition_of(namespace.status(), "Ready").get("reason") == "QuotaExceeded", "the condition")
+        until(lambda: condition_of(namespace.status(), "Ready").get("reason") == "QuotaExceeded", "the condition")
         api.delete(f"{path}/none")
-        wait_for(lambda: namespace.jobs(), "the job")
+        until(lambda: namespace.jobs(), "the job")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_without_a_resource_it_says_what_to_install_and_waits_for_it(
         operator = namespace.start("localhost/none:1", "--resync-seconds", "2", server=before.url)
         try:
             told = f"the API server does not know {said}"
-            wait_for(lambda: told in operator.ask("/readyz")[1], "/readyz to tell")
+            until(lambda: told in operator.ask("/readyz")[1], "/readyz to tell")
             assert operator.ask("/readyz")[0] == 503 and operator.process.poll() is None
             before.fault = lambda _: None
             operator.wait_ready()
@@ -163,7 +164,7 @@ def test_a_watch_that_falls_silent_is_noticed_and_the_run_goes_on(namespace: Nam
         before.swallow = lambda asked: asked.resource in ("pytorchjobs", "pods")
         namespace.submit(jobTemplate=NOWHERE)
         with kubelet(namespace):
-            wait_for(lambda: operator.ask("/healthz")[0] == 503, "/healthz to fail")
+            until(lambda: operator.ask("/healthz")[0] == 503, "/healthz to fail")
             assert "watch of" in operator.ask("/healthz")[1]
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
 
@@ -177,16 +178,16 @@ def test_a_watch_that_has_to_start_over_is_healthy(namespace: Namespace, api: Ap
 
     with proxy(api) as before, namespace.operator("localhost/none:1", *quick, server=before.url) as operator:
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(namespace.pods, "a pod")
+        until(namespace.pods, "a pod")
         seen = lists()
-        wait_for(lambda: lists() > seen + 2, "the operator to know of it")
+        until(lambda: lists() > seen + 2, "the operator to know of it")
         before.fault = lambda asked: GONE if (asked.verb, asked.resource) == ("watch", "pods") else None
         api.delete(namespace.run_path())
-        wait_for(lambda: not namespace.pods(), "the pod to be gone")
-        wait_for(lambda: before.answered("watch", "pods", 410), "the watch to be told that it is too old")
+        until(lambda: not namespace.pods(), "the pod to be gone")
+        until(lambda: before.answered("watch", "pods", 410), "the watch to be told that it is too old")
         before.fault = lambda _: None
         seen, asked = lists(), []
-        wait_for(lambda: lists() > seen + 2, "the operator to know that it is gone")
+        until(lambda: lists() > seen + 2, "the operator to know that it is gone")
         while lists() < seen + 12:
             asked.append(operator.ask("/healthz"))
     assert set(asked) == {(200, "ok\n")}
@@ -203,15 +204,15 @@ def test_a_namespace_that_is_deleted_is_no_error(namespace: Namespace, another: 
     namespace.permit_everywhere()
     with namespace.operator("localhost/none:1", "--namespace", another.name) as operator:
         another.submit(jobTemplate=NOWHERE)
-        wait_for(another.jobs, "a job")
+        until(another.jobs, "a job")
         api.delete(f"/api/v1/namespaces/{another.name}")
 
         def gone() -> bool:
             return api.get(f"/api/v1/namespaces/{another.name}") is None
 
-        wait_for(gone, "the namespace to be gone")
+        until(gone, "the namespace to be gone")
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(namespace.jobs, "a job of another namespace")
+        until(namespace.jobs, "a job of another namespace")
         assert not [line for line in operator.lines() if line["level"] == "error"]
 
 
@@ -245,13 +246,13 @@ def laxer_schema(api: Api, path: str) -> Iterator[None]:
             return False
         return True
 
-    wait_for(lambda: put(lax), "the laxer schema to be stored")
+    until(lambda: put(lax), "the laxer schema to be stored")
     try:
-        wait_for(taken, "the laxer schema to be served")
+        until(taken, "the laxer schema to be served")
         yield
     finally:
-        wait_for(lambda: put(crd), "the schema to be stored again")
-    wait_for(lambda: not taken(), "the schema to be served again")
+        until(lambda: put(crd), "the schema to be stored again")
+    until(lambda: not taken(), "the schema to be served again")
 
 
 def test_a_run_of_another_schema_is_told_and_the_others_go_on(namespace: Namespace, api: Api) -> None:
@@ -269,10 +270,10 @@ def test_a_run_of_another_schema_is_told_and_the_others_go_on(namespace: Namespa
         namespace.submit("plain", jobTemplate=NOWHERE)
         assert namespace.wait_phase(*FINAL, name="plain")["phase"] == "Succeeded"
         # The API server takes no status for it (its own rules fail on it), but an Event.
-        event = wait_for(refused_by_the_schema, "the Event")[0]
+        event = until(refused_by_the_schema, "the Event")[0]
         assert "spec.distill.steps" in event["note"]
         with laxer_schema(api, path):
-            wait_for(lambda: condition_of(namespace.status("strange"), "Ready"), "the condition")
+            until(lambda: condition_of(namespace.status("strange"), "Ready"), "the condition")
             ready = condition_of(namespace.status("strange"), "Ready")
             assert (ready["status"], ready["reason"]) == ("False", "Unreadable")
             assert "spec.distill.steps" in ready["message"]
@@ -286,18 +287,18 @@ def test_a_run_of_another_schema_is_told_and_the_others_go_on(namespace: Namespa
 def test_a_job_of_another_owner_under_the_same_name_is_left_alone(namespace: Namespace, api: Api) -> None:
     with namespace.operator() as operator:
         namespace.submit("first", jobTemplate=NOWHERE)
-        wait_for(lambda: namespace.jobs(), "the job")
+        until(lambda: namespace.jobs(), "the job")
         (job,) = namespace.jobs()
         operator.terminate()
     # A run of the same name, made anew while its job is still there and somebody else's.
     orphan = f"/apis/kubeflow.org/v1/namespaces/{namespace.name}/pytorchjobs/{job['metadata']['name']}"
     api.delete(namespace.run_path("first"), propagationPolicy="Orphan")
-    wait_for(lambda: not api.call("GET", orphan)["metadata"].get("ownerReferences"), "the job to be an orphan")
-    wait_for(lambda: api.get(namespace.run_path("first")) is None, "the run to go, which comes after that")
+    until(lambda: not api.call("GET", orphan)["metadata"].get("ownerReferences"), "the job to be an orphan")
+    until(lambda: api.get(namespace.run_path("first")) is None, "the run to go, which comes after that")
     with namespace.operator():
         namespace.submit("first", jobTemplate=NOWHERE)
         waits = f"waits for job {job['metadata']['name']} to be removed"
-        wait_for(lambda: waits in step_of(namespace.status("first"), "prepare").get("message", ""), waits)
+        until(lambda: waits in step_of(namespace.status("first"), "prepare").get("message", ""), waits)
         assert [j["metadata"]["uid"] for j in namespace.jobs()] == [job["metadata"]["uid"]]
         api.delete(orphan)
-        wait_for(lambda: [j for j in namespace.jobs() if j["metadata"]["uid"] != job["metadata"]["uid"]], "our job")
+        until(lambda: [j for j in namespace.jobs() if j["metadata"]["uid"] != job["metadata"]["uid"]], "our job")

@@ -1,8 +1,9 @@
 """Requests about the lease that get no answer: how long each may take is tested in virtual time (test_leader.py)."""
 
-from api import Api, wait_for
+from api import Api
 from operators import Namespace
 from proxy import HANGS, Asked, Fault, proxy
+from tests.support.waiting import until
 
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/{}/leases/compression-operator"
 
@@ -26,7 +27,7 @@ def test_a_lease_request_without_an_answer_costs_a_leader_nothing(namespace: Nam
                 return HANGS
 
             before.fault = hangs
-            wait_for(lambda hung=hung: hung, f"the lease's {verb} to hang")
+            until(lambda hung=hung: hung, f"the lease's {verb} to hang")
             was = renewed()
-            wait_for(lambda was=was: renewed() != was or ended() is not None, "the lease to be renewed")
+            until(lambda was=was: renewed() != was or ended() is not None, "the lease to be renewed")
             assert ended() is None and operator.leads(), operator.output()[-2000:]

@@ -5,9 +5,10 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from api import Api, Body, wait_for
+from api import Api, Body
 from operators import Namespace
 from tests.cluster.up import Cluster
+from tests.support.waiting import until, until_async
 
 from compression_operator.backends.progress import LogWatcher
 from compression_operator.denials import Denials
@@ -26,24 +27,19 @@ def test_the_newest_event_is_heard_however_long_the_lines_are(
     spec: Body = {"restartPolicy": "Never", "containers": [container]}
     spec["securityContext"] = {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
     account = f"/api/v1/namespaces/{namespace.name}/serviceaccounts/default"
-    wait_for(lambda: api.get(account), "the controller manager to make the account without which pods are refused")
+    until(lambda: api.get(account), "the controller manager to make the account without which pods are refused")
     path = f"/api/v1/namespaces/{namespace.name}/pods"
     api.create(path, {"metadata": {"name": "talks"}, "spec": spec})
-    wait_for(lambda: api.call("GET", f"{path}/talks")["status"]["phase"] == "Succeeded", "the pod to have spoken")
+    until(lambda: api.call("GET", f"{path}/talks")["status"]["phase"] == "Succeeded", "the pod to have spoken")
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
 
     async def scenario() -> int:
-        kube, looked = Kube(connect), asyncio.Event()
-        watcher = LogWatcher(
-            kube, lambda _: looked.set(), denials=Denials(lambda _: None), period_seconds=1, first_seconds=0
-        )
+        kube = Kube(connect)
+        watcher = LogWatcher(kube, lambda _: None, denials=Denials(lambda _: None), period_seconds=1, first_seconds=0)
         try:
             watcher.follow(f"{namespace.name}/run", {"uid": "talks"})
             # A kubelet that has much to do may give no answer in time: the next look is as good as the first.
-            async with asyncio.timeout(120):
-                while not (progress := watcher.look("uid", datetime.now(UTC)).progress):
-                    looked.clear()
-                    await looked.wait()
+            progress = await until_async(lambda: watcher.look("uid", datetime.now(UTC)).progress, "the log to be read")
             return progress.step
         finally:
             await watcher.close()

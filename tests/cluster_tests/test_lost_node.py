@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import standin_image
-from api import CRD, Api, Body, wait_for
+from api import CRD, Api, Body
 from nodes import GIVEN_UP_SOON, bystander, cut_power, silent_node
 from operators import FINAL, Namespace, manifest, step_of
 from tests.cluster.down import down
 from tests.cluster.images import import_archive
 from tests.cluster.paths import State
 from tests.cluster.up import up
+from tests.support.waiting import until
 
 from compression_operator.backends.pytorchjob import STORE
 
@@ -50,12 +51,12 @@ def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: St
         place.submit(behaviour=BEHAVIOUR, finetune=None, students=one, phases=phases, jobTemplate=GIVEN_UP_SOON)
         first = place.wait_step("distill-width", "Running")
         reached = place.store / "work" / first["fingerprint"] / "step"
-        wait_for(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
+        until(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
         place.behave(RESUMED, place.store)
         with silent_node(own):
             assert cut_power(own, f"{first['jobName']}-master-0") >= 1
             silent = f"pod {first['jobName']}-master-0: its node does not answer"
-            wait_for(lambda: step_of(place.status(), "distill-width").get("message") == silent, silent, seconds=420)
+            until(lambda: step_of(place.status(), "distill-width").get("message") == silent, silent, seconds=420)
             lost_at = _until_it_goes_on(place, first)
             assert lost_at < 600, "what its processes had done is what there is"
             second = _told(place, attempt=2)
@@ -64,14 +65,14 @@ def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: St
             assert failure["message"].startswith(f"interrupted: pod {first['jobName']}-master-0")
         # The node is back: what was left of the first attempt goes, and the second resumes.
         place.wait_step("distill-width", "Running", seconds=420)
-        wait_for(lambda: "progress" in step_of(place.status(), "distill-width"), "its progress")
+        until(lambda: "progress" in step_of(place.status(), "distill-width"), "its progress")
         (place.store / LET_GO).touch()
         status = place.wait_phase(*FINAL)
         assert status["phase"] == "Succeeded" and operator.process.poll() is None
         step = step_of(status, "distill-width")
         assert (step["attempt"], step.get("failures", 0), reached.read_text()) == (2, 0, "600")
         assert Counter(place.starts())["distill-width", 2] == 1
-        wait_for(lambda: not place.pods(first["jobName"]), "the first attempt's pod to go")
+        until(lambda: not place.pods(first["jobName"]), "the first attempt's pod to go")
         assert step_of(status, "distill-width")["progress"]["step"] == 600
 
 
@@ -96,4 +97,4 @@ def _told(place: Namespace, *, attempt: int) -> Body:
         step = step_of(place.status(), "distill-width")
         return step if step["attempt"] == attempt else None
 
-    return wait_for(there, f"the status to tell of attempt {attempt}")
+    return until(there, f"the status to tell of attempt {attempt}")

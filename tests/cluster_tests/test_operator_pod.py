@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import pytest
 import standin_image
 import yaml
-from api import Api, wait_for
+from api import Api
 from nodes import cut_power
 from operators import FINAL, Namespace
 from tests.cluster.paths import REPOSITORY, State
 from tests.cluster.up import Cluster
 from tests.packaging.image import OPERATOR
+from tests.support.waiting import until
 
 RELEASE = "compression-operator"
 
@@ -71,10 +72,10 @@ def test_its_pod_killed_at_five_random_moments(installed: Namespace, api: Api, s
         return name if count else ""
 
     for _ in range(5):
-        wait_for(lambda: leader(api, installed.name) not in ("", *killed), "another leader")
+        until(lambda: leader(api, installed.name) not in ("", *killed), "another leader")
         time.sleep(rng.uniform(0.0, 4.0))
         assert installed.status().get("phase") not in FINAL, "the run was over before the last kill"
-        killed.append(wait_for(kill_another, "a leader to be there"))
+        killed.append(until(kill_another, "a leader to be there"))
         # Its Deployment makes another one; this one would wait ever longer for its next start.
         api.delete(f"/api/v1/namespaces/{installed.name}/pods/{killed[-1]}", gracePeriodSeconds=0)
     (installed.store / over).touch()

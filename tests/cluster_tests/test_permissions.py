@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api import JOBS, Api, wait_for
+from api import JOBS, Api
 from kubelets import NOWHERE
 from operators import Namespace, Operator, condition_of, leader_and_follower, step_of
 from proxy import Asked, Fault, proxy
+from tests.support.waiting import until
 
 from compression_operator.backends.refusals import TRIED_AGAIN
 from compression_operator.kube import PERMISSIONS, Permission
@@ -77,7 +78,7 @@ def either(well: Callable[[], Any], told: Callable[[], str], what: str) -> str:
         return (words,) if words else None
 
     # Four operators import at once, which alone took one 135 s on a busy machine.
-    (words,) = wait_for(seen, f"{what}, or for the words why not", seconds=420, every=0.2)
+    (words,) = until(seen, f"{what}, or for the words why not", seconds=420, every=0.2)
     return words
 
 
@@ -176,7 +177,7 @@ def stands_aside(place: Namespace, _: str) -> str:
 
     with place.operator():
         place.submit(jobTemplate=NOWHERE, suspend=True)
-        wait_for(lambda: step().get("fingerprint"), "the step to be planned")
+        until(lambda: step().get("fingerprint"), "the step to be planned")
         name = job_name("demo", None, "prepare", step()["fingerprint"], 1)
         foreign_job(place, name)
         place.edit(suspend=False)
@@ -200,7 +201,7 @@ def no_pods(place: Namespace, _: str) -> str:
     """A job whose pods a quota refuses says so in the API server's words, and has them asked for again."""
     path = f"/api/v1/namespaces/{place.name}/resourcequotas"
     place.api.create(path, {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}})
-    wait_for(lambda: (place.api.get(f"{path}/none") or {}).get("status", {}).get("used"), "the quota to be in force")
+    until(lambda: (place.api.get(f"{path}/none") or {}).get("status", {}).get("used"), "the quota to be in force")
 
     def well() -> bool:
         said = "exceeded quota: none" in step_of(place.status(), "prepare").get("message", "")
@@ -240,10 +241,9 @@ def progress(place: Namespace, image: str) -> str:
         def shown() -> bool:
             return step_of(place.status(), "prepare").get("progress", {}).get("step", 0) > 0
 
-        words = either(shown, lambda: degraded(place), "progress")
-        if words:
+        if words := either(shown, lambda: degraded(place), "progress"):
             permit(place, None)
-            wait_for(lambda: shown() and not degraded(place), "progress, now that it is allowed to be seen")
+            until(lambda: shown() and not degraded(place), "progress, now that it is allowed to be seen")
         return words
 
 
@@ -356,7 +356,7 @@ def test_a_leader_and_a_follower_that_may_not_write_the_lease_any_more(namespace
         permit(namespace, update)
         assert first.wait_end() == 1
         assert lacks(update, namespace) in first.output().splitlines()[-1]
-        wait_for(lambda: lacks(update, namespace) in unready(second), "the follower to be unready")
+        until(lambda: lacks(update, namespace) in unready(second), "the follower to be unready")
         permit(namespace, None)
         second.wait_line("this replica (operator-1) leads")
         assert second.ask("/readyz")[0] == 200
@@ -366,13 +366,13 @@ def test_rights_taken_away_from_an_operator_at_work(namespace: Namespace) -> Non
     """It says so at the next resync, and is ready again once it has them back."""
     with namespace.operator("localhost/none:1", "--resync-seconds", "0.5") as operator:
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(lambda: namespace.jobs(), "a job")
+        until(lambda: namespace.jobs(), "a job")
         for name in ("list pytorchjobs", "watch pods"):
             right = named(name)
             permit(namespace, right)
-            wait_for(lambda: lacks(right, namespace) in unready(operator), f"it to miss {name}")  # noqa: B023 - called at once
+            until(lambda: lacks(right, namespace) in unready(operator), f"it to miss {name}")  # noqa: B023 - called at once
             permit(namespace, None)
-            wait_for(lambda: operator.ask("/readyz")[0] == 200, "it to be ready again")
+            until(lambda: operator.ask("/readyz")[0] == 200, "it to be ready again")
 
 
 def test_a_follower_that_may_not_see_the_jobs_any_more(namespace: Namespace) -> None:
@@ -381,9 +381,9 @@ def test_a_follower_that_may_not_see_the_jobs_any_more(namespace: Namespace) -> 
         permit(namespace, named("list pytorchjobs"))
         first.terminate()
         said = lacks(named("list pytorchjobs"), namespace)
-        wait_for(lambda: said in unready(second), "/readyz to tell")
+        until(lambda: said in unready(second), "/readyz to tell")
         permit(namespace, None)
-        wait_for(lambda: second.ask("/readyz")[0] == 200, "it to be ready again")
+        until(lambda: second.ask("/readyz")[0] == 200, "it to be ready again")
         second.wait_leads()
 
 
@@ -394,7 +394,7 @@ def test_an_operator_of_the_whole_cluster_needs_the_same(namespace: Namespace) -
     operator = namespace.start(everywhere=True)
     try:
         said = f"the operator may not {missing} in the whole cluster: add this to the Role or ClusterRole"
-        wait_for(lambda: said in unready(operator), "/readyz to tell")
+        until(lambda: said in unready(operator), "/readyz to tell")
         assert operator.process.poll() is None
     finally:
         operator.kill()

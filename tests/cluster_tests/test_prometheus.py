@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from api import wait_for
 from kubelets import NOWHERE, end, kubelet
 from operators import FINAL, Namespace
 from tests.cluster import apt
+from tests.support.waiting import until
 
 LISTED = (
     "compression_runs",
@@ -65,7 +65,7 @@ def test_a_real_prometheus_scrapes_the_operator(namespace: Namespace, prometheus
                 [prometheus, *arguments, "--web.listen-address=127.0.0.1:0"], stdout=log, stderr=log
             )
         try:
-            port = wait_for(lambda: listening_on(tmp_path / "log"), "Prometheus to say where it listens")
+            port = until(lambda: listening_on(tmp_path / "log"), "Prometheus to say where it listens")
 
             def query(expression: str) -> dict[str, float]:
                 answer = urllib3.request(
@@ -82,8 +82,8 @@ def test_a_real_prometheus_scrapes_the_operator(namespace: Namespace, prometheus
                 except urllib3.exceptions.HTTPError:
                     return False
 
-            wait_for(ready, "Prometheus to be ready")
-            wait_for(lambda: 1.0 in query("up").values(), "Prometheus to scrape")
+            until(ready, "Prometheus to be ready")
+            until(lambda: 1.0 in query("up").values(), "Prometheus to scrape")
             namespace.submit(jobTemplate=NOWHERE)
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
             for told in (
@@ -95,7 +95,7 @@ def test_a_real_prometheus_scrapes_the_operator(namespace: Namespace, prometheus
             ):
                 # Each is waited for: a scrape may come before what follows a status is counted, and after one that was
                 # late Prometheus knows of nothing until the next.
-                wait_for(functools.partial(query, told), told)
+                until(functools.partial(query, told), told)
         finally:
             server.terminate()
             server.wait(120)
@@ -104,9 +104,9 @@ def test_a_real_prometheus_scrapes_the_operator(namespace: Namespace, prometheus
 def test_promtool_finds_nothing_to_mend(namespace: Namespace, prometheus: str) -> None:
     with namespace.operator() as operator:
         namespace.submit(jobTemplate=NOWHERE)
-        (pod,) = wait_for(namespace.pods, "the pod")
+        (pod,) = until(namespace.pods, "the pod")
         end(namespace.api, pod, "Transient", "the link broke")
-        wait_for(lambda: "compression_step_retries_total{" in operator.ask("/metrics")[1], "the retry to be counted")
+        until(lambda: "compression_step_retries_total{" in operator.ask("/metrics")[1], "the retry to be counted")
         with kubelet(namespace):
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
         text = operator.ask("/metrics")[1]

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from api import JOBS, Api, Body, wait_for
+from api import JOBS, Api, Body
 from kubelets import NOWHERE, end
 from operators import Namespace, condition_of, step_of
 from proxy import Answer, Asked, Fault, proxy
+from tests.support.waiting import until
 
 
 def pending(namespace: Namespace) -> list[Body]:
@@ -27,21 +28,21 @@ def pods_of(namespace: Namespace, number: int) -> list[Body]:
         found = pending(namespace)
         return found if len(found) == number else None
 
-    return wait_for(there, f"{number} pods")
+    return until(there, f"{number} pods")
 
 
 def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Namespace, api: Api) -> None:
     path = f"/api/v1/namespaces/{namespace.name}/resourcequotas"
     api.create(path, {"metadata": {"name": "three"}, "spec": {"hard": {"count/pytorchjobs.kubeflow.org": "3"}}})
-    wait_for(lambda: (api.get(f"{path}/three") or {}).get("status", {}).get("used"), "the quota to be in force")
+    until(lambda: (api.get(f"{path}/three") or {}).get("status", {}).get("used"), "the quota to be in force")
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE)
         for step in ("prepare", "finetune"):
             (pod,) = pods_of(namespace, 1)
             end(api, pod)
-            wait_for(lambda step=step: state(namespace, step) == "Succeeded", f"{step} to be told as done")
-        wait_for(lambda: len(namespace.jobs()) == 3, "the third job")
-        status = wait_for(lambda: with_trouble(namespace, "QuotaExceeded"), "the trouble")
+            until(lambda step=step: state(namespace, step) == "Succeeded", f"{step} to be told as done")
+        until(lambda: len(namespace.jobs()) == 3, "the third job")
+        status = until(lambda: with_trouble(namespace, "QuotaExceeded"), "the trouble")
         refused = next(
             step for step in status["steps"] if step.get("message", "").startswith("waits, for its job cannot be made")
         )
@@ -51,14 +52,12 @@ def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Names
         other = pod["metadata"]["labels"]["modelcompression.io/step"]
         assert {other, refused["name"]} == {"prune-width", "prune-depth"}
         end(api, pod)
-        wait_for(lambda: state(namespace, other) == "Succeeded", f"{other} to be told as done")
-        wait_for(lambda: condition_of(namespace.status(), "Ready").get("reason") == "QuotaExceeded", "all to wait")
+        until(lambda: state(namespace, other) == "Succeeded", f"{other} to be told as done")
+        until(lambda: condition_of(namespace.status(), "Ready").get("reason") == "QuotaExceeded", "all to wait")
         # Jobs that have ended hold the quota, until they go: deletions are not held up either.
         namespace.edit(ttlSecondsAfterFinished=0)
-        wait_for(lambda: len(pending(namespace)) == 2, "the next jobs")
-        wait_for(
-            lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the trouble to be over"
-        )
+        until(lambda: len(pending(namespace)) == 2, "the next jobs")
+        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the trouble to be over")
 
 
 def stray(namespace: Namespace, api: Api) -> str:
@@ -76,7 +75,7 @@ def test_a_job_with_labels_of_somebody_elses_making_is_left_alone(namespace: Nam
     with namespace.operator() as operator:
         name = stray(namespace, api)
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(lambda: len(namespace.jobs()) == 2, "a job of ours")
+        until(lambda: len(namespace.jobs()) == 2, "a job of ours")
         assert not [line for line in operator.lines() if line["level"] == "error"]
         assert name in [job["metadata"]["name"] for job in namespace.jobs()]
 
@@ -96,12 +95,12 @@ def test_a_fault_of_the_operators_own_is_told(namespace: Namespace, api: Api) ->
     with proxy(api) as before, namespace.operator(server=before.url) as operator:
         before.fault = nonsense(3)
         namespace.submit(jobTemplate=NOWHERE, suspend=True)  # no job's events, so the pauses grow
-        events = wait_for(lambda: [e for e in namespace.events() if e["reason"] == "InternalError"], "the Event")
+        events = until(lambda: [e for e in namespace.events() if e["reason"] == "InternalError"], "the Event")
         assert "KeyError: 'metadata'" in events[0]["note"] and "report it" in events[0]["note"]
         failed = next(line for line in operator.lines() if line["message"].startswith("pass failed (3 in a row)"))
         assert "KeyError" in failed["traceback"] and failed["run"] == f"{namespace.name}/demo"
-        wait_for(lambda: condition_of(namespace.status(), "Suspended").get("status") == "True", "it to go on")
-        wait_for(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "all to be well")
+        until(lambda: condition_of(namespace.status(), "Suspended").get("status") == "True", "it to go on")
+        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "all to be well")
 
 
 def test_what_cannot_be_told_does_not_silence_the_rest(namespace: Namespace, api: Api) -> None:
@@ -110,7 +109,7 @@ def test_what_cannot_be_told_does_not_silence_the_rest(namespace: Namespace, api
         namespace.submit(jobTemplate=NOWHERE, suspend=True)
         operator.wait_line("could not be told: KeyError: 'metadata'")
         namespace.edit(suspend=False)
-        wait_for(lambda: [e for e in namespace.events() if e["reason"] == "JobCreated"], "Events of what comes after")
+        until(lambda: [e for e in namespace.events() if e["reason"] == "JobCreated"], "Events of what comes after")
 
 
 def test_a_name_that_was_taken_and_has_come_free_is_asked_for_again(namespace: Namespace, api: Api) -> None:
@@ -122,5 +121,5 @@ def test_a_name_that_was_taken_and_has_come_free_is_asked_for_again(namespace: N
     with proxy(api) as before, namespace.operator(server=before.url) as operator:
         before.fault = gone_since
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(lambda: state(namespace, "prepare") == "Starting" and namespace.jobs(), "the job")
+        until(lambda: state(namespace, "prepare") == "Starting" and namespace.jobs(), "the job")
         assert not taken and not [line for line in operator.lines() if line["level"] == "error"]

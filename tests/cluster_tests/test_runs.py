@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from api import JOBS, Api, Body, wait_for
+from api import JOBS, Api, Body
 from operators import FINAL, Namespace, Operator, condition_of, step_of
+from tests.support.waiting import until
 
 SLOW = {"steps": 3000, "seconds": 0.1}
 QUICK = {"steps": 5}
@@ -106,10 +107,10 @@ def test_a_run_from_first_to_last(place: Namespace, operator: Operator) -> None:
     before = {step["name"]: step for step in status["steps"]}
     old_jobs = {before[f"distill-{name}"]["jobName"] for name in ("width", "depth")}
     place.edit("story", distill={"steps": 150, "globalBatchSize": 4})
-    status = done(wait_for(lambda: _edited(place.run("story")), "the edited run to end"))
+    status = done(until(lambda: _edited(place.run("story")), "the edited run to end"))
     again = {step["name"] for step in status["steps"] if step["jobName"] != before[step["name"]]["jobName"]}
     assert again == {"distill-width", "distill-depth", "export-width", "export-depth"}
-    wait_for(lambda: not old_jobs & {job["metadata"]["name"] for job in place.jobs()}, "superseded jobs to be removed")
+    until(lambda: not old_jobs & {job["metadata"]["name"] for job in place.jobs()}, "superseded jobs to be removed")
     only_its_status_is_ours(place.run("story")["metadata"], generation=2)
 
     artifacts = sorted(path.name for path in (place.store / "story" / "artifacts").iterdir())
@@ -121,7 +122,7 @@ def test_a_run_from_first_to_last(place: Namespace, operator: Operator) -> None:
         jobs = {job["metadata"]["labels"]["modelcompression.io/run"] for job in place.jobs()}
         return not {"story", "second"} & (names | jobs)
 
-    wait_for(gone, "the jobs and pods to go with their run")
+    until(gone, "the jobs and pods to go with their run")
     assert sorted(path.name for path in (place.store / "story" / "artifacts").iterdir()) == artifacts
 
 
@@ -146,7 +147,7 @@ def test_a_pod_lost_in_mid_distillation_resumes_from_its_checkpoint_and_does_not
     )
     step = place.wait_step("distill-width", "Running", name=name)
     reached = place.store / name / "work" / step["fingerprint"] / "step"
-    wait_for(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
+    until(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
     checkpoint = int(reached.read_text())
     resume_quickly(place, name, "distill-width")
     pod = f"{step['jobName']}-master-0"
@@ -190,7 +191,7 @@ def test_a_users_mistake_is_not_retried_and_says_what_it_is(place: Namespace, op
 
 def test_a_passing_fault_is_retried_and_the_last_words_are_told(place: Namespace, operator: Operator) -> None:
     submit(place, "crash", {"prepare": {"fail": {"class": "Crash", "attempts": 1}}}, **short())
-    wait_for(lambda: step_of(place.status("crash"), "prepare").get("lastFailure"), "the failure")
+    until(lambda: step_of(place.status("crash"), "prepare").get("lastFailure"), "the failure")
     assert step_of(place.status("crash"), "prepare")["lastFailure"]["message"] == "exit code 1: Traceback: it broke"
     status = done(place.wait_phase(*FINAL, name="crash"))
     step = step_of(status, "prepare")
@@ -204,7 +205,7 @@ def test_a_job_that_runs_too_long_is_stopped(place: Namespace, operator: Operato
     status = place.wait_phase(*FINAL, name="too-long")
     assert status["phase"] == "Failed"
     assert "ran longer than activeDeadlineSeconds (3)" in step_of(status, "prepare")["message"]
-    wait_for(lambda: not place.pods(step_of(status, "prepare")["jobName"]), "the pod to be stopped")
+    until(lambda: not place.pods(step_of(status, "prepare")["jobName"]), "the pod to be stopped")
 
 
 def test_ended_jobs_go_and_the_run_stays_as_done_as_it_is(place: Namespace, operator: Operator) -> None:
@@ -216,10 +217,10 @@ def test_ended_jobs_go_and_the_run_stays_as_done_as_it_is(place: Namespace, oper
             j["metadata"]["name"] for j in place.jobs() if j["metadata"]["labels"]["modelcompression.io/run"] == "tidy"
         ]
 
-    wait_for(lambda: not jobs(), "the jobs to go")
-    wait_for(lambda: not any(place.pods(step["jobName"]) for step in first["steps"]), "their pods to go with them")
+    until(lambda: not jobs(), "the jobs to go")
+    until(lambda: not any(place.pods(step["jobName"]) for step in first["steps"]), "their pods to go with them")
     place.edit("tidy", distill={"steps": 150, "globalBatchSize": 4}, ttlSecondsAfterFinished=600, jobHistoryLimit=1)
-    second = done(wait_for(lambda: _edited(place.run("tidy")), "the edited run to end"))
+    second = done(until(lambda: _edited(place.run("tidy")), "the edited run to end"))
     again = {"distill-width": 2, "export-width": 2}
     assert {step["name"]: step["attempt"] for step in second["steps"]} == {"prepare": 1, "prune-width": 1} | again
     assert Counter(step for step, _ in place.starts("tidy")) == {"prepare": 1, "prune-width": 1} | again
@@ -236,10 +237,10 @@ def test_suspend_and_resume(place: Namespace, operator: Operator) -> None:
     submit(place, "pause", {"distill-width": GOES_ON}, **short())
     step = place.wait_step("distill-width", "Running", name="pause")
     reached = place.store / "pause" / "work" / step["fingerprint"] / "step"
-    wait_for(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
+    until(lambda: reached.exists() and int(reached.read_text()) >= 5, "a checkpoint")
     place.edit("pause", suspend=True)
     place.wait_phase("Suspended", name="pause")
-    wait_for(lambda: not place.pods(step["jobName"]), "the pods to go")
+    until(lambda: not place.pods(step["jobName"]), "the pods to go")
     checkpoint = int(reached.read_text())
     assert 5 <= checkpoint < 300
     resume_quickly(place, "pause", "distill-width")
@@ -266,8 +267,8 @@ def test_a_job_that_a_queue_suspends_waits_and_goes_on(place: Namespace, operato
     step = place.wait_step("prepare", "Running", name="queued")
     path = f"{JOBS}/namespaces/{place.name}/pytorchjobs/{step['jobName']}"
     place.api.merge(path, {"spec": {"runPolicy": {"suspend": True}}})
-    wait_for(lambda: "queue" in step_of(place.status("queued"), "prepare").get("message", ""), "the message")
-    wait_for(lambda: not place.pods(step["jobName"]), "the pods to go")
+    until(lambda: "queue" in step_of(place.status("queued"), "prepare").get("message", ""), "the message")
+    until(lambda: not place.pods(step["jobName"]), "the pods to go")
     resume_quickly(place, "queued", "prepare", attempt=1)
     place.api.merge(path, {"spec": {"runPolicy": {"suspend": False}}})
     status = done(place.wait_phase(*FINAL, name="queued"))
@@ -283,7 +284,7 @@ def test_what_keeps_a_pod_waiting_is_told(place: Namespace, operator: Operator) 
         ("gpus", "Insufficient nvidia.com/gpu"),
         ("no-image", "image localhost/nowhere:1 cannot be pulled"),
     ):
-        wait_for(lambda: said in condition_of(place.status(name), "Ready").get("message", ""), f"{said} on {name}")  # noqa: B023 - called at once
+        until(lambda: said in condition_of(place.status(name), "Ready").get("message", ""), f"{said} on {name}")  # noqa: B023 - called at once
         place.api.delete(place.run_path(name))
 
 
@@ -309,7 +310,7 @@ def test_a_silent_job_is_stopped_and_one_that_speaks_is_not(place: Namespace, op
     step = step_of(status, "prepare")
     assert (status["phase"], step["attempt"], step["failures"]) == ("Failed", 1, 1)
     assert "gave no sign of life for progressDeadlineSeconds (60)" in step["message"]
-    wait_for(lambda: not place.pods(step["jobName"]), "the pod to be stopped")
+    until(lambda: not place.pods(step["jobName"]), "the pod to be stopped")
     step = step_of(done(place.wait_phase(*FINAL, name="speaks")), "prepare")
     assert (step["attempt"], step.get("failures", 0)) == (1, 0)
     began, ended = (datetime.fromisoformat(step[time]) for time in ("startTime", "completionTime"))

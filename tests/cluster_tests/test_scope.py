@@ -2,10 +2,11 @@
 
 import time
 
-from api import Api, wait_for
+from api import Api
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, Operator, step_of
 from proxy import GONE, proxy
+from tests.support.waiting import until
 
 from compression_operator.kube import PERMISSIONS
 
@@ -33,46 +34,46 @@ def test_a_tenant_that_is_deleted_concerns_no_other(namespace: Namespace, anothe
 
     with proxy(api) as before, namespace.operator("localhost/none:1", *both, server=before.url) as first:
         another.submit("theirs", jobTemplate=NOWHERE)
-        wait_for(another.jobs, "a job of the tenant")
-        wait_for(lambda: before.watched(another.name), "the watches to be open")
+        until(another.jobs, "a job of the tenant")
+        until(lambda: before.watched(another.name), "the watches to be open")
         assert denied(first, 0.0)
         api.delete(rule)
-        wait_for(lambda: denied(first, 1.0), "the operator to tell of it")
+        until(lambda: denied(first, 1.0), "the operator to tell of it")
         before.fault = lambda asked: GONE if (asked.verb, asked.namespace) == ("watch", another.name) else None
         another.submit("late", jobTemplate=NOWHERE)  # an event, upon which the watch has to be opened again
-        wait_for(lambda: before.answered("watch", "compressionruns", 410), "the watch to have to start over")
+        until(lambda: before.answered("watch", "compressionruns", 410), "the watch to have to start over")
         before.fault = lambda _: None
         first.wait_line("will retry")
         namespace.submit("ours", jobTemplate=NOWHERE)
-        wait_for(namespace.jobs, "a job of the other")
-        wait_for(lambda: well(first), "it to be well, for nothing is owed by a watch of what is denied")
+        until(namespace.jobs, "a job of the other")
+        until(lambda: well(first), "it to be well, for nothing is owed by a watch of what is denied")
         assert "cannot see namespace" in first.output()
         first.terminate()
     with namespace.operator("localhost/none:1", *both, identity="operator-1") as second, kubelet(namespace):
         assert denied(second, 1.0)
         assert namespace.wait_phase(*FINAL, name="ours")["phase"] == "Succeeded"
         assert another.lend(namespace) == rule
-        wait_for(lambda: denied(second, 0.0), "the tenant to be seen again")
+        until(lambda: denied(second, 0.0), "the tenant to be seen again")
         with kubelet(another):
             assert another.wait_phase(*FINAL, name="late")["phase"] == "Succeeded"
         # Lists have told of it; the watches, which were refused, are tried again within half a minute.
-        wait_for(lambda: well(second), "it to be well")
+        until(lambda: well(second), "it to be well")
 
 
 def test_an_operator_that_is_denied_all_of_its_namespaces_says_so(namespace: Namespace, another: Namespace) -> None:
     rule = another.lend(namespace)
     with namespace.operator("localhost/none:1", "--namespace", another.name, "--resync-seconds", "1") as operator:
         another.submit(jobTemplate=NOWHERE)
-        wait_for(another.jobs, "the operator to be at work")
+        until(another.jobs, "the operator to be at work")
         namespace.api.delete(rule)
         namespace.permit([rule for rule in PERMISSIONS if rule.resource == "leases"])
         lost = "the operator may not list compressionruns in namespace"
-        wait_for(lambda: lost in operator.ask("/readyz")[1], "/readyz to tell")
+        until(lambda: lost in operator.ask("/readyz")[1], "/readyz to tell")
         assert operator.ask("/readyz")[0] == 503
         assert operator.process.poll() is None
         again = namespace.start("localhost/none:1", "--namespace", another.name, identity="operator-1")
         try:
-            wait_for(lambda: lost in again.ask("/readyz")[1], "/readyz of one that starts to tell")
+            until(lambda: lost in again.ask("/readyz")[1], "/readyz of one that starts to tell")
             assert again.process.poll() is None and again.ask("/healthz")[0] == 200
         finally:
             again.kill()
@@ -101,7 +102,7 @@ def test_progress_is_written_at_a_bounded_rate(namespace: Namespace, api: Api, p
             return sum(a.verb == "update" and a.resource == "compressionruns/status" for a in list(before.asked))
 
         written = writes()
-        wait_for(lambda: step_of(namespace.status(), "prepare").get("progress", {}).get("step", 0) > 120, "progress")
+        until(lambda: step_of(namespace.status(), "prepare").get("progress", {}).get("step", 0) > 120, "progress")
         written = writes() - written
         progress = step_of(namespace.status(), "prepare")["progress"]
         logs, took = [a for a in list(before.asked) if a.resource == "pods/log"], time.monotonic() - began

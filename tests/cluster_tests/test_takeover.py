@@ -6,10 +6,11 @@ import time
 from collections import Counter
 
 import pytest
-from api import Api, timed, wait_for
+from api import Api, timed
 from kubelets import NOWHERE, end, kubelet
 from operators import FINAL, Namespace, leader_and_follower
 from proxy import HANGS, Asked, Fault, proxy
+from tests.support.waiting import until
 
 from compression_operator.leader import Timing
 
@@ -37,7 +38,7 @@ def test_an_operator_that_is_told_to_stop_hands_over_at_once(namespace: Namespac
         assert holder(namespace) == "operator-0"
         namespace.submit(jobTemplate=NOWHERE)
         with kubelet(namespace, 2.0):
-            wait_for(lambda: namespace.jobs(), "the first job")
+            until(lambda: namespace.jobs(), "the first job")
             assert "compression_queue_depth 0.0" in second.ask("/metrics")[1], "nothing waits for one that only watches"
             took = first.terminate()
             freed = holder(namespace) != "operator-0"
@@ -57,8 +58,8 @@ def test_an_operator_stops_in_time_though_the_api_server_hangs(namespace: Namesp
         operator.wait_leads()
         if busy:
             namespace.submit(jobTemplate=NOWHERE)
-            wait_for(namespace.jobs, "a job")
-            wait_for(lambda: before.watched(namespace.name), "the edit to come to be seen")
+            until(namespace.jobs, "a job")
+            until(lambda: before.watched(namespace.name), "the edit to come to be seen")
         hanging: list[Asked] = []
 
         def all_but_the_lease(asked: Asked) -> Fault:
@@ -73,7 +74,7 @@ def test_an_operator_stops_in_time_though_the_api_server_hangs(namespace: Namesp
         if busy:
             before.fault = all_but_the_lease
             namespace.edit(suspend=True)
-            wait_for(of_a_pass, "a pass to hang")
+            until(of_a_pass, "a pass to hang")
         before.fault = lambda _: HANGS
         assert operator.terminate() < 25  # the pod's grace period is 30 s
 
@@ -82,7 +83,7 @@ def test_an_operator_that_is_killed_is_replaced_within_15_seconds(namespace: Nam
     with leader_and_follower(namespace) as (first, second):
         namespace.submit(jobTemplate=NOWHERE)
         with kubelet(namespace, 2.0):
-            wait_for(lambda: namespace.jobs(), "the first job")
+            until(lambda: namespace.jobs(), "the first job")
             first.kill()
             waited = timed(lambda: holder(namespace) == "operator-1" and second.leads(), "the other to lead")
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
@@ -97,7 +98,7 @@ def test_an_operator_that_freezes_and_wakes_writes_nothing_more(namespace: Names
         first.process.send_signal(signal.SIGSTOP)
         second.wait_leads()
         with kubelet(namespace, 1.0):
-            wait_for(lambda: len(namespace.jobs()) >= 3, "the other to go on")
+            until(lambda: len(namespace.jobs()) >= 3, "the other to go on")
             first.process.send_signal(signal.SIGCONT)
             assert first.wait_end() == 1, "it has lost the lease and ends"
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
@@ -136,7 +137,7 @@ def test_the_image_of_a_run_is_kept_through_an_upgrade_of_the_operator(namespace
         namespace.submit("old", jobTemplate=NOWHERE)
         namespace.submit("own", jobTemplate={**NOWHERE, "image": "localhost/mine:1"})
         # A job is made before the status tells of its image.
-        wait_for(lambda: all("image" in namespace.status(name) for name in ("old", "own")), "both runs to start")
+        until(lambda: all("image" in namespace.status(name) for name in ("old", "own")), "both runs to start")
         operator.terminate()
     with namespace.operator("localhost/pipeline:2"), kubelet(namespace):
         namespace.submit("new", jobTemplate=NOWHERE)
@@ -144,7 +145,7 @@ def test_the_image_of_a_run_is_kept_through_an_upgrade_of_the_operator(namespace
             assert namespace.wait_phase(*FINAL, name=name)["phase"] == "Succeeded"
         # An edit while the new operator is there: the run keeps its image, unless the user names one.
         namespace.edit("old", export={"dtype": "float16"})
-        wait_for(lambda: namespace.run("old")["status"]["observedGeneration"] == 2, "the edit to be seen")
+        until(lambda: namespace.run("old")["status"]["observedGeneration"] == 2, "the edit to be seen")
         namespace.wait_phase("Succeeded", name="old")
     assert images() == {"old": "localhost/pipeline:1", "own": "localhost/mine:1", "new": "localhost/pipeline:2"}
     for name, image in images().items():
@@ -154,7 +155,7 @@ def test_the_image_of_a_run_is_kept_through_an_upgrade_of_the_operator(namespace
 def test_a_retry_is_asked_for_by_an_annotation(namespace: Namespace, api: Api) -> None:
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE)
-        (pod,) = wait_for(namespace.pods, "the pod")
+        (pod,) = until(namespace.pods, "the pod")
         end(api, pod, "UserError", "the token is wrong")
         assert namespace.wait_phase(*FINAL)["phase"] == "Failed"
         api.merge(namespace.run_path(), {"metadata": {"annotations": {"modelcompression.io/retry": "1"}}})
@@ -180,15 +181,15 @@ def test_a_claim_of_one_node_is_warned_of_once(namespace: Namespace, api: Api) -
         namespace.submit("spread", jobTemplate=NOWHERE, storage=one)
         namespace.submit("fine", jobTemplate=NOWHERE)
         namespace.submit("serial", jobTemplate=NOWHERE, storage=one, maxParallelJobs=1)
-        wait_for(lambda: "claim one is ReadWriteOnce" in progressing("spread"), "the warning")
+        until(lambda: "claim one is ReadWriteOnce" in progressing("spread"), "the warning")
         assert "maxParallelJobs is 2 and there are 2 students" in progressing("spread")
-        wait_for(lambda: warnings("spread"), "the Event")
-        wait_for(lambda: progressing("fine") and progressing("serial"), "the others")
+        until(lambda: warnings("spread"), "the Event")
+        until(lambda: progressing("fine") and progressing("serial"), "the others")
         assert "ReadWriteOnce" not in progressing("fine") + progressing("serial")
         operator.terminate()
     with namespace.operator() as operator:
         operator.wait_leads()
         namespace.edit("spread", export={"dtype": "float16"})
-        wait_for(lambda: namespace.run("spread")["status"]["observedGeneration"] == 2, "the edit to be seen")
-        wait_for(lambda: len(warnings("spread")) == 2, "a second Event, for it is another generation")
+        until(lambda: namespace.run("spread")["status"]["observedGeneration"] == 2, "the edit to be seen")
+        until(lambda: len(warnings("spread")) == 2, "a second Event, for it is another generation")
     assert [e.get("series") for e in warnings("spread")] == [None, None]

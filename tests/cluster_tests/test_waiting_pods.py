@@ -1,8 +1,9 @@
 """Pods that do not run, told of by a real scheduler."""
 
-from api import Body, wait_for
+from api import Body
 from kubelets import NOWHERE
 from operators import Namespace, condition_of, step_of
+from tests.support.waiting import until
 
 
 def ours(namespace: Namespace, reason: str) -> list[Body]:
@@ -14,10 +15,8 @@ def ours(namespace: Namespace, reason: str) -> list[Body]:
 def test_pods_that_find_no_place_degrade_the_run_after_a_while(namespace: Namespace) -> None:
     with namespace.operator("localhost/none:1", "--resync-seconds", "600"):
         namespace.submit(jobTemplate=NOWHERE)
-        wait_for(
-            lambda: "cannot be scheduled" in step_of(namespace.status(), "prepare").get("message", ""), "the words"
-        )
-        degraded = wait_for(
+        until(lambda: "cannot be scheduled" in step_of(namespace.status(), "prepare").get("message", ""), "the words")
+        degraded = until(
             lambda: (found := condition_of(namespace.status(), "Degraded"))["status"] == "True" and found,
             "it to be woken up when the wait begins to count",
         )
@@ -25,6 +24,6 @@ def test_pods_that_find_no_place_degrade_the_run_after_a_while(namespace: Namesp
         assert degraded["reason"] == condition_of(status, "Ready")["reason"] == "Unschedulable"
         assert condition_of(status, "Reconciling")["status"] == "True"
         assert condition_of(status, "Stalled")["status"] == "False"
-        events = wait_for(lambda: ours(namespace, "Unschedulable"), "the Event")
+        events = until(lambda: ours(namespace, "Unschedulable"), "the Event")
         assert [event["type"] for event in events] == ["Warning"], events
         assert events[0]["note"].startswith("prepare, attempt 1: pod ")

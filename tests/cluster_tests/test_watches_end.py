@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api import CRD, Api, wait_for
+from api import CRD, Api
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, Operator
 from proxy import GONE, NO_LEADER, Answer, Asked, Fault, proxy
 from tests.cluster.down import down
 from tests.cluster.paths import State
 from tests.cluster.up import up_bare
+from tests.support.waiting import until
 
 DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/compressionruns.modelcompression.io"
 
@@ -81,14 +82,14 @@ def test_a_crd_that_is_missing_is_waited_for_and_so_is_one_that_goes(bare: Api, 
         operator = namespace.start("localhost/none:1", "--resync-seconds", "2", server=before.url)
         try:
             for name in ("first", "second"):
-                wait_for(lambda: unready(operator), "/readyz to tell what is missing")
+                until(lambda: unready(operator), "/readyz to tell what is missing")
                 assert operator.ask("/healthz")[0] == 200
                 before.asked.clear()
                 bare.apply_crd(CRD)
                 operator.wait_ready()
                 namespace.submit(name, jobTemplate=NOWHERE)
-                wait_for(functools.partial(has_job, namespace, name), "its job")
-                wait_for(functools.partial(before.watched, namespace.name), "all to be watched")
+                until(functools.partial(has_job, namespace, name), "its job")
+                until(functools.partial(before.watched, namespace.name), "all to be watched")
                 bare.delete(DEFINITION)
         finally:
             operator.kill()

@@ -143,12 +143,6 @@ def world(folder: Path, spec: Body) -> Iterator[tuple[ApiWorld, Path]]:
         yield told, folder / "config"
 
 
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(300):
-        while not holds():
-            await asyncio.sleep(0.01)
-
-
 class Operator:
     """A service at work, for `async with`."""
 

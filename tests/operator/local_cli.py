@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +84,6 @@ class Bench:
 
     def steps(self) -> dict[str, dict[str, Any]]:
         return {step["name"]: step for step in self.status()["steps"]}
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
 
 
 def job_command(behaviour: Path) -> tuple[str, ...]:

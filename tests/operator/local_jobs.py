@@ -1,6 +1,5 @@
 """What the tests of the local backend share: a small run, its jobs, and a backend that runs the stand-in."""
 
-import asyncio
 import json
 import os
 import sys
@@ -137,16 +136,19 @@ class Local:
     async def job(self, run: CompressionRun, name: str) -> ObservedJob | None:
         return next((job for job in await self.backend.observe(run) if job.name == name), None)
 
-    async def until(
-        self, run: CompressionRun, name: str, wanted: Callable[[ObservedJob], bool], seconds: float = 240
-    ) -> ObservedJob:
+    async def until(self, run: CompressionRun, name: str, wanted: Callable[[ObservedJob], bool]) -> ObservedJob:
         """The job as soon as it is as wanted."""
-        async with asyncio.timeout(seconds):
-            while True:
-                job = await self.job(run, name)
-                if job is not None and wanted(job):
-                    return job
-                await asyncio.sleep(0.02)
+        # Not above, because local_cli.py, which imports this, is a script too, and a script does not find the tests.
+        from tests.support.waiting import until_async
+
+        seen: ObservedJob | None = None
+
+        async def as_wanted() -> ObservedJob | None:
+            nonlocal seen
+            seen = await self.job(run, name)
+            return seen if seen is not None and wanted(seen) else None
+
+        return await until_async(as_wanted, lambda: f"job {name} to be as wanted, which is {seen}")
 
     def config_of(self, job: Job) -> dict[str, Any]:
         """COMPRESSION_CONFIG as the running job sees it."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import kopf
 import pytest
-from api_world import CLAIM, RUN, ApiWorld, Operator, refused, until, world
+from api_world import CLAIM, RUN, ApiWorld, Operator, refused, world
 from jobs_world import START, World, manifest
+from tests.support.waiting import until_async
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.backends.claims import REASON, ClaimAdvice, advised, several, warning
@@ -85,12 +86,18 @@ def test_it_is_told_once_of_a_run_that_is_held_up(tmp_path: Path, monkeypatch: p
 
     async def scenario(api: ApiWorld) -> None:
         async with Operator() as service:
-            await until(lambda: api.requests("POST", jobs) >= 4 and {REASON, QUOTA_EXCEEDED} <= {*api.events})
+            await until_async(
+                lambda: api.requests("POST", jobs) >= 4 and {REASON, QUOTA_EXCEEDED} <= {*api.events},
+                "the quota to be met, and a warning of the claim",
+            )
             assert (api.events.count(REASON), api.events.count(QUOTA_EXCEEDED)) == (1, 1)
             for change in (api.edit, api.touch, api.touch):
                 asked = api.requests("POST", jobs)
                 service.fed(RUNS, "MODIFIED", change(RUN))
-                await until(lambda asked=asked: api.requests("POST", jobs) > asked and api.events.count(REASON) > 1)
+                await until_async(
+                    lambda asked=asked: api.requests("POST", jobs) > asked and api.events.count(REASON) > 1,
+                    "another try, and a second warning",
+                )
             assert api.events.count(REASON) == 2, "it may have been edited for the warning's sake"
 
     with world(tmp_path, spec) as (api, config):

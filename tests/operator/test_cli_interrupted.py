@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from local_cli import Bench, wait_for
+from local_cli import Bench
 from local_jobs import running
+from tests.support.waiting import until
 
 from compression_operator.cli.view import PlainView
 
@@ -41,7 +42,7 @@ def test_an_interrupted_run_writes_checkpoints_and_goes_on_from_them(tmp_path: P
     bench = Bench(tmp_path)
     bench.behave(distill_width=SLOW, distill_depth=SLOW)
     with bench.start() as command:
-        wait_for(lambda: reached(bench, "distill-width"))
+        until(lambda: reached(bench, "distill-width"), "distill-width to run")
         command.send_signal(number)
         printed, _ = command.communicate(timeout=240)
     assert command.returncode == 130
@@ -63,7 +64,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.behave(distill_width=SLOW)
     with bench.start() as command:
-        wait_for(lambda: reached(bench, "distill-width"))
+        until(lambda: reached(bench, "distill-width"), "distill-width to run")
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=240)
     bench.behave(distill_width={"steps": 400, "seconds": 0})
@@ -75,9 +76,11 @@ def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, phases={"finetune": {"terminationGracePeriodSeconds": 3600}})
     bench.behave(finetune={**SLOW, "ignore_sigterm": True})
     with bench.start() as command:
-        wait_for(lambda: reached(bench, "finetune"))
+        until(lambda: reached(bench, "finetune"), "finetune to run")
         command.send_signal(signal.SIGINT)
-        wait_for((bench.store / "told-to-stop").exists)  # before that a second signal might be one with the first
+        until(
+            (bench.store / "told-to-stop").exists, "the job to be told to stop"
+        )  # before that a second signal might be one with the first
         assert command.poll() is None, "it waits for the checkpoint"
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=240)
@@ -91,9 +94,9 @@ def test_kill_9_leaves_no_orphans_and_the_next_run_goes_on(
     bench = Bench(tmp_path)
     bench.behave(distill_width=SLOW, distill_depth=SLOW)
     with bench.start() as command:
-        wait_for(lambda: reached(bench, "distill-width") and reached(bench, "distill-depth"))
+        until(lambda: reached(bench, "distill-width") and reached(bench, "distill-depth"), "both distillations to run")
         command.kill()
-    wait_for(lambda: not any(running(pid) for pid in bench.pids()))
+    until(lambda: not any(running(pid) for pid in bench.pids()), "all jobs to end")
     assert bench.call("status", "--workdir", bench.workdir) == 0
     shown = capsys.readouterr().out
     headline = f"(nothing is running; continue with: compression run {bench.file} --workdir {bench.workdir})"
@@ -122,7 +125,7 @@ def test_kill_9_and_again_before_the_jobs_have_ended(tmp_path: Path) -> None:
     bench, go = Bench(tmp_path, phases={"finetune": {"terminationGracePeriodSeconds": 3600}}), tmp_path / "go"
     bench.behave(finetune={"steps": 10, "until": str(go), "ignore_sigterm": True})
     with bench.start() as command:
-        wait_for(lambda: reached(bench, "finetune"))
+        until(lambda: reached(bench, "finetune"), "finetune to run")
         command.kill()
     [_, orphan] = bench.pids()
     assert running(orphan)
@@ -139,7 +142,7 @@ def test_a_second_command_says_who_works_here(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.behave(prepare=SLOW)
     with bench.start() as command:
-        wait_for(lambda: reached(bench, "prepare"))
+        until(lambda: reached(bench, "prepare"), "prepare to run")
         with bench.start() as second:
             printed, _ = second.communicate(timeout=240)
         assert second.returncode == 2
@@ -164,7 +167,7 @@ def test_following_a_log_ends_with_the_step(tmp_path: Path) -> None:
     follow = [sys.executable, Path(__file__).with_name("local_cli.py"), bench.behaviour]
     follow += ["logs", "prepare", "-f", "--workdir", bench.workdir]
     with bench.start() as command:
-        wait_for(lambda: reached(bench, "prepare"))
+        until(lambda: reached(bench, "prepare"), "prepare to run")
         with subprocess.Popen(follow, stdout=subprocess.PIPE, text=True) as following:
             assert following.stdout
             lines = [following.stdout.readline()]

@@ -1,13 +1,13 @@
 """A run that nobody listens to any more goes on to its end, exits by its result, and can be stopped."""
 
-import asyncio
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from local_cli import Bench, wait_for
+from local_cli import Bench
 from local_jobs import running
+from tests.support.waiting import until, within
 
 from compression_operator.cli.session import Session
 from compression_operator.cli.view import PlainView
@@ -41,7 +41,7 @@ def test_ctrl_c_ends_a_run_that_nobody_reads(tmp_path: Path) -> None:
     bench.behave(finetune=SLOW)
     with bench.start() as command:
         listen_and_go(command)
-        wait_for(lambda: begun(bench, "finetune"))
+        until(lambda: begun(bench, "finetune"), "finetune to begin")
         command.send_signal(signal.SIGINT)
         assert command.wait(240) == 130
     assert bench.status()["phase"] == "Suspended"
@@ -68,7 +68,7 @@ def test_a_view_that_breaks_ends_the_command_instead_of_its_work_alone(
         say(view, text)
 
     monkeypatch.setattr(PlainView, "say", broken)
-    monkeypatch.setattr(Session, "run", lambda session: asyncio.wait_for(run(session), 240))
+    monkeypatch.setattr(Session, "run", lambda session: within(run(session), "the session to end"))
     with pytest.raises(ValueError, match="cannot show"):
         bench.run()
     assert bench.pids() and not any(running(pid) for pid in bench.pids())

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from local_jobs import a_job, a_run
+from tests.support.waiting import until_async, within
 from virtual_time import monotonic, run
 
 from compression_operator.api.run import CompressionRun
@@ -136,11 +137,9 @@ def work(world: World, until: Callable[[], bool], *, reconcile: Any = still, sec
         )
         world.enqueue = controller.enqueue
         task = asyncio.create_task(controller.run())
-        async with asyncio.timeout(seconds):
-            while not until():
-                await asyncio.sleep(0.002)
+        await until_async(until, "what the controller works for", seconds=seconds, every=0.002)
         controller.stop()
-        await asyncio.wait_for(task, 10)
+        await within(task, "the controller to stop", seconds=10)
 
     run(scenario())
 

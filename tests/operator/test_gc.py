@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from local_cli import Bench, wait_for
+from local_cli import Bench
+from tests.support.waiting import until
 
 from compression_operator.gc import in_use, unused
 
@@ -190,7 +191,7 @@ def test_a_directory_that_a_command_works_on_is_left_alone(edited: Edited, capsy
     hold += "with Workdir(Path(sys.argv[1])).locked(): sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", hold, bench.workdir], stdin=subprocess.PIPE) as holder:
         lock = bench.workdir / "lock"
-        wait_for(lambda: lock.read_text().strip() == str(holder.pid))
+        until(lambda: lock.read_text().strip() == str(holder.pid), "the lock to be held")
         assert gc(bench) == 2
         assert f"is in use by process {holder.pid}" in capsys.readouterr().err
         assert tree(bench.store) == left | needed

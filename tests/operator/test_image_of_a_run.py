@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, until, world
+from api_world import RUN, ApiWorld, Operator, world
 from jobs_world import manifest
 from local_jobs import a_run
+from tests.support.waiting import until_async
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.templates import TemplatePolicy
@@ -73,9 +74,11 @@ def test_no_job_has_an_image_that_is_not_allowed(
         api.objects[RUN]["status"] = {"image": so_far}
         async with Operator(image="r.example:5000/pipeline:2", jobs=JobDefaults(allowed_images=("good/*",))):
             if made:
-                await until(lambda: api.names(PYTORCHJOBS))
+                await until_async(lambda: api.names(PYTORCHJOBS), "the job")
             else:
-                await until(lambda: api.condition("Degraded") == ("True", "PodTemplateRefused"))
+                await until_async(
+                    lambda: api.condition("Degraded") == ("True", "PodTemplateRefused"), "the image to be refused"
+                )
                 assert not api.names(PYTORCHJOBS)
 
     storage = {"persistentVolumeClaim": {"claimName": "data"}}

@@ -12,6 +12,7 @@ import aiohttp
 import kopf
 import pytest
 from http_server import Answer, served
+from tests.support.waiting import until_async, within
 
 from compression_operator.kube import LEASES, PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NoCluster, NotLeading, connect
 
@@ -163,10 +164,9 @@ def test_a_lease_is_renewed_whatever_else_hangs(monkeypatch: pytest.MonkeyPatch)
     async def scenario(url: str) -> None:
         kube = Kube(lambda: kopf.ConnectionInfo(server=url))
         hanging = [asyncio.create_task(kube.create(PYTORCHJOBS, "ns", {})) for _ in range(20)]
-        while len(server.asked) < 8:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: len(server.asked) >= 8, "eight requests to hang")
         try:
-            assert await asyncio.wait_for(kube.replace(LEASES, "ns", "x", {}), 120) == {}
+            assert await within(kube.replace(LEASES, "ns", "x", {}), "the lease to be written") == {}
         finally:
             for task in hanging:
                 task.cancel()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, until, world
+from api_world import RUN, ApiWorld, Operator, world
 from http_server import Answer
 from jobs_world import manifest
+from tests.support.waiting import until_async
 
 from compression_operator.kube import EVENTS, PYTORCHJOBS, RUNS, ApiError
 from compression_operator.lasting import Lasting
@@ -103,14 +104,16 @@ def play(
 def test_jobs_that_cannot_be_made_for_a_webhook_is_down(play: Callable[..., None]) -> None:
     async def scenario(api: ApiWorld, service: Service) -> None:
         api.fault = lambda method, path: DOWN if method == "POST" and "pytorchjobs" in path else None
-        await until(lambda: api.condition("Degraded") == ("True", WEBHOOK_UNAVAILABLE))
+        await until_async(
+            lambda: api.condition("Degraded") == ("True", WEBHOOK_UNAVAILABLE), "the run to tell of the webhook"
+        )
         assert api.condition("Ready") == ("False", WEBHOOK_UNAVAILABLE)
-        await until(lambda: WEBHOOK_UNAVAILABLE in api.events)
+        await until_async(lambda: WEBHOOK_UNAVAILABLE in api.events, "an Event of it")
         tries = api.requests("POST", PYTORCHJOBS.path("default"))
-        await until(lambda: api.requests("POST", PYTORCHJOBS.path("default")) > tries)
+        await until_async(lambda: api.requests("POST", PYTORCHJOBS.path("default")) > tries, "another try")
         api.fault = lambda method, path: None
-        await until(lambda: api.names(PYTORCHJOBS))
-        await until(lambda: api.condition("Degraded") == ("False", "AsExpected"))
+        await until_async(lambda: api.names(PYTORCHJOBS), "the job")
+        await until_async(lambda: api.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
         assert api.events.count(WEBHOOK_UNAVAILABLE) == 1
 
     play(scenario)
@@ -118,13 +121,15 @@ def test_jobs_that_cannot_be_made_for_a_webhook_is_down(play: Callable[..., None
 
 def test_jobs_that_cannot_be_deleted(play: Callable[..., None]) -> None:
     async def scenario(api: ApiWorld, service: Service) -> None:
-        await until(lambda: api.names(PYTORCHJOBS))
+        await until_async(lambda: api.names(PYTORCHJOBS), "the job")
         api.fault = lambda method, path: DOWN if method == "DELETE" else None
         service.fed(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
-        await until(lambda: api.condition("Degraded") == ("True", WEBHOOK_UNAVAILABLE))
+        await until_async(
+            lambda: api.condition("Degraded") == ("True", WEBHOOK_UNAVAILABLE), "the run to tell of the webhook"
+        )
         api.fault = lambda method, path: None
-        await until(lambda: not api.names(PYTORCHJOBS))
-        await until(lambda: WEBHOOK_UNAVAILABLE in api.events)
+        await until_async(lambda: not api.names(PYTORCHJOBS), "the job to go")
+        await until_async(lambda: WEBHOOK_UNAVAILABLE in api.events, "an Event of it")
         assert api.events.count(WEBHOOK_UNAVAILABLE) == 1
 
     play(scenario)
@@ -133,14 +138,14 @@ def test_jobs_that_cannot_be_deleted(play: Callable[..., None]) -> None:
 def test_a_status_that_cannot_be_written_is_told_by_an_event(play: Callable[..., None]) -> None:
     async def scenario(api: ApiWorld, service: Service) -> None:
         api.fault = lambda method, path: FULL if method == "PUT" else None
-        await until(lambda: API_SERVER_UNAVAILABLE in api.events)
+        await until_async(lambda: API_SERVER_UNAVAILABLE in api.events, "an Event of the API server")
         tries = api.requests("PUT", RUN)
-        await until(lambda: api.requests("PUT", RUN) > tries + 2)
+        await until_async(lambda: api.requests("PUT", RUN) > tries + 2, "three more tries to write the status")
         assert api.events.count(API_SERVER_UNAVAILABLE) == 1
         (event,) = [asked[2] for asked in list(api.asked) if asked[1] == EVENTS.path("default")
                     and asked[2]["reason"] == API_SERVER_UNAVAILABLE]  # fmt: skip
         assert event["type"] == "Warning" and "database space exceeded" in event["note"]
         api.fault = lambda method, path: None
-        await until(lambda: api.condition("Degraded") == ("False", "AsExpected"))
+        await until_async(lambda: api.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
 
     play(scenario)

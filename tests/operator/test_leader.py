@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.waiting import within
 from virtual_time import monotonic, run
 
 from compression_operator import leader as leader_module
@@ -135,7 +136,7 @@ def test_one_leads_and_the_next_takes_over_at_once_when_it_lets_go() -> None:
         holding.cancel()
         await first.release()
         assert not first.leads
-        await asyncio.wait_for(waiting, 0.5)
+        await within(waiting, "the second to lead", seconds=0.5)
         assert second.leads
         await first.release()
         assert server.lease is not None and server.lease["spec"]["holderIdentity"] == "b", (
@@ -150,7 +151,7 @@ def test_one_that_dies_is_replaced_after_the_duration() -> None:
         server = Server()
         await candidate(server, "a").acquire()
         began = asyncio.get_running_loop().time()
-        await asyncio.wait_for(candidate(server, "b").acquire(), 5)
+        await within(candidate(server, "b").acquire(), "b to lead", seconds=5)
         assert asyncio.get_running_loop().time() - began >= 1.0
 
     run(scenario())
@@ -213,7 +214,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost_in_time(fault: Any) -> None:
         else:
             server.fault = fault
         with pytest.raises(LeadershipLost):
-            await asyncio.wait_for(leader.hold(), 5)
+            await within(leader.hold(), "the lease to be lost", seconds=5)
         assert not leader.leads and asyncio.get_running_loop().time() - began < 1.0
 
     run(scenario())
@@ -246,7 +247,7 @@ def test_an_edit_of_the_lease_by_anybody_deposes_nobody() -> None:
         assert not server.meddlers and not holding.done() and leader.leads
         server.meddlers = ["b"]
         with pytest.raises(LeadershipLost, match="another replica holds it"):
-            await asyncio.wait_for(holding, 5)
+            await within(holding, "the lease to be lost", seconds=5)
 
     run(scenario())
 
@@ -273,7 +274,7 @@ def test_giving_up_the_lease_is_given_up_where_the_server_hangs(monkeypatch: pyt
         leader = candidate(server, "a")
         await leader.acquire()
         server.hangs = True
-        await asyncio.wait_for(leader.release(), 5)
+        await within(leader.release(), "the lease to be released", seconds=5)
         assert not leader.leads
 
     run(scenario())
@@ -306,7 +307,7 @@ def test_a_candidate_that_may_not_write_the_lease_says_so_until_it_may() -> None
         await asyncio.sleep(0.2)
         assert waiting.problem is None, "that passes by itself"
         server.fault = None
-        await asyncio.wait_for(acquiring, 5)
+        await within(acquiring, "it to lead", seconds=5)
         assert waiting.leads and waiting.problem is None
 
     run(scenario())
@@ -322,7 +323,7 @@ def test_why_a_lease_was_lost_is_told_though_the_last_try_hangs() -> None:
         await asyncio.sleep(0.15)
         server.hangs = True
         with pytest.raises(LeadershipLost, match="forbids what the operator asked for: no"):
-            await asyncio.wait_for(holding, 5)
+            await within(holding, "the lease to be lost", seconds=5)
 
     run(scenario())
 

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from local_cli import wait_for
 from local_jobs import ENDLESS, HUB_WORD, Local, a_job, a_run, environment_of, manifest, now, running
+from tests.cluster.paths import REPOSITORY
+from tests.support.waiting import until, within
 
 from compression_operator.backends import local, processes, space
 from compression_operator.jobs import JobState
@@ -180,7 +181,7 @@ def test_a_hard_stop_ends_everything_at_once(tmp_path: Path) -> None:
         await here.backend.create(run, job)
         await here.until(run, job.name, lambda j: j.progress is not None)
         here.backend.kill()
-        await asyncio.wait_for(here.backend.close(), 120)
+        await within(here.backend.close(), "the backend to close")
         mark = f"COMPRESSION_TERMINATION_MESSAGE={here.jobs / job.name / 'termination.json'}"
         assert processes.marked(mark) == []
 
@@ -192,7 +193,7 @@ def orphan(tmp_path: Path, behaviour: str) -> int:
     script = textwrap.dedent(f"""
         import asyncio, sys
         from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(REPOSITORY)!r}]
         from local_jobs import HUB_WORD, Local, a_job, a_run
 
         async def main():
@@ -214,7 +215,7 @@ def orphan(tmp_path: Path, behaviour: str) -> int:
 
 def test_a_job_ends_by_itself_when_its_starter_is_killed(tmp_path: Path) -> None:
     pid = orphan(tmp_path, repr(ENDLESS))
-    wait_for(lambda: not running(pid))
+    until(lambda: not running(pid), "the job to end")
 
     async def scenario() -> None:
         run = a_run()
@@ -392,7 +393,7 @@ def test_a_job_deleted_while_it_is_being_started_is_stopped(tmp_path: Path) -> N
         await asyncio.sleep(0)
         await here.backend.delete(run, job.name)
         await creation
-        await asyncio.wait_for(here.backend.close(), 240)
+        await within(here.backend.close(), "the backend to close")
         assert await here.backend.observe(run) == []
 
     asyncio.run(scenario())

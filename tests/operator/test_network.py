@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, refused, until, world
+from api_world import RUN, ApiWorld, Operator, refused, world
 from jobs_world import manifest
 from test_render import a_run, jobs, pods
+from tests.support.waiting import until_async
 
 from compression_operator.backends.defaults import JobDefaults
 from compression_operator.backends.network import NETWORK_POLICIES, network_policy
@@ -54,12 +55,18 @@ def test_a_policy_comes_before_its_job_and_no_job_without_it(tmp_path: Path, mon
     async def scenario(api: ApiWorld) -> None:
         api.fault = lambda method, path: refused(403, DENIED) if path == POLICIES else None
         async with Operator(jobs=JobDefaults(network_policy=True)) as service:
-            await until(lambda: api.condition("Degraded") == ("True", "Forbidden"))
+            await until_async(
+                lambda: api.condition("Degraded") == ("True", "Forbidden"),
+                "the run to tell that it may not make policies",
+            )
             assert not api.names(PYTORCHJOBS)
             # Of the attempt before it is there.
             api.fault = lambda method, path: (409, {"reason": "AlreadyExists"}, {}) if path == POLICIES else None
             service.fed(RUNS, "MODIFIED", api.touch(RUN))
-            await until(lambda: api.names(PYTORCHJOBS) and api.condition("Degraded")[0] == "False")
+            await until_async(
+                lambda: api.names(PYTORCHJOBS) and api.condition("Degraded")[0] == "False",
+                "the job, and the run to be well",
+            )
             posted = [path for method, path, *_ in list(api.asked) if method == "POST"]
             assert posted.index(POLICIES) < posted.index(PYTORCHJOBS.path("default"))
 

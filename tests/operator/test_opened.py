@@ -11,6 +11,7 @@ from typing import Any
 import kopf
 import pytest
 from http_server import Answer, Server, served
+from tests.support.waiting import until_async, within
 from yarl import URL
 
 from compression_operator.kube import PODS, PYTORCHJOBS, RUNS, Resource
@@ -74,11 +75,7 @@ class Listener:
         self._play = play
 
     async def run(self) -> None:
-        await asyncio.wait_for(self._play(self), 240)
-
-    async def until(self, seen: Callable[[], object]) -> None:
-        while not seen():
-            await asyncio.sleep(0.01)
+        await within(self._play(self), "the play to be over")
 
     def fed(self, *_: object) -> None:
         pass
@@ -103,10 +100,12 @@ def watch(monkeypatch: pytest.MonkeyPatch, play: Callable[[Listener, Api], Any],
         async def spawned(**given: Any) -> Any:
             found, before = {resource.path() for resource in KINDS if resource in api.known}, len(api.asked)
             tasks = await spawn(**given)
-            while not found <= {path.partition("?")[0] for _, path, *_ in api.asked[before:]}:
-                if any(task.done() for task in tasks):
-                    break
-                await asyncio.sleep(0.01)
+
+            def all_asked() -> bool:
+                asked = {path.partition("?")[0] for _, path, *_ in api.asked[before:]}
+                return found <= asked or any(task.done() for task in tasks)
+
+            await until_async(all_asked, "all that discovery knows of to be asked for")
             return tasks
 
         monkeypatch.setattr(kopf, "spawn_tasks", spawned)
@@ -121,10 +120,13 @@ def test_a_watch_that_is_refused_for_ever_is_not_said_to_be_open(monkeypatch: py
 
     async def play(listener: Listener, api: Api) -> None:
         tries = f"{PODS.path()}?watch=true"
-        await listener.until(lambda: sum(path.startswith(tries) for _, path, _, _ in api.asked) > 1)
+        await until_async(
+            lambda: sum(path.startswith(tries) for _, path, _, _ in api.asked) > 1,
+            "the watch of pods to be tried twice",
+        )
         assert not listener.problems
         api.failing = None
-        await listener.until(lambda: listener.problems)
+        await until_async(lambda: listener.problems, "word of the watches")
 
     assert watch(monkeypatch, play, failing=PODS) == [None]
 
@@ -135,9 +137,9 @@ def test_what_discovery_does_not_know_yet_is_looked_for_anew(monkeypatch: pytest
     monkeypatch.setattr("compression_operator.main.FINDING_SECONDS", 0.1)
 
     async def play(listener: Listener, api: Api) -> None:
-        await listener.until(lambda: listener.problems)
+        await until_async(lambda: listener.problems, "word of the watches")
         api.known.add(RUNS)
-        await listener.until(lambda: None in listener.problems)
+        await until_async(lambda: None in listener.problems, "the watches to be open")
 
     told = watch(monkeypatch, play, known={PYTORCHJOBS, PODS, NAMESPACES})
     assert told[0] == (
@@ -151,14 +153,14 @@ def test_lists_and_watches_may_take_as_long_as_they_do(monkeypatch: pytest.Monke
     monkeypatch.setattr("compression_operator.main.FINDING_SECONDS", 0.3)
 
     async def play(listener: Listener, _: Api) -> None:
-        await listener.until(lambda: listener.problems)
+        await until_async(lambda: listener.problems, "word of the watches")
 
     assert watch(monkeypatch, play, slow=1.5) == [None]
 
 
 def test_credentials_that_are_refused_are_not_tried_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(listener: Listener, _: Api) -> None:
-        await listener.until(lambda: listener.problems)
+        await until_async(lambda: listener.problems, "word of the watches")
 
     [told] = watch(monkeypatch, play, keys=False)
     assert told and told.startswith("nothing is watched, which is tried again: LoginError: ")

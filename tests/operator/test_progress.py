@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from jobs_world import World
 from looks import open_jobs, step
+from tests.support.waiting import until_async
 from virtual_time import run
 
 from compression_operator.api.spec import PhaseSettings
@@ -120,9 +121,7 @@ def test_an_operator_that_has_just_started_stops_no_job_that_waits() -> None:
         watcher = cluster.watcher()
         assert overdue(watcher.look("waits", TIME + timedelta(seconds=4001)), 4001) == []
         watcher.follow("ns/run", {"waits": "waits", "mute": "mute"})
-        async with asyncio.timeout(10):
-            while not cluster.changed:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: cluster.changed, "the log to be read", seconds=10)
         assert "ran longer" not in str(overdue(watcher.look("waits", TIME), 4001))
         assert "ran longer" in str(overdue(watcher.look("mute", TIME), 4001)), "what cannot be heard runs"
         await watcher.close()
@@ -162,9 +161,7 @@ def test_a_log_that_nobody_foresaw_deafens_to_no_other(caplog: pytest.LogCapture
         cluster.logs = {"odd": ValueError("nobody foresaw that"), "pod": line(7)}
         watcher = cluster.watcher(period=0.01)
         watcher.follow("ns/run", {"odd": "odd", "uid": "pod"})
-        async with asyncio.timeout(10):
-            while len(cluster.changed) < 3:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: len(cluster.changed) >= 3, "3 changes", seconds=10)
         assert watcher.look("uid", TIME).last_event == TIME
         odd = watcher.look("odd", TIME)
         assert odd.last_event == odd.at > TIME, "what cannot be heard is not silent"
@@ -200,9 +197,7 @@ def test_few_logs_are_read_at_once() -> None:
         watcher = cluster.watcher(period=10)
         for number in range(40):
             watcher.follow(f"ns/run-{number}", {f"uid-{number}": f"pod-{number}"})
-        async with asyncio.timeout(10):
-            while len(cluster.changed) < 40:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: len(cluster.changed) >= 40, "40 changes", seconds=10)
         assert cluster.most_at_once == AT_ONCE and len(cluster.asked) == 40
         await watcher.close()
 
@@ -260,9 +255,7 @@ def test_a_run_whose_jobs_are_all_gone_is_not_looked_at_any_more() -> None:
         await asyncio.sleep(1)
         assert not cluster.changed and not cluster.asked
         watcher.follow("ns/run", {"another": "pod"})
-        async with asyncio.timeout(10):
-            while not cluster.changed:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: cluster.changed, "the log to be read", seconds=10)
         await watcher.close()
 
     run(scenario())

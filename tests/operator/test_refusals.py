@@ -8,9 +8,10 @@ from typing import Any
 
 import kopf
 import pytest
-from api_world import RUN, ApiWorld, Operator, refused, until, world
+from api_world import RUN, ApiWorld, Operator, refused, world
 from http_server import Server, served
 from jobs_world import manifest
+from tests.support.waiting import until_async
 
 from compression_operator.backends import refusals
 from compression_operator.backends.podview import view, wait
@@ -119,16 +120,24 @@ def test_a_run_tells_why_and_says_which_right_it_lacks_to_know(tmp_path: Path, m
 
     async def scenario(api: ApiWorld) -> None:
         async with Operator():
-            await until(lambda: api.names(PYTORCHJOBS))
+            await until_async(lambda: api.names(PYTORCHJOBS), "the job")
             (job,) = api.names(PYTORCHJOBS)
             told = event(QUOTA, uid=api.objects[job]["metadata"]["uid"])
             answers = [refused(403, DENIED)]
             api.fault = lambda method, path: answers[0] if method == "GET" and path.startswith(listing) else None
-            await until(lambda: api.condition("Degraded") == ("True", "Forbidden"))
+            await until_async(
+                lambda: api.condition("Degraded") == ("True", "Forbidden"),
+                "the run to tell that it may not read Events",
+            )
             answers[0] = 200, {"metadata": {"resourceVersion": "1"}, "items": [told]}, {}
-            await until(lambda: QUOTA in str(api.objects[RUN]["status"]["steps"]))
-            await until(lambda: api.condition("Degraded")[0] == "False")
-            await until(lambda: TRIED_AGAIN in api.objects[job]["metadata"].get("annotations", {}))
+            await until_async(
+                lambda: QUOTA in str(api.objects[RUN]["status"]["steps"]), "the step to tell of the quota"
+            )
+            await until_async(lambda: api.condition("Degraded")[0] == "False", "the run to be well again")
+            await until_async(
+                lambda: TRIED_AGAIN in api.objects[job]["metadata"].get("annotations", {}),
+                "the job to be marked as tried again",
+            )
 
     monkeypatch.setattr(refusals, "LOOK", timedelta(seconds=1))
     storage = {"persistentVolumeClaim": {"claimName": "data"}}

@@ -7,11 +7,12 @@ from typing import Any
 
 import kopf
 import pytest
-from api_world import RUN, ApiWorld, Operator, until, world
+from api_world import RUN, ApiWorld, Operator, world
 from http_server import served
 from jobs_world import manifest
 from test_cache import body, cache
 from test_resync import Comparing, play
+from tests.support.waiting import until_async
 
 from compression_operator.cache import version_of
 from compression_operator.health import WatchHealth
@@ -127,12 +128,16 @@ def test_a_run_whose_jobs_were_lost_is_looked_after_as_it_is_now(
     async def scenario(api: ApiWorld) -> None:
         backup, jobs = api.backup(), PYTORCHJOBS.path("default")
         async with Operator(resync_seconds=0.1) as service:
-            await until(lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0])
+            await until_async(
+                lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0], "a job, and the condition Ready"
+            )
             assert api.requests("POST", jobs) == 1
             service.resources_returned.clear()
             api.restore(backup)
-            await until(lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0])
-            await until(service.resources_returned.is_set)
+            await until_async(
+                lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0], "another job, and the condition Ready"
+            )
+            await until_async(service.resources_returned.is_set, "all that the watches look at to be listed again")
             assert api.requests("POST", jobs) == 2
 
     spec = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()

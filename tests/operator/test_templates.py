@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
-from api_world import RUN, Operator, until, world
+from api_world import RUN, Operator, world
 from test_render import a_run, jobs, pods
+from tests.support.waiting import until_async
 
 from compression_operator.api.manifest import InvalidManifest, World, load
 from compression_operator.api.templates import ANYBODYS, PodTemplates, TemplatePolicy, template_findings
@@ -270,15 +271,17 @@ def test_a_platform_may_name_the_images() -> None:
 async def _told_and_healed(told: Any) -> None:
     async with Operator() as service:
         service.fed(RUNS, "ADDED", told.objects[RUN])
-        await until(lambda: told.condition("Degraded") == ("True", "PodTemplateRefused"))
+        await until_async(
+            lambda: told.condition("Degraded") == ("True", "PodTemplateRefused"), "the template to be refused"
+        )
         conditions = {c["type"]: c for c in told.objects[RUN]["status"]["conditions"]}
         assert conditions["Ready"]["status"] == "False"
         assert f"{SPEC}.hostNetwork is not allowed" in conditions["Degraded"]["message"]
         assert not told.names(PYTORCHJOBS)
-        await until(lambda: told.events.count("PodTemplateRefused") == 1)
+        await until_async(lambda: told.events.count("PodTemplateRefused") == 1, "one Event of it")
         service.fed(RUNS, "MODIFIED", told.edit(RUN, jobTemplate={}))
-        await until(lambda: told.names(PYTORCHJOBS))
-        await until(lambda: told.condition("Degraded") == ("False", "AsExpected"))
+        await until_async(lambda: told.names(PYTORCHJOBS), "the job")
+        await until_async(lambda: told.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
         assert told.events.count("PodTemplateRefused") == 1
 
 

@@ -5,10 +5,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, until, world
+from api_world import RUN, ApiWorld, Operator, world
 from jobs_world import World, manifest
 from looks import at, open_jobs, step
 from test_progress import TIME, Cluster, line
+from tests.support.waiting import until_async
 
 from compression_operator.api.status import Progress
 from compression_operator.backends.progress import newest
@@ -27,16 +28,20 @@ def test_a_run_is_left_alone_by_all_but_one_and_taken_over_where_that_is_said(
 ) -> None:
     async def scenario(api: ApiWorld) -> None:
         async with Operator(resync_seconds=0.1, lease_name="one"), Operator(resync_seconds=0.1, lease_name="two"):
-            await until(lambda: "ManagedElsewhere" in api.events)
+            await until_async(
+                lambda: "ManagedElsewhere" in api.events, "one of them to tell that the other manages the run"
+            )
         first = manager(api)
         assert first in ("default/one", "default/two") and api.condition("Ready")[0]
         assert len(api.names(PYTORCHJOBS)) == 1
         told, before = api.events.count("ManagedElsewhere"), api.edit(RUN, maxParallelJobs=1)
         async with Operator(resync_seconds=0.1, lease_name="three"):
-            await until(lambda: api.events.count("ManagedElsewhere") > told)
+            await until_async(lambda: api.events.count("ManagedElsewhere") > told, "the third to tell so too")
         assert api.objects[RUN] == before, "though nobody looks after it any more"
         async with Operator(resync_seconds=0.1, lease_name="three", take_over=(first,)):
-            await until(lambda: api.objects[RUN]["status"]["observedGeneration"] == 2)
+            await until_async(
+                lambda: api.objects[RUN]["status"]["observedGeneration"] == 2, "the third to take the run over"
+            )
         assert manager(api) == "default/three" and len(api.names(PYTORCHJOBS)) == 1
 
     with world(tmp_path, SPEC) as (api, config):
@@ -92,7 +97,7 @@ def test_progress_is_written_as_rarely_as_looked_at_whoever_wrote_it(ahead: int,
     async def scenario() -> None:
         watcher = cluster.watcher(period=30)
         watcher.follow("default/demo", {"uid": "pod"})
-        await until(lambda: cluster.changed)
+        await until_async(lambda: cluster.changed, "the log to be read")
         told = watcher.told(job, "uid", known, TIME).progress
         assert told is not None and (told.step == 48) == written
         first = watcher.told(job, "uid", None, TIME).progress

@@ -5,9 +5,10 @@ import copy
 from pathlib import Path
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, refused, until, world
+from api_world import RUN, ApiWorld, Operator, refused, world
 from jobs_world import START, World, manifest
 from looks import at, open_jobs
+from tests.support.waiting import until_async
 
 from compression_operator.jobs import Decision, DeleteJob
 from compression_operator.kube import PYTORCHJOBS, RUNS, ApiError
@@ -34,12 +35,17 @@ def test_a_job_that_cannot_be_deleted_is_told_once_and_heals(tmp_path: Path, mon
 
 async def stuck(api: ApiWorld) -> None:
     async with Operator() as service:
-        await until(lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0])
+        await until_async(
+            lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0], "a job, and the condition Ready"
+        )
         (job,) = api.names(PYTORCHJOBS)
         api.fault = lambda method, path: refused(403, WORDS) if method == "DELETE" else None
         written = api.requests("PUT", RUN)
         service.fed(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
-        await until(lambda: api.requests("DELETE", job) >= 5 and FORBIDDEN in api.events)
+        await until_async(
+            lambda: api.requests("DELETE", job) >= 5 and FORBIDDEN in api.events,
+            "five tries to delete it, and an Event",
+        )
         assert api.requests("PUT", RUN) - written == 2, "that it is suspended, and what keeps its job from going"
         told = {kind: api.condition(kind) for kind in ("Suspended", "Degraded", "Ready")}
         assert told == {
@@ -51,10 +57,10 @@ async def stuck(api: ApiWorld) -> None:
         body = copy.deepcopy(api.objects[job])
         api.fault = lambda method, path: None
         service.fed(RUNS, "MODIFIED", api.touch(RUN))  # anything that has it looked at
-        await until(lambda: not api.names(PYTORCHJOBS))
+        await until_async(lambda: not api.names(PYTORCHJOBS), "the job to go")
         body["metadata"]["resourceVersion"] = str(api.version)
         service.fed(PYTORCHJOBS, "DELETED", body)
-        await until(lambda: api.condition("Degraded") == ("False", "AsExpected"))
+        await until_async(lambda: api.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
 
 
 def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from tests.support.waiting import until_async
 
 from compression_operator.watches import LASTING_SECONDS, RETRY_SECONDS, Retries, keep_watching
 
@@ -45,8 +46,7 @@ def test_a_watch_that_dies_is_started_anew_after_a_pause_and_told(
     async def main() -> str:
         ours = asyncio.create_task(asyncio.sleep(0.05, "untouched"))
         watching = asyncio.create_task(keep_watching(watch, told, asyncio.Event()))
-        while not enough.is_set():
-            await asyncio.sleep(0.001)
+        await until_async(enough.is_set, "enough lives")
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         return await ours
@@ -72,8 +72,7 @@ def test_one_that_does_not_open_is_not_told_to_work_however_long_it_lives(monkey
         await asyncio.sleep(0.2)
         assert not told.problems
         tell.set()
-        while not told.problems:
-            await asyncio.sleep(0.001)
+        await until_async(lambda: told.problems, "word of the watch")
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
@@ -96,12 +95,10 @@ def test_a_watch_that_lasts_is_told_to_work_and_its_pauses_begin_anew(
 
     async def main() -> None:
         watching = asyncio.create_task(keep_watching(watch, told, asyncio.Event()))
-        while None not in told.problems:
-            await asyncio.sleep(0.001)
+        await until_async(lambda: None in told.problems, "word that it works")
         await asyncio.sleep(0.5)
         die.set()
-        while len(told.problems) < 4:
-            await asyncio.sleep(0.001)
+        await until_async(lambda: len(told.problems) >= 4, "word of what follows")
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
@@ -122,11 +119,9 @@ def test_it_looks_anew_when_asked_to_and_at_once() -> None:
         again = asyncio.Event()
         watching = asyncio.create_task(keep_watching(watch, told, again))
         for life in (1, 2, 3):
-            while len(lives) < life:
-                await asyncio.sleep(0.001)
+            await until_async(lambda life=life: len(lives) >= life, f"life {life}")
             again.set()
-        while len(lives) < 4:
-            await asyncio.sleep(0.001)
+        await until_async(lambda: len(lives) >= 4, "the last life")
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
@@ -144,8 +139,7 @@ def test_one_that_does_not_leave_holds_nobody_up(monkeypatch: pytest.MonkeyPatch
 
     async def main() -> None:
         watching = asyncio.create_task(keep_watching(watch, Told(), asyncio.Event()))
-        while not began.is_set():
-            await asyncio.sleep(0.001)
+        await until_async(began.is_set, "it to begin")
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
@@ -175,8 +169,7 @@ def test_what_is_left_of_a_watch_is_over_before_the_next_one_begins(monkeypatch:
         again = asyncio.Event()
         watching = asyncio.create_task(keep_watching(watch, Told(), again))
         for life in (1, 2, 3):
-            while events.count("began") < life:
-                await asyncio.sleep(0.001)
+            await until_async(lambda life=life: events.count("began") >= life, f"life {life}")
             if life < 3:
                 again.set()
         watching.cancel()

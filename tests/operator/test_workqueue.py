@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.support.waiting import within
 from virtual_time import monotonic, run
 
 from compression_operator.workqueue import QueueClosed, WorkQueue
@@ -33,7 +34,7 @@ def test_the_queue_loses_nothing_and_hands_nothing_out_twice(commands: list[tupl
                 queue.add(key, routine=True)
                 wanted.add(key)
             elif command == "get" and wanted - set(active):
-                got = await asyncio.wait_for(queue.get(), 1)
+                got = await within(queue.get(), "a key", seconds=1)
                 assert got in wanted and got not in active
                 assert got in urgent or not urgent - set(active)
                 wanted.discard(got)
@@ -44,7 +45,7 @@ def test_the_queue_loses_nothing_and_hands_nothing_out_twice(commands: list[tupl
             assert len(queue) == len(wanted)
         while active:
             queue.done(active.pop())
-        assert {await asyncio.wait_for(queue.get(), 1) for _ in range(len(wanted))} == wanted
+        assert {await within(queue.get(), "a key", seconds=1) for _ in range(len(wanted))} == wanted
         queue.close()
         for _ in range(2):
             with pytest.raises(QueueClosed):
@@ -61,7 +62,7 @@ def test_a_timer_rings_once_at_the_earliest_time_asked_for() -> None:
         queue.add_after("a", 30)
         queue.add_after("a", 0.02)
         queue.add_after("a", 40)
-        assert await asyncio.wait_for(queue.get(), 5) == "a"
+        assert await within(queue.get(), "a key", seconds=5) == "a"
         assert loop.time() - began >= 0.02
         queue.done("a")
         queue.add("a")
@@ -69,7 +70,7 @@ def test_a_timer_rings_once_at_the_earliest_time_asked_for() -> None:
         await queue.get()  # takes the timer with it
         queue.done("a")
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(queue.get(), 0.1)
+            await within(queue.get(), "nothing", seconds=0.1)
 
     run(scenario())
 

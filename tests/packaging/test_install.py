@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import subprocess
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.packaging.helm import CHART, EVERYTHING, Body, kinds, render
 from tests.packaging.image import OPERATOR
 from tests.packaging.installed import Cluster
 from tests.packaging.prometheus import program
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -47,15 +47,6 @@ def run_manifest(name: str, namespace: str) -> str:
     )
 
 
-def wait(what: str, there: Callable[[], Any], seconds: float = 240) -> Any:
-    """What `there` returns once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := there()):
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.2)
-    return found
-
-
 def install(
     cluster: Cluster, *arguments: str, release: str = RELEASE, namespace: str = NAMESPACE, **values: Any
 ) -> str:
@@ -65,9 +56,9 @@ def install(
         notes = cluster.helm(*command, "--values=-", *arguments, given=yaml.safe_dump(VALUES | values))
         # helm waits for the pods; that the Service leads to them is another controller's work.
         slices = ["endpointslices", f"--namespace={namespace}", f"--selector=app.kubernetes.io/instance={release}"]
-        wait("the Service to lead to a pod", lambda: any(map(ready, cluster.items(*slices))))
+        until(lambda: any(map(ready, cluster.items(*slices))), "the Service to lead to a pod")
         return notes
-    except AssertionError as error:
+    except (AssertionError, TimeoutError) as error:
         logs = cluster.kubectl(
             "logs", f"--namespace={namespace}", "--selector=app.kubernetes.io/component=operator", "--tail=30"
         )
@@ -104,7 +95,7 @@ def notes(cluster: Cluster) -> Iterator[str]:
 def job(cluster: Cluster, notes: str) -> Body:
     """The first job of a run."""
     cluster.kubectl("apply", "--filename=-", given=run_manifest("llama", "models"))
-    return wait("the run's first job", lambda: cluster.items("pytorchjobs", "--namespace=models"))[0]
+    return until(lambda: cluster.items("pytorchjobs", "--namespace=models"), "the run's first job")[0]
 
 
 def served(cluster: Cluster, path: str) -> str:
@@ -124,8 +115,8 @@ def served(cluster: Cluster, path: str) -> str:
             return None
 
     try:
-        return wait(f"the Service to answer {path}", answer)
-    except AssertionError as error:
+        return until(answer, f"the Service to answer {path}")
+    except TimeoutError as error:
         raise AssertionError(f"{error}: {said}") from error
 
 
@@ -142,7 +133,7 @@ def test_it_is_ready_under_the_restricted_standard(cluster: Cluster, notes: str)
         assert {c["type"]: c["status"] for c in pod["status"]["conditions"]}["Ready"] == "True"
         assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
     # Ready are they both before one leads.
-    assert wait("a leader", lambda: leader(cluster)) in {pod["metadata"]["name"] for pod in pods}
+    assert until(lambda: leader(cluster), "a leader") in {pod["metadata"]["name"] for pod in pods}
     assert "watches the whole cluster" in notes
     assert "no PyTorchJobs" not in notes
 
@@ -193,12 +184,12 @@ def prometheus(folder: Path, target: str) -> Iterator[Callable[[str], list[Body]
 
 
 def test_prometheus_scrapes_it(cluster: Cluster, job: Body, tmp_path: Path) -> None:
-    pod = cluster.object("pod", wait("a leader", lambda: leader(cluster)), f"--namespace={NAMESPACE}")
+    pod = cluster.object("pod", until(lambda: leader(cluster), "a leader"), f"--namespace={NAMESPACE}")
     with prometheus(tmp_path, f"{pod['status']['podIP']}:8080") as ask:
         preparing = 'compression_runs{phase="Preparing"} == 1 or compression_runs{phase="Pending"} == 1'
-        wait("a scrape", lambda: ask("up == 1"))
-        wait("the run to be counted", lambda: ask(preparing))
-        wait("its requests", lambda: ask('compression_api_requests_total{verb="create",code="201"} >= 1'))
+        until(lambda: ask("up == 1"), "a scrape")
+        until(lambda: ask(preparing), "the run to be counted")
+        until(lambda: ask('compression_api_requests_total{verb="create",code="201"} >= 1'), "its requests")
 
 
 def test_the_resource_explains_itself(cluster: Cluster, notes: str) -> None:
@@ -206,8 +197,8 @@ def test_the_resource_explains_itself(cluster: Cluster, notes: str) -> None:
         return words in cluster.kubectl(*asked, check=False)
 
     # What the API server tells of itself is gathered by controllers of its own.
-    wait("the explanation", lambda: says("smaller model", "explain", "compressionrun.spec.students"))
-    wait("the listing", lambda: says("compressionruns", "api-resources", "--api-group=modelcompression.io"))
+    until(lambda: says("smaller model", "explain", "compressionrun.spec.students"), "the explanation")
+    until(lambda: says("compressionruns", "api-resources", "--api-group=modelcompression.io"), "the listing")
 
 
 def test_people_work_with_runs_by_the_roles_they_have(cluster: Cluster, notes: str) -> None:
@@ -219,8 +210,8 @@ def test_people_work_with_runs_by_the_roles_they_have(cluster: Cluster, notes: s
         asked = ["auth", "can-i", verb, "compressionruns", f"--as=test-{user}", "--namespace=models", *options]
         return cluster.kubectl(*asked, check=False).strip() == "yes"
 
-    wait("the roles to be aggregated", lambda: may("edit", "create"))
-    wait("the roles to be aggregated", lambda: may("view", "get"))
+    until(lambda: may("edit", "create"), "the roles to be aggregated")
+    until(lambda: may("view", "get"), "the roles to be aggregated")
     assert may("edit", "delete")
     assert not may("view", "create")
     assert not may("edit", "update", "--subresource=status")
@@ -246,17 +237,15 @@ def test_upgrade_and_uninstall_leave_runs_alone(cluster: Cluster, job: Body) -> 
 
     before = state()
     install(cluster, replicas=1, operator={"logLevel": "debug"}, crds={"install": False})
-    assert len(wait("one replica", lambda: one_of(cluster.items("pods", f"--namespace={NAMESPACE}")))) == 1
+    assert len(until(lambda: one_of(cluster.items("pods", f"--namespace={NAMESPACE}")), "one replica")) == 1
     assert state() == before
     cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
     assert cluster.items("deployments", f"--namespace={NAMESPACE}") == []
     assert state() == before
     # The CRD that stayed is taken over again, and the operator finds its job where it was.
     install(cluster, replicas=2)
-    wait(
-        "the operator to lead again",
-        lambda: "compression_leader 1.0" in served(cluster, "/metrics"),  # of one replica or the other
-    )
+    led = "compression_leader 1.0"  # by one replica or the other
+    until(lambda: led in served(cluster, "/metrics"), "the operator to lead again")
     assert state() == before
 
 
@@ -273,7 +262,7 @@ def test_an_operator_of_one_namespace_keeps_to_it(cluster: Cluster, notes: str) 
         install(cluster, release="small", namespace="tenant-operator", **values)
         for name in ("tenant", "neighbour"):
             cluster.kubectl("apply", "--filename=-", given=run_manifest("llama", name))
-        wait("the tenant's job", lambda: cluster.items("pytorchjobs", "--namespace=tenant"))
+        until(lambda: cluster.items("pytorchjobs", "--namespace=tenant"), "the tenant's job")
         account = "--as=system:serviceaccount:tenant-operator:small-compression-operator"
         for namespace_, answer in (("tenant", "yes"), ("neighbour", "no"), ("tenant-operator", "no")):
             asked = ["auth", "can-i", "list", "pods", account, f"--namespace={namespace_}"]

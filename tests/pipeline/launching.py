@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.support.waiting import until
 
 FINGERPRINT = "0123456789abcdef0123456789abcdef"
 NAME = f"prune-{FINGERPRINT}"
@@ -121,14 +121,6 @@ class Launch:
             for stream in (launched.process.stdin, launched.process.stdout, launched.process.stderr):
                 if stream is not None:
                     stream.close()
-
-
-def until(holds: Callable[[], bool], what: str, seconds: float = 480) -> None:
-    """Wait for something that must come."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:

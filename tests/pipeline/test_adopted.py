@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from launching import FINGERPRINT, NAME, PUBLISH, Launch, until
+from launching import FINGERPRINT, NAME, PUBLISH, Launch
 from preparing import Preparation, rows
+from tests.support.waiting import until
 from tiny import texts
 
 from compression_pipeline.adoption import Adoption

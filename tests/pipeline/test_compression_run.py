@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from holding import Hold
-from launching import until
 from pages import Page
+from tests.support.waiting import until
 from tiny import texts, write_checkpoint
 
 MANIFEST = {

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from launching import FINGERPRINT, Launch, until
+from launching import FINGERPRINT, Launch
+from tests.support.waiting import until
 
 from compression_operator.gc import working
 from compression_pipeline.artifact import Store

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub, Repository, commit
-from launching import until
 from preparing import FINGERPRINT, Preparation, rows
+from tests.support.waiting import until
 from tiny import texts
 
 from compression_pipeline import space
@@ -110,7 +110,9 @@ def test_a_download_that_ends_while_progress_is_told_breaks_none_off(
 ) -> None:
     """It has another name by then, and of all downloads it was said that the Hub cannot be reached."""
     monkeypatch.setattr("compression_pipeline.sources.hub.PROGRESS_SECONDS", 0.0)
-    hub.before_large = lambda: until(lambda: bool(preparation.events("progress")), "progress of the download", 60)
+    hub.before_large = lambda: until(
+        lambda: bool(preparation.events("progress")), "progress of the download", seconds=60
+    )
     gone = preparation.store / "hub" / "models--owner--model" / "blobs" / "gone.incomplete"
     gone.parent.mkdir(parents=True)
     gone.symlink_to("nowhere")

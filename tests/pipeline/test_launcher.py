@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import FINGERPRINT, NAME, PUBLISH, Launch, alive, pause, until
+from launching import FINGERPRINT, NAME, PUBLISH, Launch, alive, pause
+from tests.support.waiting import until
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.launcher import heartbeat

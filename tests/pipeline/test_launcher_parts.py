@@ -9,7 +9,8 @@ from textwrap import indent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import FINGERPRINT, Launch, Launched, alive, until
+from launching import FINGERPRINT, Launch, Launched, alive
+from tests.support.waiting import until
 
 from compression_pipeline.config import TERMINATION_MESSAGE_LIMIT, ExitClass, Phase, PruneConfig, PruneJob, Termination
 from compression_pipeline.launcher.outcome import Outcome, judge

@@ -4,7 +4,8 @@ import signal
 import socket
 
 import pytest
-from launching import PUBLISH, Launch, until
+from launching import PUBLISH, Launch
+from tests.support.waiting import until
 
 from compression_pipeline.machine import free_port
 
