@@ -10,8 +10,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(VENV)/uv/bin/uv
 STAMP  := $(VENV)/.installed
-# Threads of the tests' torch: two workers share the machine.
+# Threads of the tests' torch: the workers share the machine.
 export OMP_NUM_THREADS ?= 1
+# Processes that share the tests which need no cluster: one for each core, at most four, because each holds torch and
+# Megatron (1.5 GB). A file's tests stay together, with what they share. WORKERS=0 runs them in this process.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
+PYTEST := $(BIN)/python -m pytest --durations=20
 
 .PHONY: help
 help: ## List the targets
@@ -48,11 +52,11 @@ test: lint types test-unit test-cluster ## Lint, types, every test: what CI runs
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The quick half: the tests that need no cluster; TESTS=tests/operator narrows them
-	$(BIN)/python -m pytest -m "not cluster" $(TESTS)
+	$(PYTEST) --numprocesses=$(WORKERS) --dist=loadfile -m "not cluster" $(TESTS)
 
 .PHONY: test-cluster
 test-cluster: $(STAMP) ## The tests on a real cluster, which they bring up themselves (pods: root, Debian)
-	$(BIN)/python -m pytest -m cluster $(TESTS)
+	$(PYTEST) -m cluster $(TESTS)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff

@@ -1,7 +1,11 @@
-"""What all tests share: how far Hypothesis looks, that it judges no example by the clock, and whose taste counts."""
+"""What all tests share: how far Hypothesis looks, that it judges no example by the clock, whose taste counts, and that
+CI leaves nothing out.
+"""
 
 import os
+from collections.abc import Generator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 TASTE = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES", "HF_HUB_OFFLINE")
@@ -19,3 +23,16 @@ def pytest_configure() -> None:
     settings.load_profile("same")
     for name in TASTE:
         os.environ.pop(name, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test that is skipped has failed: a cluster that cannot come up there would make all of them pass."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"CI (an environment variable) is set, and no test may be skipped there. {reason}"
+    return report

@@ -2,12 +2,34 @@
 
 import ast
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.support.waiting import until, until_async, within
 
 TESTS = Path(__file__).parents[1]
+
+LEFT_OUT = """
+import pytest
+
+@pytest.fixture
+def cluster():
+    pytest.skip("no pods here: not root")
+
+def test_in_a_pod(cluster):
+    pass
+
+@pytest.mark.skipif(True, reason="not today")
+def test_of_another_day():
+    pass
+
+@pytest.mark.xfail
+def test_that_is_known_to_fail():
+    assert False
+"""
 
 
 def test_what_does_not_come_is_named() -> None:
@@ -50,3 +72,35 @@ def test_nothing_fails_with_a_timeout_that_names_nothing() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("asyncio.timeout", "asyncio.wait_for")
     ]
     assert not bare, "until, until_async and within (tests/support) say what is waited for"
+
+
+def test_in_ci_a_skipped_test_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_left_out.py").write_text(LEFT_OUT)
+
+    def outcome(**more: str) -> tuple[int, str]:
+        environment = {name: value for name, value in os.environ.items() if name != "CI"} | more
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--numprocesses=1",
+            "-p",
+            "tests.conftest",
+            "-c",
+            os.devnull,
+        ]
+        ended = subprocess.run(
+            [*command, f"--rootdir={tmp_path}", tmp_path],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=TESTS.parent,
+            env=environment,
+        )
+        return ended.returncode, ended.stdout
+
+    code, said = outcome()
+    assert code == 0 and "2 skipped, 1 xfailed" in said
+    code, said = outcome(CI="true")
+    assert code == 1 and "1 xfailed, 2 errors" in said
+    assert "no test may be skipped there. Skipped: no pods here: not root" in said and "not today" in said
