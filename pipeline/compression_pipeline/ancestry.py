@@ -17,6 +17,7 @@ from .config import (
     PruneJob,
     PruneResult,
 )
+from .config.phases import FORMER_NAMES
 from .huggingface.terms import Terms
 
 
@@ -31,7 +32,8 @@ class Ancestry:
     prune: tuple[PruneJob, PruneResult]
     distill: tuple[DistillJob, DistillResult]
     calibration_samples: int
-    validation_sequences: int
+    validation_sequences: int  # that the losses of `distill` are means over
+    teacher_loss: float | None  # of the teacher as it came; None where it was measured otherwise than the others
     arithmetic: str | None  # of distillation and of all losses; None where an older image did not tell
 
     @classmethod
@@ -41,6 +43,10 @@ class Ancestry:
         if teacher.manifest.phase == "finetune":
             finetuned = _job(teacher, FinetuneJob, FinetuneResult)
         prepared, result = _job(data, PrepareJob, PrepareResult)
+        distill = _job(distilled, DistillJob, DistillResult)
+        sequences = measured_over(distilled, result) or distill[0].validation.samples
+        comes = finetuned is None or measured_over(teacher, result) == sequences
+        as_it_came = distill[1].teacher_loss if finetuned is None else finetuned[1].teacher_loss
         return cls(
             artifacts={
                 Phase.PREPARE: data,
@@ -52,9 +58,10 @@ class Ancestry:
             prepared=prepared,
             finetuned=finetuned,
             prune=_job(pruned, PruneJob, PruneResult),
-            distill=_job(distilled, DistillJob, DistillResult),
+            distill=distill,
             calibration_samples=pruned.manifest.metrics["calibrationSamples"],
-            validation_sequences=distilled.manifest.metrics["validationSequences"],
+            validation_sequences=sequences,
+            teacher_loss=as_it_came if comes else None,
             arithmetic=distilled.manifest.metrics.get("precision"),
         )
 
@@ -74,6 +81,23 @@ class Ancestry:
         """What the student is. It names no run and no student: two runs may share one export, each by its own name."""
         teacher = source_name(self.prepare.resolved_teacher.source)
         return f"{teacher} compressed to {short_number(self.prune[1].parameters)} parameters"
+
+
+def measured_over(artifact: Artifact, prepare: PrepareResult | None) -> int | None:
+    """Validation sequences that the losses of an artifact's result are means over; None where that can't be known.
+
+    `prepare`: what was told of the text. An older image did not tell how many of its sequences it took.
+    """
+    manifest = artifact.manifest
+    told = manifest.result.get("validationSequences", manifest.metrics.get("validationSequences"))
+    if isinstance(told, int) or prepare is None:
+        return told if isinstance(told, int) else None
+    try:
+        asked = manifest.config[FORMER_NAMES["validation"]]  # by the name that it has in jobs
+        samples, length = int(asked["samples"]), int(manifest.config["sequenceLength"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return min(samples, (prepare.validation_tokens - 1) // length)
 
 
 def short_number(count: int) -> str:

@@ -87,7 +87,7 @@ def make_store(root: Path, kind: str = "llama3", *, tokens: int = 4000, validati
         finetune=FinetuneConfig(steps=5),
         validation=ValidationConfig(),
     )
-    corrected = FinetuneResult(teacher_loss=5.9, corrected_teacher_loss=5.8)
+    corrected = FinetuneResult(teacher_loss=5.9, corrected_teacher_loss=5.8, validation_sequences=4)
     made = publish(store, TEACHER, teacher, config=correction, result=corrected)
     prepared = PrepareResult(
         key="data",

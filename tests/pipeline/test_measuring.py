@@ -67,6 +67,7 @@ def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) ->
     trained = finetune.run(alone, context(store, "2" * 32)[0])
     assert measured.teacher_loss == trained.teacher_loss
     assert measured.corrected_teacher_loss == trained.corrected_teacher_loss
+    assert (first.validation_sequences, measured.validation_sequences, trained.validation_sequences) == (3, 5, 5)
 
     for fingerprint, told in ((KEY, first), (OTHER, measured)):
         found = store.find_published("finetune", fingerprint)
@@ -87,6 +88,7 @@ def test_another_measure_of_the_same_weights(store: Store, trains: list[str]) ->
     other = distill.run(distilling("3" * 32, 5), context(store, "3" * 32)[0])
     assert trains == ["LanguageModelLoss", "LanguageModelLoss", "DistillationLoss"]
     assert other.pruned_loss != made.pruned_loss
+    assert (made.validation_sequences, other.validation_sequences) == (3, 5)
     assert other.rounded_losses[ExportDtype("float32")] == other.distilled_loss
     assert (
         len(
@@ -155,7 +157,7 @@ def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(
     two = dataclasses.replace(engine, world_size=2)
     text = store.open(DATA).data
     trained = TrainingData(text, job.distill, two, sequence_length=32).micro_batch_size
-    measuring.losses(job, told, two, {"teacher": TEACHER})
+    measuring.losses(job, told, two, {"teacher": TEACHER}, measuring.validation_of(job, told))
     teacher = store.open(TEACHER).model
     reader = conversion.CheckpointReader(teacher)
     state = dict(conversion.to_megatron(reader.files.architecture, reader))
@@ -167,7 +169,8 @@ def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(
 def test_more_ranks_than_a_batch_has_sequences_can_still_measure(store: Store, engine: Runtime) -> None:
     many = dataclasses.replace(engine, world_size=16)
     job, (told, _) = measuring_distillation(store), context(store, OTHER)
-    assert measuring.losses(job, told, many, {"teacher": TEACHER})["teacher"] > 0
+    found = measuring.losses(job, told, many, {"teacher": TEACHER}, measuring.validation_of(job, told))
+    assert found["teacher"] > 0
 
 
 @pytest.mark.parametrize(
@@ -183,4 +186,4 @@ def test_a_model_that_computes_no_number_is_named_where_it_is_only_measured(
     save_file(tensors, file, metadata={"format": "pt"})
     job, (told, _) = measuring_distillation(store), context(store, OTHER)
     with pytest.raises(UserError, match=rf"^{whose} computes nan: its validation loss is nan, for its tensor {name} "):
-        measuring.losses(job, told, engine, {role: TEACHER})
+        measuring.losses(job, told, engine, {role: TEACHER}, measuring.validation_of(job, told))

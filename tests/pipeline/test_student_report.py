@@ -1,5 +1,6 @@
 """The report that every export leaves beside its checkpoint: of this student, from what led to it, always the same."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import Architecture, DistillResult, ExportDtype, ExportResult
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export
+from compression_pipeline.report import words
 from compression_pipeline.report.data import Exported
 from compression_pipeline.report.page import render
 from compression_pipeline.report.student import load_student
@@ -88,6 +90,35 @@ def test_its_figures_are_those_of_the_chain(store: Store, exported: tuple[Export
     curves = next(value for _, name, value in page.attributes if name == "aria-label" and "while distilling" in value)
     assert f"student: from {distilled.pruned_loss:.3f} to {distilled.distilled_loss:.3f}" in curves
     assert "corrected teacher: 5.800" in curves
+
+
+def told_of_the_teacher(store: Store, **changes: Any) -> None:
+    """Let the teacher's correction have told this of itself; None for what an older image didn't tell."""
+    path = store.open(TEACHER).path / "manifest.json"
+    content = json.loads(path.read_text())
+    for name, value in changes.items():
+        content["result"].pop(name, None)
+        if value is not None:
+            content["result"][name] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("told", [12, None], ids=["told", "of an older image"])
+def test_what_was_measured_over_other_sequences_is_not_shown_beside_the_rest(copy: Store, told: int | None) -> None:
+    """The teacher was corrected before `validation.samples` was edited, the student made after that."""
+    told_of_the_teacher(copy, validationSequences=told)
+    _, artifact = run(copy, EXPORTED)
+    distilled = copy.open(f"distill-{DISTILLED}").result(DistillResult)
+    card = (artifact.model / "README.md").read_text()
+    assert "over the same 4 sequences of 32 tokens" in card
+    assert "Teacher as it came |" not in card and "5.9000" not in card
+    assert "The loss of the teacher as it came is not among them" in card
+    assert f"| Teacher, corrected on this data | {distilled.teacher_loss:.4f} |" in card
+    page = page_of(artifact)
+    head, teacher, corrected, _ = page.tables["figures"]
+    loss = head.index("Loss")
+    assert (teacher[loss], corrected[loss]) == (words.DASH, f"{distilled.teacher_loss:.3f}")
+    assert "The teacher was measured over 12 validation sequences and not over 4 as the others" in said(page)
 
 
 def test_it_says_what_chose_the_parts_that_were_kept(exported: tuple[ExportResult, Artifact]) -> None:

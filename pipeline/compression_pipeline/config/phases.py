@@ -14,6 +14,10 @@ from .sources import DatasetConfig, TeacherConfig
 from .training import DistillConfig, FinetuneConfig, ValidationConfig
 
 CONFIG_VARIABLE = "COMPRESSION_CONFIG"
+PRECISION_VARIABLE = "COMPRESSION_PRECISION"
+"""The arithmetic (Precision) that the key of a step counts on and that no setting of it says. A variable of its own,
+because images from before it refuse a field that they don't know, and leave this one alone.
+"""
 TERMINATION_VARIABLE = "COMPRESSION_TERMINATION_MESSAGE"
 """Path of the termination message; /dev/termination-log where it isn't set."""
 
@@ -172,11 +176,18 @@ class PrepareResult(Record):
     cached: bool = False
 
 
+MEASURED_OVER = (
+    "Validation sequences that the losses are means over: validation.samples, or all there are. Losses over other "
+    "numbers of them do not compare. None where an older image measured."
+)
+
+
 class FinetuneResult(Record):
-    """What finetune reports. Losses are mean nats per token over validation.samples sequences."""
+    """What finetune reports. Losses are mean nats per token over `validation_sequences`."""
 
     teacher_loss: float
     corrected_teacher_loss: float
+    validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
     tokens_per_second: float | None = None
     cached: bool = False
 
@@ -192,11 +203,12 @@ class PruneResult(Record):
 
 
 class DistillResult(Record):
-    """What distill reports; teacher is the (corrected) one it learnt from."""
+    """What distill reports; teacher is the (corrected) one it learnt from. Losses as FinetuneResult's."""
 
     teacher_loss: float
     pruned_loss: float
     distilled_loss: float
+    validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
     rounded_losses: dict[str, float] = Field(
         default={},
         description="Loss of the student's weights rounded to each type that an export may have (ExportDtype's, or "

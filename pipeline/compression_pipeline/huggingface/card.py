@@ -81,6 +81,9 @@ def model_card(
         f"{ancestry.validation_sequences:,} sequences of {ancestry.distill[0].sequence_length:,} tokens of the "
         f"validation split{_arithmetic(ancestry)}.",
         _table(("Model", "Loss", "Perplexity"), _losses(ancestry, export)),
+        "The loss of the teacher as it came is not among them: it was measured over another number of sequences."
+        if ancestry.teacher_loss is None
+        else "",
         f"Its [report]({report}), beside this folder where the export wrote it, shows the losses over the steps, what "
         "was pruned by which importance, and how to make it again."
         if report
@@ -126,7 +129,8 @@ def _losses(ancestry: Ancestry, export: ExportConfig) -> list[tuple[str, ...]]:
     result = ancestry.distill[1]
     rows: list[tuple[str, float]] = []
     if ancestry.finetuned is not None:
-        rows.append(("Teacher as it came", ancestry.finetuned[1].teacher_loss))
+        if ancestry.teacher_loss is not None:
+            rows.append(("Teacher as it came", ancestry.teacher_loss))
         rows.append(("Teacher, corrected on this data", result.teacher_loss))
     else:
         rows.append(("Teacher", result.teacher_loss))

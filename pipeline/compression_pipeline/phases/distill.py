@@ -62,12 +62,10 @@ def distill(
 ) -> DistillResult:
     """`run` within a runtime that is there already, of models of these sizes."""
     # Megatron is imported by these, and is best imported within the runtime.
-    from compression_pipeline.megatron.data import ValidationData
     from compression_pipeline.megatron.history import metrics_of, publish_curves
 
-    text = context.store.open(job.data).data
     student_files = context.store.open(job.pruned).model
-    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
+    validation = measuring.validation_of(job, context)
     trained = _trained(job, context, runtime, teacher, student, validation)
     teacher_loss, history, state = trained.teacher_loss, trained.history, trained.state
     free(runtime)
@@ -78,6 +76,7 @@ def distill(
         teacher_loss=teacher_loss,
         pruned_loss=history.validation[0].loss,
         distilled_loss=last,
+        validation_sequences=len(validation),
         rounded_losses=rounded,
         tokens_per_second=history.tokens_per_second,
     )
@@ -106,12 +105,9 @@ def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifac
     known = measuring.own(job, context, runtime, made, DistillResult)
     if known is not None:
         return known
-    from compression_pipeline.megatron.data import ValidationData
-
     models = {"teacher": job.teacher, "pruned": job.pruned, "distilled": made.name}
-    found = measuring.losses(job, context, runtime, models)
-    text = context.store.open(job.data).data
-    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
+    validation = measuring.validation_of(job, context)
+    found = measuring.losses(job, context, runtime, models, validation)
     reader = conversion.CheckpointReader(made.model)
     student = reader.files.architecture
     state = dict(conversion.to_megatron(student, reader))
@@ -119,6 +115,7 @@ def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifac
         teacher_loss=found["teacher"],
         pruned_loss=found["pruned"],
         distilled_loss=found["distilled"],
+        validation_sequences=len(validation),
         rounded_losses=rounded_losses(job, context, runtime, student, state, validation, found["distilled"]),
         tokens_per_second=made.result(DistillResult).tokens_per_second,
     )

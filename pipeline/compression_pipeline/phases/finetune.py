@@ -38,7 +38,7 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
     # Megatron is imported by these, and is best imported within the runtime.
     from compression_pipeline.huggingface import conversion
     from compression_pipeline.megatron.checkpoint import Checkpoints
-    from compression_pipeline.megatron.data import TrainingData, ValidationData
+    from compression_pipeline.megatron.data import TrainingData
     from compression_pipeline.megatron.flops import training_flops
     from compression_pipeline.megatron.history import metrics_of, publish_curves
     from compression_pipeline.megatron.model import build
@@ -48,7 +48,7 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
 
     settings = job.finetune
     text, teacher = context.store.open(job.data).data, context.store.open(job.teacher)
-    validation = ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
+    validation = measuring.validation_of(job, context)
     data = TrainingData(text, settings, runtime, sequence_length=job.sequence_length)
     architecture = read_architecture(teacher.model)
     model = build(architecture, runtime, sequence_length=job.sequence_length)
@@ -68,7 +68,7 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
         context=context,
         checkpoints=checkpoints,
     )
-    result = _result(history)
+    result = _result(history, len(validation))
     if runtime.rank == 0:
         with context.store.draft("finetune", job.artifact_key) as draft:
             conversion.write(dict(model.named_parameters()), architecture, draft.path / "model", template=teacher.model)
@@ -79,6 +79,7 @@ def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneRes
                 result=result.to_json(),
                 metrics={
                     **metrics_of(history, data.passes(settings.steps)),
+                    "validationSequences": len(validation),
                     "precision": runtime.precision.value,
                 },
             )
@@ -91,10 +92,12 @@ def _measured(job: FinetuneJob, context: Context, runtime: Runtime, made: Artifa
     known = measuring.own(job, context, runtime, made, FinetuneResult)
     if known is not None:
         return known
-    found = measuring.losses(job, context, runtime, {"teacher": job.teacher, "corrected": made.name})
+    validation = measuring.validation_of(job, context)
+    found = measuring.losses(job, context, runtime, {"teacher": job.teacher, "corrected": made.name}, validation)
     result = FinetuneResult(
         teacher_loss=found["teacher"],
         corrected_teacher_loss=found["corrected"],
+        validation_sequences=len(validation),
         tokens_per_second=made.result(FinetuneResult).tokens_per_second,
     )
     if runtime.rank == 0:
@@ -102,10 +105,11 @@ def _measured(job: FinetuneJob, context: Context, runtime: Runtime, made: Artifa
     return result
 
 
-def _result(history: "History") -> FinetuneResult:
+def _result(history: "History", validation_sequences: int) -> FinetuneResult:
     losses = history.validation
     return FinetuneResult(
         teacher_loss=losses[0].loss,
         corrected_teacher_loss=losses[-1].loss,
+        validation_sequences=validation_sequences,
         tokens_per_second=history.tokens_per_second,
     )

@@ -14,6 +14,7 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.store.published import Published
 
 if TYPE_CHECKING:
+    from compression_pipeline.megatron.data import ValidationData
     from compression_pipeline.megatron.runtime import Runtime
 
 Result = TypeVar("Result", bound=Record)
@@ -40,22 +41,33 @@ def own(
     return settled(job, context, made, result) if runtime.rank == 0 else made.result(result)
 
 
-def losses(
-    job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", models: Mapping[str, str]
-) -> dict[str, float]:
-    """Validation losses of published models, by role, as training computes them. `models`: role -> artifact.
+def validation_of(job: FinetuneJob | DistillJob, context: Context) -> "ValidationData":
+    """The sequences that the step measures losses over. Raises UserError where the text is shorter than one."""
+    from compression_pipeline.megatron.data import ValidationData
 
-    Raises UserError that says whose loss is no number, and which tensor is to blame if one is.
+    text = context.store.open(job.data).data
+    return ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
+
+
+def losses(
+    job: FinetuneJob | DistillJob,
+    context: Context,
+    runtime: "Runtime",
+    models: Mapping[str, str],
+    data: "ValidationData",
+) -> dict[str, float]:
+    """Validation losses of published models over `data`, by role, as training computes them.
+
+    `models`: role -> artifact. Raises UserError that says whose loss is no number, and which tensor is to blame if one
+    is.
     """
-    from compression_pipeline.megatron.data import ValidationData, sequences_per_pass
+    from compression_pipeline.megatron.data import sequences_per_pass
     from compression_pipeline.megatron.model import build
     from compression_pipeline.megatron.runtime import free
     from compression_pipeline.megatron.soundness import check_sound
     from compression_pipeline.megatron.validation import validation_loss
 
     settings = job.finetune if isinstance(job, FinetuneJob) else job.distill
-    text = context.store.open(job.data).data
-    data = ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
     found: dict[str, float] = {}
     for number, (role, name) in enumerate(models.items(), start=1):
         folder = context.store.open(name).model

@@ -81,6 +81,7 @@ class StudentData:
     sample: str | None
     steps: Sequence[StepData]
     precision: str | None = None  # the arithmetic of its distillation
+    sequences: int | None = None  # that its losses are means over
 
     @property
     def recovered(self) -> float | None:
@@ -101,6 +102,7 @@ class TeacherData:
     checkpoint_bytes: int | None
     prepared: PrepareResult | None
     precision: str | None = None  # the arithmetic of its correction
+    sequences: int | None = None  # that its losses are means over
 
 
 @dataclass(frozen=True)

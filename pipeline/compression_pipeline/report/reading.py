@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from compression_pipeline.ancestry import measured_over
 from compression_pipeline.artifact import Artifact
 from compression_pipeline.config import DistillResult, FinetuneResult, Precision, PrepareResult, PruneResult
 
@@ -62,11 +64,12 @@ class Reader:
             parameters=parameters or (prepared.teacher_parameters if prepared else None),
             loss=corrected.teacher_loss if corrected else _first(losses, "teacher"),
             corrected_loss=corrected.corrected_teacher_loss if corrected else _first(losses, "correctedTeacher"),
-            history=_history(finetune),
+            history=self._history(finetune, prepared),
             tokens_per_second=corrected.tokens_per_second if corrected else None,
             checkpoint_bytes=weights(prepare),
             prepared=prepared,
             precision=_precision(finetune),
+            sequences=measured_over(finetune, prepared) if finetune else None,
         )
 
     def student(
@@ -86,7 +89,10 @@ class Reader:
         pruned = self.result(prune, PruneResult)
         distilled = self.result(distill, DistillResult)
         loss = figures.get("validationLoss") or {}
-        final = exported.loss if exported else loss.get("exported")  # of the weights that are handed out
+        # Of the weights that are handed out; as distill measured them last, where export stands since before that.
+        final = distilled.rounded_losses.get(exported.dtype) if exported and distilled else None
+        if final is None:
+            final = exported.loss if exported else loss.get("exported")
         if final is None:
             final = distilled.distilled_loss if distilled else loss.get("distilled")
         taught_by = loss.get("correctedTeacher", loss.get("teacher"))
@@ -104,13 +110,53 @@ class Reader:
             kept_layers=pruned.kept_layers if pruned else [],
             importance=self._importance(prune),
             calibration_samples=prune.manifest.metrics.get("calibrationSamples") if prune else None,
-            history=_history(distill),
+            history=self._history(distill, teacher.prepared),
             export=exported,
             load=load,
             sample=figures.get("sample") or (exported.sample if exported else None),
             steps=steps,
             precision=_precision(distill),
+            sequences=measured_over(distill, teacher.prepared) if distill else None,
         )
+
+    def comparable(
+        self, teacher: TeacherData, students: Sequence[StudentData]
+    ) -> tuple[TeacherData, Sequence[StudentData]]:
+        """The models with just those losses that are means over as many sequences as the first student's; `gaps` says
+        whose are left out.
+        """
+        wanted = next((student.sequences for student in students if student.sequences), None)
+
+        def other(name: str, sequences: int | None) -> bool:
+            if None in (wanted, sequences) or sequences == wanted:
+                return False
+            said = f"{name} was measured over {sequences:,} validation sequences and not over {wanted:,} as the others"
+            self.gaps.append(f"{said}, so its losses are left out.")
+            return True
+
+        if other("The teacher", teacher.sequences):
+            taught = next((student.teacher_loss for student in students if student.sequences == wanted), None)
+            teacher = replace(teacher, loss=None, corrected_loss=taught, history=History(teacher.history.loss))
+        none = {"teacher_loss": None, "pruned_loss": None, "distilled_loss": None}
+        return teacher, [
+            replace(student, **none, history=History(student.history.loss))
+            if other(student.name, student.sequences)
+            else student
+            for student in students
+        ]
+
+    def _history(self, artifact: Artifact | None, prepared: PrepareResult | None) -> History:
+        """A training phase's history.json; without its validation where the result's was made otherwise since."""
+        history = _history(artifact)
+        told = artifact.manifest.metrics.get("validationSequences") if artifact else None
+        since = measured_over(artifact, prepared) if artifact else None
+        if artifact is None or None in (told, since) or told == since:
+            return history
+        self.gaps.append(
+            f"{artifact.name} was measured anew, over {since:,} validation sequences instead of {told:,}, so the "
+            "losses while it was trained are left out."
+        )
+        return History(history.loss)
 
     def _importance(self, prune: Artifact | None) -> Importance | None:
         if prune is None:

@@ -59,6 +59,7 @@ def load_run(run: Path, store: Path) -> RunData:
                 figures=figures.get(name),
             )
         )
+    teacher, shown = found.reader.comparable(teacher, students)
     metadata = resource.get("metadata") or {}
     name = str(metadata.get("name", run.stem))
     return RunData(
@@ -71,7 +72,7 @@ def load_run(run: Path, store: Path) -> RunData:
         message=_message(status),
         spec=spec,
         teacher=teacher,
-        students=students,
+        students=shown,
         steps=steps,
         versions=found.reader.versions,
         gaps=found.reader.gaps,
@@ -96,7 +97,10 @@ class _Artifacts:
             self.reader.gaps.append(said)
             return None
         self.reader.saw(found.manifest.versions)
-        return found
+        note = self._store.published(step.fingerprint) if step.fingerprint else None
+        if note is None or note.artifact != found.name:
+            return found
+        return self._store.recorded(note) or found  # with the figures that this very step told of it
 
 
 def _exported(reader: Reader, export: Artifact | None, spec: Mapping[str, Any]) -> Exported | None:

@@ -41,6 +41,7 @@ def load_student(ancestry: Ancestry, job: ExportJob, exported: Exported) -> RunD
         steps=[step for step in steps if step.phase not in (Phase.PREPARE.value, Phase.FINETUNE.value)],
         load="../model",
     )
+    teacher, students = reader.comparable(teacher, [student])
     return RunData(
         name=NAME,
         title=ancestry.title,
@@ -51,7 +52,7 @@ def load_student(ancestry: Ancestry, job: ExportJob, exported: Exported) -> RunD
         message="",
         spec=spec_of(ancestry, job),
         teacher=teacher,
-        students=[student],
+        students=students,
         steps=steps,
         versions=reader.versions,
         gaps=reader.gaps,

@@ -1,0 +1,48 @@
+"""Figures of a report that were measured at different times: the last ones are shown, and only what compares."""
+
+from pathlib import Path
+
+from pages import Page
+from report_run import CORRECTED_LOSS, DEPTH, TEACHER_LOSS, WIDTH, Run
+
+from compression_pipeline.artifact import Store
+from compression_pipeline.report import words
+from compression_pipeline.report.write import write_report
+from compression_pipeline.store.published import Published
+
+
+def page_of(run: Run) -> Page:
+    return Page(write_report(run.run_yaml, run.store, run.run_yaml.parent / "page").read_text(encoding="utf-8"))
+
+
+def test_figures_that_a_step_measured_anew_are_the_ones_shown(tmp_path: Path) -> None:
+    """After an edit of validation.samples: the weights stay, and with them what their artifact tells of itself."""
+    run = Run(tmp_path).write()
+    store = Store(run.store)
+    for step in run.steps:
+        if step["phase"] in ("finetune", "distill"):
+            told = store.open(step["artifact"]).manifest.result
+            anew = {name: value + 1 for name, value in told.items() if name.endswith("Loss")}
+            note = Published(artifact=step["artifact"], result=anew | {"validationSequences": 512})
+            store.record_published(step["fingerprint"], note)
+    page = page_of(run)
+    head, teacher, corrected, width, _ = page.tables["figures"]
+    loss = head.index("Loss")
+    assert teacher[loss] == f"{TEACHER_LOSS + 1:.3f}"
+    assert corrected[loss] == f"{CORRECTED_LOSS + 1:.3f}"
+    assert width[loss] == f"{WIDTH.distilled + 1:.3f}"
+    assert width[head.index("When pruned")] == f"{WIDTH.pruned + 1:.3f}"
+
+
+def test_models_that_were_measured_over_other_sequences_are_not_compared(tmp_path: Path) -> None:
+    run = Run(tmp_path).write()
+    store = Store(run.store)
+    for name, sequences in (("finetune", 256), (f"distill-{WIDTH.name}", 512), (f"distill-{DEPTH.name}", 256)):
+        step = next(step for step in run.steps if step["name"] == name)
+        note = Published(artifact=step["artifact"], result={"validationSequences": sequences})
+        store.record_published(step["fingerprint"], note)
+    page = page_of(run)
+    head, teacher, corrected, width, depth = page.tables["figures"]
+    losses = [row[head.index("Loss")] for row in (teacher, corrected, width, depth)]
+    assert losses == [words.DASH, f"{CORRECTED_LOSS:.3f}", f"{WIDTH.distilled:.3f}", words.DASH]
+    assert f"{DEPTH.name} was measured over 256 validation sequences and not over 512 as the others" in page.text
