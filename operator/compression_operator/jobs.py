@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from compression_pipeline.config import ExitClass, JobConfig, Phase, Termination
+from compression_pipeline.config import PRECISION_VARIABLE, ExitClass, JobConfig, Phase, Precision, Termination
 
 from .api.run import CompressionRun
 from .api.spec import PhaseSettings
@@ -33,6 +33,12 @@ class Job:
     fingerprint: str
     config: JobConfig  # `store`, `source_roots` and `aside` are the backend's to fill in
     settings: PhaseSettings
+    precision: Precision | None = None  # that its key counts on, where its config says none
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What every backend tells it beside its config, as environment variables."""
+        return {PRECISION_VARIABLE: self.precision.value} if self.precision else {}
 
 
 class WaitReason(StrEnum):

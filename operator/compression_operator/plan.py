@@ -46,6 +46,7 @@ class PlannedStep:
     settings: PhaseSettings
     fingerprint: str | None  # None while the inputs aren't known
     artifact: str | None  # name in the store; None while it isn't known
+    precision: Precision | None = None  # that the key counts on, where the configuration says none
 
     @property
     def dependencies(self) -> tuple[str, ...]:
@@ -100,6 +101,7 @@ class Plan:
             fingerprint=step.fingerprint,
             config=config,
             settings=settings,
+            precision=step.precision,
         )
 
     def _artifact(self, name: str) -> str | None:
@@ -192,6 +194,7 @@ class _Builder:
             settings=getattr(self._spec.phases, phase),
             fingerprint=mark,
             artifact=f"{phase}-{key}" if key else None,
+            precision=precision if phase is Phase.PRUNE else None,
         )
 
     def _marks(

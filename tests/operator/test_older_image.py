@@ -8,7 +8,7 @@ import pytest
 from pydantic import ConfigDict, ValidationError, create_model
 from test_render import a_run, environment, jobs
 
-from compression_pipeline.config import CONFIG_VARIABLE, JOBS, ConfigModel, Phase
+from compression_pipeline.config import CONFIG_VARIABLE, JOBS, PRECISION_VARIABLE, ConfigModel, Phase
 
 Path = tuple[str, ...]
 
@@ -75,6 +75,16 @@ def test_only_what_the_run_sets_is_said_and_the_arithmetic_of_trainings() -> Non
 
 def test_an_image_from_before_the_arithmetic_was_settled_prunes() -> None:
     assert "precision" not in told()[Phase.PRUNE], "it finds what its device has by itself"
+
+
+@pytest.mark.parametrize(("gpus", "arithmetic"), [(1, "BF16"), (0, "FP32")])
+def test_a_prune_is_told_the_arithmetic_that_its_key_counts_on(gpus: int, arithmetic: str) -> None:
+    """As a variable, which older images leave alone. No other phase is: trainings have a setting for it."""
+    made = jobs(a_run(phases={"prune": {"gpusPerNode": gpus}}))
+    said = {name: environment(job).get(PRECISION_VARIABLE) for name, job in made.items()}
+    assert {name: value for name, value in said.items() if value} == {
+        name: arithmetic for name in made if name.startswith("prune")
+    }
 
 
 def test_an_image_from_before_a_field_that_the_run_uses_refuses_it_by_name() -> None:

@@ -16,7 +16,14 @@ from stores import DATA, TEACHER, common, context, make_store, publish, save_tex
 from transformers import AutoModelForCausalLM
 
 from compression_pipeline.artifact import Artifact, Store
-from compression_pipeline.config import Architecture, PruneConfig, PruneJob, PruneResult
+from compression_pipeline.config import (
+    PRECISION_VARIABLE,
+    Architecture,
+    Precision,
+    PruneConfig,
+    PruneJob,
+    PruneResult,
+)
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface.files import inspect, read_config
 from compression_pipeline.megatron import minitron
@@ -42,6 +49,36 @@ def run(store: Store, prune: PruneConfig) -> tuple[PruneResult, Artifact, list[d
     told, recorder = context(store, "1" * 32)
     result = phase.run(job(store, prune), told)
     return result, store.open("prune-" + "1" * 32), recorder.seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gpu_that_cannot_be_used_is_not_replaced_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """The key of a prune that asks for GPUs counts on their arithmetic; this machine has none."""
+    store = make_store(tmp_path, dtype=dtype)
+    monkeypatch.setenv(PRECISION_VARIABLE, "BF16")
+    with pytest.raises(UserError, match=r"planned with a GPU.* none can be used here.*phases\.prune\.gpusPerNode: 0"):
+        run(store, PruneConfig(**STUDENTS["width"], divisor=8, calibration_samples=9))
+    assert store.find("prune-" + "1" * 32) is None
+
+
+@pytest.mark.parametrize("told", [None, "FP32", "FP8"])
+def test_the_arithmetic_is_the_one_that_was_planned(
+    tmp_path: Path, engine: Runtime, monkeypatch: pytest.MonkeyPatch, told: str | None
+) -> None:
+    """In float32 on a GPU, too, where the phase asked for none. An older operator tells nothing."""
+    used: list[Precision] = []
+
+    def runtime(_: PruneJob, *, precision: Precision, **__: Any) -> Any:
+        used.append(precision)
+        return contextlib.nullcontext(engine)
+
+    monkeypatch.setattr(phase, "runtime", runtime)
+    if told:
+        monkeypatch.setenv(PRECISION_VARIABLE, told)
+    run(make_store(tmp_path, dtype=torch.bfloat16), PruneConfig(drop_layers=[2], calibration_samples=9))
+    assert used == [Precision.FP32 if told == "FP32" else Precision.AUTO]
 
 
 def weights(artifact: Artifact) -> Weights:

@@ -281,6 +281,7 @@ class LocalBackend:
             termination=folder.termination_file.absolute(),
             gpus=gpus,
         )
+        environment |= job.variables
         try:
             with folder.log.open("ab") as log:
                 child = await asyncio.create_subprocess_exec(

@@ -167,6 +167,7 @@ def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> li
         # The root file system is read-only, and the user has no home there.
         "HOME": "/tmp",  # noqa: S108 - a volume of the pod's own
         "PYTHONUNBUFFERED": "1",
+        **job.variables,
     }
     secret = run.spec.teacher.secret_ref
     if job.phase is not Phase.PREPARE:

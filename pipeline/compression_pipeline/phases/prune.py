@@ -1,14 +1,16 @@
 """prune: measure what matters, cut the student out of the teacher, check what came out."""
 
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from compression_pipeline.config import (
+    PRECISION_VARIABLE,
     Architecture,
     Precision,
     PruneConfig,
@@ -40,7 +42,8 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     The artifact: `model/`, `importance.safetensors` (scores by axis), `chosen.json` (what was kept), and
     `importance.png` and `.svg`.
 
-    Raises UserError, before anything is loaded, where the teacher can't give such a student.
+    Raises UserError, before anything is loaded, where the teacher can't give such a student, or where the GPU can't be
+    used whose arithmetic the step's key counts on.
     """
     data, teacher_artifact = context.store.open(job.data), context.store.open(job.teacher)
     files = inspect(teacher_artifact.model)
@@ -49,7 +52,8 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     student = student_architecture(teacher, prune)
     dtype = stored_type(files)
     # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
-    precision = Precision.AUTO if dtype is torch.bfloat16 else Precision.FP32
+    settled = settled_precision()
+    precision = settled if dtype is torch.bfloat16 else Precision.FP32
     with runtime(job, precision=precision, tell=context.events.info) as current:
         share_folder(context, current)
         sequences = Calibration(data.data, current, job.sequence_length, prune.calibration_samples)
@@ -94,6 +98,21 @@ def run(job: PruneJob, context: Context) -> PruneResult:
                 )
             result = published.result(PruneResult)  # another job's, where that was first
     return result
+
+
+def settled_precision(environment: Mapping[str, str] = os.environ) -> Precision:
+    """The arithmetic that the step's key counts on; Auto where nobody told, as an older operator doesn't.
+
+    Raises UserError where it is that of a GPU, which the phase asks for then, and none can be used.
+    """
+    told = environment.get(PRECISION_VARIABLE, Precision.AUTO)
+    precision = Precision(told) if told in set(Precision) else Precision.AUTO
+    if precision is Precision.BF16 and not torch.cuda.is_available():
+        raise UserError(
+            "prune is planned with a GPU, whose arithmetic its key counts on, and none can be used here: look why (the "
+            "node's driver, CUDA_VISIBLE_DEVICES, the CUDA of the image's torch), or set phases.prune.gpusPerNode: 0"
+        )
+    return precision
 
 
 def check_sizes(teacher: Architecture, prune: PruneConfig) -> None:
