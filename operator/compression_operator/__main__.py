@@ -9,15 +9,15 @@ import sys
 import threading
 from typing import NoReturn
 
-from .backends.defaults import PLAIN, job_defaults
-from .backends.progress import PERIOD_SECONDS
-from .controller import WORKERS
-from .health import MISSED_SECONDS
-from .kube import NoCluster
-from .leader import LeadershipLost
-from .logs import LOG_FORMATS, configure
-from .main import operate
-from .service import Options, Service
+from .backends.log_watcher import PERIOD_SECONDS
+from .backends.pods.platform_defaults import PLAIN, job_defaults
+from .cluster.health import MISSED_SECONDS
+from .cluster.kopf_wiring import operate
+from .cluster.log_format import LOG_FORMATS, configure
+from .cluster.service import Options, Service
+from .core.controller import WORKERS
+from .kube.client import NoCluster
+from .kube.leader import LeadershipLost
 
 logger = logging.getLogger("compression_operator")
 

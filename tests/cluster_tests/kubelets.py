@@ -16,8 +16,10 @@ from operators import Namespace
 
 
 def _standin() -> Any:
-    """tests/operator/standin.py, which knows what each phase reports."""
-    spec = importlib.util.spec_from_file_location("standin", Path(__file__).parents[1] / "operator" / "standin.py")
+    """tests/operator/support/standin.py, which knows what each phase reports."""
+    spec = importlib.util.spec_from_file_location(
+        "standin", Path(__file__).parents[1] / "operator" / "support" / "standin.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

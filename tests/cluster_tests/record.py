@@ -22,7 +22,7 @@ from nodes import GIVEN_UP_SOON, bystander, cut_power, silent_node
 from tests.cluster.paths import State
 from tests.support.waiting import until
 
-from compression_operator.backends.observation import seen_job, seen_pod
+from compression_operator.backends.pytorchjob.observe import seen_job, seen_pod
 
 TARGET = Path(__file__).parents[1] / "operator" / "recorded"
 NAMESPACE = "recorded"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from api import Api, Body
 from tests.support.waiting import until
 
-from compression_operator.kube import PERMISSIONS, Permission
+from compression_operator.kube.client import PERMISSIONS, Permission
 
 REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 

@@ -1,6 +1,7 @@
 """A pipeline image of a few megabytes: this machine's Python, the modules that the stand-in needs, and the stand-in.
 
-`python -m compression_pipeline PHASE` in it is tests/operator/standin.py, which speaks a job's contract without torch.
+`python -m compression_pipeline PHASE` in it is tests/operator/support/standin.py, which speaks a job's contract
+without torch.
 How it behaves stands in `behaviour.json` at the top of the run's store, see there.
 """
 
@@ -13,7 +14,7 @@ from tests.cluster.images import add_file, add_folder, add_link, write_archive
 
 NAME = "localhost/standin:1"
 
-STANDIN = Path(__file__).parents[1] / "operator" / "standin.py"
+STANDIN = Path(__file__).parents[1] / "operator" / "support" / "standin.py"
 
 LAUNCHER = """\
 import json, os, sys, threading

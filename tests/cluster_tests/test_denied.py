@@ -8,7 +8,7 @@ from proxy import GONE, proxy
 from rights import wait_permitted
 from tests.support.waiting import until
 
-from compression_operator.kube import PERMISSIONS, Permission
+from compression_operator.kube.client import PERMISSIONS, Permission
 
 
 def without(verb: str, resource: str) -> list[Permission]:

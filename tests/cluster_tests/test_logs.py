@@ -10,9 +10,9 @@ from operators import Namespace
 from tests.cluster.up import Cluster
 from tests.support.waiting import until, until_async
 
-from compression_operator.backends.progress import LogWatcher
-from compression_operator.denials import Denials
-from compression_operator.kube import Kube, connect
+from compression_operator.backends.log_watcher import LogWatcher
+from compression_operator.kube.client import Kube, connect
+from compression_operator.kube.denied_permissions import Denials
 
 EVENT = {"event": "progress", "time": "2026-11-21T12:00:00+00:00", "step": 7, "totalSteps": 9}
 

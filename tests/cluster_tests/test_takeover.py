@@ -12,7 +12,7 @@ from operators import FINAL, Namespace, leader_and_follower
 from proxy import HANGS, Asked, Fault, proxy
 from tests.support.waiting import until
 
-from compression_operator.leader import Timing
+from compression_operator.kube.leader import Timing
 
 LEASE = "/apis/coordination.k8s.io/v1"
 

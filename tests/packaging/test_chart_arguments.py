@@ -7,7 +7,7 @@ import yaml
 from tests.packaging.helm import CHART, REPOSITORY, Refused, container, everything, render
 
 from compression_operator.__main__ import parse
-from compression_operator.backends.defaults import PLAIN, RESERVED
+from compression_operator.backends.pods.platform_defaults import PLAIN, RESERVED
 
 
 def test_the_arguments_are_the_operators() -> None:

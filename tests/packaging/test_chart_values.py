@@ -9,9 +9,9 @@ import yaml
 from charts.document import documented, values
 from tests.packaging.helm import CHART, IMAGES, Body, Refused, everything, kinds, render
 
-from compression_operator.leader import RELEASE_SECONDS
-from compression_operator.service import DRAIN_SECONDS, TELLING_SECONDS
-from compression_operator.watches import LEAVING_SECONDS
+from compression_operator.cluster.service import DRAIN_SECONDS, TELLING_SECONDS
+from compression_operator.kube.leader import RELEASE_SECONDS
+from compression_operator.kube.watch_thread import LEAVING_SECONDS
 
 VALUES: Body = yaml.safe_load((CHART / "values.yaml").read_text())
 FREE = {  # objects that Kubernetes defines, not the chart

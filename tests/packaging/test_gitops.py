@@ -15,8 +15,8 @@ from compression_operator.api.documents import read_documents
 from compression_operator.api.rules import World
 from compression_operator.api.status import AttemptRecord, CompressionRunStatus, Step, StepState
 from compression_operator.api.validate import inspect
-from compression_operator.conditions import Situation, summarized
-from compression_operator.troubles import FORBIDDEN, QUOTA_EXCEEDED, Trouble, told
+from compression_operator.core.conditions import Situation, summarized
+from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, Trouble, told
 from compression_pipeline.config import Phase
 
 GITOPS = REPOSITORY / "examples" / "gitops"

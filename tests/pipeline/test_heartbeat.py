@@ -12,7 +12,7 @@ import pytest
 from launching import FINGERPRINT, Launch
 from tests.support.waiting import until
 
-from compression_operator.gc import working
+from compression_operator.local.store_gc import working
 from compression_pipeline.artifact import Store
 from compression_pipeline.launcher import heartbeat as heartbeats
 from compression_pipeline.launcher.heartbeat import Heartbeat

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from preparing import Preparation
 
-from compression_operator.sources import local_files, signature
-from compression_operator.workdir import Workdir
+from compression_operator.local.source_files import local_files, signature
+from compression_operator.local.workdir import Workdir
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.context import Context, StopFlag
 from compression_pipeline.errors import UserError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from preparing import FINGERPRINT, Preparation, rows
 from tiny import texts
 
-from compression_operator.sources import signature
+from compression_operator.local.source_files import signature
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import PrepareResult
 from compression_pipeline.store import watched

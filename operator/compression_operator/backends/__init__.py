@@ -1,1 +1,1 @@
-"""What runs jobs: one file per backend, all behind `compression_operator.jobs.Backend`."""
+"""Jobs on a cluster: what every kind shares, and one folder per kind."""

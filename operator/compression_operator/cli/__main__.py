@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None, *, job_command: Sequence[str] | None
     arguments = parser().parse_args(argv)
     arguments.job_command = job_command
     from compression_operator.api.faults import InvalidManifest
-    from compression_operator.workdir import WorkdirError
+    from compression_operator.local.workdir import WorkdirError
 
     from .common import Code, complain
 

@@ -12,8 +12,8 @@ from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
-from compression_operator.sources import local_files, local_path, signature
-from compression_operator.workdir import Workdir, WorkdirError
+from compression_operator.local.source_files import local_files, local_path, signature
+from compression_operator.local.workdir import Workdir, WorkdirError
 from compression_pipeline.config import digest
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from compression_operator.api.run import CompressionRun, cluster_run
-from compression_operator.gc import Unused, in_use, remove, unused, working
-from compression_operator.workdir import Workdir, WorkdirError
+from compression_operator.local.store_gc import Unused, in_use, remove, unused, working
+from compression_operator.local.workdir import Workdir, WorkdirError
 from compression_pipeline.config import human_bytes
 
 from .common import OUT, Code, complain, now
@@ -21,7 +21,7 @@ def gc(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         runs = [run for file in arguments.runs for run in _listed(file)]
         if arguments.namespace:
-            from .clusterruns import runs_of
+            from .cluster_runs import runs_of
 
             runs += runs_of(arguments.namespace)
         for workdir in _workdirs(store, arguments.workdir):

@@ -12,9 +12,9 @@ from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
-from compression_operator.backends import machine
-from compression_operator.plan import Plan, PlannedStep, plan
-from compression_operator.workdir import Workdir, to_yaml
+from compression_operator.core.plan import Plan, PlannedStep, plan
+from compression_operator.local import machine
+from compression_operator.local.workdir import Workdir, to_yaml
 
 from .common import Code, console, default_workdir, find_workdir, load_local, now, source_root, sources_digest
 from .invocation import how_to_go_on
@@ -22,7 +22,7 @@ from .summary import failures, print_students
 from .view import step_seconds, step_word
 
 if TYPE_CHECKING:
-    from compression_operator.backends.defaults import JobDefaults
+    from compression_operator.backends.pods.platform_defaults import JobDefaults
 
 UNKNOWN = "unknown until prepare has run"
 PLACEHOLDER = "0" * 32
@@ -97,7 +97,7 @@ def _step_json(step: PlannedStep) -> dict[str, Any]:
 
 def render(arguments: argparse.Namespace) -> int:
     """Print the PyTorchJobs that a cluster would get for the first attempt at each step. Raises InvalidManifest."""
-    from compression_operator.backends.pytorchjob import pytorch_job
+    from compression_operator.backends.pytorchjob.manifest import pytorch_job
 
     run = load(arguments.file, World.CLUSTER, arguments.set)
     image = run.spec.job_template.image or arguments.image
@@ -119,7 +119,7 @@ def render(arguments: argparse.Namespace) -> int:
 
 def _job_defaults(file: Path | None) -> "JobDefaults":
     """What a platform gives to every job, of a file. Raises InvalidManifest."""
-    from compression_operator.backends.defaults import PLAIN, job_defaults
+    from compression_operator.backends.pods.platform_defaults import PLAIN, job_defaults
 
     try:
         return PLAIN if file is None else job_defaults(file.read_text(encoding="utf-8"))

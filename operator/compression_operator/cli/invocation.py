@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from compression_operator.backends.jobfiles import write_atomically
-from compression_operator.workdir import Workdir
+from compression_operator.local.jobfiles import write_atomically
+from compression_operator.local.workdir import Workdir
 from compression_pipeline.config import Record
 
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.backends.jobfiles import JobFolder
-from compression_operator.backends.logs import LineReader, describe, parse_event
-from compression_operator.workdir import Workdir, WorkdirError
+from compression_operator.joblog.lines import LineReader, describe, parse_event
+from compression_operator.local.jobfiles import JobFolder
+from compression_operator.local.workdir import Workdir, WorkdirError
 
 from .common import Code, find_workdir
 

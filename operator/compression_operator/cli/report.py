@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compression_operator.backends.machine import HUB_VARIABLES
-from compression_operator.workdir import Workdir
+from compression_operator.local.machine import HUB_VARIABLES
+from compression_operator.local.workdir import Workdir
 
 from .common import Code, complain, find_workdir
 

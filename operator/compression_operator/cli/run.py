@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase, Step, StepState
-from compression_operator.backends import machine
-from compression_operator.backends.jobfiles import JobFolder
-from compression_operator.backends.local import COMMAND, Place
-from compression_operator.backends.logs import duration
-from compression_operator.backends.published import is_whole
-from compression_operator.plan import plan_of
-from compression_operator.reconcile import reconcile
-from compression_operator.runs import forget, submit
-from compression_operator.workdir import Workdir
+from compression_operator.core.plan import plan_of
+from compression_operator.core.reconcile import reconcile
+from compression_operator.joblog.lines import duration
+from compression_operator.local import machine
+from compression_operator.local.backend import COMMAND, Place
+from compression_operator.local.jobfiles import JobFolder
+from compression_operator.local.runs import forget, submit
+from compression_operator.local.store_probe import is_whole
+from compression_operator.local.workdir import Workdir
 from compression_pipeline.config import Phase, Precision, TrainingConfig
 
 from . import summary

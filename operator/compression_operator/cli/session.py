@@ -9,11 +9,11 @@ from typing import cast
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
-from compression_operator.backends.local import LocalBackend, Place
-from compression_operator.controller import Backoff, Controller, Reconcile
-from compression_operator.jobs import Decision, Notice
-from compression_operator.runs import LocalRuns, key_of
-from compression_operator.workdir import Workdir
+from compression_operator.core.controller import Backoff, Controller, Reconcile
+from compression_operator.core.jobs import Decision, Notice
+from compression_operator.local.backend import LocalBackend, Place
+from compression_operator.local.runs import LocalRuns, key_of
+from compression_operator.local.workdir import Workdir
 
 from .view import View
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import StepState, StudentStatus
-from compression_operator.workdir import Workdir
+from compression_operator.local.workdir import Workdir
 from compression_pipeline.config import won_back
 
 from .common import WIDE

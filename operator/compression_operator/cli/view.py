@@ -6,7 +6,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import Progress, Step, StepState
-from compression_operator.backends.logs import duration
+from compression_operator.joblog.lines import duration
 from compression_pipeline.config import ExitClass, Phase
 
 from .common import WIDE

@@ -1,0 +1,241 @@
+"""PyTorchJobs on a cluster: made by pure functions, seen through the cache, spoken to through kube.py."""
+
+import logging
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from compression_operator.api.run import GROUP, KIND, CompressionRun
+from compression_operator.api.templates import TemplateRefused, image_findings, template_findings
+from compression_operator.core.controller import Conflict
+from compression_operator.core.jobs import Job, JobState, ObservedJob
+from compression_operator.core.troubles import blocks_no_deletion
+from compression_operator.kube.cache import Body, Cache, Key
+from compression_operator.kube.client import PYTORCHJOBS, ApiError, Kube
+from compression_operator.kube.denied_permissions import Denials
+
+from .log_watcher import LogWatcher
+from .pods.network_policy import NETWORK_POLICIES, network_policy
+from .pods.platform_defaults import JobDefaults
+from .pods.podview import mapping
+from .pods.pvc_access_modes import ClaimAdvice
+from .pods.refusals import PodRefusals
+from .pytorchjob.manifest import pytorch_job
+from .pytorchjob.observe import JOB_NAME, FirstPods, first_pods, lacks_pod, left_over, observe_job
+
+logger = logging.getLogger(__name__)
+
+MANAGED_BY = ("app.kubernetes.io/managed-by", "compression-operator")
+SELECTOR = "=".join(MANAGED_BY)
+"""What the jobs and pods of all runs have in common; watches ask the API server for these alone."""
+
+
+def job_group(body: Body) -> str | None:
+    """Jobs by run: the namespace and the name of the run that controls it. Labels, which anybody edits, say less."""
+    for owner in body["metadata"].get("ownerReferences") or ():
+        if owner.get("controller") and owner.get("kind") == KIND and owner["apiVersion"].startswith(f"{GROUP}/"):
+            return f"{body['metadata']['namespace']}/{owner['name']}"
+    return None
+
+
+def job_of(pod: Body) -> Key:
+    """The job that a pod names as its own; an empty name where it names none."""
+    return pod["metadata"]["namespace"], pod["metadata"].get("labels", {}).get(JOB_NAME, "")
+
+
+def pod_group(body: Body) -> str | None:
+    """Pods by job: the namespace and the job's name."""
+    namespace, job = job_of(body)
+    return f"{namespace}/{job}" if job else None
+
+
+def image_of(run: CompressionRun) -> str:
+    """The image that the run's jobs get: the user's, else the one that was resolved when it was first looked at."""
+    image = run.spec.job_template.image or run.status.image
+    if image is None:
+        raise ValueError(f"no image is known for run {run.metadata.name}")
+    return image
+
+
+def repository(image: str) -> str:
+    """The image without its tag and digest: what the operator's own had in common before an upgrade, and has since."""
+    return re.sub(r"(:[^/:@]+)?(@.*)?$", "", image)
+
+
+class ClusterBackend:
+    """Backend of runs on a cluster (see jobs.Backend); `image` is the operator's own, which no policy refuses."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        jobs: Cache,
+        pods: Cache,
+        *,
+        logs: LogWatcher,
+        claims: ClaimAdvice,
+        refusals: PodRefusals,
+        defaults: JobDefaults,
+        denials: Denials,
+        image: str,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._kube = kube
+        self._jobs = jobs
+        self._pods = pods
+        self._logs = logs
+        self._claims = claims
+        self._refusals = refusals
+        self._defaults = defaults
+        self._denials = denials
+        self._image = image
+        self._now = now
+        self._first: dict[str, FirstPods] = {}  # by UID of the job
+        self._missed: dict[str, datetime] = {}  # by UID of the job: since when it lacks a pod that it had
+        self._taken: dict[str, set[str]] = {}  # by UID of the run: names that others' jobs have
+
+    async def observe(self, run: CompressionRun) -> list[ObservedJob]:
+        """Every job of the run, from the cache; has the logs of those that run looked at.
+
+        A job that is missed there is asked for: it may be out of the watch's sight, for somebody changed its labels.
+        """
+        namespace, now = run.metadata.namespace, self._now()
+        await self._claims.look(run)
+        bodies = self._jobs.members(f"{namespace}/{run.metadata.name}")
+        known = {body["metadata"]["name"] for body in bodies}
+        missed = {step.job_name: step.state.active for step in run.status.steps if step.job_name not in {*known, None}}
+        left = {name: left_over(self._pods.members(f"{namespace}/{name}"), now) for name in missed if name}
+        wanted = {name for name, gone in left.items() if missed[name] or gone is not None}
+        unseen = await self._unseen(run, (wanted | self._taken.get(run.metadata.uid, set())) - known)
+        progress = {step.job_name: step.progress for step in run.status.steps}
+        found: list[ObservedJob] = []
+        running: dict[str, str] = {}
+        for body in (*bodies, *unseen.values()):
+            name, uid = body["metadata"]["name"], body["metadata"]["uid"]
+            pods = self._pods.members(f"{namespace}/{name}")
+            gone_since = self._jobs.has_gone(uid)  # while something was asked for: what was remembered is forgotten
+            first = first_pods(body, pods, self._first.get(uid, {}))
+            missed = self._missed.get(uid, now) if lacks_pod(body, pods, first, now) else None
+            if not gone_since:
+                self._first[uid] = first
+                self._missed.pop(uid, None)
+                if missed is not None:
+                    self._missed[uid] = missed
+            job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=missed)
+            job = await self._refusals.told(job, namespace, uid, now)
+            if job.state is JobState.RUNNING and job.ours and job.pod is not None and not gone_since:
+                running[uid] = job.pod
+            found.append(self._logs.told(job, uid, progress.get(name), now))
+        self._logs.follow(f"{namespace}/{run.metadata.name}", running)
+        return [*found, *(gone for name, gone in left.items() if gone is not None and name not in unseen)]
+
+    async def create(self, run: CompressionRun, job: Job) -> None:
+        """Create the PyTorchJob. Where one of that name exists it is taken for ours if its labels and owner say so;
+        else Conflict is raised, and from then on `observe` shows it. Raises TemplateRefused.
+        """
+        namespace = run.metadata.namespace
+        context = {"run": f"{namespace}/{run.metadata.name}", "step": job.step, "job": job.name}
+        image, policy = image_of(run), self._defaults.policy
+        refused = list(template_findings(run.spec.to_json(), policy))
+        if not refused and repository(image) != repository(self._image):
+            refused = list(image_findings(image, "status.image", policy))
+        if refused:
+            raise TemplateRefused(refused)
+        if self._defaults.network_policy:
+            await self._keep_apart(run, job)
+        try:
+            manifest = pytorch_job(run, job, image=image, defaults=self._defaults)
+            body = await self._created(namespace, manifest)
+            logger.info("created attempt %d of %s", job.attempt, job.step, extra=context)
+        except ApiError as error:
+            if error.namespace_gone:
+                logger.info("nothing is created any more in a namespace that is being deleted", extra=context)
+                return
+            if error.reason != "AlreadyExists":
+                raise
+            body = await self._there(namespace, job.name)
+            if not observe_job(body, (), run_uid=run.metadata.uid, now=self._now()).ours:
+                self._taken.setdefault(run.metadata.uid, set()).add(job.name)
+                logger.warning("the name of the job is taken by one of another owner", extra=context)
+                # No watch will tell of it, and the status must not say that the step is under way.
+                raise Conflict(f"job {job.name} is another owner's") from error
+        # Without this the next pass, before the watch tells of the job, would miss it.
+        self._note(body)
+
+    async def _created(self, namespace: str, manifest: dict[str, Any]) -> Body:
+        """Create the job, owned in a way that a foreground deletion of the run waits for it where that is allowed."""
+        loss = "a foreground deletion of a run does not wait for its jobs"
+        try:
+            with self._denials.without(namespace, loss, blocks_no_deletion):
+                return await self._kube.create(PYTORCHJOBS, namespace, manifest)
+        except ApiError as error:
+            if not blocks_no_deletion(error):
+                raise
+        for owner in manifest["metadata"]["ownerReferences"]:
+            owner.pop("blockOwnerDeletion", None)
+        return await self._kube.create(PYTORCHJOBS, namespace, manifest)
+
+    async def _keep_apart(self, run: CompressionRun, job: Job) -> None:
+        """Have the job's network policy there before its pods are."""
+        try:
+            await self._kube.create(NETWORK_POLICIES, run.metadata.namespace, network_policy(run, job))
+        except ApiError as error:
+            if error.reason != "AlreadyExists" and not error.namespace_gone:
+                raise
+
+    async def _there(self, namespace: str, name: str) -> Body:
+        """The job whose name is taken. Raises Conflict where it has gone since."""
+        try:
+            return await self._kube.get(PYTORCHJOBS, namespace, name)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            raise Conflict(f"job {name} was there and is gone") from error
+
+    async def delete(self, run: CompressionRun, name: str) -> bool:
+        """Delete the PyTorchJob; it stays in sight, being deleted, until its pods are gone (foreground deletion).
+        Whether there was one.
+        """
+        namespace = run.metadata.namespace
+        body = self._jobs.get(namespace, name)
+        uid = body["metadata"]["uid"] if body else None
+        going = await self._kube.delete(PYTORCHJOBS, namespace, name, uid=uid, propagation="Foreground")
+        if going is not None:
+            self._note(going)
+        return going is not None
+
+    def gone(self, body: Body) -> None:
+        """A job is gone: so is what was remembered of it."""
+        self._first.pop(body["metadata"].get("uid", ""), None)
+        self._missed.pop(body["metadata"].get("uid", ""), None)
+        self._logs.forget(body["metadata"].get("uid", ""))
+        self._refusals.forget(body["metadata"].get("uid", ""))
+
+    def run_gone(self, body: Body) -> None:
+        """A run is gone: nobody asks for its jobs' logs any more."""
+        meta = body["metadata"]
+        self._logs.follow(f"{meta['namespace']}/{meta['name']}", {})
+        self._taken.pop(meta.get("uid", ""), None)
+
+    def _note(self, body: Body) -> None:
+        """Take note of a job that the watch will go on telling of; another one is asked for when it is looked at."""
+        name, value = MANAGED_BY
+        if mapping(body, "metadata", "labels").get(name) == value:
+            self._jobs.put(body)
+
+    async def _unseen(self, run: CompressionRun, names: set[str]) -> dict[str, Body]:
+        """Jobs that are there and that no watch tells of, by name: others' jobs under names that this run needs, its
+        own without our label, and those that the watch has not told of yet.
+        """
+        found: dict[str, Body] = {}
+        for name in sorted(names):
+            try:
+                body = await self._kube.get(PYTORCHJOBS, run.metadata.namespace, name)
+            except ApiError as error:
+                if error.code != 404:
+                    raise
+                self._taken.get(run.metadata.uid, set[str]()).discard(name)
+                continue
+            self._note(body)
+            found[name] = self._jobs.keep(body)
+        return found

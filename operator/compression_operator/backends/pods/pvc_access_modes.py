@@ -1,0 +1,118 @@
+"""A warning about claims that only one node can mount, for runs whose pods may want them on several. Mostly pure."""
+
+import logging
+from dataclasses import replace
+from typing import TypeVar
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.core.conditions import FINISHED
+from compression_operator.core.jobs import Decision, Notice
+from compression_operator.kube.client import CLAIMS, ApiError, Kube
+from compression_operator.kube.denied_permissions import Denials
+from compression_pipeline.config import Phase
+
+logger = logging.getLogger(__name__)
+
+HOSTNAME = "kubernetes.io/hostname"
+REASON = "ClaimOfOneNode"
+REMEMBERED = 10_000
+
+T = TypeVar("T")
+
+
+def several(run: CompressionRun) -> str | None:
+    """Why pods of the run may want the claim at the same time; None where they never do, or are kept on one node."""
+    spec = run.spec
+    hosts = {_host(run, phase) for phase in Phase}
+    if len(hosts) == 1 and None not in hosts:
+        return None
+    for phase in Phase:
+        nodes = getattr(spec.phases, phase).nodes
+        if nodes > 1:
+            return f"phases.{phase}.nodes is {nodes}"
+    if spec.max_parallel_jobs > 1 and len(spec.students) > 1:
+        return f"maxParallelJobs is {spec.max_parallel_jobs} and there are {len(spec.students)} students"
+    return None
+
+
+def _host(run: CompressionRun, phase: Phase) -> str | None:
+    """The one node on which the phase's pods are kept."""
+    own = getattr(run.spec.phases, phase).node_selector
+    return (run.spec.job_template.node_selector if own is None else own).get(HOSTNAME)
+
+
+def warning(claim: str, modes: list[str], why: str) -> str:
+    """The sentence for a claim of these access modes; empty where it can be mounted everywhere."""
+    if not modes or "ReadWriteMany" in modes:
+        return ""
+    return (
+        f"claim {claim} is {' and '.join(modes)}, and pods of this run may want it on several nodes at once ({why}): "
+        f"use a ReadWriteMany claim, or keep the pods on one node with jobTemplate.nodeSelector {HOSTNAME}"
+    )
+
+
+def advised(run: CompressionRun, decision: Decision, advice: str, *, told: bool = False) -> Decision:
+    """The decision with the warning in the message of Progressing while the run is under way, and told once: not where
+    it has been `told` of this generation, or stands there.
+    """
+    status = decision.status
+    if not advice or status.phase in FINISHED:
+        return decision
+    conditions = [
+        condition.model_copy(update={"message": f"{condition.message}; note that {advice}"})
+        if condition.type == "Progressing"
+        else condition
+        for condition in status.conditions
+    ]
+    known = any(condition.type == "Progressing" and advice in condition.message for condition in run.status.conditions)
+    told = told or (known and run.status.observed_generation == run.metadata.generation)
+    notices = decision.notices if told else (*decision.notices, Notice("Warning", REASON, advice))
+    return replace(decision, status=status.model_copy(update={"conditions": conditions}), notices=notices)
+
+
+class ClaimAdvice:
+    """Looks at a run's claim, once for each generation of the run."""
+
+    def __init__(self, kube: Kube, denials: Denials) -> None:
+        self._kube = kube
+        self._denials = denials
+        self._known: dict[str, tuple[int, str]] = {}  # by UID of the run: generation, warning
+        # By UID, the generation. The status alone does not say: of a run that is held up it has other things to tell.
+        self._told: dict[str, int] = {}
+
+    async def look(self, run: CompressionRun) -> None:
+        """Find out. What cannot be found out is no reason to hold the run up."""
+        meta, storage = run.metadata, run.spec.storage
+        if storage is None or self._known.get(meta.uid, (None, ""))[0] == meta.generation:
+            return
+        claim, why, sentence = storage.persistent_volume_claim.claim_name, several(run), ""
+        if why is not None:
+            try:
+                with self._denials.without(meta.namespace, "claims are not looked at for their access modes"):
+                    body = await self._kube.get(CLAIMS, meta.namespace, claim)
+                sentence = warning(claim, body.get("spec", {}).get("accessModes") or [], why)
+            except ApiError as error:
+                if error.passing or error.denied:
+                    return  # asked again in the next pass
+                # Where it does not exist the scheduler says so, on the run too.
+                logger.warning("cannot read claim %s: %s", claim, error, extra={"run": f"{meta.namespace}/{meta.name}"})
+        _remember(self._known, meta.uid, (meta.generation, sentence))
+
+    def about(self, run: CompressionRun) -> str:
+        """The warning about the run's claim; empty where there is none."""
+        return self._known.get(run.metadata.uid, (0, ""))[1]
+
+    def tell(self, run: CompressionRun, notice: Notice) -> None:
+        """This was told of the run in its present generation."""
+        if notice.reason == REASON:
+            _remember(self._told, run.metadata.uid, run.metadata.generation)
+
+    def told(self, run: CompressionRun) -> bool:
+        """Whether the warning was told of the run in its present generation, by this process."""
+        return self._told.get(run.metadata.uid) == run.metadata.generation
+
+
+def _remember(known: dict[str, T], uid: str, what: T) -> None:
+    known[uid] = what
+    while len(known) > REMEMBERED:
+        known.pop(next(iter(known)))

@@ -1,0 +1,115 @@
+"""Why the pods of a job are not made: in the API server's words, which the training operator leaves in an Event.
+
+The training operator tries again after pauses that double, up to a quarter of an hour, so that a job would wait for as
+long again as the trouble had lasted. A change of the job has it try at once: the operator makes one, of an annotation,
+as long as pods are missing.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from compression_operator.api.run import GROUP
+from compression_operator.backends.pytorchjob.observe import CATCH_UP
+from compression_operator.core.jobs import Decision, ObservedJob, WaitReason
+from compression_operator.kube.client import EVENTS, PYTORCHJOBS, ApiError, Kube
+from compression_operator.kube.denied_permissions import Denials
+
+from .podview import EMPTY, INIT_CONTAINER, mapping
+
+logger = logging.getLogger(__name__)
+
+LOOK = timedelta(seconds=15)
+"""Between two looks at a job that lacks pods, and before the first one."""
+
+FAILED_CREATE = "FailedCreatePod"
+"""Reason of the training operator's Events."""
+
+TRIED_AGAIN = f"{GROUP}/pods-asked-again"
+"""Annotation of jobs: when the operator last had the training operator try again."""
+
+HINT = (
+    f"; the init container {INIT_CONTAINER} is the training operator's, which gives it no securityContext: give it one "
+    "by the training operator's template for it (README, On a cluster)"
+)
+
+
+class PodRefusals:
+    """Asks, at a bounded rate, why pods are not made, and has them asked for again."""
+
+    def __init__(self, kube: Kube, denials: Denials) -> None:
+        self._kube = kube
+        self._denials = denials
+        self._asked: dict[str, tuple[datetime, str]] = {}  # by UID of the job: when, and what was said
+
+    async def told(self, job: ObservedJob, namespace: str, uid: str, now: datetime) -> ObservedJob:
+        """The job, with the reason in what it waits for. What cannot be found out holds nothing up."""
+        waiting = job.waiting
+        if not _lacks_pods(job) or waiting is None:
+            self.forget(uid)
+            return job
+        if now < waiting.told_from - CATCH_UP + LOOK:
+            return job
+        asked, words = self._asked.get(uid, (None, ""))
+        if asked is None or now - asked >= LOOK:
+            words = await self._words(namespace, job.name, uid) or words
+            self._asked[uid] = now, words
+            await self._ask_again(namespace, job.name, now)
+        if not words:
+            return job
+        message = f"{waiting.message.partition(': ')[0]}: {words}"
+        told = replace(waiting, message=message, told_from=min(waiting.told_from, now))
+        return replace(job, message=message, waiting=told)
+
+    def forget(self, uid: str) -> None:
+        """The job has its pods, or is gone."""
+        self._asked.pop(uid, None)
+
+    async def _words(self, namespace: str, name: str, uid: str) -> str:
+        fields = f"regarding.kind=PyTorchJob,regarding.name={name},reason={FAILED_CREATE}"
+        try:
+            with self._denials.without(namespace, "why pods of a job cannot be made is not told"):
+                events = await self._kube.list(EVENTS, namespace, fields=fields)
+        except ApiError as error:
+            logger.debug("cannot read the events of job %s: %s", name, error)
+            return ""
+        return refusal(events.items, uid)
+
+    async def _ask_again(self, namespace: str, name: str, now: datetime) -> None:
+        body = {"metadata": {"annotations": {TRIED_AGAIN: f"{now:%Y-%m-%dT%H:%M:%SZ}"}}}
+        try:
+            with self._denials.without(namespace, "pods that could not be made are not asked for again at once"):
+                await self._kube.patch(PYTORCHJOBS, namespace, name, body)
+        except ApiError as error:
+            logger.debug("cannot have the pods of job %s asked for again: %s", name, error)
+
+
+def refusal(events: Iterable[Mapping[str, Any]], uid: str) -> str:
+    """What the newest Event says of why a pod of the job was refused; empty where none does. Pure."""
+    own = [event for event in events if mapping(event, "regarding").get("uid") == uid]
+    newest = max(own, key=_last, default=EMPTY)
+    words = re.sub(r"^Error creating: ", "", str(newest.get("note") or "")).strip()
+    return f"{words}{HINT}" if "violates PodSecurity" in words and f'"{INIT_CONTAINER}"' in words else words
+
+
+def watched(decision: Decision, observed: Iterable[ObservedJob]) -> Decision:
+    """The decision with another look soon, where a job lacks pods: no watch tells why. Pure."""
+    if not any(map(_lacks_pods, observed)):
+        return decision
+    soon = LOOK.total_seconds()
+    again = decision.look_again_seconds
+    return replace(decision, look_again_seconds=soon if again is None else min(soon, again))
+
+
+def _lacks_pods(job: ObservedJob) -> bool:
+    return job.ours and job.waiting is not None and job.waiting.reason is WaitReason.PODS_NOT_CREATED
+
+
+def _last(event: Mapping[str, Any]) -> str:
+    """When it last happened, in a form that sorts: RFC 3339, to the second."""
+    last = mapping(event, "series").get("lastObservedTime")
+    times = (last, event.get("deprecatedLastTimestamp"), event.get("eventTime"))
+    return max(str(time or "")[:19] for time in (*times, mapping(event, "metadata").get("creationTimestamp")))

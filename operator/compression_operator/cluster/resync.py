@@ -1,0 +1,177 @@
+"""The caches held against LISTs, so that a lost event costs one period at most; and what the watches have told.
+
+Each namespace by itself: what is refused in one, e.g. because it was deleted with the RoleBinding in it, concerns no
+other.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from compression_operator.backends.backend import SELECTOR
+from compression_operator.core.troubles import refusal
+from compression_operator.kube.cache import Body, Cache, version_of
+from compression_operator.kube.client import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, Resource
+
+from .health import WatchHealth
+
+logger = logging.getLogger(__name__)
+
+WATCHED = ((RUNS, None), (PYTORCHJOBS, SELECTOR), (PODS, SELECTOR))
+"""Kinds and label selectors. Pods come last: what a job tells of its pods is never newer than what is known of them."""
+
+Place = str | None
+"""A namespace; None: all of them."""
+
+Told = Callable[[Resource, Body], None]
+
+
+@dataclass(frozen=True)
+class _Denial:
+    """What keeps us from seeing a place."""
+
+    why: str
+    forbidden: bool  # for want of a permission alone, which may be given at any time
+    hidden: bool  # the runs cannot even be listed
+
+
+class Resync:
+    """Compares the caches with the cluster. `changed` and `gone` are told what the watches had not told."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        caches: Mapping[Resource, Cache],
+        namespaces: Sequence[str],
+        *,
+        changed: Told,
+        gone: Told,
+        returned: Callable[[], object],
+    ) -> None:
+        """Of these namespaces; without any: of the whole cluster. `returned` is told when there is a resource that the
+        cluster did not know before, and when its state is an older one again: the watches have to begin anew then.
+        """
+        self._kube = kube
+        self._caches = caches
+        self._places: tuple[Place, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
+        self._changed = changed
+        self._gone = gone
+        self._returned = returned
+        self._watches = {(resource, place): WatchHealth() for resource in caches for place in self._places}
+        self._denied: dict[Place, _Denial] = {}
+        self._listed: dict[tuple[Resource, Place], int] = {}  # resourceVersion of the newest LIST
+
+    def told(self, resource: Resource, kind: str | None, body: Body) -> None:
+        """An event of a watch."""
+        meta = body["metadata"]
+        watch = self._watches.get((resource, None if None in self._places else meta["namespace"]))
+        if watch is not None and kind == "DELETED":
+            watch.told_gone(meta["uid"])
+        elif watch is not None:
+            watch.told(meta["uid"], version_of(body))
+
+    def silent(self, seconds: float) -> str | None:
+        """A sentence on a watch that has owed news for longer than this; None where there is none."""
+        now = time.monotonic()
+        for (resource, place), watch in self._watches.items():
+            if watch.lag(now) > seconds:
+                where = f" in namespace {place}" if place else ""
+                lag = watch.lag(now)
+                return f"the watch of {resource.plural}{where} missed a change {lag:.0f} s ago: it has gone silent"
+        return None
+
+    @property
+    def unusable(self) -> str | None:
+        """Why nothing can be seen of any namespace; None where something can."""
+        return next(iter(self._denied.values())).why if len(self._denied) == len(self._places) else None
+
+    def denied(self) -> dict[str, bool]:
+        """Whether it is denied to us, for each namespace; under no name where the whole cluster is watched."""
+        return {place or "": place in self._denied for place in self._places}
+
+    async def compare(self, *, judge: bool) -> None:
+        """Put the caches right; `judge`: hold what is found against the watches.
+
+        Raises ApiError where something failed that passes by itself; every other namespace has been compared by then.
+        """
+        failed: ApiError | None = None
+        went_back = False
+        for place in self._places:
+            listed = False
+            try:
+                for resource, selector in WATCHED:
+                    went_back |= await self._compare(resource, selector, place, judge)
+                listed = True
+                await self._try_watches(place)
+            except ApiError as error:
+                if error.passing:
+                    failed = error
+                else:
+                    self._deny(place, error, listed=listed)
+                continue
+            denial = self._denied.pop(place, None)
+            if denial is not None:
+                logger.info("namespace %s is there again", place or "(all)")
+            if denial is not None and not denial.forbidden:
+                self._returned()
+        if went_back:
+            # kopf would go on from the newest version that it has seen, and be told nothing until that comes again.
+            self._returned()
+        if failed is not None:
+            raise failed
+
+    def _deny(self, place: Place, error: ApiError, *, listed: bool) -> None:
+        before, words = self._denied.get(place), refusal(error.code, str(error), error.resource).message
+        if before is None or before.why != words:
+            logger.warning("cannot see namespace %s, which is tried again: %s", place or "(all)", words)
+        hidden = not listed and error.denied and error.resource == f"{RUNS.plural}.{RUNS.group}"
+        # A resource that was missing may be there by now, though we may not see it: kopf does not know it yet.
+        forbidden = error.denied and (before is None or before.forbidden)
+        self._denied[place] = _Denial(words, forbidden, hidden)
+        for resource in self._caches:
+            self._watches[resource, place].forgive()  # no watch can tell what is denied
+        if place is not None and hidden and before is not None and before.hidden:
+            # They may have gone with the RoleBinding, and nobody would ever say so. Their jobs stay known: a run that
+            # is still there must not miss them. One refusal may pass: an API server that has just started may not know
+            # its RoleBindings yet.
+            for body in self._caches[RUNS].forget(place):
+                self._gone(RUNS, body)
+
+    async def _compare(self, resource: Resource, selector: str | None, place: Place, judge: bool) -> bool:
+        """Compare one kind; whether its state is an older one again.
+
+        A LIST that names no version is of a state no older than its request, from whichever API server: one that is
+        older than what was known by then says that the state has gone back, e.g. that etcd was restored from a backup.
+        """
+        cache, newest = self._caches[resource], self._listed.get((resource, place), 0)
+        known = {body["metadata"]["uid"]: version_of(body) for body in cache.all()}
+        found = await self._kube.list(resource, place, selector=selector, keep=cache.keep)
+        self._listed[resource, place] = found.version
+        older = (version_of(body) < known.get(body["metadata"]["uid"], 0) for body in found.items)
+        went_back = found.version < newest or any(older)
+        if went_back:
+            words = "the %s in namespace %s are in an older state than they were, now of version %d. Was etcd restored?"
+            logger.warning(words, resource.plural, place or "(all)", found.version)
+            self._watches[resource, place].start_over()
+            changed, gone = cache.go_back_to(found.items, place)
+        else:
+            changed, gone = cache.replace_all(found.items, found.version, place)
+        for body in gone:
+            self._gone(resource, body)
+        for body in (*changed, *gone):
+            self._changed(resource, body)
+        if judge:
+            there = {body["metadata"]["uid"]: version_of(body) for body in found.items}
+            listed = {uid: shown for uid, shown in there.items() if not cache.has_gone(uid)}
+            self._watches[resource, place].compare(listed, found.version, time.monotonic())
+        return went_back
+
+    async def _try_watches(self, place: Place) -> None:
+        """Raises ApiError where a watch is refused: kopf tries again for ever, and tells nobody but the log."""
+        for resource, selector in WATCHED:
+            try:
+                await self._kube.watchable(resource, place, selector=selector)
+            except ApiError as error:
+                if not error.passing:
+                    raise

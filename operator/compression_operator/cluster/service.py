@@ -1,0 +1,398 @@
+"""The operator as one process: caches, controller, leader election, events, endpoints, put together and taken down."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from compression_operator.api.run import GROUP, CompressionRun, ObjectMeta
+from compression_operator.backends.backend import ClusterBackend, job_group, job_of, pod_group
+from compression_operator.backends.log_watcher import PERIOD_SECONDS, LogWatcher
+from compression_operator.backends.pods.platform_defaults import PLAIN, JobDefaults
+from compression_operator.backends.pods.pvc_access_modes import ClaimAdvice, advised
+from compression_operator.backends.pods.refusals import PodRefusals, watched
+from compression_operator.backends.pytorchjob.manifest import label_value
+from compression_operator.backends.pytorchjob.observe import seen_job, seen_pod
+from compression_operator.core.controller import WORKERS, Conflict, Controller
+from compression_operator.core.jobs import Decision, Notice, ObservedJob
+from compression_operator.core.managers import Manager
+from compression_operator.core.reconcile import reconcile
+from compression_operator.core.troubles import Trouble, held_up
+from compression_operator.kube.cache import Body, Cache
+from compression_operator.kube.client import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource, connect
+from compression_operator.kube.denied_permissions import Denials, limited
+from compression_operator.kube.leader import LeaderElection
+
+from .events import EventRecorder
+from .failures import PERSISTENT, unforeseen, words_of
+from .health import MISSED_SECONDS, Probes, serve
+from .lasting import Lasting
+from .metrics import Metrics
+from .repeats import Repeats
+from .resync import Resync
+from .runs import ClusterRuns
+from .undeleted import Undeleted
+
+logger = logging.getLogger(__name__)
+
+CHORES = 1000
+"""Events and the like that wait to be written; more are dropped, for they are never worth memory without end."""
+
+DRAIN_SECONDS = 10.0
+"""Time for passes under way to end once the operator is told to stop."""
+
+TELLING_SECONDS = 1.0
+"""Time for what they had to tell to be written, after that."""
+
+SYNC_PAUSE_SECONDS = 2.0
+DENIED_PAUSE_SECONDS = 30.0
+"""Longest pause between two looks at a cluster of which nothing may be seen yet; the first is SYNC_PAUSE_SECONDS."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an operator is told when it starts."""
+
+    image: str  # what runs that name no image get
+    jobs: JobDefaults = PLAIN  # what the platform gives to every job
+    namespaces: tuple[str, ...] = ()  # empty: the whole cluster
+    identity: str = "compression-operator"  # of this replica: its pod's name
+    lease_namespace: str = "default"
+    lease_name: str = "compression-operator"
+    leader_election: bool = True
+    take_over: tuple[str, ...] = ()  # installations that are gone, whose runs are this one's from now on
+    workers: int = WORKERS
+    resync_seconds: float = 60.0
+    missed_seconds: float = MISSED_SECONDS
+    progress_seconds: float = PERIOD_SECONDS
+    host: str | None = None  # of the endpoints; None: every address
+    port: int = 8080
+    per_run_metrics: bool = True
+
+    @property
+    def manager(self) -> Manager:
+        return Manager(f"{self.lease_namespace}/{self.lease_name}", self.take_over)
+
+
+class Service:
+    """The operator. `fed` takes what the watches tell; `run` works until `stop`."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._caches: Mapping[Resource, Cache] = {
+            RUNS: Cache(lambda body: f"{body['metadata']['namespace']}/{label_value(body['metadata']['name'])}"),
+            PYTORCHJOBS: Cache(job_group, keep=seen_job),
+            PODS: Cache(pod_group, keep=seen_pod),
+        }
+        self._unsynced: str | None = "the first look at the cluster is not done yet"
+        self._unwatched: str | None = "the watches are not open yet"
+        self._look = asyncio.Event()  # at the cluster, now and not when the period is over
+        self.resources_returned = asyncio.Event()
+        """Set when there is a resource that the cluster did not know before: kopf asks once, when it starts. Also when
+        the cluster's state is an older one again: kopf would wait for what comes after the newest that it has seen.
+        """
+        self._stopping = asyncio.Event()
+        self._controlling: asyncio.Task[None] | None = None
+        self._chores: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(CHORES)
+        self._metrics = Metrics(
+            lambda: self._runs.readable(),
+            lambda: self._controller.queue_depth,
+            self._leads,
+            per_run=options.per_run_metrics,
+            unreadable=lambda: self._runs.unreadable(),
+            others=lambda: self._runs.others(),
+            denied=lambda: self._resync.denied(),
+        )
+        self._kube = Kube(
+            connect,
+            on_request=self._metrics.request,
+            leads=self._leads,
+        )
+        self._resync = Resync(
+            self._kube,
+            self._caches,
+            options.namespaces,
+            changed=self._enqueue_owner,
+            gone=self._cleaned,
+            returned=self.resources_returned.set,
+        )
+        self._election = LeaderElection(self._kube, options.lease_namespace, options.lease_name, options.identity)
+        self._runs = ClusterRuns(
+            self._kube,
+            self._caches[RUNS],
+            image=options.image,
+            policy=options.jobs.policy,
+            manager=options.manager,
+            left_alone=self._left_alone,
+            written=self._metrics.written,
+        )
+        self._denials = Denials(self._enqueue_all)
+        self._repeats = Repeats()
+        self._lasting = Lasting(_now)
+        self._undeleted = Undeleted(self._lasting.trouble)
+        self._logs = LogWatcher(
+            self._kube, self._enqueue, denials=self._denials, period_seconds=options.progress_seconds
+        )
+        self._claims = ClaimAdvice(self._kube, self._denials)
+        self._backend = ClusterBackend(
+            self._kube,
+            self._caches[PYTORCHJOBS],
+            self._caches[PODS],
+            logs=self._logs,
+            claims=self._claims,
+            refusals=PodRefusals(self._kube, self._denials),
+            defaults=options.jobs,
+            denials=self._denials,
+            image=options.image,
+            now=_now,
+        )
+        self._recorder = EventRecorder(self._kube, instance=options.identity, now=_now, denials=self._denials)
+        self._controller = Controller(
+            self._runs,
+            self._backend,
+            self,
+            reconcile=self._reconcile,
+            now=_now,
+            workers=options.workers,
+            resync_seconds=options.resync_seconds,
+            timed=self._metrics.reconcile_seconds.observe,
+            patience=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
+            passing=lambda error: isinstance(error, ApiError) and error.passing,
+            undeleted=self._undeleted.note,
+            whole=self._lasting.over,
+        )
+
+    # -- what the watches tell ----------------------------------------------------------------------------------------
+
+    def fed(self, resource: Resource, kind: str | None, body: Body) -> None:
+        """An event of a watch: `kind` is ADDED, MODIFIED, DELETED, or None for what was there at first."""
+        self._resync.told(resource, kind, body)
+        if kind == "DELETED":
+            changed = self._caches[resource].remove(body)
+            self._cleaned(resource, body)
+        else:
+            changed = self._caches[resource].put(body)
+        if changed:
+            self._enqueue_owner(resource, body)
+
+    def watching(self, problem: str | None) -> None:
+        """Why nothing is watched just now, None where all is: see watches.Health."""
+        self._unwatched = problem
+        if problem is not None:
+            self._look.set()  # it may be the first sign of a resource that is gone
+
+    def _cleaned(self, resource: Resource, body: Body) -> None:
+        if resource == PYTORCHJOBS:
+            self._backend.gone(body)
+        elif resource == RUNS:
+            self._backend.run_gone(body)
+            key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+            self._repeats.forget(key)
+            self._lasting.over(key)
+
+    def _enqueue_owner(self, resource: Resource, body: Body) -> None:
+        """Have the run looked at that an object belongs to."""
+        meta = body["metadata"]
+        if resource == RUNS:
+            self._enqueue(f"{meta['namespace']}/{meta['name']}")
+            return
+        job = self._caches[PYTORCHJOBS].get(*job_of(body)) if resource == PODS else body
+        if job is not None and (key := job_group(job)) is not None:
+            self._enqueue(key)
+            return
+        # A pod of a job that is gone, or not known yet: its label says whose it was.
+        label = meta.get("labels", {}).get(f"{GROUP}/run")
+        for run in self._caches[RUNS].members(f"{meta['namespace']}/{label}"):
+            self._enqueue(f"{meta['namespace']}/{run['metadata']['name']}")
+
+    def _enqueue(self, key: str) -> None:
+        # The controller starts with every run there is; before that nobody would take them from the queue.
+        if self._controlling is not None:
+            self._controller.enqueue(key)
+
+    def _enqueue_all(self, namespace: str) -> None:
+        for run in self._caches[RUNS].all():
+            if run["metadata"]["namespace"] == namespace:
+                self._enqueue(f"{namespace}/{run['metadata']['name']}")
+
+    # -- the controller's questions and news (controller.Reconcile, controller.Listener) ------------------------------
+
+    def _reconcile(
+        self, run: CompressionRun, observed: Sequence[ObservedJob], now: datetime, unmade: Mapping[str, Exception]
+    ) -> Decision:
+        if run.metadata.deletion_timestamp is not None:
+            return reconcile(run, observed, now)
+        words = {name: words_of(error) for name, error in unmade.items()}
+        decision = watched(reconcile(run, observed, now, words), observed)
+        decision = advised(run, decision, self._claims.about(run), told=self._claims.told(run))
+        decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
+        key = f"{run.metadata.namespace}/{run.metadata.name}"
+        found = (self._lasting.trouble(key, error) for error in unmade.values())
+        troubles = [trouble for trouble in found if trouble is not None]
+        troubles += self._undeleted.about(key, decision)
+        decision = held_up(run, decision, troubles[0], now) if troubles else decision
+        return self._options.manager.claimed(decision)
+
+    def passed(self, run: CompressionRun, decision: Decision) -> None:
+        """Nothing to do: what a pass did is counted when it is written."""
+
+    def noticed(self, run: CompressionRun, notice: Notice) -> None:
+        """Something worth telling: a log line and an Event."""
+        self._claims.tell(run, notice)
+        self._notice(run.metadata, notice)
+
+    def _left_alone(self, about: ObjectMeta, notice: Notice) -> None:
+        """Another installation looks after the run, and listens to its jobs."""
+        self._logs.follow(f"{about.namespace}/{about.name}", {})
+        self._notice(about, notice)
+
+    def _notice(self, about: ObjectMeta, notice: Notice) -> None:
+        level = logging.WARNING if notice.type == "Warning" else logging.INFO
+        context = {"run": f"{about.namespace}/{about.name}", "step": notice.step, "job": notice.job}
+        logger.log(level, "%s", notice.message, extra={**context, "reason": notice.reason})
+        self._later(lambda: self._recorder.record(about, notice))
+
+    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
+        """A pass met with trouble."""
+        if isinstance(error, NotLeading):
+            logger.info("%s", error, extra={"run": key})
+            return
+        if isinstance(error, ApiError) and error.namespace_gone:
+            logger.info("its namespace is being deleted: %s", error, extra={"run": key})
+            return
+        if not (isinstance(error, ApiError) and error.passing):
+            self._lasting.over(key)
+        trouble = self._lasting.trouble(key, error)
+        news = self._repeats.waits(key, trouble, consecutive)
+        if news is None:
+            self._metrics.reconcile_errors.inc()
+            # A traceback helps with what nobody expected; the API server's refusals speak for themselves.
+            traceback = error if unforeseen(error) else None
+            logger.error("pass failed (%d in a row): %s", consecutive, error, extra={"run": key}, exc_info=traceback)
+        else:
+            level = logging.WARNING if news else logging.DEBUG
+            logger.log(level, "waits (%d passes in a row): %s", consecutive, error, extra={"run": key})
+        if trouble is not None and not told and (consecutive >= PERSISTENT or not unforeseen(error)):
+            self._later(lambda: self._tell(key, trouble))
+
+    def _later(self, chore: Callable[[], Awaitable[None]]) -> None:
+        try:
+            self._chores.put_nowait(chore)
+        except asyncio.QueueFull:
+            logger.warning("too many events wait to be written; one is dropped")
+
+    async def _tell(self, key: str, trouble: Trouble) -> None:
+        """Tell trouble on the run and by an Event; by that alone where the run cannot even take a status."""
+        try:
+            news = await self._runs.tell(key, trouble, _now())
+        except ApiError as error:
+            if error.passing and not self._lasting.first(key):
+                raise
+            logger.warning("trouble cannot be told in its status: %s", error, extra={"run": key})
+            news = True
+        about = self._runs.meta(key)
+        if news and about is not None:
+            self._notice(about, Notice("Warning", trouble.reason, trouble.message))
+
+    async def _do_chores(self) -> None:
+        while True:
+            chore = await self._chores.get()
+            try:
+                await chore()
+            except (ApiError, NotLeading, Conflict) as error:
+                logger.warning("could not be told: %s", error)
+            except Exception as error:
+                # Whatever it is, it must not silence all that is to be told from now on.
+                logger.error("could not be told: %s: %s", type(error).__name__, error, exc_info=error)
+            finally:
+                self._chores.task_done()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End: passes under way go through, then the lease is given back."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve the endpoints, wait to lead, then reconcile until `stop`. Raises LeadershipLost."""
+        options = self._options
+        server = await serve(Probes(self._live, self._ready, self._metrics.exposition), options.host, options.port)
+        chores = asyncio.create_task(self._do_chores(), name="chores")
+        work = asyncio.create_task(self._work(), name="work")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+            self._controller.stop()
+            if self._controlling is not None and not work.done():
+                # The lease is still renewed meanwhile.
+                await asyncio.wait(
+                    (self._controlling, work), timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                await asyncio.wait((asyncio.create_task(self._chores.join()),), timeout=TELLING_SECONDS)
+        finally:
+            for task in (work, stop, chores):
+                task.cancel()
+            await asyncio.gather(work, stop, chores, return_exceptions=True)
+            await self._logs.close()
+            await self._election.release()
+            await server.cleanup()
+            await self._kube.close()
+        if not work.cancelled():
+            work.result()
+
+    async def _work(self) -> None:
+        await self._sync_until_done()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._resync_forever(), name="resync-caches")
+            if self._options.leader_election:
+                await self._election.acquire()
+                group.create_task(self._election.hold(), name="lease")
+            # Whatever the leader before did last: a job of its that came and went must not be made again.
+            await self._sync_until_done()
+            self._controlling = group.create_task(self._controller.run(), name="controller")
+
+    def _leads(self) -> bool:
+        return self._election.leads or not self._options.leader_election
+
+    def _live(self) -> str | None:
+        return self._resync.silent(self._options.missed_seconds)
+
+    def _ready(self) -> str | None:
+        return self._resync.unusable or self._unsynced or self._unwatched or self._election.problem
+
+    async def _sync_until_done(self) -> None:
+        """Compare the caches with the truth, trying again where the API server is away, or where nothing may be seen of
+        any namespace: somebody may give the permission, or install the CRD, and until then /readyz says which.
+        """
+        pause = SYNC_PAUSE_SECONDS
+        while True:
+            try:
+                await self._resync.compare(judge=self._unsynced is None)
+            except ApiError as error:
+                logger.warning("cannot list, trying again in %g s: %s", SYNC_PAUSE_SECONDS, error)
+                await asyncio.sleep(max(SYNC_PAUSE_SECONDS, error.retry_after))
+                continue
+            if self._resync.unusable is None:
+                break
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, DENIED_PAUSE_SECONDS)
+        self._unsynced = None
+
+    async def _resync_forever(self) -> None:
+        while True:
+            period = self._options.resync_seconds
+            if self._resync.unusable:  # whoever has just installed what is missing waits for it
+                period = min(period, DENIED_PAUSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), period)
+            self._look.clear()
+            try:
+                await self._resync.compare(judge=True)
+            except ApiError as error:
+                logger.warning("cannot list, trying again in %g s: %s", self._options.resync_seconds, error)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,1 @@
+"""Pure decisions about one run, and the loop that carries them out."""

@@ -1,0 +1,167 @@
+"""The summary of a run for people and for tools: its phase, its conditions (kstatus too), its times. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from compression_operator.api.status import CompressionRunStatus, Condition, RunPhase, Step, StepState
+from compression_pipeline.config import Phase
+
+UNDER_WAY = {
+    Phase.PREPARE: RunPhase.PREPARING,
+    Phase.FINETUNE: RunPhase.FINETUNING,
+    Phase.PRUNE: RunPhase.PRUNING,
+    Phase.DISTILL: RunPhase.DISTILLING,
+    Phase.EXPORT: RunPhase.EXPORTING,
+}
+KINDS = ("Ready", "Progressing", "Degraded", "Suspended", "Reconciling", "Stalled")
+"""The conditions of every run that was looked at."""
+
+FINISHED = (RunPhase.SUCCEEDED, RunPhase.FAILED)
+LISTED = 5
+"""Steps that one message names at most."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a summary is made of besides the steps."""
+
+    generation: int
+    suspended: bool
+    live_jobs: int
+    faults: Sequence[str]  # of students that cannot be made of this teacher: path and sentence
+
+
+def is_finished(steps: Sequence[Step]) -> bool:
+    """Whether nothing more happens. The steps say so, not the phase that follows from them: anybody may write that."""
+    return bool(steps) and all(step.state.final for step in steps)
+
+
+def run_phase(steps: Sequence[Step], *, suspended: bool) -> RunPhase:
+    """The phase of the earliest unfinished step; Failed only once nothing else goes on."""
+    unfinished = [step for step in steps if not step.state.final]
+    if not unfinished:
+        return RunPhase.SUCCEEDED if all(step.state is StepState.SUCCEEDED for step in steps) else RunPhase.FAILED
+    if suspended:
+        return RunPhase.SUSPENDED
+    order = list(UNDER_WAY)
+    first = min(unfinished, key=lambda step: order.index(step.phase))
+    untouched = first.phase is Phase.PREPARE and first.attempt == 0
+    return RunPhase.PENDING if untouched else UNDER_WAY[first.phase]
+
+
+def summarized(status: CompressionRunStatus, situation: Situation, now: datetime) -> CompressionRunStatus:
+    """`status`, whose steps are up to date, with the phase, the times and the conditions that follow from them."""
+    phase = run_phase(status.steps, suspended=situation.suspended)
+    begins = phase is not RunPhase.SUSPENDED and (status.start_time is None or status.completion_time is not None)
+    begins = begins and phase not in FINISHED
+    ended = phase in FINISHED
+    conditions = [
+        _condition(status, situation, now, kind, verdict, reason, message)
+        for kind, (verdict, reason, message) in _verdicts(status.steps, phase, situation).items()
+    ]
+    conditions += [condition for condition in status.conditions if condition.type not in KINDS]  # others' own
+    return status.model_copy(
+        update={
+            "phase": phase,
+            "observed_generation": situation.generation,
+            "start_time": now if begins else status.start_time,
+            "completion_time": (status.completion_time or now) if ended else None,
+            "conditions": conditions,
+        }
+    )
+
+
+_Verdict = tuple[bool, str, str]
+
+
+def _verdicts(steps: Sequence[Step], phase: RunPhase, situation: Situation) -> dict[str, _Verdict]:
+    """By type of condition: whether it holds, the reason, the message."""
+    failed = [step for step in steps if step.state is StepState.FAILED]
+    going_on = [step for step in steps if not step.state.final]
+    stuck = [step for step in going_on if step.waiting_reason]
+    shaky = [step for step in going_on if step.failures or step.in_vain]
+    why, what = _story(steps, phase, failed, situation)
+    under_way = phase not in (*FINISHED, RunPhase.SUSPENDED)
+    suspended = phase is RunPhase.SUSPENDED
+    troubles = [f"{step.name}: {step.message}" for step in (*failed, *stuck)]
+    troubles += [] if failed else [_trouble(step) for step in shaky]
+    degraded = "AsExpected"
+    if troubles:
+        degraded = _reason(failed, situation) if failed else _why_stuck(stuck) or _why_shaky(shaky)
+    return {
+        "Ready": (phase is RunPhase.SUCCEEDED, why, what),
+        "Progressing": (under_way, why, what),
+        "Degraded": (bool(troubles), degraded, _listed(troubles)),
+        "Suspended": (suspended, why, what) if suspended else (False, "NotSuspended", ""),
+        "Reconciling": (under_way, why, what),
+        "Stalled": (phase is RunPhase.FAILED, why, what),
+    }
+
+
+def _story(steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], situation: Situation) -> tuple[str, str]:
+    """Reason and message of where the run stands."""
+    done = sum(step.state is StepState.SUCCEEDED for step in steps)
+    tally = f"{done} of {len(steps)} steps are done"
+    match phase:
+        case RunPhase.SUCCEEDED:
+            students = sum(step.phase is Phase.EXPORT for step in steps)
+            return phase.value, f"{students} student{'s are' if students > 1 else ' is'} exported"
+        case RunPhase.FAILED:
+            said = situation.faults or [f"{step.name}: {step.message}" for step in failed]
+            return _reason(failed, situation), _listed(said)
+        case RunPhase.SUSPENDED:
+            jobs = situation.live_jobs
+            stopping = f"{jobs} job{'s write' if jobs > 1 else ' writes'} a checkpoint and will end" if jobs else ""
+            return phase.value, f"{tally}; {stopping or 'set spec.suspend to false to go on'}"
+        case _:
+            active = [step for step in steps if step.state.active]
+            under_way = [step.name + (f" ({step.message})" if step.message else "") for step in active]
+            waiting = [f"{step.name} {step.message}" for step in steps if step.state is StepState.PENDING]
+            going = f"under way: {_listed(under_way)}" if active else _listed(waiting[:1])
+            held = active or [step for step in steps if step.state is StepState.PENDING and step.waiting_reason]
+            why = _why_stuck(held) if all(step.waiting_reason for step in held) else ""
+            return why or phase.value, f"{tally}; {going}"
+
+
+def _reason(failed: Sequence[Step], situation: Situation) -> str:
+    return "InvalidStudent" if situation.faults else f"{failed[0].phase.value.capitalize()}Failed"
+
+
+def _why_stuck(steps: Sequence[Step]) -> str:
+    return next((step.waiting_reason for step in steps if step.waiting_reason), "")
+
+
+def _why_shaky(steps: Sequence[Step]) -> str:
+    return "Interrupted" if any(step.in_vain for step in steps) else "Retrying"
+
+
+def _trouble(step: Step) -> str:
+    if step.last_failure is None:
+        return f"{step.name}: {step.message}"
+    if step.in_vain:
+        many = f"{step.interruptions} attempts in a row were interrupted before they came further"
+        return f"{step.name}: {many}; attempt {step.last_failure.attempt}: {step.last_failure.message}"
+    return f"{step.name}: attempt {step.last_failure.attempt} failed: {step.last_failure.message}"
+
+
+def _listed(sentences: Sequence[str]) -> str:
+    more = len(sentences) - LISTED
+    return "; ".join(sentences[:LISTED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _condition(
+    status: CompressionRunStatus, situation: Situation, now: datetime, kind: str, holds: bool, reason: str, message: str
+) -> Condition:
+    """metav1.Condition; its time of transition changes only when its status does."""
+    verdict = str(holds)
+    before = next((condition for condition in status.conditions if condition.type == kind), None)
+    same = before is not None and before.status == verdict
+    return Condition(
+        type=kind,
+        status=verdict,
+        observed_generation=situation.generation,
+        last_transition_time=before.last_transition_time if before and same else now,
+        reason=reason,
+        message=message,
+    )

@@ -1,0 +1,293 @@
+"""The loop: a queue of keys -> observe -> reconcile -> apply -> one status write. The same locally and on a cluster."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import CompressionRunStatus
+
+from .jobs import Backend, CreateJob, Decision, DeleteJob, Job, Notice, ObservedJob
+from .workqueue import QueueClosed, WorkQueue
+
+logger = logging.getLogger(__name__)
+
+Reconcile = Callable[[CompressionRun, Sequence[ObservedJob], datetime, Mapping[str, Exception]], Decision]
+"""Run, observed jobs, now, and by name the jobs that could not be made: the decision takes them for not there."""
+
+WORKERS = 8
+"""Runs that are looked at at once; of one namespace half as many (see workqueue)."""
+
+CONFLICTS = 2
+"""Conflicts in a row after which a key is looked at again at once; from the next one on, after pauses."""
+
+
+class Conflict(Exception):
+    """The run, or what was observed of it, changed since it was read; look again."""
+
+
+class Runs(Protocol):
+    """Where runs are kept. A key is `namespace/name`."""
+
+    async def keys(self) -> list[str]:
+        """Every run there is."""
+        ...
+
+    async def get(self, key: str) -> CompressionRun | None:
+        """The run as it is now, or None where it is gone."""
+        ...
+
+    async def write_status(self, run: CompressionRun, status: CompressionRunStatus) -> CompressionRun:
+        """Store `status` on the run; raises Conflict where its resourceVersion is no longer `run`'s."""
+        ...
+
+
+class Listener(Protocol):
+    """Who wants to know what the controller does. Called between awaits: it must return at once."""
+
+    def passed(self, run: CompressionRun, decision: Decision) -> None:
+        """A pass over `run` went through; its status is what is stored now."""
+        ...
+
+    def noticed(self, run: CompressionRun, notice: Notice) -> None:
+        """Something worth telling about `run`."""
+        ...
+
+    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
+        """A pass met with trouble, for the `consecutive`-th time in a row; it is tried again after a pause. `told`: the
+        pass went through nevertheless, and whoever decides knows of it: the status says what came of it, or will.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Pause after the n-th error in a row of one key: initial * 2^(n-1), at most `limit` seconds."""
+
+    initial: float = 0.2
+    limit: float = 15.0
+
+    def seconds(self, consecutive: int) -> float:
+        # The exponent is bounded: 2.0 ** 2000 would overflow.
+        return min(self.limit, self.initial * 2.0 ** min(consecutive - 1, 30))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What came of a pass."""
+
+    again: float | None = None  # seconds after which to look again, if nothing happens before
+    trouble: Exception | None = None
+    told: bool = False  # whether it went through, and the trouble is the decisions' to tell
+
+
+class Controller:
+    """Keeps runs reconciled. `enqueue` says that a run may have changed; a lost call costs one resync period."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        backend: Backend,
+        listener: Listener,
+        *,
+        reconcile: Reconcile,
+        now: Callable[[], datetime],
+        workers: int = WORKERS,
+        resync_seconds: float = 60.0,
+        backoff: Backoff | None = None,
+        timed: Callable[[float], None] | None = None,
+        patience: Callable[[Exception], float] = lambda _: 0.0,
+        passing: Callable[[Exception], bool] = lambda _: False,
+        undeleted: Callable[[str, Mapping[str, Exception]], None] = lambda key, errors: None,
+        whole: Callable[[str], None] = lambda key: None,
+    ) -> None:
+        """`timed` is told the seconds that each pass took; `patience` says how many an error asks to wait at least, and
+        `passing` whether the next job would fare no better than the one that could not be made. `undeleted` is told,
+        after each pass over a key that went through, the jobs that could not be deleted, by name, and why; `whole`
+        of each pass that met with no trouble.
+        """
+        self._runs = runs
+        self._backend = backend
+        self._listener = listener
+        self._reconcile = reconcile
+        self._now = now
+        self._workers = workers
+        self._resync_seconds = resync_seconds
+        self._backoff = backoff or Backoff()
+        self._queue = WorkQueue(workers)
+        self._errors: dict[str, int] = {}
+        self._conflicts: dict[str, int] = {}
+        self._timed = timed
+        self._patience = patience
+        self._passing = passing
+        self._undeleted = undeleted
+        self._whole = whole
+
+    @property
+    def queue_depth(self) -> int:
+        """Runs that wait for a worker."""
+        return len(self._queue)
+
+    def enqueue(self, key: str) -> None:
+        """Look at this run again."""
+        self._queue.add(key)
+
+    async def run(self) -> None:
+        """Work until `stop`; workers finish the pass they are in."""
+        resync = asyncio.create_task(self._resync(), name="resync")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(self._workers):
+                    group.create_task(self._work(), name=f"worker-{number}")
+        finally:
+            resync.cancel()
+            await asyncio.gather(resync, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Start no more passes; `run` returns when those under way have ended."""
+        self._queue.close()
+
+    async def _resync(self) -> None:
+        while True:
+            try:
+                for key in await self._runs.keys():
+                    self._queue.add(key, routine=True)
+            except Exception as error:
+                logger.warning("cannot list the runs, trying again in %g s: %s", self._resync_seconds, error)
+            await asyncio.sleep(self._resync_seconds)
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                key = await self._queue.get()
+            except QueueClosed:
+                return
+            began = time.perf_counter()
+            try:
+                await self._pass(key)
+            finally:
+                self._queue.done(key)
+                if self._timed is not None:
+                    self._timed(time.perf_counter() - began)
+            # A pass that finds nothing to do waits for nothing: a queue of such must not hold up what the watches tell.
+            await asyncio.sleep(0)
+
+    async def _pass(self, key: str) -> None:
+        try:
+            look = await self._look(key)
+        except Conflict as conflict:
+            self._again(key, conflict)
+            return
+        except Exception as error:
+            # A worker must outlive any one run's trouble.
+            look = _Look(trouble=error)
+        self._conflicts.pop(key, None)
+        if look.again is not None:
+            self._queue.add_after(key, look.again)
+        if look.trouble is None:
+            self._errors.pop(key, None)
+            self._whole(key)
+            return
+        count = self._errors[key] = self._errors.get(key, 0) + 1
+        self._queue.add_after(key, max(self._backoff.seconds(count), self._patience(look.trouble)))
+        self._listener.failed(key, look.trouble, count, told=look.told)
+
+    def _again(self, key: str, conflict: Conflict) -> None:
+        """Nothing is wrong: somebody else wrote first. What was done is found again by observing; at once, unless it
+        goes on like this.
+        """
+        count = self._conflicts[key] = self._conflicts.get(key, 0) + 1
+        if count <= CONFLICTS:
+            self._queue.add(key)
+            return
+        seconds = self._backoff.seconds(count - CONFLICTS)
+        logger.warning("%d conflicts in a row, looking again in %g s: %s", count, seconds, conflict, extra={"run": key})
+        self._queue.add_after(key, seconds)
+
+    async def _look(self, key: str) -> _Look:
+        """One pass over one run. What cannot be made or deleted holds up nothing else."""
+        run = await self._runs.get(key)
+        if run is None:
+            self._undeleted(key, {})
+            return _Look()  # its jobs go with it, by owner reference
+        observed = await self._backend.observe(run)
+        # A status must not tell of a job that could not be made, and a job must not go before the status tells what
+        # became of it. A crash in between is harmless: the next pass observes the jobs and decides the same.
+        decision, unmade = await self._made(run, observed)
+        if _tells_more(decision.status, run.status):
+            run = await self._runs.write_status(run, decision.status)
+        for notice in decision.notices:
+            self._listener.noticed(run, notice)
+        undeleted: dict[str, Exception] = {}
+        for action in decision.actions:
+            if isinstance(action, DeleteJob):
+                try:
+                    if await self._backend.delete(run, action.name):
+                        self._listener.noticed(run, _deleted(action))
+                except Exception as error:
+                    undeleted[action.name] = error
+        self._undeleted(key, undeleted)
+        self._listener.passed(run, decision)
+        troubles = list((undeleted or unmade).values())
+        # Whoever asks for the longest pause means all requests.
+        trouble = max(troubles, key=self._patience, default=None)
+        return _Look(decision.look_again_seconds, trouble, told=True)
+
+    async def _made(
+        self, run: CompressionRun, observed: Sequence[ObservedJob]
+    ) -> tuple[Decision, Mapping[str, Exception]]:
+        """Make the jobs that are wanted. Returns what is decided given those that cannot be made, and these by name;
+        their places may go to others. Raises Conflict.
+        """
+        now, made = self._now(), set[str]()
+        unmade: dict[str, Exception] = {}
+        hopeless: Exception | None = None
+        decision = self._reconcile(run, observed, now, unmade)
+        while wanted := [job for job in _wanted(decision) if job.name not in made and job.name not in unmade]:
+            refused = len(unmade)
+            for job in wanted:
+                error = hopeless or await self._make(run, job)
+                if error is None:
+                    made.add(job.name)
+                    continue
+                unmade[job.name] = error
+                hopeless = error if self._passing(error) else None
+            if len(unmade) > refused:
+                decision = self._reconcile(run, observed, now, unmade)
+        return decision, unmade
+
+    async def _make(self, run: CompressionRun, job: Job) -> Exception | None:
+        try:
+            await self._backend.create(run, job)
+        except Conflict:
+            raise
+        except Exception as error:
+            return error
+        return None
+
+
+def _tells_more(status: CompressionRunStatus, stored: CompressionRunStatus) -> bool:
+    """Whether a status is worth a write: not where it differs in no more than that a job which was asked for has been
+    seen since, as the next look finds again. That would be a third of all writes.
+    """
+    if status == stored:
+        return False
+    asked = {step.name: step.unseen_since for step in stored.steps}
+    steps = [
+        step.model_copy(update={"unseen_since": asked.get(step.name)}) if step.unseen_since is None else step
+        for step in status.steps
+    ]
+    return status.model_copy(update={"steps": steps}) != stored
+
+
+def _deleted(action: DeleteJob) -> Notice:
+    message = f"{action.step}: job {action.name} is deleted: {action.reason}"
+    return Notice("Normal", "JobDeleted", message, action.step, action.name)
+
+
+def _wanted(decision: Decision) -> list[Job]:
+    return [action.job for action in decision.actions if isinstance(action, CreateJob)]

@@ -1,0 +1,68 @@
+"""What is worth telling about a pass: the difference between two statuses in words, so that nothing is told twice."""
+
+from collections.abc import Iterator
+
+from compression_operator.api.status import CompressionRunStatus, RunPhase, Step, StepState
+
+from .jobs import Notice
+
+
+def notices(before: CompressionRunStatus, after: CompressionRunStatus) -> tuple[Notice, ...]:
+    """What happened between two statuses of a run."""
+    return (*_about_steps(before, after), *_about_the_run(before, after))
+
+
+def _about_steps(before: CompressionRunStatus, after: CompressionRunStatus) -> Iterator[Notice]:
+    for step in after.steps:
+        yield from _about_step(before.step(step.name) or Step(name=step.name, phase=step.phase), step)
+
+
+def _about_step(before: Step, step: Step) -> Iterator[Notice]:
+    if step.lost_attempt > before.lost_attempt:
+        message = f"{step.name} runs again: {before.artifact}, which it made, is gone from the store, or not whole"
+        yield Notice("Warning", "ArtifactMissing", message, step.name)
+    elif before.state is StepState.SUCCEEDED and step.state is not StepState.SUCCEEDED:
+        message = f"{step.name} runs again: its configuration or its inputs changed"
+        yield Notice("Normal", "StepOutdated", message, step.name)
+    failure = step.last_failure
+    if failure is not None and failure != before.last_failure and step.state is not StepState.FAILED:
+        interrupted = failure.exit_class == "Interrupted"
+        kind = "Normal" if interrupted and not step.in_vain else "Warning"
+        when = f"; again at {step.retry_time:%H:%M:%S} UTC" if step.retry_time else ""
+        reason = "StepInterrupted" if interrupted else "StepRetrying"
+        message = f"{step.name}, attempt {failure.attempt}: {failure.message}{when}"
+        yield Notice(kind, reason, message, step.name, failure.job_name)
+    if step.state.active and (step.attempt > before.attempt or not before.state.active):
+        message = f"{step.name}, attempt {step.attempt}: job {step.job_name}"
+        yield Notice("Normal", "JobCreated", message, step.name, step.job_name)
+    if step.waiting_reason and step.waiting_reason != before.waiting_reason:
+        which = f", attempt {step.attempt}" if step.state.active else ""
+        message = f"{step.name}{which}: {step.message}"
+        yield Notice("Warning", step.waiting_reason, message, step.name, step.job_name)
+    if step.state is before.state:
+        return
+    match step.state:
+        case StepState.SUCCEEDED:
+            message = f"{step.name} is done{' (cached)' if step.cached else ''}"
+            yield Notice("Normal", "StepSucceeded", message, step.name, step.job_name)
+        case StepState.FAILED:
+            yield Notice("Warning", "StepFailed", f"{step.name} failed: {step.message}", step.name, step.job_name)
+        case _:
+            pass
+
+
+def _about_the_run(before: CompressionRunStatus, after: CompressionRunStatus) -> Iterator[Notice]:
+    if after.phase is before.phase:
+        return
+    message = next((condition.message for condition in after.conditions if condition.type == "Ready"), "")
+    match after.phase:
+        case RunPhase.SUCCEEDED:
+            yield Notice("Normal", "RunSucceeded", message)
+        case RunPhase.FAILED:
+            yield Notice("Warning", "RunFailed", message)
+        case RunPhase.SUSPENDED:
+            yield Notice("Normal", "RunSuspended", message)
+        case _ if before.phase is RunPhase.SUSPENDED:
+            yield Notice("Normal", "RunResumed", message)
+        case _:
+            pass

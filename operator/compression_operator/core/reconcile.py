@@ -1,0 +1,306 @@
+"""What to do next for one run: (run, observed jobs, now) -> actions and status. Pure: no I/O, no clock, no randomness.
+
+Nothing is remembered outside the status, and nothing in the status is needed for safety: jobs have deterministic names,
+so that an action done twice is done once, and a job that isn't recorded is found in the listing.
+
+A student that cannot be made of its teacher stops the run, as soon as prepare has looked at the teacher: nothing new
+starts until an edit heals it, so no GPU is asked for in vain; jobs that run already go on to their end.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from types import MappingProxyType
+
+from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
+from compression_operator.api.status import CompressionRunStatus, Step, StepState
+from compression_pipeline.config import Phase, PrepareResult, sequence_fault, student_faults, text_fault
+
+from .conditions import KINDS, Situation, is_finished, run_phase, summarized
+from .events_diff import notices
+from .jobs import Decision, DeleteJob, JobState, ObservedJob, Wait
+from .plan import Plan, PlannedStep, plan_of, step_name
+from .results import figures_that_stand, record
+from .retention import Retention, expiries
+from .schedule import Limits, Schedule, release_time, stops
+from .steps import LISTING_LAG, deadlines, follow, forgiven, give_back, lost, planned_step, seconds
+from .troubles import REASONS as TROUBLES
+
+BLOCKED_SECONDS = 10.0
+"""When to look again while a step waits for a job to be gone, should nobody tell that it is."""
+
+ORPHAN = "orphan"
+"""Finalizer of an object whose dependants are to outlive it (metav1.FinalizerOrphanDependents)."""
+
+NONE: Mapping[str, object] = MappingProxyType({})
+
+
+def reconcile(
+    run: CompressionRun, observed: Sequence[ObservedJob], now: datetime, unmade: Mapping[str, object] = NONE
+) -> Decision:
+    """What to do for `run`, given every job that was observed for it, and by name those that cannot be made, with the
+    reason. Calling it again with the status it returns, and all else the same, gives that status.
+
+    A finished run is looked at again only when it is edited (metadata.generation) or a new retry is asked for. One that
+    is being deleted makes and tells nothing more, and what lives of it is stopped.
+    """
+    jobs = _merged(observed)
+    ours = {name: job for name, job in jobs.items() if job.ours}
+    if run.metadata.deletion_timestamp is not None:
+        return Decision(run.status, tuple(_left_behind(run, ours)))
+    look = _Pass(run, ours, foreign=frozenset(jobs) - frozenset(ours), unmade=unmade, now=now)
+    return look.rest() if _settled(run) else look.decide()
+
+
+def _settled(run: CompressionRun) -> bool:
+    status = run.status
+    edited = status.observed_generation != run.metadata.generation
+    return is_finished(status.steps) and not edited and not _retry_asked(run)
+
+
+def _retry_asked(run: CompressionRun) -> bool:
+    """Whether there is a token that was not acted on. An empty one, which the status could not tell from none, asks
+    for nothing.
+    """
+    token = run.metadata.annotations.get(RETRY_ANNOTATION)
+    return bool(token) and token != run.status.handled_retry
+
+
+def _left_behind(run: CompressionRun, jobs: Mapping[str, ObservedJob]) -> Iterator[DeleteJob]:
+    """The live jobs of a run that somebody's finalizer keeps: Kubernetes deletes them only once the run is gone.
+
+    Whoever deletes it with --cascade=orphan wants them to go on, and until they are given up that finalizer stands.
+    """
+    if ORPHAN in (run.metadata.finalizers or ()):
+        return
+    for job in jobs.values():
+        if job.live and not job.deleting:
+            yield DeleteJob(job.name, job.step, "its run is being deleted")
+
+
+class _Pass:
+    """One look at a run: the steps are brought up to date in order, then jobs are started and stopped."""
+
+    def __init__(
+        self,
+        run: CompressionRun,
+        jobs: Mapping[str, ObservedJob],
+        *,
+        foreign: frozenset[str],
+        unmade: Mapping[str, object],
+        now: datetime,
+    ) -> None:
+        self._run = run
+        self._jobs = jobs
+        self._foreign = foreign
+        self._unmade = unmade
+        self._exact_now = now
+        self._now = seconds(now)
+        self._edited = run.status.observed_generation != run.metadata.generation
+        self._forgive = self._edited or _retry_asked(run)
+        self._status = run.status
+        self._steps: dict[str, Step] = {}
+        self._missing: set[str] = set()  # artifacts that jobs did not find
+        self._missed: set[str] = set()  # steps that ask once more for a job that is not in the listing
+
+    def decide(self) -> Decision:
+        """The decision."""
+        spec = self._run.spec
+        token = self._run.metadata.annotations.get(RETRY_ANNOTATION)
+        self._change(handled_retry=token or self._run.status.handled_retry)
+        steps = self._updated()
+        faults = self._student_faults()
+        unfit = self._text_fault()
+        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, unfit, self._foreign, self._unmade, self._missed)
+        schedule = Schedule(self._run.metadata.name, steps, self._jobs, self._steps, limits)
+        schedule.decide(self._now)
+        self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
+        self._status = figures_that_stand(self._status, [student.name for student in spec.students])
+        live = sum(job.live for job in self._jobs.values())
+        situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
+        self._status = summarized(self._status, situation, self._now)
+        expired, waits = self._retention()
+        waits += [BLOCKED_SECONDS] if schedule.blocked else []
+        waits += [self._seconds_until(time) for time in self._times(steps)]
+        return Decision(
+            status=self._status,
+            actions=(*schedule.actions, *expired),
+            notices=notices(self._run.status, self._status),
+            look_again_seconds=min(waits, default=None),
+            blocked=tuple(schedule.blocked),
+        )
+
+    def rest(self) -> Decision:
+        """The decision for a finished run: its jobs go when their time is over, its status stays."""
+        expired, waits = self._retention()
+        steps = {step.name: step for step in self._status.steps}
+        actions = (*stops(steps, self._jobs, self._now), *expired)
+        return Decision(self._status_told(), actions, look_again_seconds=min(waits, default=None))
+
+    def _status_told(self) -> CompressionRunStatus:
+        """The status of a finished run, its phase and conditions written anew where somebody has changed or removed
+        one, or where they tell of trouble that is over by now.
+        """
+        conditions = self._status.conditions
+        whole = {condition.type for condition in conditions}.issuperset(KINDS)
+        if self._status.phase is not run_phase(self._status.steps, suspended=False):
+            whole = False
+        if whole and not any(condition.reason in TROUBLES for condition in conditions):
+            return self._status
+        faults = list(self._student_faults().values())
+        return summarized(self._status, Situation(self._run.metadata.generation, False, 0, faults), self._now)
+
+    def _change(self, **changes: object) -> None:
+        self._status = self._status.model_copy(update=changes)
+
+    # -- what happened ------------------------------------------------------------------------------------------------
+
+    def _updated(self) -> Plan:
+        """Bring every step up to date; prepare first, because the rest of the plan rests on what it finds."""
+        first = self._planned()
+        prepare = first.steps[0]
+        before = self._run.status.step(prepare.name)
+        # While it runs again, for its artifact is gone, what it found stands.
+        done = before and (before.state is StepState.SUCCEEDED or before.lost_attempt > 0)
+        if not (before and done and before.fingerprint == prepare.fingerprint):
+            self._change(resolved=None)
+        self._update(prepare)
+        steps = self._planned()
+        makable = frozenset(planned.artifact for planned in steps.steps if planned.artifact)
+        for planned in steps.steps[1:]:
+            self._update(planned, makable)
+        for planned in steps.steps:
+            step = self._steps[planned.name]
+            if planned.artifact in self._missing and step.state is StepState.SUCCEEDED:
+                self._steps[step.name] = lost(step, planned.artifact)
+        return steps
+
+    def _planned(self) -> Plan:
+        # Within one generation what was planned stands, whatever version of the operator planned it.
+        before = self._run.status
+        same = not self._edited
+        kept = {step.name: step.fingerprint for step in before.steps if same and step.fingerprint is not None}
+        if before.resolved is None:
+            kept = {name: mark for name, mark in kept.items() if name == step_name(Phase.PREPARE)}
+        return plan_of(self._run, resolved=self._status.resolved, kept=kept)
+
+    def _update(self, planned: PlannedStep, makable: frozenset[str] = frozenset()) -> None:
+        step = planned_step(self._run.status.step(planned.name), planned)
+        if planned.phase is Phase.PREPARE and self._status.resolved is None and step.state is StepState.SUCCEEDED:
+            step = step.model_copy(update={"state": StepState.PENDING})  # what it found was lost
+        step = forgiven(step) if self._forgive else step
+        jobs = [job for job in self._jobs.values() if job.step == planned.name]
+        halt = self._run.spec.suspend
+        followed = follow(step, jobs, planned.settings, self._now, halt=halt, makable=makable)
+        step = followed.step
+        self._missing |= followed.missing
+        if followed.ask_again:
+            self._missed.add(step.name)
+        if followed.result is not None:
+            found = followed.result
+            made = f"{planned.phase}-{found.key}" if isinstance(found, PrepareResult) else planned.artifact
+            step = step.model_copy(update={"artifact": made})
+            self._status = record(self._status, step, followed.result)
+        if step.state is not StepState.PENDING:
+            step = step.model_copy(update={"waiting_reason": self._why_stuck(step)})
+        self._steps[planned.name] = step
+
+    def _why_stuck(self, step: Step) -> str | None:
+        """What keeps the step's job from running, once that is more than everyday life."""
+        wait = self._wait(step)
+        counts = wait is not None and wait.counts_from is not None and wait.counts_from <= self._now
+        return wait.reason.value if wait is not None and counts else None
+
+    def _wait(self, step: Step) -> Wait | None:
+        job = self._jobs.get(step.job_name or "")
+        return job.waiting if job is not None and step.state.active else None
+
+    def _student_faults(self) -> dict[str, str]:
+        teacher = self._status.teacher
+        if teacher is None or self._status.resolved is None:
+            return {}
+        found: dict[str, str] = {}
+        for index, student in enumerate(self._run.spec.students):
+            sentences = [
+                f"spec.students[{index}].prune.{field}: {sentence}"
+                for field, sentence in student_faults(teacher, student.prune)
+            ]
+            if sentences:
+                found[student.name] = "; ".join(sentences)
+        return found
+
+    def _text_fault(self) -> str | None:
+        """What prepare says where it is told of such a sequenceLength, for it was told of another one; and whether a
+        training could make no batch of the text.
+        """
+        teacher, resolved, dataset = self._status.teacher, self._status.resolved, self._run.spec.dataset
+        if teacher is None or resolved is None:
+            return None
+        fault = sequence_fault(teacher, dataset.sequence_length)
+        tokens, held_out = resolved.train_tokens, resolved.validation_tokens
+        if fault is None and tokens is not None and held_out is not None:
+            trainings = self._run.spec.trainings()
+            fault = text_fault(dataset, train_tokens=tokens, validation_tokens=held_out, trainings=trainings)
+        return f"spec.{fault}" if fault else None
+
+    # -- when to look again -------------------------------------------------------------------------------------------
+
+    def _seconds_until(self, time: datetime) -> float:
+        return max(0.0, (time - self._exact_now).total_seconds())
+
+    def _retention(self) -> tuple[list[DeleteJob], list[float]]:
+        """Ended jobs whose time is over, and in how many seconds that of each other one will be, or of one that is done
+        and still lives.
+        """
+        spec = self._run.spec
+        keep = Retention(spec.job_history_limit, timedelta(seconds=spec.ttl_seconds_after_finished))
+        steps = {step.name: step for step in self._status.steps}
+        found = list(expiries(steps, self._jobs, keep, self._exact_now))
+        over = [DeleteJob(expiry.job, expiry.step, expiry.why) for expiry in found if expiry.when <= self._exact_now]
+        times = [expiry.when for expiry in found]
+        times += [time for job in self._jobs.values() if (time := release_time(steps.get(job.step), job))]
+        return over, [self._seconds_until(time) for time in times if time > self._exact_now]
+
+    def _times(self, steps: Plan) -> Iterator[datetime]:
+        """When a pause, a deadline or a lag may be over; whatever else happens is told by an event."""
+        settings = {planned.name: planned.settings for planned in steps.steps}
+        for step in self._status.steps:
+            if step.state is StepState.PENDING and step.retry_time is not None and step.retry_time > self._now:
+                yield step.retry_time
+            if step.unseen_since is not None and step.job_name not in self._jobs:
+                # The next second tells a job that somebody has deleted already from one that was asked for just now.
+                again = timedelta(seconds=1) if step.state.active and not step.interruptions else LISTING_LAG
+                yield step.unseen_since + again
+            job = self._jobs.get(step.job_name or "")
+            if job is not None and step.state.active and (gives_back := give_back(job, settings[step.name])):
+                yield gives_back
+            if job is not None and step.state is StepState.RUNNING:
+                yield from (when for when, _ in deadlines(job, settings[step.name]))
+            wait = self._wait(step)
+            if wait is not None:
+                yield from (time for time in (wait.told_from, wait.counts_from) if time and time > self._now)
+
+
+def _merged(observed: Iterable[ObservedJob]) -> dict[str, ObservedJob]:
+    """The jobs by name. Where a name was listed twice, at different times, the later state counts, and the worst of
+    everything that calls for care.
+    """
+    found: dict[str, ObservedJob] = {}
+    for job in observed:
+        other = found.get(job.name)
+        if other is None:
+            found[job.name] = job
+            continue
+        later = max(other, job, key=_lateness)
+        found[job.name] = replace(
+            later,
+            alive=job.alive or other.alive,
+            ours=job.ours and other.ours,
+            deleting=job.deleting or other.deleting,
+        )
+    return found
+
+
+def _lateness(job: ObservedJob) -> tuple[bool, bool, float]:
+    created = job.created.timestamp() if job.created else 0.0
+    return job.ended_as is not None, job.state is not JobState.PENDING, created

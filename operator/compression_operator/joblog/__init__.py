@@ -1,0 +1,1 @@
+"""What a job's log and termination message say."""

@@ -1,0 +1,85 @@
+"""What the operator does without, for want of a permission, while the runs go on: told on those that are under way.
+
+What holds a run up altogether is told by troubles.py; here are the requests whose failure is none of the run's.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.core.conditions import FINISHED
+from compression_operator.core.jobs import Decision, Notice
+from compression_operator.core.steps import cut, seconds
+from compression_operator.core.troubles import FORBIDDEN, refusal
+
+from .client import ApiError
+
+logger = logging.getLogger(__name__)
+
+
+class Denials:
+    """What is denied in each namespace, for as long as the API server does."""
+
+    def __init__(self, changed: Callable[[str], None]) -> None:
+        """`changed` is told the namespace for which `about` has another answer now."""
+        self._changed = changed
+        self._denied: dict[tuple[str, str], str] = {}  # by namespace and loss: the sentence
+
+    @contextmanager
+    def without(
+        self, namespace: str, loss: str, denies: Callable[[ApiError], bool] = lambda error: error.denied
+    ) -> Generator[None]:
+        """Around one request: `loss` says what runs do without where it is denied; `denies` tells by an error whether
+        it is. Raises what the request raises.
+        """
+        key = (namespace, loss)
+        try:
+            yield
+        except ApiError as error:
+            if denies(error) and key not in self._denied:
+                why = refusal(error.code, str(error), error.resource, namespace).message
+                self._denied[key] = cut(f"{loss}: {why}")
+                logger.warning("in namespace %s %s", namespace, self._denied[key])
+                self._changed(namespace)
+            elif not error.denied and not error.passing:
+                self._over(key)
+            raise
+        self._over(key)
+
+    def _over(self, key: tuple[str, str]) -> None:
+        if self._denied.pop(key, None) is not None:
+            self._changed(key[0])
+
+    def about(self, namespace: str) -> list[str]:
+        """A sentence for each thing that the namespace's runs do without."""
+        return [sentence for (where, _), sentence in self._denied.items() if where == namespace]
+
+
+def limited(run: CompressionRun, decision: Decision, denied: Sequence[str], now: datetime) -> Decision:
+    """The decision with what is denied in its condition Degraded while the run is under way; told once. Pure."""
+    status = decision.status
+    if not denied or status.phase in FINISHED:
+        return decision
+    before = next((condition for condition in run.status.conditions if condition.type == "Degraded"), None)
+    since = before.last_transition_time if before is not None and before.status == "True" else seconds(now)
+    conditions = [
+        condition.model_copy(
+            update={
+                "status": "True",
+                "last_transition_time": since,
+                "reason": condition.reason if condition.status == "True" else FORBIDDEN,
+                "message": "; ".join([*filter(None, [condition.message]), *denied]),
+            }
+        )
+        if condition.type == "Degraded"
+        else condition
+        for condition in status.conditions
+    ]
+    told = before.message if before is not None else ""
+    notices = [Notice("Warning", FORBIDDEN, sentence) for sentence in denied if sentence not in told]
+    return replace(
+        decision, status=status.model_copy(update={"conditions": conditions}), notices=(*decision.notices, *notices)
+    )

@@ -1,0 +1,150 @@
+"""Local runs: one work directory per run, its resource in `run.yaml`."""
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+from compression_operator.api.run import (
+    CPU,
+    DEVICES_ANNOTATION,
+    GPU,
+    RETRY_ANNOTATION,
+    SOURCES_ANNOTATION,
+    CompressionRun,
+    ObjectMeta,
+)
+from compression_operator.api.status import CompressionRunStatus, RunPhase
+from compression_operator.core.controller import Conflict
+from compression_pipeline.config import Phase
+
+from .workdir import Workdir, WorkdirError, unwritable
+
+
+def key_of(run: CompressionRun) -> str:
+    """The controller's key of a run."""
+    return f"{run.metadata.namespace}/{run.metadata.name}"
+
+
+class LocalRuns:
+    """The one run of a work directory, as the controller wants it. Use it while holding the directory's lock."""
+
+    def __init__(self, workdir: Workdir, run: CompressionRun) -> None:
+        self._workdir = workdir
+        self._run = run
+        self.suspended = False  # set when the command is told to stop: everything ends at a checkpoint
+
+    @property
+    def run(self) -> CompressionRun:
+        """The run as it is stored."""
+        return self._run
+
+    async def keys(self) -> list[str]:
+        """The one key."""
+        return [key_of(self._run)]
+
+    async def get(self, key: str) -> CompressionRun | None:
+        """The run; asked to stop where the command was."""
+        if key != key_of(self._run):
+            return None
+        if not self.suspended:
+            return self._run
+        return self._run.model_copy(update={"spec": self._run.spec.model_copy(update={"suspend": True})})
+
+    async def write_status(self, run: CompressionRun, status: CompressionRunStatus) -> CompressionRun:
+        """Store the status. Raises Conflict where the run was written since it was read, OSError where it can't be."""
+        if run.metadata.resource_version != self._run.metadata.resource_version:
+            raise Conflict(key_of(run))
+        stored = _written(self._run, status=status)
+        self._workdir.write(stored)
+        self._run = stored
+        return stored
+
+
+def submit(
+    workdir: Workdir, manifest: CompressionRun, *, sources: str, gpus: bool, now: datetime, uid: str, retry: str
+) -> CompressionRun:
+    """Apply a manifest to the directory, as `kubectl apply` would; returns the run as stored.
+
+    `sources` is the digest of the local files that it names, `gpus` whether this machine has any. A changed spec,
+    changed files or another kind of machine raise the generation. What failed before is tried again (`retry` becomes
+    the retry annotation's value). Nothing is written where nothing changed. Raises WorkdirError where the directory
+    belongs to another run, or cannot be written.
+    """
+    found = {SOURCES_ANNOTATION: sources, DEVICES_ANNOTATION: GPU if gpus else CPU}
+    annotations = {**manifest.metadata.annotations, **found}
+    stored = workdir.read()
+    if stored is None:
+        metadata = manifest.metadata.model_copy(
+            update={
+                "uid": uid,
+                "generation": 1,
+                "resource_version": "1",
+                "creation_timestamp": now,
+                "annotations": annotations,
+            }
+        )
+        run = CompressionRun(metadata=metadata, spec=manifest.spec)
+    else:
+        run = _applied(workdir, stored, manifest, annotations, retry)
+    if run != stored:
+        try:
+            if stored is None:
+                # Jobs of a run that is known no more: their names may come again.
+                workdir.forget_jobs(lambda record: True)
+            workdir.write(run)
+        except OSError as error:
+            raise WorkdirError(unwritable(error, workdir.root)) from error
+    return run
+
+
+def forget(workdir: Workdir, run: CompressionRun, steps: Collection[str]) -> CompressionRun:
+    """Let these finished steps run again, since what they made is gone; returns the run as stored.
+
+    Their jobs are forgotten too (their logs stay), and the generation rises, as a finished run is planned again only
+    then. Raises WorkdirError where nothing can be written.
+    """
+    if not steps:
+        return run
+    changes: dict[str, Any] = {"steps": [step for step in run.status.steps if step.name not in steps]}
+    if Phase.PREPARE in steps:
+        changes["resolved"] = None
+    metadata = run.metadata.model_copy(update={"generation": run.metadata.generation + 1})
+    forgotten = _written(run, metadata=metadata, status=run.status.model_copy(update=changes))
+    try:
+        workdir.forget_jobs(lambda record: record.step in steps)
+        workdir.write(forgotten)
+    except OSError as error:
+        raise WorkdirError(unwritable(error, workdir.root)) from error
+    return forgotten
+
+
+def _applied(
+    workdir: Workdir, stored: CompressionRun, manifest: CompressionRun, annotations: Mapping[str, str], retry: str
+) -> CompressionRun:
+    if key_of(stored) != key_of(manifest):
+        raise WorkdirError(
+            f"{workdir.root} belongs to run {stored.metadata.name}, the manifest is of {manifest.metadata.name}; "
+            "use another --workdir"
+        )
+    kept = {k: v for k, v in stored.metadata.annotations.items() if k == RETRY_ANNOTATION}
+    annotations = {**kept, **annotations}
+    found = (SOURCES_ANNOTATION, DEVICES_ANNOTATION)
+    noted = stored.metadata.annotations  # one that an older version did not note has not changed
+    found_changed = any(noted.get(name, annotations[name]) != annotations[name] for name in found)
+    edited = stored.spec != manifest.spec or found_changed
+    if stored.status.phase is RunPhase.FAILED and not edited:
+        annotations[RETRY_ANNOTATION] = retry
+    changes: dict[str, Any] = {"annotations": annotations, "labels": manifest.metadata.labels}
+    if edited:
+        changes["generation"] = stored.metadata.generation + 1
+    metadata = stored.metadata.model_copy(update=changes)
+    if metadata == stored.metadata and not edited:
+        return stored
+    return _written(stored, metadata=metadata, spec=manifest.spec)
+
+
+def _written(run: CompressionRun, **changes: Any) -> CompressionRun:
+    """`run` with changes and the next resourceVersion."""
+    metadata: ObjectMeta = changes.pop("metadata", run.metadata)
+    version = str(int(run.metadata.resource_version or "0") + 1)
+    return run.model_copy(update={"metadata": metadata.model_copy(update={"resource_version": version}), **changes})

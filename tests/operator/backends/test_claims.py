@@ -1,0 +1,123 @@
+"""The warning about claims of one node: only where it matters, and told once."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import kopf
+import pytest
+from api_world import CLAIM, RUN, ApiWorld, Operator, refused, world
+from jobs_world import START, World, manifest
+from tests.support.waiting import until_async
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.backends.pods.pvc_access_modes import REASON, ClaimAdvice, advised, several, warning
+from compression_operator.core.jobs import Decision, Notice
+from compression_operator.core.reconcile import reconcile
+from compression_operator.core.troubles import QUOTA_EXCEEDED
+from compression_operator.kube.client import PYTORCHJOBS, RUNS, Kube
+from compression_operator.kube.denied_permissions import Denials
+
+PHASES = ("prepare", "finetune", "prune", "distill", "export")
+
+
+def run(**spec: Any) -> CompressionRun:
+    return manifest(**spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({}, "maxParallelJobs is 2 and there are 2 students"),
+        ({"maxParallelJobs": 1}, None),
+        ({"maxParallelJobs": 1, "phases": {"distill": {"nodes": 4}}}, "phases.distill.nodes is 4"),
+        ({"students": [{"name": "one", "prune": {"hiddenSize": 64}}]}, None),
+        ({"jobTemplate": {"nodeSelector": {"kubernetes.io/hostname": "a"}}}, None),
+        (
+            {
+                "jobTemplate": {"nodeSelector": {"kubernetes.io/hostname": "a"}},
+                "phases": {"export": {"nodeSelector": {}}},
+            },
+            "maxParallelJobs is 2 and there are 2 students",
+        ),
+        ({"phases": {p: {"nodeSelector": {"kubernetes.io/hostname": "a"}} for p in PHASES}}, None),
+        ({"jobTemplate": {"nodeSelector": {"zone": "a"}}}, "maxParallelJobs is 2 and there are 2 students"),
+    ],
+)
+def test_when_pods_may_want_several_nodes(spec: dict[str, Any], why: str | None) -> None:
+    assert several(run(**spec)) == why
+
+
+def test_which_claims_can_be_mounted_everywhere() -> None:
+    assert warning("c", ["ReadWriteOnce", "ReadWriteMany"], "x") == "" and warning("c", [], "x") == ""
+    assert warning("c", ["ReadWriteOnce"], "x").startswith("claim c is ReadWriteOnce, and pods")
+    assert "ReadWriteOncePod" in warning("c", ["ReadWriteOncePod"], "x")
+
+
+def test_it_is_told_once_a_generation_and_stays_in_the_message() -> None:
+    one = World()
+    first = advised(one.run, reconcile(one.run, [], START), "claim c is small")
+    assert [n.message for n in first.notices if n.reason == REASON] == ["claim c is small"]
+    after = one.run.model_copy(update={"status": first.status})
+    second = advised(after, reconcile(after, [], START), "claim c is small")
+    assert second.status == first.status and not [n for n in second.notices if n.reason == REASON]
+    (progressing,) = [c for c in second.status.conditions if c.type == "Progressing"]
+    assert progressing.message.endswith("note that claim c is small")
+    metadata = after.metadata.model_copy(update={"generation": 2})
+    edited = after.model_copy(update={"metadata": metadata})
+    third = advised(edited, reconcile(edited, [], START), "claim c is small")
+    assert [n for n in third.notices if n.reason == REASON]
+
+
+def test_a_finished_run_is_past_advice() -> None:
+    one = World()
+    one.drive()
+    decision = Decision(one.status)
+    assert advised(one.run, decision, "claim c is small") is decision
+
+
+QUOTA = 'pytorchjobs.kubeflow.org "x" is forbidden: exceeded quota: q, used: count/pytorchjobs=5'
+
+
+def test_it_is_told_once_of_a_run_that_is_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its conditions tell what holds it up, and each pass took that for a warning that was not told yet."""
+    spec = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
+    jobs = PYTORCHJOBS.path("default")
+
+    async def scenario(api: ApiWorld) -> None:
+        async with Operator() as service:
+            await until_async(
+                lambda: api.requests("POST", jobs) >= 4 and {REASON, QUOTA_EXCEEDED} <= {*api.events},
+                "the quota to be met, and a warning of the claim",
+            )
+            assert (api.events.count(REASON), api.events.count(QUOTA_EXCEEDED)) == (1, 1)
+            for change in (api.edit, api.touch, api.touch):
+                asked = api.requests("POST", jobs)
+                service.fed(RUNS, "MODIFIED", change(RUN))
+                await until_async(
+                    lambda asked=asked: api.requests("POST", jobs) > asked and api.events.count(REASON) > 1,
+                    "another try, and a second warning",
+                )
+            assert api.events.count(REASON) == 2, "it may have been edited for the warning's sake"
+
+    with world(tmp_path, spec) as (api, config):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        api.put(CLAIM, {"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}})
+        api.fault = lambda method, path: refused(403, QUOTA) if (method, path) == ("POST", jobs) else None
+        asyncio.run(scenario(api))
+
+
+def test_of_how_many_runs_it_was_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compression_operator.backends.pods.pvc_access_modes.REMEMBERED", 2)
+    kube = Kube(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))
+    claims, runs = ClaimAdvice(kube, Denials(lambda _: None)), [named(f"uid-{n}") for n in range(3)]
+    for one in runs:
+        claims.tell(one, Notice("Normal", "JobCreated", ""))
+        assert not claims.told(one)
+        claims.tell(one, Notice("Warning", REASON, ""))
+    assert [claims.told(one) for one in runs] == [False, True, True]
+
+
+def named(uid: str) -> CompressionRun:
+    one = run()
+    return one.model_copy(update={"metadata": one.metadata.model_copy(update={"uid": uid})})

@@ -1,0 +1,89 @@
+"""Jobs that cannot be deleted: told once, for as long as they are to go, and then no more."""
+
+import asyncio
+import copy
+from pathlib import Path
+
+import pytest
+from api_world import RUN, ApiWorld, Operator, refused, world
+from jobs_world import START, World, manifest
+from looks import at, open_jobs
+from tests.support.waiting import until_async
+
+from compression_operator.cluster.undeleted import Undeleted
+from compression_operator.core.jobs import Decision, DeleteJob
+from compression_operator.core.reconcile import reconcile
+from compression_operator.core.troubles import FORBIDDEN, Trouble, held_up
+from compression_operator.kube.client import PYTORCHJOBS, RUNS, ApiError
+
+KEY = "default/demo"
+WORDS = (
+    'pytorchjobs.kubeflow.org "x" is forbidden: User "a" cannot delete resource "pytorchjobs" in API group '
+    '"kubeflow.org" in the namespace "default"'
+)
+DENIED = ApiError(403, "Forbidden", WORDS)
+GOING = Decision(World().status, tuple(DeleteJob(name, "prepare", "") for name in ("a", "b")))
+
+
+def test_a_job_that_cannot_be_deleted_is_told_once_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pass wrote that all was well, and took it back when the deletion was refused."""
+    storage = {"persistentVolumeClaim": {"claimName": "data"}}
+    with world(tmp_path, manifest(storage=storage).spec.to_json()) as (api, config):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        asyncio.run(stuck(api))
+
+
+async def stuck(api: ApiWorld) -> None:
+    async with Operator() as service:
+        await until_async(
+            lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0], "a job, and the condition Ready"
+        )
+        (job,) = api.names(PYTORCHJOBS)
+        api.fault = lambda method, path: refused(403, WORDS) if method == "DELETE" else None
+        written = api.requests("PUT", RUN)
+        service.fed(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
+        await until_async(
+            lambda: api.requests("DELETE", job) >= 5 and FORBIDDEN in api.events,
+            "five tries to delete it, and an Event",
+        )
+        assert api.requests("PUT", RUN) - written == 2, "that it is suspended, and what keeps its job from going"
+        told = {kind: api.condition(kind) for kind in ("Suspended", "Degraded", "Ready")}
+        assert told == {
+            "Suspended": ("True", "Suspended"),
+            "Degraded": ("True", FORBIDDEN),
+            "Ready": ("False", FORBIDDEN),
+        }
+        assert api.events.count(FORBIDDEN) == 1
+        body = copy.deepcopy(api.objects[job])
+        api.fault = lambda method, path: None
+        service.fed(RUNS, "MODIFIED", api.touch(RUN))  # anything that has it looked at
+        await until_async(lambda: not api.names(PYTORCHJOBS), "the job to go")
+        body["metadata"]["resourceVersion"] = str(api.version)
+        service.fed(PYTORCHJOBS, "DELETED", body)
+        await until_async(lambda: api.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
+
+
+def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> None:
+    world = World()
+    world.drive()
+    refusal = Trouble(FORBIDDEN, WORDS * 20)
+    first = held_up(world.run, reconcile(world.run, world.listing(), world.now), refusal, world.now)
+    said = {c.type: (c.status, c.reason) for c in first.status.conditions}
+    assert (said["Ready"], said["Degraded"]) == (("True", "Succeeded"), ("True", FORBIDDEN))
+    run = world.run.model_copy(update={"status": first.status})
+    world.pass_time(60)
+    again = held_up(run, reconcile(run, world.listing(), world.now), refusal, world.now)
+    assert again.status == first.status and first.notices and not again.notices, "however long the refusal is"
+
+
+def test_only_what_is_still_to_go_is_told() -> None:
+    undeleted = Undeleted()
+    undeleted.note(KEY, {"b": DENIED, "a": ApiError(422, "Invalid", "no")})
+    assert [trouble.reason for trouble in undeleted.about(KEY, GOING)] == ["Refused", FORBIDDEN]
+    assert not undeleted.about("default/other", GOING)
+    world = at(World())
+    assert open_jobs(world) and not undeleted.about(KEY, reconcile(world.run, world.listing(), START))
+    undeleted.note(KEY, {"b": ApiError(0, "Unreachable", "no answer")})
+    assert [trouble.reason for trouble in undeleted.about(KEY, GOING)] == [FORBIDDEN], "no answer is no permission"
+    undeleted.note(KEY, {})
+    assert not undeleted.about(KEY, GOING)

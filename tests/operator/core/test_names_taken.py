@@ -1,0 +1,64 @@
+"""A job's name that another's job has: waited for, told, and passed over."""
+
+from datetime import timedelta
+
+import pytest
+from jobs_world import START, World
+from looks import condition, created, open_jobs, step
+
+from compression_operator.api.status import RunPhase
+from compression_operator.core.jobs import CreateJob, Notice
+from compression_operator.core.names import job_name
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_name_that_is_taken_is_waited_for(world: World) -> None:
+    first = world.look(crash_after=0).actions[0]
+    assert isinstance(first, CreateJob)
+    world.foreign.add(first.job.name)
+    decision = world.look()
+    assert decision.actions == ()
+    assert decision.blocked == ("prepare",)
+    assert step(world, "prepare").message == f"waits for job {first.job.name} to be removed, which is not this run's"
+    world.foreign.clear()
+    assert created(world.look()) == ["prepare"]
+
+
+def test_a_name_that_stays_taken_is_told_and_another_one_is_tried(world: World) -> None:
+    first = world.look(crash_after=0).actions[0]
+    assert isinstance(first, CreateJob)
+    job = first.job
+    world.foreign |= {job_name("demo", job.student, job.phase, job.fingerprint, attempt) for attempt in (1, 2)}
+    told: list[Notice] = []
+    for _ in range(8):
+        decision = world.look()
+        told += decision.notices
+        if decision.actions:
+            break
+        again = decision.look_again_seconds
+        assert again is not None
+        degraded = condition(world, "Degraded").status == "True"
+        world.pass_time(again)
+        assert degraded == (world.now - START > timedelta(seconds=60))
+    assert created(decision) == ["prepare"] and step(world, "prepare").attempt == 3
+    assert condition(world, "Degraded").status == "False"
+    said = [(notice.type, notice.message) for notice in told if notice.reason == "JobNameTaken"]
+    assert said == [("Warning", f"prepare: waits for job {job.name} to be removed, which is not this run's")]
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def test_a_job_that_is_missed_is_asked_for_by_the_name_that_it_was_given(world: World) -> None:
+    """By an operator of another version, perhaps, whose names were others."""
+    world.look()
+    asked = open_jobs(world)[0]
+    world.vanish(asked)
+    steps = [one.model_copy(update={"job_name": "old"} if one.name == "prepare" else {}) for one in world.status.steps]
+    world.run = world.run.model_copy(update={"status": world.status.model_copy(update={"steps": steps})})
+    world.pass_time(1)
+    decision = world.look()
+    assert [action.job.name for action in decision.actions if isinstance(action, CreateJob)] == ["old"]

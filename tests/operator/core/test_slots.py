@@ -1,0 +1,43 @@
+"""Which steps may run beside each other, and what those that may not are said to wait for."""
+
+import pytest
+from jobs_world import World, manifest
+from looks import FINETUNED, PRUNED, at, created, finish, open_jobs, step
+
+from compression_operator.core.jobs import JobState
+
+ON_CPU = {"phases": {"prune": {"gpusPerNode": 0}}}
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_step_without_a_gpu_does_not_wait_for_one_whose_job_waits_for_a_gpu(on_cpu: bool) -> None:
+    phases = {"phases": {"distill": {"gpusPerNode": 0 if on_cpu else 8}}}
+    world = at(World(manifest(maxParallelJobs=2, **phases)), *PRUNED)
+    runs, waits = open_jobs(world)
+    world.update(waits, state=JobState.PENDING, started=None, last_event=None)
+    world.place_half(waits)
+    world.look()
+    world.edit(maxParallelJobs=1)
+    world.succeed(runs)
+    decision = world.look()
+    assert bool(created(decision)) != on_cpu, "export"
+    if not on_cpu:
+        assert created(decision)[0].startswith("export-")
+
+
+def test_old_jobs_that_still_stop_are_what_a_run_waits_for() -> None:
+    world = at(World(), *FINETUNED)
+    one, other = sorted(open_jobs(world))
+    world.edit(dataset={**world.run.spec.dataset.to_json(), "textColumn": "body"})
+    world.look()
+    assert step(world, "prepare").message == f"waits for job {one} to end"
+    world.settle(one)
+    world.settle(other)
+    assert created(world.look()) == ["prepare"]
+
+
+def test_jobs_that_go_on_are_waited_for_as_slots() -> None:
+    world = at(World(manifest(maxParallelJobs=1)), *FINETUNED)
+    assert step(world, "prune-depth").message == "waits for a free slot (maxParallelJobs is 1)"
+    finish(world)
+    assert open_jobs(world)

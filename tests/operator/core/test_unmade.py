@@ -1,0 +1,171 @@
+"""Jobs that cannot be made: their steps wait and say why, and nothing else of the run waits with them."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from jobs_world import START, World
+from looks import FINETUNED, PREPARED, at, created, deleted, open_jobs, states, step, told
+
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import RunPhase
+from compression_operator.core.jobs import Decision
+from compression_operator.core.reconcile import reconcile
+from compression_operator.core.troubles import QUOTA_EXCEEDED, Trouble, held_up
+from compression_pipeline.config import ExitClass, Phase
+
+TROUBLE = Trouble(QUOTA_EXCEEDED, "the quota is used up")
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_its_step_waits_and_what_came_before_is_told(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.succeed(name)
+    decision = world.look(refused=[Phase.PRUNE])
+    assert states(world)["finetune"] == "Succeeded" and told(decision) == ["StepSucceeded"]
+    for student in ("width", "depth"):
+        waits = step(world, f"prune-{student}")
+        assert (waits.state, waits.attempt, waits.job_name) == ("Pending", 0, None)
+        assert waits.message == "waits, for its job cannot be made: the quota is used up"
+    assert world.status.phase is RunPhase.PRUNING
+    assert sorted(created(world.look())) == ["prune-depth", "prune-width"], "and is asked for in every pass"
+
+
+def test_the_first_job_of_all_cannot_be_made(world: World) -> None:
+    world.look(refused=[Phase.PREPARE])
+    assert world.status.phase is RunPhase.PENDING and not world.jobs
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def test_a_job_that_hangs_is_stopped_all_the_same(world: World) -> None:
+    at(world, *FINETUNED)
+    hangs, done = open_jobs(world)
+    world.succeed(done)
+    world.pass_time(2000)
+    decision = world.look(refused=[Phase.DISTILL])
+    assert deleted(decision) == [hangs]
+    assert sorted(s for s in states(world).values() if s != "Pending") == ["Succeeded"] * 3
+
+
+def test_how_an_attempt_ended_is_told_though_the_next_cannot_be_made(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.pass_time(60)
+    world.fail(name, ExitClass.INTERRUPTED)
+    world.look(refused=[Phase.FINETUNE])
+    waits = step(world, "finetune")
+    assert (waits.state, waits.attempt, waits.job_name) == ("Pending", 1, name)
+    assert waits.last_failure and waits.last_failure.job_name == name
+
+
+def test_a_job_that_vanished_and_cannot_be_made_again_is_missed(world: World) -> None:
+    at(world, *PREPARED)
+    world.vanish(open_jobs(world)[0])
+    for _ in range(3):
+        world.look(refused=[Phase.FINETUNE])
+        lost = step(world, "finetune")
+        assert (lost.state, lost.attempt, lost.deletions) == ("Pending", 1, 1)
+        assert lost.message == "waits, for its job cannot be made: the quota is used up"
+        assert lost.last_failure and lost.last_failure.message == "interrupted: the job was deleted by somebody"
+        world.pass_time(40)
+    assert created(world.look()) == ["finetune"], "no pause: it was deleted once"
+
+
+def test_a_job_that_was_deleted_before_it_was_seen_and_cannot_be_made_again_is_missed(world: World) -> None:
+    at(world, *PREPARED)
+    world.succeed(open_jobs(world)[0])
+    world.look()
+    names = open_jobs(world)
+    for name in names:
+        world.vanish(name)
+    world.pass_time(1)
+    world.look(refused=[Phase.PRUNE])
+    lost = step(world, "prune-width")
+    assert (lost.state, lost.message) == (
+        "Starting",
+        "its job is not there and cannot be made: the quota is used up",
+    )
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def test_its_place_is_another_steps(world: World) -> None:
+    world.edit(maxParallelJobs=1)
+    at(world, *FINETUNED)
+    world.succeed(open_jobs(world)[0])
+    decision = world.look(refused=[Phase.DISTILL])
+    assert created(decision) == ["prune-depth"] and states(world)["distill-width"] == "Pending"
+
+
+def conditions(decision: Decision) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in decision.status.conditions}
+
+
+def seen(run: CompressionRun, decision: Decision) -> CompressionRun:
+    return run.model_copy(update={"status": decision.status})
+
+
+def test_a_run_that_nothing_goes_on_in_is_held_up_told_once_and_heals(world: World) -> None:
+    name = created_name(world)
+    refused = {name: TROUBLE.message}
+    first = held_up(world.run, reconcile(world.run, [], START, refused), TROUBLE, START)
+    assert conditions(first) == {
+        "Ready": ("False", QUOTA_EXCEEDED),
+        "Progressing": ("False", QUOTA_EXCEEDED),
+        "Degraded": ("True", QUOTA_EXCEEDED),
+        "Reconciling": ("True", QUOTA_EXCEEDED),
+        "Suspended": ("False", "NotSuspended"),
+        "Stalled": ("False", "Pending"),
+    }
+    assert told(first) == [QUOTA_EXCEEDED]
+    run, later = seen(world.run, first), START + timedelta(seconds=30)
+    again = held_up(run, reconcile(run, [], later, refused), TROUBLE, later)
+    assert again.status == first.status and not again.notices, "nothing to write, nothing to tell"
+    healed = reconcile(run, [], later)
+    assert conditions(healed)["Degraded"] == ("False", "AsExpected") and conditions(healed)["Progressing"][0] == "True"
+
+
+def created_name(world: World) -> str:
+    world.look(crash_after=0)
+    (action,) = reconcile(world.run, [], START).actions
+    return action.job.name  # type: ignore[union-attr] # a creation
+
+
+def test_a_run_in_which_other_jobs_go_on_is_under_way_and_degraded(world: World) -> None:
+    at(world, *FINETUNED)
+    decision = replace(world.look(), notices=())
+    found = held_up(world.run, decision, TROUBLE, world.now)
+    assert conditions(found)["Progressing"] == ("True", "Pruning")
+    assert conditions(found)["Degraded"] == ("True", QUOTA_EXCEEDED)
+    world.fail(open_jobs(world)[0], None)
+    shaky = held_up(world.run, world.look(), TROUBLE, world.now)
+    degraded = next(c for c in shaky.status.conditions if c.type == "Degraded")
+    assert degraded.message.startswith("the quota is used up; prune-") and "attempt 1 failed" in degraded.message
+
+
+def test_a_job_that_was_deleted_and_whose_name_is_taken_gets_another(world: World) -> None:
+    at(world, *PREPARED)
+    name = open_jobs(world)[0]
+    world.vanish(name)
+    world.foreign.add(name)
+    assert created(world.look()) == ["finetune"]
+    assert step(world, "finetune").job_name != name
+
+
+def test_one_that_was_deleted_before_it_was_seen_and_whose_name_is_taken_says_so(world: World) -> None:
+    world.look()
+    name = open_jobs(world)[0]
+    world.vanish(name)
+    world.foreign.add(name)
+    world.pass_time(1)
+    decision = world.look()
+    assert decision.actions == () and decision.blocked == ("prepare",)
+    assert step(world, "prepare").message == f"waits for job {name} to be removed, which is not this run's"
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED, "under another name"

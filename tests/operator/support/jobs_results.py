@@ -1,0 +1,69 @@
+"""What the jobs of the reconciler's tests report: figures that tell whose they are."""
+
+from typing import Any
+
+from compression_operator.core.jobs import Job
+from compression_pipeline.config import Architecture, Family, Phase, PrepareJob, digest
+
+TEACHER = Architecture(
+    family=Family.LLAMA,
+    layers=4,
+    hidden_size=256,
+    ffn_hidden_size=512,
+    attention_heads=8,
+    query_groups=4,
+    head_dim=32,
+    vocabulary_size=1000,
+)
+VALIDATION_TOKENS = 100_000
+
+
+def number(key: str) -> int:
+    """A figure that only the job of this key can have reported."""
+    return int(key[:8], 16) + 1
+
+
+def loss(key: str, which: int = 0) -> float:
+    return number(key) / 2**20 + which
+
+
+def content_key(job: PrepareJob) -> str:
+    """Key of the content that prepare finds: the revision is a name for it, not the content."""
+    return digest([job.teacher.model, job.dataset.source, job.dataset.text_column])
+
+
+def result(job: Job) -> dict[str, Any]:
+    """What a job reports that is done."""
+    key = job.fingerprint
+    match job.phase:
+        case Phase.PREPARE:
+            assert isinstance(job.config, PrepareJob)
+            source = {"source": "hf://owner/x", "revision": "abc", "digest": "d"}
+            return {
+                "key": content_key(job.config),
+                "teacher": TEACHER.to_json(),
+                "teacherParameters": TEACHER.parameters,
+                "resolvedTeacher": source,
+                "resolvedDataset": source,
+                "documents": 10,
+                "trainTokens": 100_000_000,
+                "validationTokens": VALIDATION_TOKENS,
+            }
+        case Phase.FINETUNE:
+            return {"teacherLoss": loss(key), "correctedTeacherLoss": loss(key, 1), "newInALaterVersion": 1}
+        case Phase.PRUNE:
+            return {
+                "student": TEACHER.to_json(),
+                "parameters": number(key),
+                "compressionRatio": 0.5,
+                "keptLayers": [1, 2, 4],
+            }
+        case Phase.DISTILL:
+            return {
+                "teacherLoss": loss(key),
+                "prunedLoss": loss(key, 1),
+                "distilledLoss": loss(key, 2),
+                "tokensPerSecond": float("nan"),
+            }
+        case Phase.EXPORT:
+            return {"parameters": 1, "relativeError": 1e-6, "bytes": 4, "sample": f"sample of {key} " * 50}
