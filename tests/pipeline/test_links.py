@@ -10,7 +10,7 @@ from preparing import Preparation, rows
 from tiny import texts
 
 from compression_pipeline.context import Context
-from compression_pipeline.errors import UserError
+from compression_pipeline.errors import PhaseError, UserError
 from compression_pipeline.phases import prepare
 from compression_pipeline.sources import open_source
 from compression_pipeline.sources.links import Bounds
@@ -129,6 +129,38 @@ def test_a_teachers_file_is_held_against_the_bounds_as_it_is_copied(
     monkeypatch.setattr(Bounds, "check", lambda *_: None)
     with pytest.raises(UserError, match=r"model\.safetensors is a link that leads out of the source"):
         preparation.run("pvc://claim/data", teacher={"model": "pvc://claim/teacher"})
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("becomes", ["a link", "a pipe", "another file"])
+def test_a_teachers_file_is_read_once_and_as_it_was_checked(
+    preparation: Preparation, volume: Path, monkeypatch: pytest.MonkeyPatch, name: str, becomes: str
+) -> None:
+    shutil.copytree(preparation.teacher.removeprefix("file:"), volume / "teacher")
+    path = volume / "teacher" / name
+    other = preparation.folder / "other"
+    content = path.read_bytes()
+    other.write_bytes(content + b"\n" if name.endswith(".json") else content[:-4] + bytes(4))
+
+    def exchange(*_: object) -> None:
+        """All files were listed and digested; none was looked at."""
+        path.unlink()
+        if becomes == "a link":
+            path.symlink_to("../../other")
+        elif becomes == "a pipe":
+            os.mkfifo(path)
+        else:
+            shutil.copy(other, path)
+
+    monkeypatch.setattr(prepare.space, "require", exchange)
+    said = {
+        "a link": rf"{name} is a link that leads out of the source",
+        "a pipe": rf"{name} is no regular file",
+        "another file": rf"{name} changed while it was read",
+    }
+    with pytest.raises(PhaseError, match=said[becomes]):
+        preparation.run("pvc://claim/data", teacher={"model": "pvc://claim/teacher"})
+    assert preparation.leftovers() == []
 
 
 @pytest.mark.parametrize("target", ["/proc/self/environ", "/proc/self/pagemap", "outside"])

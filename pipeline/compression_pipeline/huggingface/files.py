@@ -1,8 +1,9 @@
 """What lies in a checkpoint's folder, found without torch: headers and config.json are all it reads."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from io import BufferedReader
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from .layout import CONFIG, GENERATION_CONFIG, INDEX, parse, weight_files, weigh
 from .names import EMBEDDING, expected_shapes
 from .tensors import check_tensors
 
+Elsewhere = Mapping[str, Callable[[], BufferedReader]]
+"""Weights of a folder that lie elsewhere as yet: name in the folder -> how the file is opened."""
+
 MOST_NAMES = 10_000
 """Files in folders below a checkpoint's that are looked at, of one depth."""
 
@@ -28,6 +32,11 @@ class CheckpointFiles:
     config: Mapping[str, Any]
     architecture: Architecture
     tensors: Mapping[str, TensorEntry]
+    elsewhere: Elsewhere = field(default_factory=dict)
+
+    def open(self, file: str) -> BufferedReader:
+        """One of the weight files, to read. Raises OSError, and what opening it elsewhere does."""
+        return _open(self.folder, file, self.elsewhere)
 
     @property
     def weight_files(self) -> list[str]:
@@ -40,8 +49,10 @@ class CheckpointFiles:
         return member(self.architecture.family).configuration(self.architecture, self.config, dtype)
 
 
-def inspect(folder: Path) -> CheckpointFiles:
+def inspect(folder: Path, elsewhere: Elsewhere | None = None) -> CheckpointFiles:
     """Look at a checkpoint's weights and configuration (`tokenizer.load` looks at the rest).
+
+    `elsewhere`: weights that are not in the folder; its other files are.
 
     Raises UserError, naming the file and the fix, where there is no config.json, the architecture is unknown, the
     weights are pickled only, generation_config.json is no JSON object, a shard is missing or truncated, or tensors are
@@ -50,10 +61,10 @@ def inspect(folder: Path) -> CheckpointFiles:
     config = read_config(folder)
     architecture = read_architecture(folder, config)
     if (generation := folder / GENERATION_CONFIG).is_file():
-        _read_json(generation)  # it is copied as it is, and read by the export, at the end
-    tensors = read_tensors(folder)
+        read_json(generation)  # it is read by the export, at the end
+    tensors = read_tensors(folder, elsewhere or {})
     check_tensors(folder, tensors, expected_shapes(architecture), architecture)
-    return CheckpointFiles(folder, config, architecture, tensors)
+    return CheckpointFiles(folder, config, architecture, tensors, elsewhere or {})
 
 
 def names_of(folder: Path) -> set[str]:
@@ -69,7 +80,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{path} is missing; give the folder of a Hugging Face checkpoint")
-    return _read_json(path)
+    return read_json(path)
 
 
 def read_architecture(folder: Path, config: Mapping[str, Any] | None = None) -> Architecture:
@@ -79,12 +90,14 @@ def read_architecture(folder: Path, config: Mapping[str, Any] | None = None) -> 
     return family_of_config(config, file).architecture(config, file)
 
 
-def read_tensors(folder: Path) -> dict[str, TensorEntry]:
+def read_tensors(folder: Path, elsewhere: Elsewhere) -> dict[str, TensorEntry]:
     """Every tensor of a checkpoint, from the headers of the files that transformers would load."""
-    files = weight_files(names_of(folder), lambda name: (folder / name).read_bytes(), str(folder))
+    files = weight_files(names_of(folder) | elsewhere.keys(), lambda name: (folder / name).read_bytes(), str(folder))
     tensors: dict[str, TensorEntry] = {}
     for file in (name for name in files if name != INDEX):
-        for name, entry in read_header(folder, file).items():
+        with _open(folder, file, elsewhere) as content:
+            entries = read_header(content, folder / file, file)
+        for name, entry in entries.items():
             if name in tensors:
                 raise UserError(
                     f"{folder}: tensor {name} is in {tensors[name].file} and in {file}; remove the one that is stale"
@@ -104,7 +117,12 @@ def _check_places(folder: Path, tensors: Mapping[str, TensorEntry]) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _open(folder: Path, file: str, elsewhere: Elsewhere) -> BufferedReader:
+    return elsewhere[file]() if file in elsewhere else (folder / file).open("rb")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises UserError."""
     return parse(path.read_bytes(), str(path))
 
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import struct
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 from compression_pipeline.errors import UserError
@@ -31,24 +33,24 @@ class TensorEntry:
     size: int  # bytes
 
 
-def read_header(folder: Path, file: str) -> dict[str, TensorEntry]:
+def read_header(content: BufferedReader, path: Path, file: str) -> dict[str, TensorEntry]:
     """The tensors of one file: 8 bytes of header length (little-endian), a JSON header, the data without gaps.
+
+    `path` is how sentences name it, `file` how its entries do.
 
     Raises UserError, which names the file and the fix, for what isn't a whole safetensors file.
     """
-    path = folder / file
-    size = path.stat().st_size
+    size = os.fstat(content.fileno()).st_size
     if not size:
         raise UserError(f"{path} is empty: 0 bytes, truncated on its way; get it again from the model's source")
-    with path.open("rb") as content:
-        start = content.read(8)
-        if is_pointer(start + content.read(64)):
-            raise UserError(f"{path} is {POINTER}")
-        content.seek(len(start))
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if length > HEADER_LIMIT:
-            raise UserError(f"{path} is not a safetensors file (impossible header); download it again")
-        raw = content.read(length)
+    start = content.read(8)
+    if is_pointer(start + content.read(64)):
+        raise UserError(f"{path} is {POINTER}")
+    content.seek(len(start))
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if length > HEADER_LIMIT:
+        raise UserError(f"{path} is not a safetensors file (impossible header); download it again")
+    raw = content.read(length)
     if not length or len(raw) < length:
         raise UserError(f"{path} is truncated: {size} bytes, not even a whole header; download it again")
     try:

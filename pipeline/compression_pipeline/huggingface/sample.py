@@ -65,7 +65,8 @@ def continue_greedily(model: Any, tokenizer: Any, prompt: str, tokens: int) -> s
         eos_token_id=told.eos_token_id,
         pad_token_id=told.pad_token_id if told.pad_token_id is not None else _first(told.eos_token_id),
     )
-    output = model.generate(**inputs, generation_config=greedy)
+    # Else the model's own settings fill in what is at its default here, sampling and beams among them.
+    output = model.generate(**inputs, generation_config=greedy, use_model_defaults=False)
     continuation = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return clean(prompt + continuation)
 

@@ -75,7 +75,7 @@ def _check_tied_head(files: CheckpointFiles) -> None:
 
 def _pieces(files: CheckpointFiles, entry: TensorEntry) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a tensor's data."""
-    with (files.folder / entry.file).open("rb") as file:
+    with files.open(entry.file) as file:
         file.seek(entry.start)
         for offset in range(0, entry.size, PIECE):
             yield offset, file.read(min(PIECE, entry.size - offset))

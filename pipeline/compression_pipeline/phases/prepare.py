@@ -1,23 +1,18 @@
 """prepare: fetch the teacher, look at it, tokenize the text.
 
-The artifact: `model/` (the teacher; its config.json is written anew, in one spelling, and its tokenizer is one that
-plain transformers loads), `data/train.bin/.idx`,
-`data/validation.bin/.idx`, `data/statistics.json`. Its key comes from the content of all files that go in, so the same
+The artifact: `model/` (the teacher; its config.json is written anew, in one spelling, and its tokenizer and its
+generation_config.json are such that plain transformers uses them), `data/train.bin/.idx`, `data/validation.bin/.idx`,
+`data/statistics.json`. Its key comes from the content of all files that go in, so the same
 content makes the same artifact on whatever disk it lies. The Hub tells another digest of small files: a repository and
 a local copy of it make two artifacts.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from io import BufferedReader
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 
 from compression_pipeline import space
-from compression_pipeline.artifact import Artifact, Draft
+from compression_pipeline.artifact import Artifact
 from compression_pipeline.config import (
     Architecture,
     DatasetConfig,
@@ -33,9 +28,6 @@ from compression_pipeline.config import (
 from compression_pipeline.config.fingerprint import SCHEMA_VERSION
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
-from compression_pipeline.huggingface import tokenizer
-from compression_pipeline.huggingface.files import CONFIG, inspect, write_json
-from compression_pipeline.huggingface.values import check_values
 from compression_pipeline.sources import Source, SourceFile, Splits, Unanswered, checkpoint, open_source
 from compression_pipeline.store.published import Published
 from compression_pipeline.text import documents
@@ -43,7 +35,7 @@ from compression_pipeline.text.files import TextFile, kind
 from compression_pipeline.text.statistics import describe
 from compression_pipeline.text.tokenize import TRAIN, VALIDATION, Tokenization
 
-_CHUNK = 8 * 1024**2
+from .teacher import Teacher
 
 
 def run(job: PrepareJob, context: Context) -> PrepareResult:
@@ -207,35 +199,13 @@ def _make(
         + sum(file.size for file in text_files),  # tokens take about as many bytes as their text
         f"preparing {job.teacher.model} and {job.dataset.source}",
     )
-    model_paths = dict(zip(model_files, teacher.fetch(model_files), strict=True))
-    original = next((path.parent for file, path in model_paths.items() if file.name == CONFIG), None)
-    if original is None:
-        raise UserError(f"teacher.model: {job.teacher.model} has no {CONFIG}; name a Hugging Face checkpoint")
-    with _told_of(original, job.teacher.model):
-        whole = inspect(original)
-        check_values(whole, context)
-        loaded = tokenizer.load(original, whole.architecture.vocabulary_size)
-    if loaded.config is not None:
-        context.events.warning(f"teacher.model: {_named(loaded.changes, original, job.teacher.model)}")
-    architecture = whole.architecture
-    _check_positions(architecture, job.dataset)  # before all the text is tokenized
-    train = _opened(splits.train, dataset, job.dataset.text_column)
-    validation = _opened(splits.validation, dataset, job.dataset.text_column)
     with context.store.draft("prepare", key) as draft:
-        folder = draft.path / "model"
-        folder.mkdir()
-        for file, path in model_paths.items():
-            context.stop_if_requested()
-            if file.name == CONFIG or (file.name == tokenizer.CONFIG and loaded.config is not None):
-                continue  # is written anew
-            (folder / file.name).parent.mkdir(exist_ok=True, parents=True)
-            if not (teacher.private and _link(path, folder / file.name, file, draft)):
-                _copy(teacher.open(path), folder / file.name, file, draft)
-        write_json(folder / CONFIG, whole.normalized())
-        if loaded.config is not None:
-            write_json(folder / tokenizer.CONFIG, loaded.config)
-        inspect(folder)
-        encoding = replace(loaded.tokenizer, file=folder / tokenizer.TOKENIZER)
+        taken = Teacher(teacher, model_files, job.teacher.model, draft, context)
+        architecture, encoding = taken.architecture, taken.tokenizer
+        _check_positions(architecture, job.dataset)  # before all the text is tokenized
+        train = _opened(splits.train, dataset, job.dataset.text_column)
+        validation = _opened(splits.validation, dataset, job.dataset.text_column)
+        taken.copy_weights()
         data = draft.path / "data"
         data.mkdir()
         tokenized = Tokenization(job.dataset, context, encoding, data).run(train, validation)
@@ -266,20 +236,6 @@ def _make(
         )
 
 
-@contextmanager
-def _told_of(folder: Path, source: str) -> Iterator[None]:
-    """Faults of the teacher's files, as of `teacher.model`."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"teacher.model: {_named(str(error), folder, source)}") from None
-
-
-def _named(said: str, folder: Path, source: str) -> str:
-    """A download lies in a cache whose path says nothing to a person."""
-    return said.replace(str(folder), source) if source.startswith("hf:") else said
-
-
 def _opened(files: Sequence[SourceFile], dataset: Source, column: str) -> list[TextFile]:
     paths = dataset.fetch(files)
     return [
@@ -293,26 +249,3 @@ def _check_unchanged(source: Source, files: Sequence[SourceFile]) -> None:
     changed = watched.changed([file.name for file in files]) if watched else None
     if watched is not None and changed is not None:
         raise TransientError(f"{watched.folder / changed} changed while it was read; try again")
-
-
-def _link(path: Path, target: Path, file: SourceFile, draft: Draft) -> bool:
-    """Give a file that is the store's own a second name, which takes no space. Whether that could be done."""
-    try:
-        os.link(path.resolve(), target)
-    except OSError:  # a file system without hard links
-        return False
-    if len(file.digest) == 64:
-        draft.hashed(target, file.digest)
-    return True
-
-
-def _copy(original: BufferedReader, target: Path, file: SourceFile, draft: Draft) -> None:
-    """Copy a file into the draft and hash it on the way."""
-    found = hashlib.sha256()
-    with original as source, target.open("wb") as copy:
-        while piece := source.read(_CHUNK):
-            copy.write(piece)
-            found.update(piece)
-    if len(file.digest) == 64 and found.hexdigest() != file.digest:
-        raise TransientError(f"{file.name} changed while it was read; try again")
-    draft.hashed(target, found.hexdigest())

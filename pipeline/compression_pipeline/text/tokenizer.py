@@ -23,6 +23,8 @@ class TeacherTokenizer:
 
     file: Path
     end_of_document: int  # id of the EOS token
+    begin: int | None  # id of the BOS token, which texts are stored without
+    padding: int | None
     largest: int  # id, of all tokens
     vocabulary: int  # tokens, added ones included: len() of transformers' tokenizer
     split_special: bool  # whether text that spells a special token is as any other text
@@ -41,6 +43,8 @@ class TeacherTokenizer:
         made = cls(
             file=file,
             end_of_document=theirs.eos_token_id,
+            begin=theirs.bos_token_id,
+            padding=theirs.pad_token_id,
             largest=max(ids.values()),
             vocabulary=len(theirs),
             split_special=theirs.split_special_tokens,
