@@ -83,35 +83,22 @@ class Checkpoints:
     def save(self, step: int, model: "MegatronModule", optimizer: Optimizer, history: History) -> Path:
         """Write the state after `step` steps; then remove what is older than the `keep` newest.
 
-        Raises TransientError or OSError where it can't be written whole, e.g. on a full disk; nothing is left of the
-        attempt then, and older checkpoints stay.
+        Raises PhaseError, the same on every rank, where any can't write its part, e.g. on a full disk; nothing is left
+        of the attempt then, and older checkpoints stay.
         """
         target = self._folders[0] / f"step-{step:08d}"
         draft = target.with_name(target.name + ".tmp")
         first = self._runtime.rank == 0
         try:
-            if first:
-                shutil.rmtree(draft, ignore_errors=True)
-                _remove(target)
-                draft.mkdir(parents=True)
-            dist.barrier()
+            # Where one rank fails the others hear of it at once: they would wait for it, or blame themselves.
+            self._together(lambda: self._begin(draft, target) if first else None)
             files = self._write(draft, step, model, optimizer, history)
-            if first:
-                manifest = {"format": FORMAT, "step": step, "files": files}
-                (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
-                sync(draft / MANIFEST)
-                sync(draft)
-                draft.rename(target)
-                sync(target.parent)
+            self._together(lambda: self._finish(draft, target, step, files) if first else None)
         except BaseException:
             if first:
                 shutil.rmtree(draft, ignore_errors=True)
             raise
-        # A job that was paused may wake while another goes on from its checkpoints.
-        if first and self._context.owns_step():
-            for old in self._all()[self._keep :]:
-                _remove(old)
-        dist.barrier()
+        self._together(lambda: self._remove_older() if first else None)
         return target
 
     def load(self, model: "MegatronModule", optimizer: Optimizer) -> Resumed | None:
@@ -140,34 +127,54 @@ class Checkpoints:
         optimizer.resume(content.step)
         return Resumed(content.step, content.history, path)
 
+    def _begin(self, draft: Path, target: Path) -> None:
+        shutil.rmtree(draft, ignore_errors=True)
+        _remove(target)
+        draft.mkdir(parents=True)
+
     def _write(
         self, folder: Path, step: int, model: "MegatronModule", optimizer: Optimizer, history: History
     ) -> dict[str, Any]:
         """Write every rank's file and the progress; returns what the manifest says of them.
 
-        Raises TransientError or OSError on every rank where any can't write.
+        Raises PhaseError on every rank where any can't write.
         """
-        runtime, fault = self._runtime, None
-        mine: dict[str, Any] = {}
+        mine = self._together(partial(self._write_mine, folder, step, model, optimizer, history))
+        told: list[dict[str, Any]] = [{}] * self._runtime.world_size
+        dist.all_gather_object(told, mine)
+        return {name: record for records in told for name, record in records.items()}
+
+    def _write_mine(
+        self, folder: Path, step: int, model: "MegatronModule", optimizer: Optimizer, history: History
+    ) -> dict[str, Any]:
+        runtime, written = self._runtime, dict[str, Any]()
         try:
             name = _file_of(runtime.rank)
-            mine[name] = shards.write(
+            written[name] = shards.write(
                 folder / name, shards.parts_of(_state(model, optimizer)), generators.states(runtime)
             )
             if runtime.rank == 0:
                 progress = {"step": step, "ranks": runtime.world_size, "history": history.to_json()}
                 (folder / PROGRESS).write_text(json.dumps(progress))
-                mine[PROGRESS] = _record(folder / PROGRESS)
+                written[PROGRESS] = _record(folder / PROGRESS)
         except OSError as error:
-            fault = torn_write(error, folder) or error
-        told: list[tuple[dict[str, Any], str | None]] = [({}, None)] * runtime.world_size
-        dist.all_gather_object(told, (mine, str(fault) if fault else None))
-        if fault:
-            raise fault
-        lost = next((said for _, said in told if said), None)
-        if lost:
-            raise TransientError(lost)
-        return {name: record for records, _ in told for name, record in records.items()}
+            raise torn_write(error, folder) or error from error
+        return written
+
+    def _finish(self, draft: Path, target: Path, step: int, files: dict[str, Any]) -> None:
+        manifest = {"format": FORMAT, "step": step, "files": files}
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        sync(draft / MANIFEST)
+        sync(draft)
+        draft.rename(target)
+        sync(target.parent)
+
+    def _remove_older(self) -> None:
+        # A job that was paused may wake while another goes on from its checkpoints.
+        if self._context.owns_step():
+            with contextlib.suppress(OSError):
+                for old in self._all()[self._keep :]:
+                    _remove(old)
 
     def _all(self) -> list[Path]:
         """Checkpoints of all attempts: most steps first, of the same step the newest attempt's first."""
