@@ -252,6 +252,18 @@ while not context.stop_requested():
 raise ConnectionError("peer is gone")
 """
 
+KILLED_AMID_A_WAIT = """
+from torch.distributed.distributed_c10d import _get_default_store
+from compression_pipeline.config import CONFIG_VARIABLE, Precision, PruneJob
+from compression_pipeline.megatron.runtime import runtime
+job = PruneJob.model_validate_json(os.environ[CONFIG_VARIABLE])
+with runtime(job, precision=Precision.FP32) as current:
+    if current.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    # As NCCL waits, which neither sees a peer die nor lets Python hear of SIGTERM: for as long as the group may.
+    _get_default_store().wait(["what nobody sets"])
+"""
+
 STOPPED = """
 while not context.stop_requested():
     time.sleep(0.01)
@@ -279,6 +291,7 @@ def processes(folder: Path) -> list[int]:
         (MISTAKE, 64, 1, "mend it"),
         (FAULT, 75, 1, "the disk is full"),
         (KILLED, 75, 1, "rank 1 was killed (SIGKILL), most likely by the kernel"),
+        (KILLED_AMID_A_WAIT, 75, 1, "rank 1 was killed (SIGKILL), most likely by the kernel"),
         (STOPPED, 143, 0, "was told to stop (SIGTERM)"),
     ],
 )

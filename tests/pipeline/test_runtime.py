@@ -8,9 +8,11 @@ import torch
 from engine_models import finetune_job, python
 from meeting import Meeting
 
+from compression_operator.api.spec import PhaseSettings
 from compression_pipeline.config import Precision
 from compression_pipeline.errors import UserError
-from compression_pipeline.megatron.runtime import Runtime, runtime
+from compression_pipeline.launcher.main import LOST_PEER_SECONDS
+from compression_pipeline.megatron.runtime import GROUP_TIMEOUT, Runtime, runtime
 
 
 def test_one_rank_is_a_world_of_its_own(engine: Runtime) -> None:
@@ -18,6 +20,12 @@ def test_one_rank_is_a_world_of_its_own(engine: Runtime) -> None:
     total = torch.ones(3, device=engine.device)
     torch.distributed.all_reduce(total)
     assert total.tolist() == [1, 1, 1]
+
+
+def test_ranks_wait_for_each_other_longer_than_for_a_dead_or_a_silent_one() -> None:
+    """Who dies, or hangs, is the launcher's and the operator's business; who works is not to be given up."""
+    silent = PhaseSettings().progress_deadline_seconds
+    assert LOST_PEER_SECONDS < silent < GROUP_TIMEOUT.total_seconds() / 2
 
 
 def test_bf16_without_a_gpu_is_refused() -> None:

@@ -33,6 +33,16 @@ from compression_pipeline.machine import processors
 
 from . import foundation
 
+GROUP_TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for another one in a collective before it gives up by itself.
+
+It is the last resort, for ranks that all live and yet wait for ever. A rank that dies ends the job long before: its
+launcher kills the others of its node after LOST_PEER_SECONDS, and the operator ends the other nodes' pods. A job that
+hangs in silence is ended after progressDeadlineSeconds (30 minutes by default). So this is well above both, and above
+what one rank does alone while the others wait: reading a large artifact to verify it, or writing its share of a
+checkpoint to a slow volume.
+"""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -184,7 +194,7 @@ def _process_group(device: torch.device, rank: int, world_size: int) -> Iterator
         # All ranks are on this machine; gloo would otherwise look the host's name up, which may lead nowhere.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=10), **options)
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT, **options)
     except (RuntimeError, ValueError) as error:  # torch.distributed's own errors are RuntimeErrors
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         message = " ".join(str(error).split("\n")[0].split())
