@@ -77,7 +77,8 @@ def test_the_arithmetic_is_the_one_that_was_planned(
     monkeypatch.setattr(phase, "runtime", runtime)
     if told:
         monkeypatch.setenv(PRECISION_VARIABLE, told)
-    run(make_store(tmp_path, dtype=torch.bfloat16), PruneConfig(drop_layers=[2], calibration_samples=9))
+    made = run(make_store(tmp_path, dtype=torch.bfloat16), PruneConfig(drop_layers=[2], calibration_samples=9))[1]
+    assert made.manifest.metrics.get("plannedPrecision") == (told if told == "FP32" else None)
     assert used == [Precision.FP32 if told == "FP32" else Precision.AUTO]
 
 

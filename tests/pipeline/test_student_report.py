@@ -12,9 +12,12 @@ from exporting import DISTILLED, EXPORTED, PRUNED, job, run, student_store
 from pages import Page
 from stores import DATA, TEACHER, context
 
+from compression_operator.api.spec import CompressionRunSpec
+from compression_operator.api.status import Resolved
+from compression_operator.core.plan import plan
 from compression_pipeline.ancestry import Ancestry
 from compression_pipeline.artifact import Artifact, Store
-from compression_pipeline.config import Architecture, DistillResult, ExportDtype, ExportResult
+from compression_pipeline.config import Architecture, DistillResult, ExportDtype, ExportResult, ResolvedSource
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export
 from compression_pipeline.report import words
@@ -160,6 +163,26 @@ def test_it_tells_how_to_make_it_again(store: Store, exported: tuple[ExportResul
     tables = [row for table in page.tables.values() for row in table]
     assert ["distill", "1234"] in tables, "a seed"
     assert any(row[0] == "torch" for row in tables), "a version"
+
+
+def test_what_was_pruned_without_a_gpu_is_found_where_there_is_one(copy: Store) -> None:
+    """The manifest says it by what prune asks for; trainings have a setting for their arithmetic."""
+    path = copy.open(f"prune-{PRUNED}").path / "manifest.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["plannedPrecision"] = "FP32"
+    path.write_text(json.dumps(content))
+    page = page_of(run(copy, EXPORTED)[1])
+    spec = yaml.safe_load(page.text[page.text.index("apiVersion:") :])["spec"]
+    assert spec["phases"] == {"prune": {"gpusPerNode": 0}}
+    told = CompressionRunSpec.model_validate(spec)
+    resolved = Resolved(
+        key="d" * 32,
+        teacher=ResolvedSource(source="hf://someone/Tiny-Llama", digest="1"),
+        dataset=ResolvedSource(source="file:texts", digest="2"),
+    )
+    told = told.model_copy(update={"finetune": None})
+    here, there = (plan(told, resolved=resolved, gpus=gpus).get("prune-student") for gpus in (False, True))
+    assert here and there and here.artifact == there.artifact is not None
 
 
 def test_it_stands_on_its_own(exported: tuple[ExportResult, Artifact]) -> None:

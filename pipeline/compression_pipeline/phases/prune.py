@@ -86,6 +86,8 @@ def run(job: PruneJob, context: Context) -> PruneResult:
                 "calibrationTokensPerSecond": tokens / seconds,
                 "precision": current.precision.value,
             }
+            if settled is not Precision.AUTO:
+                metrics["plannedPrecision"] = settled.value
             with context.store.draft("prune", job.fingerprint) as draft:
                 state = dict(model.named_parameters())
                 conversion.write(state, student, draft.path / "model", template=teacher_artifact.model, dtype=dtype)

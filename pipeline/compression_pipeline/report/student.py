@@ -7,7 +7,7 @@ from typing import Any
 
 from compression_pipeline.ancestry import Ancestry
 from compression_pipeline.artifact import versions
-from compression_pipeline.config import ConfigModel, ExportJob, Phase
+from compression_pipeline.config import ConfigModel, ExportJob, Phase, Precision
 
 from .data import Exported, RunData, StepData
 from .reading import Reader
@@ -80,7 +80,10 @@ def spec_of(ancestry: Ancestry, job: ExportJob) -> dict[str, Any]:
         spec["finetune"] = _given(ancestry.finetuned[0].finetune)
     spec["students"] = [{"name": NAME, "prune": _given(ancestry.prune[0].prune)}]
     spec["distill"] = _given(distill.distill)
-    optional = {"validation": _given(distill.validation), "export": _given(job.export)}
+    # A key of prune's counts on its device's arithmetic, which no setting says but whether it asks for a GPU.
+    planned = ancestry.artifacts[Phase.PRUNE].manifest.metrics.get("plannedPrecision")
+    phases = {"prune": {"gpusPerNode": 0}} if planned == Precision.FP32 else {}
+    optional = {"validation": _given(distill.validation), "export": _given(job.export), "phases": phases}
     return spec | {name: settings for name, settings in optional.items() if settings}
 
 
