@@ -61,6 +61,19 @@ def test_prepare_is_told_of_all_that_commands_write_in_the_work_directory(tmp_pa
     assert set(told) == {str(path) for path in bench.workdir.iterdir()}
 
 
+def test_a_run_that_has_succeeded_does_not_ask_whether_a_branch_has_moved(tmp_path: Path) -> None:
+    """As on a cluster, where a finished run is planned again only when it is edited."""
+    bench, text = Bench(tmp_path), {"source": "hf://c/d", "sequenceLength": 64}
+    bench.write(teacher={"model": "hf://a/b"}, dataset=text)
+    assert bench.run() == 0
+    count = len(bench.starts())
+    assert bench.run() == 0
+    assert bench.starts()[count:] == []
+    bench.write(teacher={"model": "hf://a/b", "revision": "f" * 40}, dataset=text)
+    assert bench.run() == 0
+    assert bench.starts()[count:] == ["prepare 2"], "whose content turns out to be what it was"
+
+
 def test_sources_of_the_hub_give_one_fingerprint_here_and_on_a_cluster(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
