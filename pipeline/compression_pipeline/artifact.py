@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError
 from .config import Record
 from .config.fingerprint import SCHEMA_VERSION, digest
 from .errors import MissingArtifact, UserError
+from .store import verified
 from .store.published import Published
 
 MANIFEST = "manifest.json"
@@ -141,13 +142,23 @@ class Store:
             os.utime(artifact.path)
         return artifact
 
-    def set_aside(self, artifact: Artifact) -> None:
-        """Put a damaged artifact out of the way, so that it is made anew; not what has come in its place meanwhile."""
-        there = _manifest(artifact.path)
-        if there is not None and there.created != artifact.manifest.created:
+    def holds_what_was_published(self, artifact: Artifact) -> bool:
+        """Whether its files are those of its manifest, to the byte: they are read as a whole, once."""
+        digests = {name: record.sha256 for name, record in artifact.manifest.files.items()}
+        try:
+            return verified.fault(self.root, artifact.name, digests) is None
+        except FileNotFoundError:  # another job has just set it aside
+            return False
+
+    def set_aside(self, artifact: Artifact | str) -> None:
+        """Put a damaged artifact, or what has this name, out of the way; not what came in its place meanwhile."""
+        name = artifact if isinstance(artifact, str) else artifact.name
+        there = _manifest(self.artifacts / name)
+        if there and isinstance(artifact, Artifact) and there.created != artifact.manifest.created:
             return
         with suppress(FileNotFoundError):
-            artifact.path.rename(self.artifacts / f".damaged-{artifact.name}-{uuid.uuid4().hex[:8]}")
+            (self.artifacts / name).rename(self.artifacts / f".damaged-{name}-{uuid.uuid4().hex[:8]}")
+            verified.marker(self.root, name).unlink()
 
     def find_published(self, phase: str, fingerprint: str, key: str | None = None) -> Artifact | None:
         """What the step of this fingerprint has published, with the result that it told, where its sources are still
@@ -276,7 +287,7 @@ class Draft:
         result: Mapping[str, Any],
         metrics: Mapping[str, Any] | None = None,
     ) -> Artifact:
-        """Write the manifest, force everything to disk, rename. The winner of a lost race is returned instead.
+        """Write the manifest, force all to disk, rename. A sound winner of a lost race is returned instead.
 
         `config`, `result` and `metrics` are JSON-ready. Raises OSError (a full disk leaves nothing behind).
         """
@@ -318,11 +329,10 @@ class Draft:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
                 winner = self._store.find(self.name)
-                if winner is not None:
+                if winner is not None and self._store.holds_what_was_published(winner):
                     return winner
-                # Something of this name that isn't whole: damaged since it was published. Out of the way with it.
-                with suppress(FileNotFoundError):
-                    target.rename(self._store.artifacts / f".damaged-{self.name}-{uuid.uuid4().hex[:8]}")
+                # Something of this name that was damaged since it was published. Out of the way with it.
+                self._store.set_aside(winner or self.name)
                 continue
             sync(self._store.artifacts)
             return Artifact(self.name, target, manifest)

@@ -113,6 +113,18 @@ def test_the_loser_of_a_race_adopts_the_winner(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+def test_a_winner_that_was_overwritten_at_equal_size_is_replaced(tmp_path: Path) -> None:
+    """Whoever may write into the store can; so it is looked at as what is adopted is."""
+    store = Store(tmp_path)
+    (publish(store, "winner").model / "weights.bin").write_text("WINNER")
+    loser = publish(store, "loser?")
+    assert (loser.model / "weights.bin").read_text() == "loser?"
+    assert store.find(loser.name) == loser
+    [aside] = tmp_path.glob("artifacts/.damaged-*")
+    assert (aside / "model" / "weights.bin").read_text() == "WINNER"
+    assert publish(store, "third?") == loser, "what holds what it published is adopted"
+
+
 @pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "missing file", "truncated file", "renamed"])
 def test_what_is_not_whole_is_not_found_and_is_replaced(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)

@@ -1,8 +1,9 @@
 """What of a store no run refers to any more, and its removal.
 
-Removed are artifacts (`artifacts/<phase>-<key>`), those that were set aside as damaged, what attempts left
-(`work/<fingerprint>`), and downloads (`hub/models--...`, `hub/datasets--...`) of what no run names: artifacts hold what
-they need of them by hard links or copies. Everything else in a store is left alone.
+Removed are artifacts (`artifacts/<phase>-<key>`) with what says that they were verified (`verified/<artifact>.json`),
+those that were set aside as damaged, what attempts left (`work/<fingerprint>`), and downloads (`hub/models--...`,
+`hub/datasets--...`) of what no run names: artifacts hold what they need of them by hard links or copies. Everything
+else in a store is left alone.
 """
 
 import json
@@ -19,11 +20,13 @@ from typing import Any
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.plan import plan_of
 from compression_pipeline.config import Phase
+from compression_pipeline.store import verified
 
 LIVE = timedelta(hours=1)
 """A job that has touched its heartbeat this lately may still run: hundreds of beats, and clocks of volumes differ."""
 
 _ARTIFACT = re.compile(rf"(?:{'|'.join(phase.value for phase in Phase)})-[0-9a-f]{{32}}")
+_MARKER = re.compile(rf"({_ARTIFACT.pattern})\.json|\.{_ARTIFACT.pattern}\.[0-9a-f]{{32}}")
 _ASIDE = re.compile(r"\.(?:damaged|removing)-.+")
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _REMOVING = ".removing-"
@@ -99,6 +102,10 @@ def unused(store: Path, used: Iterable[Path], *, now: datetime, older_than: time
         if now - changed >= older_than:
             found.append((folder, changed))
             contents.append(files)
+    for marker in _markers_of_nothing(store):
+        if now - (changed := _changed(marker, now)) >= older_than:
+            found.append((marker, changed))
+            contents.append([marker])
     return [Unused(folder, size, changed) for (folder, changed), size in zip(found, _freed(contents), strict=True)]
 
 
@@ -109,10 +116,24 @@ def remove(found: Unused) -> bool:
     path = found.path
     if path.stat().st_mtime > found.changed.timestamp() + 1:  # a datetime is rounded
         return False
+    if path.is_file():
+        path.unlink()
+        return True
+    marker = verified.marker(path.parent.parent, path.name)
     if not path.name.startswith(_REMOVING):
         path = path.rename(path.with_name(f"{_REMOVING}{path.name.lstrip('.')}"))
     shutil.rmtree(path)
+    if path.parent.name == "artifacts":
+        marker.unlink(missing_ok=True)
     return True
+
+
+def _markers_of_nothing(store: Path) -> list[Path]:
+    """What says that artifacts were verified which are gone, or was not written to its end."""
+    folder = store / verified.FOLDER
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    named = [(path, found) for path in entries if path.is_file() and (found := _MARKER.fullmatch(path.name))]
+    return [path for path, found in named if found[1] is None or not (store / "artifacts" / found[1]).exists()]
 
 
 def _named(folder: Path, pattern: re.Pattern[str]) -> list[Path]:

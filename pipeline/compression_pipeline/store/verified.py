@@ -14,6 +14,11 @@ FOLDER = "verified"
 _CHUNK = 8 * 1024**2
 
 
+def marker(store: Path, name: str) -> Path:
+    """The file that says when an artifact was read as a whole; nobody needs it once the artifact is gone."""
+    return store / FOLDER / f"{name}.json"
+
+
 def fault(
     store: Path, name: str, digests: Mapping[str, str], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> str | None:
@@ -23,7 +28,7 @@ def fault(
     """
     folder = store / "artifacts" / name
     seen = {file: mark(folder / file) for file in digests}
-    record = store / FOLDER / f"{name}.json"
+    record = marker(store, name)
     if _read(record) == {"digests": dict(digests), "marks": seen}:
         return None
     sizes = {file: (folder / file).stat().st_size for file in digests}

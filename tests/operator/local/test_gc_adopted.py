@@ -1,6 +1,7 @@
 """Nothing goes that a live run has adopted, though gc knows of runs from an older snapshot alone."""
 
 import os
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from compression_operator.api.run import CPU, DEVICES_ANNOTATION
 from compression_operator.core.plan import plan
 from compression_operator.local.store_gc import in_use, remove, unused
 from compression_pipeline.artifact import Store
+from compression_pipeline.store import verified
 from compression_pipeline.store.published import Published
 
 GRACE = timedelta(days=7)
@@ -74,6 +76,43 @@ def test_what_a_step_noted_stays_before_its_run_knows(tmp_path: Path) -> None:
     assert left(store, world) == {name}
     store.record_published(prepare.fingerprint, Published(artifact=name))
     assert left(store, world) == set()
+
+
+def test_what_says_that_an_artifact_was_verified_goes_with_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    kept, old, gone, young = (artifact(store, "prune", number) for number in range(4))
+    for name in (kept, old, gone, young):
+        found = store.find(name)
+        assert found is not None and store.holds_what_was_published(found)
+    marks = {name: verified.marker(tmp_path, name) for name in (kept, old, gone, young)}
+    aged(tmp_path / "verified", 30)
+    torn = tmp_path / "verified" / f".{kept}.{7:032x}"
+    torn.touch()
+    other = tmp_path / "verified" / "notes.json"
+    other.touch()
+    for path in (torn, other):
+        os.utime(path, (1, 1))
+    os.utime(marks[young])
+    for name in (gone, young):
+        shutil.rmtree(store.artifacts / name)
+    found = unused(tmp_path, [store.artifacts / kept], now=datetime.now(UTC), older_than=GRACE)
+    assert {one.path.relative_to(tmp_path).as_posix() for one in found} == {
+        f"artifacts/{old}",
+        f"verified/{gone}.json",
+        f"verified/{torn.name}",
+    }
+    assert all(remove(one) for one in found)
+    assert sorted(path.name for path in (tmp_path / "verified").iterdir()) == sorted(
+        [marks[kept].name, marks[young].name, other.name]
+    )
+
+
+def test_what_is_set_aside_counts_as_verified_no_more(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    found = store.find(artifact(store, "prune", 1))
+    assert found is not None and store.holds_what_was_published(found)
+    store.set_aside(found)
+    assert list((tmp_path / "verified").iterdir()) == []
 
 
 def test_what_is_about_to_be_made_or_measured_stays(tmp_path: Path) -> None:
