@@ -5,6 +5,7 @@ from compression_operator.core.troubles import INTERNAL_ERROR, POD_TEMPLATE_REFU
 from compression_operator.kube.client import ApiError, NotLeading
 
 from .runs import UnreadableRun
+from .served_schema import OutdatedCRD
 
 PERSISTENT = 3
 """Failures in a row after which an error that nobody foresaw is told: one may be a race that the next pass wins."""
@@ -12,7 +13,7 @@ PERSISTENT = 3
 
 def trouble_of(error: Exception) -> Trouble | None:
     """What to tell on the run; None where it is likely to go away by itself, or is no trouble of the run's."""
-    if isinstance(error, UnreadableRun):
+    if isinstance(error, UnreadableRun | OutdatedCRD):
         return error.trouble
     if isinstance(error, ApiError):
         return None if error.passing or error.namespace_gone else refusal(error.code, str(error), error.resource)
@@ -29,7 +30,7 @@ def trouble_of(error: Exception) -> Trouble | None:
 
 def unforeseen(error: Exception) -> bool:
     """Whether it is a fault of the operator's own."""
-    return not isinstance(error, ApiError | UnreadableRun | TemplateRefused | NotLeading)
+    return not isinstance(error, ApiError | UnreadableRun | OutdatedCRD | TemplateRefused | NotLeading)
 
 
 def words_of(error: Exception) -> str:

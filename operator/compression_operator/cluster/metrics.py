@@ -36,17 +36,18 @@ class Metrics:
         unreadable: Callable[[], int] = lambda: 0,
         others: Callable[[], int] = lambda: 0,
         denied: Callable[[], Mapping[str, bool]] = dict,
+        outdated: Callable[[], bool] = lambda: False,
     ) -> None:
         """`runs`, `queue` and `leads` are asked at each scrape; runs only where this replica leads, so that sums over
         replicas are right. `per_run`: progress and loss of each run, a series for each running step. `unreadable`: how
         many runs there are besides that this version does not understand. `others`: how many another installation of
         the operator looks after. `denied`: whether it is, for each namespace that is to be watched; under no name: the
-        whole cluster.
+        whole cluster. `outdated`: whether the cluster's CRD is older than this operator.
         """
         registry = self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        registry.register(_Now(runs, unreadable, others, queue, leads, denied, per_run=per_run))
+        registry.register(_Now(runs, unreadable, others, queue, leads, denied, outdated, per_run=per_run))
         self.reconcile_seconds = Histogram(
             "compression_reconcile_duration_seconds",
             "Time of one pass over a run, API calls included.",
@@ -124,6 +125,7 @@ class _Now(Collector):
         queue: Callable[[], int],
         leads: Callable[[], bool],
         denied: Callable[[], Mapping[str, bool]],
+        outdated: Callable[[], bool],
         *,
         per_run: bool,
     ) -> None:
@@ -131,6 +133,7 @@ class _Now(Collector):
         self._unreadable = unreadable
         self._others = others
         self._denied = denied
+        self._outdated = outdated
         self._queue = queue
         self._leads = leads
         self._per_run = per_run
@@ -148,6 +151,11 @@ class _Now(Collector):
         for namespace, denied in self._denied().items():
             refused.add_metric([namespace], denied)
         yield refused
+        yield GaugeMetricFamily(
+            "compression_crd_outdated",
+            "Whether the cluster's CRD lacks fields that this replica knows (1): it is of an older version.",
+            value=self._outdated(),
+        )
         if not leads:
             return
         runs = list(self._runs())

@@ -2,6 +2,7 @@
 
 from compression_operator.core.troubles import (
     API_SERVER_UNAVAILABLE,
+    CRD_OUTDATED,
     POD_TEMPLATE_REFUSED,
     QUOTA_EXCEEDED,
     REFUSED,
@@ -9,7 +10,7 @@ from compression_operator.core.troubles import (
     Trouble,
 )
 
-WAITS = (QUOTA_EXCEEDED, REFUSED, POD_TEMPLATE_REFUSED, WEBHOOK_UNAVAILABLE, API_SERVER_UNAVAILABLE)
+WAITS = (QUOTA_EXCEEDED, REFUSED, POD_TEMPLATE_REFUSED, WEBHOOK_UNAVAILABLE, API_SERVER_UNAVAILABLE, CRD_OUTDATED)
 """What to say once, and then no more while it stays as it is."""
 
 

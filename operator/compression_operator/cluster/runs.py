@@ -1,7 +1,7 @@
 """CompressionRuns on a cluster, as the controller wants them: read from the cache, status written with a guard."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,8 @@ from compression_operator.core.plan import plan_of
 from compression_operator.core.troubles import UNREADABLE, Trouble, told
 from compression_operator.kube.cache import Body, Cache, Key, version_of
 from compression_operator.kube.client import RUNS, ApiError, Kube
+
+from .served_schema import OutdatedCRD, decisive
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +48,22 @@ class ClusterRuns:
         image: str,
         policy: TemplatePolicy = ANYBODYS,
         manager: Manager | None = None,
+        lacks: Callable[[], Sequence[str]] = tuple,
         left_alone: Callable[[ObjectMeta, Notice], None] = lambda about, notice: None,
         written: Callable[[CompressionRunStatus, CompressionRunStatus], None] = lambda before, after: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`image`: of the jobs of runs that name none, when they are first looked at; `policy`: which others they may
-        name. `left_alone` is told of each run that another installation than `manager` looks after, time and again
-        while it is unfinished; `written` of every status that was replaced: what was stored before, and what is now.
+        name. `lacks`: fields that the cluster's CRD is known not to have. `left_alone` is told of each run that another
+        installation than `manager` looks after, time and again while it is unfinished; `written` of every status that
+        was replaced: what was stored before, and what is now.
         """
         self._kube = kube
         self._cache = cache
         self._image = image
         self._policy = policy
         self._manager = manager
+        self._lacks = lacks
         self._left_alone = left_alone
         self._others: dict[Key, tuple[str, datetime]] = {}  # runs left alone: whose they are, and when that was told
         self._written = written
@@ -75,7 +80,11 @@ class ClusterRuns:
         return [f"{body['metadata']['namespace']}/{body['metadata']['name']}" for body in self._cache.all()]
 
     async def get(self, key: str) -> CompressionRun | None:
-        """The newest known state of the run; None where it is gone, or another installation's. Raises UnreadableRun."""
+        """The newest known state of the run; None where it is gone, or another installation's. It is this one's from
+        then on, which the status says before anything is made for the run.
+
+        Raises UnreadableRun, OutdatedCRD where the status cannot hold what is decided by, Conflict and ApiError.
+        """
         namespace, _, name = key.partition("/")
         body = self._cache.get(namespace, name)
         if body is None:
@@ -83,13 +92,30 @@ class ClusterRuns:
         other = self._others_manager(body)
         if self._manager is None or other is None:
             self._others.pop((namespace, name), None)
-            return self._read((namespace, name), body)
+            return await self._claimed(self._read((namespace, name), body), body)
         waits, now = body["status"].get("phase") not in FINISHED, self._now()
         known, told = self._others.get((namespace, name), (None, now))
         if known != other or (waits and now - told >= AGAIN):
             self._others[namespace, name] = other, now
             self._left_alone(ObjectMeta.model_validate(body["metadata"]), self._manager.left_alone(other, waits=waits))
         return None
+
+    async def _claimed(self, run: CompressionRun, body: Body) -> CompressionRun | None:
+        """The run, whose status names this installation. One that is being deleted is nobody's to claim."""
+        if run.metadata.deletion_timestamp is not None:
+            return run
+        if lost := decisive(self._lacks()):
+            raise OutdatedCRD(lost)
+        if self._manager is None or run.status.managed_by == self._manager.name:
+            return run
+        key = (run.metadata.namespace, run.metadata.name)
+        status = self._manager.claimed(run.status)
+        written = await self._write(key, body, status.to_json(), run.metadata.resource_version)
+        if written is None:
+            return None
+        if not written.get("status", {}).get("managedBy"):
+            raise OutdatedCRD(["status.managedBy"])
+        return self._read(key, written)
 
     def meta(self, key: str) -> ObjectMeta | None:
         """The metadata of a run, which can be read where the rest cannot."""

@@ -33,6 +33,7 @@ from .metrics import Metrics
 from .repeats import Repeats
 from .resync import Resync
 from .runs import ClusterRuns
+from .served_schema import ServedSchema
 from .undeleted import Undeleted
 
 logger = logging.getLogger(__name__)
@@ -104,12 +105,10 @@ class Service:
             unreadable=lambda: self._runs.unreadable(),
             others=lambda: self._runs.others(),
             denied=lambda: self._resync.denied(),
+            outdated=lambda: bool(self._schema.lacks),
         )
-        self._kube = Kube(
-            connect,
-            on_request=self._metrics.request,
-            leads=self._leads,
-        )
+        self._kube = Kube(connect, on_request=self._metrics.request, leads=self._leads)
+        self._schema = ServedSchema(self._kube)
         self._resync = Resync(
             self._kube,
             self._caches,
@@ -125,6 +124,7 @@ class Service:
             image=options.image,
             policy=options.jobs.policy,
             manager=options.manager,
+            lacks=lambda: self._schema.lacks,
             left_alone=self._left_alone,
             written=self._metrics.written,
         )
@@ -232,8 +232,7 @@ class Service:
         found = (self._lasting.trouble(key, error) for error in unmade.values())
         troubles = [trouble for trouble in found if trouble is not None]
         troubles += self._undeleted.about(key, decision)
-        decision = held_up(run, decision, troubles[0], now) if troubles else decision
-        return self._options.manager.claimed(decision)
+        return held_up(run, decision, troubles[0], now) if troubles else decision
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
         """Nothing to do: what a pass did is counted when it is written."""
@@ -344,6 +343,7 @@ class Service:
 
     async def _work(self) -> None:
         await self._sync_until_done()
+        await self._schema.look()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resync_forever(), name="resync-caches")
             if self._options.leader_election:
@@ -360,7 +360,8 @@ class Service:
         return self._resync.silent(self._options.missed_seconds)
 
     def _ready(self) -> str | None:
-        return self._resync.unusable or self._unsynced or self._unwatched or self._election.problem
+        first = self._resync.unusable or self._schema.problem
+        return first or self._unsynced or self._unwatched or self._election.problem
 
     async def _sync_until_done(self) -> None:
         """Compare the caches with the truth, trying again where the API server is away, or where nothing may be seen of
@@ -383,11 +384,12 @@ class Service:
     async def _resync_forever(self) -> None:
         while True:
             period = self._options.resync_seconds
-            if self._resync.unusable:  # whoever has just installed what is missing waits for it
+            if self._resync.unusable or self._schema.problem:  # whoever has just installed what is missing waits for it
                 period = min(period, DENIED_PAUSE_SECONDS)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._look.wait(), period)
             self._look.clear()
+            await self._schema.look()
             try:
                 await self._resync.compare(judge=True)
             except ApiError as error:

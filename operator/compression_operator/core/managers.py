@@ -5,10 +5,12 @@ write what each of them knows over what the other one does, without end.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
-from .jobs import Decision, Notice
+from compression_operator.api.status import CompressionRunStatus
+
+from .jobs import Notice
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class Manager:
         found = cast(Mapping[str, Any], run.get("status") or {}).get("managedBy")
         return None if found in (None, "", self.name, *self.takes_over) else str(found)
 
-    def claimed(self, decision: Decision) -> Decision:
-        """The decision on a run that is this one's from now on."""
-        return replace(decision, status=decision.status.model_copy(update={"managed_by": self.name}))
+    def claimed(self, status: CompressionRunStatus) -> CompressionRunStatus:
+        """The status of a run that is this one's from now on."""
+        return status.model_copy(update={"managed_by": self.name})
 
     def left_alone(self, other: str, *, waits: bool) -> Notice:
         """What to tell of a run that is another one's; `waits`: it is unfinished, for ever where that one is gone."""

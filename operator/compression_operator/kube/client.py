@@ -194,6 +194,10 @@ class Kube:
         """One object."""
         return await self._json("get", "GET", resource.path(namespace, name))
 
+    async def document(self, path: str) -> Body:
+        """What the API server has at a path that is no resource's."""
+        return await self._json("get", "GET", path)
+
     async def list(
         self,
         resource: Resource,
@@ -249,9 +253,8 @@ class Kube:
     async def delete(
         self, resource: Resource, namespace: str, name: str, *, uid: str | None = None, propagation: str = "Background"
     ) -> Body | None:
-        """Delete an object; that it is gone already is no error. With `uid`: only that very object.
-
-        Returns the object where it stays in sight until its dependents are gone.
+        """Delete an object; that it is gone already is no error. With `uid`: only that very object. Returns the object
+        where it stays in sight until its dependents are gone.
         """
         options: Body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
         if uid:
@@ -265,10 +268,7 @@ class Kube:
         return answer if answer.get("kind") != "Status" else None
 
     async def log(self, namespace: str, pod: str, *, container: str, tail_lines: int, last_bytes: int) -> str:
-        """The end of a container's log: of its last lines the last bytes.
-
-        The kubelet's own limitBytes would keep the first ones of these lines, and so lose the newest.
-        """
+        """The last bytes of a container's last lines; the kubelet's own limitBytes would keep the first ones."""
         path, query = PODS.path(namespace, pod, "log"), {"container": container, "tailLines": str(tail_lines)}
         data = await self._bytes("get", "GET", path, query=query, last=last_bytes, timeout=LOG_TIMEOUT)
         return data.decode(errors="replace")

@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from api_world import ApiWorld, Body, Operator, refused, until, world
+from api_world import ApiWorld, Body, Operator, refused, world
 from http_server import Answer
 from jobs_world import manifest
+from tests.support.waiting import until_async
 
 from compression_operator.kube.client import PYTORCHJOBS
 
@@ -26,7 +27,7 @@ def owner(api: ApiWorld) -> Body:
 def test_a_job_blocks_the_deletion_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(api: ApiWorld) -> None:
         async with Operator():
-            await until(lambda: api.names(PYTORCHJOBS) and api.condition("Degraded")[0])
+            await until_async(lambda: api.names(PYTORCHJOBS) and api.condition("Degraded")[0], "the job and the status")
         assert owner(api)["blockOwnerDeletion"] is True and api.condition("Degraded") == ("False", "AsExpected")
 
     with world(tmp_path, SPEC) as (api, config):
@@ -49,7 +50,7 @@ def test_a_job_that_may_not_block_it_is_made_all_the_same_and_the_right_is_named
 
         api.fault = may_not_block
         async with Operator():
-            await until(lambda: api.condition("Degraded") == ("True", "Forbidden"))
+            await until_async(lambda: api.condition("Degraded") == ("True", "Forbidden"), "what is missing")
         assert "blockOwnerDeletion" not in owner(api)
         told = next(c["message"] for c in conditions(api) if c["type"] == "Degraded")
         assert told.startswith("a foreground deletion of a run does not wait for its jobs: the operator may not ")

@@ -97,15 +97,15 @@ def test_events_are_read_and_pods_asked_for_again_at_a_bounded_rate() -> None:
     async def scenario(server: Server, url: str) -> None:
         kube = Kube(lambda: kopf.ConnectionInfo(server=url))
         asks = PodRefusals(kube, Denials(lambda _: None))
-        told = [await asks.told(a_job(), "ns", "u", START + timedelta(seconds=s)) for s in (1, 14, 15, 16, 29, 30, 31)]
+        told = [await asks.told(a_job(), "ns", "u", START + timedelta(seconds=s)) for s in (1, 9, 10, 11, 19, 20, 21)]
         assert [QUOTA in job.message for job in told] == [False, False, True, True, True, True, True]
-        assert told[2].waiting is not None and told[2].waiting.told_from == START + timedelta(seconds=15)
+        assert told[2].waiting is not None and told[2].waiting.told_from == START + timedelta(seconds=10)
         assert told[2].waiting.counts_from == START + timedelta(seconds=60), "it counts as before"
         assert told[2].message == f"no pods have been made for it: {QUOTA}"
         assert [method for method, *_ in server.asked] == ["GET", "PATCH", "GET", "PATCH"]
         query = server.asked[0][1]
         assert "regarding.name%3Dj" in query and "reason%3DFailedCreatePod" in query
-        assert server.asked[1][2] == {"metadata": {"annotations": {TRIED_AGAIN: "2026-11-01T12:00:15Z"}}}
+        assert server.asked[1][2] == {"metadata": {"annotations": {TRIED_AGAIN: "2026-11-01T12:00:10Z"}}}
         assert (await asks.told(replace(a_job(), waiting=None), "ns", "u", START)).message == ""
         await kube.close()
 

@@ -22,8 +22,10 @@ from .podview import EMPTY, INIT_CONTAINER, mapping
 
 logger = logging.getLogger(__name__)
 
-LOOK = timedelta(seconds=15)
-"""Between two looks at a job that lacks pods, and before the first one."""
+LOOK = timedelta(seconds=10)
+"""Between two looks at a job that lacks pods, and before the first one. So pods come as soon after the mending as what
+else a job may wait for.
+"""
 
 FAILED_CREATE = "FailedCreatePod"
 """Reason of the training operator's Events."""
