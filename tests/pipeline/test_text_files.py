@@ -9,11 +9,13 @@ import pytest
 import zstandard
 
 from compression_pipeline.errors import UserError
+from compression_pipeline.text.documents import Long
 from compression_pipeline.text.files import TextFile
 
 
 def read(path: Path, column: str = "text") -> list[str]:
-    return list(TextFile(path, name=path.name, column=column).rows())
+    found = TextFile(path, name=path.name, column=column).rows()
+    return ["".join(row.pieces()) if isinstance(row, Long) else row for row in found]
 
 
 def said(path: Path) -> str:

@@ -122,7 +122,7 @@ def _with_documents(job: PrepareJob, dataset: Source, splits: Splits) -> Prepare
     if not job.dataset.source.startswith("hf://") or "wikitext" in job.dataset.source.rpartition("/")[2].lower():
         [first] = _opened(splits.train[:1], dataset, job.dataset.text_column)
         with suppress(UserError):  # told where it is read to be tokenized
-            form = documents.detect(first.lines())
+            form = documents.detect(first.first_lines())
     return job.model_copy(update={"dataset": job.dataset.model_copy(update={"documents": form})})
 
 

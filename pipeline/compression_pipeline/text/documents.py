@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 from compression_pipeline.config import DocumentFormat
@@ -22,9 +23,27 @@ def detect(lines: Iterable[str]) -> DocumentFormat:
     return DocumentFormat.WIKITEXT_ARTICLES if told else DocumentFormat.ROWS
 
 
-def rows(texts: Iterable[str]) -> Iterator[str]:
+@dataclass(frozen=True)
+class Long:
+    """A document that is never held whole: it is read piece by piece, more than once."""
+
+    where: str  # what messages call it
+    pieces: Callable[[], Iterator[str]]
+    look: Callable[[], Iterator[str]]  # as `pieces`, where reading them is no progress
+
+
+Document = str | Long
+
+
+def rows(texts: Iterable[Document]) -> Iterator[Document]:
     """One document a row; rows without text are none."""
-    return (text for text in texts if text and not text.isspace())
+    return (text for text in texts if _has_text(text))
+
+
+def _has_text(text: Document) -> bool:
+    if isinstance(text, Long):
+        return any(piece and not piece.isspace() for piece in text.look())
+    return bool(text) and not text.isspace()
 
 
 def wikitext_articles(lines: Iterable[str]) -> Iterator[str]:
@@ -45,9 +64,3 @@ def _joined(lines: list[str]) -> Iterator[str]:
     text = "\n".join(lines).strip("\n")
     if text and not text.isspace():
         yield text
-
-
-FORMATS: dict[DocumentFormat, Callable[[Iterable[str]], Iterator[str]]] = {
-    DocumentFormat.ROWS: rows,
-    DocumentFormat.WIKITEXT_ARTICLES: wikitext_articles,
-}

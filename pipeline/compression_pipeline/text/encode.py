@@ -6,18 +6,23 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 from multiprocessing import get_context
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compression_pipeline.errors import TransientError
 from compression_pipeline.machine import die_with_parent
 
+from .documents import Document, Long
 from .indexed import token_type
 from .parts import LONG, parts
-from .tokenizer import TeacherTokenizer
+from .tokenizer import CannotEncode, TeacherTokenizer, ids_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BATCH_CHARACTERS = 512 * 1024
 BATCH_DOCUMENTS = 4096
@@ -36,11 +41,12 @@ class Held:
     fraction: float
     at_most: int = -1
 
-    def hash(self, text: str) -> int:
-        """64 bits."""
-        key = self.seed.to_bytes(8, "little")
-        found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
-        return int.from_bytes(found, "little")
+    def hash(self, pieces: Iterable[str]) -> int:
+        """64 bits, of a text in whatever pieces."""
+        found = hashlib.blake2b(digest_size=8, key=self.seed.to_bytes(8, "little"))
+        for piece in pieces:
+            found.update(piece.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(found.digest(), "little")
 
     def takes(self, hashed: int) -> bool:
         return hashed < int(self.fraction * 2**64) or hashed <= self.at_most
@@ -55,13 +61,28 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Texts to encode: documents, or one part of a document that is long."""
+
+    first: int  # number of the first document, from 0
+    texts: list[str]
+    part: bool = False
+    last: bool = True  # of the document's parts
+    hash: int | None = None  # of the whole document, where it comes in parts and some are held out
+
+
+@dataclass(frozen=True)
 class EncodedBatch:
-    """A batch of documents: those kept and those held out."""
+    """The tokens of a batch: of documents that are kept and of those held out.
+
+    The tokens of documents end with an end-of-document token, and those of a part are its own alone.
+    """
 
     kept: Encoded
     held: Encoded
     tokens: int
     lowest_hash: int | None  # of the batch, where anything is held out
+    batch: Batch  # without its texts
 
 
 class Encoder:
@@ -72,36 +93,27 @@ class Encoder:
         self._end = tokenizer.end_of_document
         self._dtype = token_type(tokenizer.largest)
 
-    def encode(self, texts: list[str], held: Held | None) -> EncodedBatch:
-        """The tokens of each text and an end-of-document token after it, where it has any tokens at all."""
-        hashes = [held.hash(text) for text in texts] if held else []
+    def encode(self, batch: Batch, held: Held | None) -> EncodedBatch:
+        """The tokens of each text. Raises CannotEncode, with the number of the document."""
+        if batch.part:
+            hashes = [] if batch.hash is None else [batch.hash]
+        else:
+            hashes = [held.hash([text]) for text in batch.texts] if held else []
+        end = [] if batch.part else [self._end]
         sides: tuple[list[bytes], list[bytes]] = ([], [])
         lengths: tuple[list[int], list[int]] = ([], [])
-        for number, (tokens, count) in enumerate(self._documents(texts)):
+        try:
+            encoded = ids_of(self._backend, batch.texts)
+        except CannotEncode as error:
+            raise CannotEncode(batch.first + error.number, error.reason) from error
+        for number, ids in enumerate(encoded):
             side = int(held is not None and held.takes(hashes[number]))
-            sides[side].append(tokens)
-            lengths[side].append(count)
+            stored = ids + end if ids else ids
+            sides[side].append(np.array(stored, dtype=self._dtype).tobytes())
+            lengths[side].append(len(stored))
         kept, out = (Encoded(b"".join(tokens), found) for tokens, found in zip(sides, lengths, strict=True))
-        return EncodedBatch(kept, out, sum(map(sum, lengths)), min(hashes, default=None))
-
-    def _documents(self, texts: list[str]) -> Iterator[tuple[bytes, int]]:
-        """The stored tokens of each text, and how many they are. Long texts go part by part, to bound the memory."""
-        short = iter(self._encoded([text for text in texts if len(text) <= LONG]))
-        for text in texts:
-            if len(text) <= LONG:
-                found = [self._stored(next(short))]
-            else:
-                found = [self._stored(ids) for part in parts(text, self._backend) for ids in self._encoded([part])]
-            if any(found):
-                found.append(self._stored([self._end]))
-            tokens = b"".join(found)
-            yield tokens, len(tokens) // self._dtype.itemsize
-
-    def _encoded(self, texts: list[str]) -> Iterator[list[int]]:
-        return (encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False))
-
-    def _stored(self, ids: list[int]) -> bytes:
-        return np.array(ids, dtype=self._dtype).tobytes()
+        done = replace(batch, texts=[])
+        return EncodedBatch(kept, out, sum(map(sum, lengths)), min(hashes, default=None), done)
 
 
 def _start_worker(parent: int) -> None:
@@ -115,34 +127,65 @@ def _encoder(tokenizer: TeacherTokenizer) -> Encoder:
     return Encoder(tokenizer)
 
 
-def _work(tokenizer: TeacherTokenizer, texts: list[str], held: Held | None) -> EncodedBatch:
-    return _encoder(tokenizer).encode(texts, held)
+def _work(tokenizer: TeacherTokenizer, batch: Batch, held: Held | None) -> EncodedBatch:
+    return _encoder(tokenizer).encode(batch, held)
 
 
-def batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in batches of about `BATCH_CHARACTERS`, so that memory is bounded whatever their lengths."""
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
+def batches(tokenizer: TeacherTokenizer, documents: Iterable[Document], held: Held | None) -> Iterator[Batch]:
+    """Documents in batches of about `BATCH_CHARACTERS`, and long ones in parts, so that memory is bounded whatever
+    their lengths. Raises CannotEncode.
+    """
+    cutter = cache(tokenizer.backend)  # made with the first long one
+    texts: list[str] = []
+    size = number = 0
+    for number, document in enumerate(documents):
+        if isinstance(document, Long) or len(document) > LONG:
+            if texts:
+                yield Batch(number - len(texts), texts)
+                texts, size = [], 0
+            long = (
+                document
+                if isinstance(document, Long)
+                else Long("", partial(_alone, document), partial(_alone, document))
+            )
+            yield from _in_parts(cutter(), number, long, held)
+            continue
+        texts.append(document)
         size += len(document)
-        if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+        if size >= BATCH_CHARACTERS or len(texts) >= BATCH_DOCUMENTS:
+            yield Batch(number + 1 - len(texts), texts)
+            texts, size = [], 0
+    if texts:
+        yield Batch(number + 1 - len(texts), texts)
+
+
+def _alone(text: str) -> Iterator[str]:
+    yield text
+
+
+def _in_parts(cutter: "Tokenizer", number: int, document: Long, held: Held | None) -> Iterator[Batch]:
+    hashed = held.hash(document.look()) if held else None
+    before: str | None = None
+    try:
+        for text in parts(document.pieces(), cutter, LONG):
+            if before is not None:
+                yield Batch(number, [before], part=True, last=False, hash=hashed)
+            before = text
+    except CannotEncode as error:
+        raise CannotEncode(number, error.reason) from error
+    yield Batch(number, [before or ""], part=True, last=True, hash=hashed)
 
 
 def encode(
-    tokenizer: TeacherTokenizer, documents: Iterable[str], held: Held | None, *, workers: int
+    tokenizer: TeacherTokenizer, documents: Iterable[Document], held: Held | None, *, workers: int
 ) -> Iterator[EncodedBatch]:
     """Encode documents, in order, by this many processes (1: by this one).
 
-    Raises TransientError where a process is killed, and what reading the documents raises.
+    Raises TransientError where a process is killed, CannotEncode, and what reading the documents raises.
     """
     if workers == 1:
         encoder = Encoder(tokenizer)
-        for batch in batches(documents):
+        for batch in batches(tokenizer, documents, held):
             yield encoder.encode(batch, held)
         return
     # Spawned, not forked: threads of Arrow and of downloads run in this process.
@@ -159,10 +202,10 @@ def encode(
 
 
 def _in_order(
-    pool: Executor, tokenizer: TeacherTokenizer, documents: Iterable[str], held: Held | None, *, ahead: int
+    pool: Executor, tokenizer: TeacherTokenizer, documents: Iterable[Document], held: Held | None, *, ahead: int
 ) -> Iterator[EncodedBatch]:
     waiting: deque[Future[EncodedBatch]] = deque()
-    for batch in batches(documents):
+    for batch in batches(tokenizer, documents, held):
         waiting.append(_submit(pool, tokenizer, batch, held))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
@@ -170,9 +213,9 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _submit(pool: Executor, tokenizer: TeacherTokenizer, texts: list[str], held: Held | None) -> Future[EncodedBatch]:
+def _submit(pool: Executor, tokenizer: TeacherTokenizer, batch: Batch, held: Held | None) -> Future[EncodedBatch]:
     try:
-        return pool.submit(_work, tokenizer, texts, held)
+        return pool.submit(_work, tokenizer, batch, held)
     except OSError as error:
         # `submit` starts processes: one that dies meanwhile has its pool close the pipes under it (CPython 3.11, 3.12).
         raise BrokenProcessPool(f"no process could be started: {error}") from error

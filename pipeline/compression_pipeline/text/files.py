@@ -1,18 +1,25 @@
 """Text files to rows, read in pieces: one reader per file format, chosen by the ending of the name."""
 
+import codecs
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compression_pipeline.errors import UserError
 
+from .documents import Document, Long
+
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
+
+PIECE = 256 * 1024
+"""Bytes of a text file that are decoded at once."""
 
 _BUFFER = 1024**2
 _PARQUET_ROWS = 1024
@@ -20,7 +27,7 @@ _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class TextFile:
-    """A file to read rows of text from; `position` tells how far it has been read."""
+    """A file to read rows of text from; `position` tells how far it has been read, `row` which row was read last."""
 
     def __init__(
         self, path: Path, *, name: str, column: str, open: Callable[[Path], io.BufferedReader] | None = None
@@ -34,24 +41,37 @@ class TextFile:
         self.name = name
         self.column = column
         self.position = 0  # bytes of the file as it lies on disk, about
+        self.row = 0  # from 1
 
     def open(self) -> io.BufferedReader:
         """Its content, as it lies on disk."""
         return self._open(self.path)
 
-    def rows(self) -> Iterator[str]:
-        """Its rows: a .txt file is one row.
+    def rows(self) -> Iterator[Document]:
+        """Its rows: a .txt file is one row, and is not held whole where it is long.
 
         Raises UserError for a file that is damaged or isn't what its name says, and for a missing column.
         """
-        yield from _reader(self.name)(self)
+        reader = _reader(self.name)
+        yield from _whole(self) if reader is _lines_of_text else reader(self)
         self.position = self.path.stat().st_size
 
     def lines(self) -> Iterator[str]:
         """As `rows`, but a .txt file yields its lines."""
-        reader = _reader(self.name)
-        yield from _lines_of_text(self) if reader is _whole_text else reader(self)
+        yield from _reader(self.name)(self)
         self.position = self.path.stat().st_size
+
+    def first_lines(self) -> Iterator[str]:
+        """The lines that it begins with: of a .txt file, those of its first `PIECE` characters."""
+        if kind(self.name) != "text":
+            return self.lines()
+        with closing(_pieces(self, counted=False)) as pieces:
+            return io.StringIO(next(pieces, ""))
+
+    @property
+    def place(self) -> str:
+        """What messages call the row that was read last."""
+        return self.name if kind(self.name) == "text" else f"{self.name}:{self.row}"
 
 
 def is_text(name: str) -> bool:
@@ -62,7 +82,7 @@ def is_text(name: str) -> bool:
 def kind(name: str) -> str:
     """The kind of file that a readable name tells: text, JSON Lines or Parquet."""
     reader = _reader(name)
-    return "text" if reader is _whole_text else "Parquet" if reader is _parquet else "JSON Lines"
+    return "text" if reader is _lines_of_text else "Parquet" if reader is _parquet else "JSON Lines"
 
 
 def _reader(name: str) -> Callable[[TextFile], Iterator[str]]:
@@ -72,12 +92,40 @@ def _reader(name: str) -> Callable[[TextFile], Iterator[str]]:
     raise UserError(f"{name} is of an unsupported type; give one of {', '.join(FORMATS)}")
 
 
-def _whole_text(file: TextFile) -> Iterator[str]:
-    try:
-        with _opened(file) as stream:
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig").read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file.name} is not UTF-8 (byte {error.start}); convert it") from error
+def _whole(file: TextFile) -> Iterator[Document]:
+    """One row."""
+    with closing(_pieces(file, counted=True)) as pieces:
+        first = next(pieces, "")
+        if next(pieces, None) is None:
+            yield first
+            return
+    file.position = 0
+    yield Long(file.name, partial(_pieces, file, counted=True), partial(_pieces, file, counted=False))
+
+
+def _pieces(file: TextFile, *, counted: bool) -> Generator[str, None, None]:
+    """Its text in pieces of up to `PIECE` bytes. `counted`: reading them is progress."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    with _opened(file, counted=counted) as stream:
+        data = stream.read(PIECE)
+        # Some editors mark the beginning of a file as UTF-8.
+        done = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+        data = data[done:]
+        while True:
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{file.name} is not UTF-8 (byte {done - pending + error.start}); convert it"
+                ) from error
+            if text := newlines.decode(text, final=not data):
+                yield text
+            if not data:
+                return
+            done += len(data)
+            data = stream.read(PIECE)
 
 
 def _lines_of_text(file: TextFile) -> Iterator[str]:
@@ -171,9 +219,11 @@ def _parquet_rows(file: TextFile, parquet: "ParquetFile") -> Iterator[str]:
             values = batch.column(0).to_pylist()
         except UnicodeDecodeError as error:
             raise UserError(_not_utf8(file, batch.column(0), seen)) from error
+        file.position = size * (seen + batch.num_rows) // total
+        for file.row, value in enumerate(values, seen + 1):
+            if value is not None:
+                yield value
         seen += batch.num_rows
-        file.position = size * seen // total
-        yield from (value for value in values if value is not None)
 
 
 def _not_utf8(file: TextFile, column: Any, before: int) -> str:
@@ -191,24 +241,25 @@ def _not_utf8(file: TextFile, column: Any, before: int) -> str:
 def _lines(file: TextFile) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers from 1, decompressed where the name says so."""
     with _opened(file) as stream:
-        yield from enumerate(stream, 1)
+        for file.row, line in enumerate(stream, 1):
+            yield file.row, line
 
 
 @contextmanager
-def _opened(file: TextFile) -> Iterator[io.BufferedReader]:
+def _opened(file: TextFile, *, counted: bool = True) -> Iterator[io.BufferedReader]:
     """The file's content, decompressed where the name says so; what is wrong with that is told as a UserError."""
     codec = _CODECS.get(Path(file.name.lower()).suffix)
     with file.open() as raw:
-        counted = _Counted(raw, file)
+        packed = _Counted(raw, file if counted else None)
         try:
             if codec == "gzip":
-                with gzip.GzipFile(fileobj=io.BufferedReader(counted, _BUFFER)) as stream:
+                with gzip.GzipFile(fileobj=io.BufferedReader(packed, _BUFFER)) as stream:
                     yield io.BufferedReader(stream, _BUFFER)
             elif codec == "zstd":
-                with closing(_Zstandard(counted)) as stream:
+                with closing(_Zstandard(packed)) as stream:
                     yield io.BufferedReader(stream, _BUFFER)
             else:
-                yield io.BufferedReader(counted, _BUFFER)
+                yield io.BufferedReader(packed, _BUFFER)
         except (OSError, EOFError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the data
                 raise
@@ -223,7 +274,8 @@ def _opened(file: TextFile) -> Iterator[io.BufferedReader]:
 class _Counted(io.RawIOBase):
     """A file that tells how far it has been read."""
 
-    def __init__(self, raw: io.BufferedReader, file: TextFile) -> None:
+    def __init__(self, raw: io.BufferedReader, file: TextFile | None) -> None:
+        """`file`: what to tell; None: nothing."""
         self._raw = raw
         self._file = file
 
@@ -232,7 +284,8 @@ class _Counted(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = self._raw.readinto(buffer)
-        self._file.position += count
+        if self._file is not None:
+            self._file.position += count
         return count
 
 
@@ -270,9 +323,9 @@ def _first_line(error: BaseException) -> str:
 
 
 FORMATS: dict[str, Callable[[TextFile], Iterator[str]]] = {
-    ".txt": _whole_text,
-    ".txt.gz": _whole_text,
-    ".txt.zst": _whole_text,
+    ".txt": _lines_of_text,
+    ".txt.gz": _lines_of_text,
+    ".txt.zst": _lines_of_text,
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
     ".jsonl.zst": _json_lines,

@@ -19,6 +19,12 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _CODES = {"uint16": 8, "int32": 4}
 _SMALL_VOCABULARY = 65500
+LONGEST = 2**31 - 1
+"""Tokens that a document may have, the end-of-document token among them: the format has 32 bits for it."""
+
+
+class TooLong(Exception):
+    """A document of more tokens than `LONGEST`."""
 
 
 def token_type(largest: int) -> "np.dtype[np.uint16] | np.dtype[np.int32]":
@@ -40,15 +46,34 @@ class IndexedWriter:
         self.lengths = array("i")
         self.digests: dict[Path, str] = {}
         self._dtype = dtype
+        self._part = 0  # tokens of the document that comes in parts
         self._hash = hashlib.sha256()
         self._file = self.bin.open("wb")
 
     def add(self, tokens: bytes, lengths: Sequence[int]) -> None:
         """Add documents: their tokens one after the other, in this writer's type, and the length of each in tokens."""
+        self._write(tokens)
+        self.lengths.extend(lengths)
+
+    def add_part(self, tokens: bytes, end: bytes | None) -> None:
+        """Add the next tokens of a document that comes in parts.
+
+        `end`: with the last part, the end-of-document token; a document without any tokens has none. Raises TooLong.
+        """
+        self._part += self._write(tokens)
+        if self._part >= LONGEST:
+            raise TooLong
+        if end is not None:
+            self.lengths.append(self._part + self._write(end if self._part else b""))
+            self._part = 0
+
+    def _write(self, tokens: bytes) -> int:
+        """Tokens written."""
         self._file.write(tokens)
         self._hash.update(tokens)
-        self.lengths.extend(lengths)
-        self.tokens += len(tokens) // self._dtype.itemsize
+        count = len(tokens) // self._dtype.itemsize
+        self.tokens += count
+        return count
 
     def close(self) -> None:
         """Close `.bin`; nothing can be added any more."""

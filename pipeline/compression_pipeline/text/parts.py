@@ -3,8 +3,10 @@
 A tokenizer needs a hundred times the memory of the text that it is given at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from .tokenizer import ids_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,29 +19,45 @@ _AROUND = 512
 _TRIES = 64
 
 
-def parts(text: str, tokenizer: "Tokenizer", length: int = LONG) -> Iterator[str]:
-    """The text, in parts of about this many characters.
+def parts(pieces: Iterable[str], tokenizer: "Tokenizer", length: int = LONG) -> Iterator[str]:
+    """A text that comes in pieces of any lengths, in parts of about this many characters; no more of it is held.
 
     A cut lies between signs of two classes (letters or digits, space, others), where the text around it has the same
     tokens cut and uncut. So tokens are the same wherever what is further away than that makes no difference, as with
-    all tokenizers that split text into words first. Where there is no such place a part is longer.
+    all tokenizers that split text into words first. Where there is no such place a part is longer. Raises CannotEncode,
+    and what reading the pieces does.
     """
-    start, end = 0, length
-    while len(text) - end > _AROUND:
-        cut = _cut(text, start, end, tokenizer)
+    coming = iter(pieces)
+    text, end, whole = "", length, False
+    while True:
+        if not whole and len(text) <= end + _AROUND:
+            text, whole = _more(text, coming, end + _AROUND)
+        if len(text) - end <= _AROUND:
+            break
+        cut = _cut(text, end, tokenizer)
         if cut is None:
             end += length
             continue
-        yield text[start : cut[0]]
-        start = cut[1]
-        end = start + length
-    yield text[start:]
+        yield text[: cut[0]]
+        text, end = text[cut[1] :], length
+    yield text
 
 
-def _cut(text: str, start: int, end: int, tokenizer: "Tokenizer") -> tuple[int, int] | None:
+def _more(text: str, coming: Iterator[str], wanted: int) -> tuple[str, bool]:
+    """The text with pieces added until it has more signs than wanted, and whether that was all of it."""
+    found, size = [text], len(text)
+    for piece in coming:
+        found.append(piece)
+        size += len(piece)
+        if size > wanted:
+            return "".join(found), False
+    return "".join(found), True
+
+
+def _cut(text: str, end: int, tokenizer: "Tokenizer") -> tuple[int, int] | None:
     """Where the last part that ends before `end` may end, and the next one begin."""
     tries = 0
-    for place in range(end, max(start + _AROUND, end - LONG // 2), -1):
+    for place in range(end, max(_AROUND, end - LONG // 2), -1):
         if _class(text[place - 1]) == _class(text[place]):
             continue
         before, after = text[place - _AROUND : place], text[place : place + _AROUND]
@@ -55,7 +73,7 @@ def _cut(text: str, start: int, end: int, tokenizer: "Tokenizer") -> tuple[int, 
 
 
 def _ids(tokenizer: "Tokenizer", text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids
+    return ids_of(tokenizer, [text])[0]
 
 
 def _class(sign: str) -> int:

@@ -1,10 +1,12 @@
 """A dataset's files to the indexed datasets of its two splits."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+
+import numpy as np
 
 from compression_pipeline.config import DatasetConfig, DocumentFormat
 from compression_pipeline.context import Context
@@ -12,10 +14,11 @@ from compression_pipeline.errors import UserError
 from compression_pipeline.machine import processors
 
 from . import documents
+from .documents import Document, Long
 from .encode import Held, encode
 from .files import TextFile
-from .indexed import IndexedWriter, token_type
-from .tokenizer import TeacherTokenizer
+from .indexed import LONGEST, IndexedWriter, TooLong, token_type
+from .tokenizer import CannotEncode, TeacherTokenizer
 
 TRAIN = "train"
 VALIDATION = "validation"
@@ -54,8 +57,9 @@ class Tokenization:
     def run(self, train: Sequence[TextFile], validation: Sequence[TextFile]) -> Tokenized:
         """Tokenize. Without validation files, `validationFraction` of the training documents is held out.
 
-        Memory is bounded by the longest document as text: files stream through. Raises UserError where a split ends up
-        without tokens, and what `TextFile` and `encode` raise; Interrupted once the job is told to stop.
+        Memory is bounded by the longest row as text: files stream through, and a .txt file, which is one row, in
+        pieces. Raises UserError where a split ends up without tokens or a text can't be encoded, and what `TextFile`
+        and `encode` raise; Interrupted once the job is told to stop.
         """
         progress = _Progress(self._context, [*train, *validation])
         if validation:
@@ -88,24 +92,52 @@ class Tokenization:
         writers = {one: IndexedWriter(self._into / one, dtype) for one in ([name, VALIDATION] if held else [name])}
         total = sum(file.path.stat().st_size for file in files)
         workers = 1 if total < SMALL_TEXT else self._dataset.workers or processors()
+        end = np.array([self._tokenizer.end_of_document], dtype).tobytes()
         encoded = encode(self._tokenizer, self._documents(files), held, workers=workers)
+        number = 0
         try:
-            for batch in encoded:
+            for found in encoded:
                 self._context.stop_if_requested()
-                writers[name].add(batch.kept.tokens, batch.kept.lengths)
-                if held:
-                    writers[VALIDATION].add(batch.held.tokens, batch.held.lengths)
-                progress.add(batch.lowest_hash, len(batch.kept.lengths) + len(batch.held.lengths), batch.tokens)
+                number = found.batch.first
+                for one, side in ((name, found.kept), (VALIDATION, found.held)):
+                    if found.batch.part and side.lengths:
+                        writers[one].add_part(side.tokens, end if found.batch.last else None)
+                    elif side.lengths:
+                        writers[one].add(side.tokens, side.lengths)
+                whole = len(found.kept.lengths) + len(found.held.lengths) if found.batch.last else 0
+                progress.add(found.lowest_hash, whole, found.tokens)
+        except CannotEncode as error:
+            raise UserError(
+                f"{self._place(files, error.number)}: the teacher's tokenizer can't encode this text ({error.reason}); "
+                "remove it, or give the tokenizer what it lacks, such as an unk_token of its vocabulary"
+            ) from error
+        except TooLong as error:
+            raise UserError(
+                f"{self._place(files, number)}: the document has {LONGEST:,} tokens or more, which the format of "
+                "tokenized text can't hold; split it into several"
+            ) from error
         finally:
             for writer in writers.values():
                 writer.close()
         return writers
 
-    def _documents(self, files: Sequence[TextFile]) -> Iterator[str]:
+    def _documents(self, files: Iterable[TextFile]) -> Iterator[Document]:
         if self._dataset.documents is DocumentFormat.WIKITEXT_ARTICLES:
             # An article may go on in the next file.
             return documents.wikitext_articles(chain.from_iterable(file.lines() for file in files))
         return documents.rows(chain.from_iterable(file.rows() for file in files))
+
+    def _place(self, files: Sequence[TextFile], number: int) -> str:
+        """File and row of a document by its number, from 0; they are read once more up to there."""
+        reached: list[TextFile] = []
+
+        def noted() -> Iterator[TextFile]:
+            for file in files:
+                reached[:] = [file]
+                yield file
+
+        document = next(islice(self._documents(noted()), number, None))
+        return document.where if isinstance(document, Long) else reached[0].place
 
     def _nothing(self, name: str, writers: dict[str, IndexedWriter], *, held_out: bool) -> str:
         source = f"dataset.source: {self._dataset.source}"

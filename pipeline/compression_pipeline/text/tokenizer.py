@@ -14,6 +14,32 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 
+class CannotEncode(Exception):
+    """A text that the tokenizer has no tokens for: which of the texts (from 0), and why."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(number, reason)
+        self.number = number
+        self.reason = reason
+
+
+def ids_of(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
+    """The tokens of each text. Raises CannotEncode."""
+    try:
+        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the library raises plain ones, and a panic of Rust is no Exception
+        if len(texts) == 1:
+            raise CannotEncode(0, " ".join(str(error).split())[:300]) from error
+        for number, text in enumerate(texts):
+            try:
+                ids_of(tokenizer, [text])
+            except CannotEncode as alone:
+                raise CannotEncode(number, alone.reason) from error
+        raise
+
+
 @dataclass(frozen=True)
 class TeacherTokenizer:
     """How each process makes the tokenizer: from a tokenizer.json, and what is not as it stands there.
