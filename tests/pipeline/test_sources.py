@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compression_pipeline.config import DocumentFormat
-from compression_pipeline.sources import splits
+from compression_pipeline.config import DatasetConfig, DocumentFormat
+from compression_pipeline.sources import readme
 from compression_pipeline.text import documents
+
+DATASET = DatasetConfig(source="hf://x")
 
 
 def test_a_readme_may_tell_files_in_several_forms() -> None:
@@ -19,11 +21,11 @@ def test_a_readme_may_tell_files_in_several_forms() -> None:
         ([{"split": "train", "path": "deep/**"}], {"train": ["deep/b.jsonl", "deep/er/c.jsonl"]}),
     ):
         configs = [{"config_name": "one", "data_files": files}]
-        assert splits.by_readme(configs, names, None, "hf://x") == expected
+        assert readme.files_of(configs, names, DATASET, "hf://x") == expected
     inside = [{"config_name": "one", "data_dir": "deep", "data_files": "*.jsonl"}]
-    assert splits.by_readme(inside, names, None, "hf://x") == {"train": ["deep/b.jsonl"]}
+    assert readme.files_of(inside, names, DATASET, "hf://x") == {"train": ["deep/b.jsonl"]}
     for silent in (None, [], "text", [{"config_name": "one"}]):
-        assert splits.by_readme(silent, names, None, "hf://x") is None
+        assert readme.files_of(silent, names, DATASET, "hf://x") is None
 
 
 @pytest.mark.parametrize(

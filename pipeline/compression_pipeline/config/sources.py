@@ -87,7 +87,6 @@ class DatasetConfig(ConfigModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         _is_a_source("source"),
-        _hub_only("config", "source"),
         _hub_only("revision", "source"),
         _stays_in_the_volume("source"),
         Rule.of(
@@ -103,13 +102,15 @@ class DatasetConfig(ConfigModel):
         max_length=1024,
         description="Where the text is: hf://owner/name, pvc://claim/path or file:path. A file, a folder or a glob of "
         ".txt (one document a file), .jsonl, .json (JSON Lines, too) or .parquet; .gz and .zst of those but the last. "
-        "Files belong to splits by their names, as Hugging Face's datasets reads them.",
+        "Files belong to splits as Hugging Face's datasets reads them: by configs in the header of the folder's "
+        "README.md where it has such, else by their names.",
     )
     config: str | None = Field(
         default=None,
         min_length=1,
         max_length=256,
-        description="Configuration (subset) of a Hub dataset, e.g. wikitext-103-v1.",
+        description="Configuration (subset) of a dataset, e.g. wikitext-103-v1: one of those in its README.md, or one "
+        "that the Hub knows of.",
     )
     revision: str | None = Field(
         default=None, min_length=1, max_length=256, description="Branch, tag or commit on the Hub."

@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 from compression_pipeline.artifact import sha256
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import PhaseError, TransientError, UserError, causes, disk_full
-from compression_pipeline.huggingface.terms import front_matter
+from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.redaction import Redactor
 from compression_pipeline.store.published import ENDPOINT_VARIABLE, Asked, hub_endpoint
 from compression_pipeline.text.files import FORMATS, is_text
 
-from . import checkpoint, corpus, splits
+from . import checkpoint, corpus, readme, splits
 from .base import Offline, Place, SourceFile, Splits, Unreachable
 from .token import hub_token
 
@@ -136,10 +136,10 @@ class HubSource:
             }
 
     def _by_readme(self, listed: dict[str, SourceFile], dataset: DatasetConfig) -> dict[str, list[str]] | None:
-        if "README.md" not in listed:
+        if CARD not in listed:
             return None
-        text = self.fetch([listed["README.md"]])[0].read_text(encoding="utf-8", errors="replace")
-        found = splits.by_readme(front_matter(text).get("configs"), listed, dataset.config, self._where)
+        text = self.fetch([listed[CARD]])[0].read_text(encoding="utf-8", errors="replace")
+        found = readme.files_of(readme.header(text, self._where), listed, dataset, self._where)
         if found is None or not all(is_text(name) for files in found.values() for name in files):
             return None
         return found

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import CONFIG, names_of
+from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.store.watched import Selection, Watched
 from compression_pipeline.text.files import FORMATS, is_text
 
-from . import checkpoint, corpus, splits
+from . import checkpoint, corpus, readme, splits
 from .base import Place, SourceFile, Splits
 from .links import Bounds
 
@@ -66,14 +67,34 @@ class LocalSource:
             raise
 
     def text_files(self, dataset: DatasetConfig) -> Splits:
-        names = self._text_names()
-        # A single file is what was asked for, whatever its name.
-        named = (dataset.train_split, *([dataset.validation_split] if dataset.validation_split else []))
-        found = splits.by_name(names, named) if self._selection.patterns else {dataset.train_split: names}
-        self._warn(splits.doubts(names, found, dataset) if self._selection.patterns else ())
+        found = self._by_readme(dataset)
+        if found is None:
+            found = self._by_names(dataset)
         train, validation = splits.wanted(found, dataset, self._where)
         self._watched = Watched.now(self._selection)
         return Splits(self._described(train), self._described(validation))
+
+    def _by_readme(self, dataset: DatasetConfig) -> dict[str, list[str]] | None:
+        """As the README of a folder tells; None where it doesn't."""
+        whole = self._path.is_dir() and (self._path / CARD).is_file()
+        text = self._read(CARD).decode("utf-8", "replace") if whole else ""
+        found = readme.files_of(readme.header(text, self._where), self._selection.names(), dataset, self._where)
+        if found is None and dataset.config is not None:
+            raise UserError(
+                f"{self._where} has no configuration {dataset.config}: no {CARD} in that folder has configs in its "
+                "header; remove dataset.config, or name the folder of the files that it means"
+            )
+        if found is not None:
+            readme.check_kinds(found, (dataset.train_split, dataset.validation_split or "validation"), self._where)
+        return found
+
+    def _by_names(self, dataset: DatasetConfig) -> dict[str, list[str]]:
+        names = self._text_names()
+        if not self._selection.patterns:  # a single file is what was asked for, whatever its name
+            return {dataset.train_split: names}
+        found = splits.by_name(names, [split for split in (dataset.train_split, dataset.validation_split) if split])
+        self._warn(splits.doubts(names, found, dataset))
+        return found
 
     def missing_bytes(self, files: Sequence[SourceFile]) -> int:
         return 0

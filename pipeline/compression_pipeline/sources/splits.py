@@ -1,8 +1,7 @@
-"""Which files belong to which split: by a dataset's README on the Hub, else by their names."""
+"""Which files belong to which split, by their names (`readme`: where a dataset's README tells)."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import UserError
@@ -80,30 +79,6 @@ def _any(words: Sequence[str]) -> str:
     return "|".join(map(re.escape, words))
 
 
-def by_readme(configs: Any, names: Iterable[str], config: str | None, where: str) -> dict[str, list[str]] | None:
-    """Files by split as the `configs` of a dataset's README say; None where it says nothing of files.
-
-    `config`: the one that the manifest names. Raises UserError where it isn't there, or one must be named.
-    """
-    told = (
-        [one for one in configs if isinstance(one, dict) and one.get("data_files")] if isinstance(configs, list) else []
-    )
-    if not told:
-        return None
-    known = [str(one.get("config_name", "default")) for one in told]
-    chosen = choose(
-        known, config, where, next((k for k, one in zip(known, told, strict=True) if one.get("default")), None)
-    )
-    entry = told[known.index(chosen)]
-    folder = str(entry.get("data_dir") or "").strip("/")
-    found: dict[str, list[str]] = {}
-    for split, patterns in _patterns(entry["data_files"]):
-        for pattern in patterns:
-            full = re.compile(_regex(f"{folder}/{pattern}" if folder else pattern.removeprefix("./")))
-            found.setdefault(split, []).extend(name for name in sorted(names) if full.fullmatch(name))
-    return found
-
-
 def choose(known: list[str], wanted: str | None, where: str, default: str | None = None) -> str:
     """The configuration (subset) to take: the wanted one, the default, the only one. Raises UserError."""
     if wanted is not None:
@@ -167,23 +142,3 @@ def wanted(found: Mapping[str, list[str]], dataset: DatasetConfig, where: str) -
             "is trained on can't be validated on; rename it, or name others in dataset.trainSplit and validationSplit"
         )
     return train, held
-
-
-def _patterns(data_files: Any) -> list[tuple[str, list[str]]]:
-    """The forms that `data_files` may have: a pattern, patterns, {split: pattern(s)}, [{split, path}]."""
-    if isinstance(data_files, dict):
-        return [(str(split), _listed(paths)) for split, paths in data_files.items()]
-    entries = _listed(data_files)
-    if all(isinstance(entry, dict) for entry in entries):
-        return [(str(entry.get("split", "train")), _listed(entry.get("path", []))) for entry in entries]
-    return [("train", [str(entry) for entry in entries])]
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]
-
-
-def _regex(pattern: str) -> str:
-    """A glob as a regular expression: `*` and `?` stay within a folder, `**` doesn't."""
-    parts = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
-    return "".join(parts.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
