@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from compression_pipeline.errors import UserError
 from compression_pipeline.text.tokenizer import TeacherTokenizer
@@ -40,7 +40,7 @@ _FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 """Settings that decide which others make sense."""
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
