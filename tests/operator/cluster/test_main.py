@@ -132,7 +132,7 @@ def test_so_are_those_of_one_that_ends_for_what_nobody_expected(tmp_path: Path) 
 def test_so_is_what_could_be_raised_nowhere() -> None:
     program = """
 import asyncio, gc
-from compression_operator.logs import configure
+from compression_operator.cluster.log_format import configure
 configure("json", "info")
 class Broken:
     def __del__(self):
