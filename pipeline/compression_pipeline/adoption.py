@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from datetime import datetime
 
 from .artifact import Artifact, Store
 from .events import Events
@@ -23,27 +22,27 @@ class Adoption:
         self._events = events
         self._owns = owns
         self._meanwhile = meanwhile
-        self._damaged: set[tuple[str, datetime]] = set()
+        self._damaged: set[str] = set()
 
     def sound(self, artifact: Artifact | None) -> Artifact | None:
         """The artifact, where it holds what was published; else None, and it is set aside if the step is ours."""
         if artifact is None:
             return None
-        known = (artifact.name, artifact.manifest.created)
-        if known not in self._damaged:
+        if artifact.digest not in self._damaged:
             try:
-                file = self._fault(artifact)
+                file = self.fault(artifact)
             except FileNotFoundError:  # another job has just set it aside
                 return None
             if file is None:
                 return artifact
-            self._damaged.add(known)
+            self._damaged.add(artifact.digest)
             self._events.warning(f"{artifact.path / file} is not what was published; it is set aside and made anew")
         if self._owns():
             self._store.set_aside(artifact)
         return None
 
-    def _fault(self, artifact: Artifact) -> str | None:
+    def fault(self, artifact: Artifact) -> str | None:
+        """The first of its files that doesn't hold what was published. Raises OSError."""
         said = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -54,4 +53,4 @@ class Adoption:
                 self._events.progress(done, total, unit="bytes", doing=f"verify {artifact.name}")
 
         digests = {name: record.sha256 for name, record in artifact.manifest.files.items()}
-        return verified.fault(self._store.root, artifact.name, digests, progress)
+        return verified.fault(self._store.root, artifact.name, digests, progress, anew=self._store.trust.limited)

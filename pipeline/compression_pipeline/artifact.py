@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +27,9 @@ from .config import Record
 from .config.fingerprint import SCHEMA_VERSION, digest
 from .errors import MissingArtifact, UserError
 from .store import verified
+from .store.files import make_folder, sha256, sync
 from .store.published import Published
+from .store.trust import Trust
 
 MANIFEST = "manifest.json"
 VERSIONED = ("torch", "megatron-core", "nvidia-modelopt", "transformers", "tokenizers", "compression-operator")
@@ -40,10 +42,8 @@ PATIENCE = 8.0
 
 FIRST_PAUSE = 0.1
 
-_CHUNK = 8 * 1024**2
 _ATTEMPT = re.compile(r"(\d+)(?:-[0-9a-f]+)?")
 _LAUNCH_DIGITS = 8
-_TRIES = 100
 
 
 class FileRecord(Record):
@@ -75,6 +75,7 @@ class Artifact:
     name: str
     path: Path
     manifest: Manifest
+    digest: str  # SHA-256 of the manifest's file
 
     @property
     def model(self) -> Path:
@@ -87,31 +88,56 @@ class Artifact:
         return self.path / "data"
 
     @property
-    def digest(self) -> str:
-        """Digest of all that is in it. An artifact that is made anew under its name may be another one."""
+    def content(self) -> str:
+        """Digest of all its files. An artifact that is made anew under its name may be another one."""
         return digest({file: record.sha256 for file, record in self.manifest.files.items()})
 
     def result(self, model: type[Result]) -> Result:
         """What the phase reported that made it. Raises ValidationError where another version did."""
-        return model.model_validate(self.manifest.result)
+        return model.model_validate(self.manifest.result | {"digest": self.digest})
 
 
 class Store:
     """One tree that all runs of a storage share."""
 
-    def __init__(self, root: Path, *, drafts: Path | None = None) -> None:
-        """`drafts`: folder in the store in which drafts are made; an attempt's own, so that leftovers can be told."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        drafts: Path | None = None,
+        trust: Trust | None = None,
+        passed_over: Callable[[str], object] = lambda sentence: None,
+    ) -> None:
+        """`drafts`: folder in the store in which drafts are made; an attempt's own, so that leftovers can be told.
+
+        `trust`: what of the artifacts is taken; everything, unless given. `passed_over`: told once of each that is not.
+        """
         self.root = root
+        self.trust = trust or Trust()
+        self._passed_over = passed_over
+        self._told: set[str] = set()
         self.artifacts = root / "artifacts"
         self._drafts = drafts or root / "work" / "drafts"
 
     def find(self, name: str) -> Artifact | None:
-        """The artifact, where it is published and whole: its manifest can be read and every file has its size."""
+        """The artifact, where it is published and whole: its manifest can be read and every file has its size.
+
+        None, too, where it is not to be trusted.
+        """
+        found = self._whole(name)
+        if found is None or self.trust.admits(name, found.digest):
+            return found
+        if name not in self._told:
+            self._told.add(name)
+            self._passed_over(f"{found.path} {self.trust.refusal(name)}")
+        return None
+
+    def _whole(self, name: str) -> Artifact | None:
         path = self.artifacts / name
-        manifest = _manifest(path)
-        if manifest is None or f"{manifest.phase}-{manifest.key}" != name or _missing(path, manifest):
+        read = _manifest(path)
+        if read is None or f"{read[0].phase}-{read[0].key}" != name or _missing(path, read[0]):
             return None
-        return Artifact(name, path, manifest)
+        return Artifact(name, path, *read)
 
     def open(self, name: str) -> Artifact:
         """The artifact. A network volume may show late what another node wrote, or lose hold of it, so a second look is
@@ -133,7 +159,9 @@ class Store:
         if not path.is_dir():
             raise MissingArtifact(name, f"the store {self.root} has no artifact {name}; {again}")
         manifest = _manifest(path)
-        missing = MANIFEST if manifest is None else _missing(path, manifest) or MANIFEST
+        if self._whole(name) is not None:
+            raise MissingArtifact(name, f"{path} {self.trust.refusal(name)}; {again}")
+        missing = MANIFEST if manifest is None else _missing(path, manifest[0]) or MANIFEST
         raise MissingArtifact(name, f"{path / missing} is missing or not whole; {again}")
 
     def use(self, artifact: Artifact) -> Artifact:
@@ -146,7 +174,7 @@ class Store:
         """Whether its files are those of its manifest, to the byte: they are read as a whole, once."""
         digests = {name: record.sha256 for name, record in artifact.manifest.files.items()}
         try:
-            return verified.fault(self.root, artifact.name, digests) is None
+            return verified.fault(self.root, artifact.name, digests, anew=self.trust.limited) is None
         except FileNotFoundError:  # another job has just set it aside
             return False
 
@@ -154,7 +182,7 @@ class Store:
         """Put a damaged artifact, or what has this name, out of the way; not what came in its place meanwhile."""
         name = artifact if isinstance(artifact, str) else artifact.name
         there = _manifest(self.artifacts / name)
-        if there and isinstance(artifact, Artifact) and there.created != artifact.manifest.created:
+        if there and isinstance(artifact, Artifact) and there[1] != artifact.digest:
             return
         with suppress(FileNotFoundError):
             (self.artifacts / name).rename(self.artifacts / f".damaged-{name}-{uuid.uuid4().hex[:8]}")
@@ -173,7 +201,9 @@ class Store:
         return self.recorded(record) if record is not None and record.stands else None
 
     def published(self, fingerprint: str) -> Published | None:
-        """What the step of this fingerprint noted when it was done; None where it noted nothing."""
+        """What the step of this fingerprint noted when it was done; None where it noted nothing, or is not believed."""
+        if self.trust.limited:
+            return None
         try:
             return Published.model_validate_json((self.work_folder(fingerprint) / "published.json").read_bytes())
         except (OSError, ValidationError):
@@ -305,14 +335,15 @@ class Draft:
             versions=versions(),
             created=datetime.now(UTC),
         )
-        (self.path / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=1) + "\n")
+        text = f"{manifest.model_dump_json(by_alias=True, indent=1)}\n".encode()
+        (self.path / MANIFEST).write_bytes(text)
         for path in files.values():
             sync(path)
         for folder in [path for path in self.path.rglob("*") if path.is_dir()]:
             sync(folder)
         sync(self.path / MANIFEST)
         sync(self.path)
-        return self._rename(manifest)
+        return self._rename(manifest, hashlib.sha256(text).hexdigest())
 
     def _record(self, name: str, path: Path) -> FileRecord:
         known = self._hashed.get(name)
@@ -320,7 +351,7 @@ class Draft:
             return known
         return FileRecord(size=path.stat().st_size, sha256=sha256(path))
 
-    def _rename(self, manifest: Manifest) -> Artifact:
+    def _rename(self, manifest: Manifest, digest: str) -> Artifact:
         target = self._store.artifacts / self.name
         while True:
             try:
@@ -331,32 +362,11 @@ class Draft:
                 winner = self._store.find(self.name)
                 if winner is not None and self._store.holds_what_was_published(winner):
                     return winner
-                # Something of this name that was damaged since it was published. Out of the way with it.
+                # Something of this name that was damaged since it was published, or that is not to be trusted.
                 self._store.set_aside(winner or self.name)
                 continue
             sync(self._store.artifacts)
-            return Artifact(self.name, target, manifest)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, also while other jobs remove one of those because it is empty.
-
-    Raises OSError.
-    """
-    for _ in range(_TRIES):
-        # Not there when asked for, there when made, not there when looked at: mkdir says either.
-        with suppress(FileNotFoundError, FileExistsError):
-            return folder.mkdir(parents=True, exist_ok=True)
-    return folder.mkdir(parents=True, exist_ok=True)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            found.update(piece)
-    return found.hexdigest()
+            return Artifact(self.name, target, manifest, digest)
 
 
 def versions() -> dict[str, str]:
@@ -368,9 +378,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _manifest(path: Path) -> Manifest | None:
+def _manifest(path: Path) -> tuple[Manifest, str] | None:
+    """The manifest in a folder, and the SHA-256 of its file."""
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        text = (path / MANIFEST).read_bytes()
+        return Manifest.model_validate_json(text), hashlib.sha256(text).hexdigest()
     except (OSError, ValidationError):
         return None
 
@@ -385,16 +397,3 @@ def _missing(path: Path, manifest: Manifest) -> str | None:
             pass
         return name
     return None
-
-
-def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems don't sync folders; the files themselves must be.
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
-            raise
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from .config import JobConfig
 from .errors import Interrupted
 from .events import Events
 from .launcher import heartbeat
+from .store.trust import Trust
 
 LAUNCH_VARIABLE = "COMPRESSION_LAUNCH"
 """Names the launch of the job that a rank belongs to: what the heartbeat of its step holds, too."""
@@ -55,11 +56,12 @@ class Context:
         """
         root, rank = Path(job.store), int(environment.get("RANK", "0"))
         launch = environment.get(LAUNCH_VARIABLE)
+        events = Events(silent=rank != 0)
         place = Store(root).attempt_folder if rank == 0 else Store(root).attempt_path
         folder = place(job.fingerprint, job.attempt, launch)
         return cls(
-            store=Store(root, drafts=folder),
-            events=Events(silent=rank != 0),
+            store=Store(root, drafts=folder, trust=Trust.of(job), passed_over=events.warning),
+            events=events,
             folder=folder,
             turn=Store(root).work_folder(job.artifact_key),
             launch=launch,

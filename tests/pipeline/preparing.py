@@ -40,7 +40,9 @@ class Preparation:
         )
 
     def run(self, source: str, **told: Any) -> PrepareResult:
-        job = self.job(source, **told)
+        return self.take(self.job(source, **told))
+
+    def take(self, job: PrepareJob) -> PrepareResult:
         self._log.seek(0)
         self._log.truncate()
         context = Context.of(job, environment={}, stop=self.stop)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from compression_pipeline.artifact import Draft, Store, sha256
+from compression_pipeline.artifact import Draft, Store
 from compression_pipeline.config import ExitClass
 from compression_pipeline.errors import MissingArtifact, TransientError, UserError
 from compression_pipeline.faults import classify
+from compression_pipeline.store.files import sha256
 from compression_pipeline.store.published import Published
 from compression_pipeline.store.watched import Selection, Watched
 

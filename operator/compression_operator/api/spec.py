@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from compression_pipeline.config import (
+    Cache,
     ConfigModel,
     DatasetConfig,
     DistillConfig,
@@ -284,6 +285,15 @@ class CompressionRunSpec(ConfigModel):
     storage: Storage | None = Field(
         default=None,
         description="Where artifacts live. Required on a cluster; local runs keep them under their work directory.",
+    )
+    cache: Cache = Field(
+        default=Cache.STORE,
+        description="Whose artifacts steps take instead of making them. Store: any that lies on the storage and holds "
+        "what its manifest says; whoever may write the volume can write both. Run: only what this very run (its UID) "
+        "has made, by the digests in its status, which no writer of the volume can change. Its artifacts get names of "
+        "their own, all of each input is read before a step, and what the status does not tell of is made again. In "
+        "both cases a step takes no other input than the one that this run has seen made. A change makes all steps run "
+        "again.",
     )
     job_template: JobTemplate = Field(
         default=JobTemplate(),

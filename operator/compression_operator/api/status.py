@@ -113,8 +113,14 @@ class Step(Record):
     job_name: str | None = Field(default=None, description="Job of the newest attempt.")
     fingerprint: str | None = Field(default=None, description="Unknown until the step's inputs are known.")
     artifact: str | None = Field(default=None, description="<phase>-<key> in the store, once published.")
+    digest: str | None = Field(
+        default=None,
+        description="SHA-256 of the artifact's manifest.json, and so of all that is in it, as told by the job that "
+        "made or adopted it. Later steps take no other; none where an older image told none.",
+    )
     lost_attempt: int = Field(
-        default=0, description="The attempt whose artifact is gone from the store; it and those before count no more."
+        default=0,
+        description="The attempt whose artifact is gone from the store, or changed; it and those before count no more.",
     )
     remakes: int = Field(default=0, description="How often an artifact that the step needs had to be made again.")
     cached: bool = Field(default=False, description="Whether the artifact was there already.")

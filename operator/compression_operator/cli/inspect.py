@@ -12,7 +12,7 @@ from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
-from compression_operator.core.plan import Plan, PlannedStep, plan
+from compression_operator.core.plan import Plan, PlannedStep, maker_of, plan
 from compression_operator.local import machine
 from compression_operator.local.workdir import Workdir, to_yaml
 
@@ -48,7 +48,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
     """Print the steps in their order. Raises InvalidManifest and WorkdirError."""
     run = _load(arguments.file, arguments)
     if arguments.cluster:
-        planned = plan(run.spec)
+        planned = plan(run.spec, maker=maker_of(run))
     else:
         planned = _planned(run, arguments.file, arguments.workdir or default_workdir(run))
     if arguments.output is not None:
@@ -76,12 +76,14 @@ def _planned(run: CompressionRun, file: Path, workdir: Path) -> Plan:
     sources = sources_digest(run, source_root(file), Workdir(workdir))
     gpus = bool(machine.visible_gpus(os.environ))
     stored = Workdir(workdir).read()
-    first = plan(run.spec, sources=sources, gpus=gpus).steps[0]
+    about = run if stored is None else run.model_copy(update={"metadata": stored.metadata})
+    maker = maker_of(about)
+    first = plan(run.spec, sources=sources, gpus=gpus, maker=maker).steps[0]
     if stored is None or stored.status.resolved is None:
-        return plan(run.spec, sources=sources, gpus=gpus)
+        return plan(run.spec, sources=sources, gpus=gpus, maker=maker)
     done = next((step for step in stored.status.steps if step.name == first.name), None)
     same = done is not None and done.fingerprint == first.fingerprint
-    return plan(run.spec, sources=sources, resolved=stored.status.resolved if same else None, gpus=gpus)
+    return plan(run.spec, sources=sources, resolved=stored.status.resolved if same else None, gpus=gpus, maker=maker)
 
 
 def _step_json(step: PlannedStep) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def render(arguments: argparse.Namespace) -> int:
     run = load(arguments.file, World.CLUSTER, arguments.set)
     image = run.spec.job_template.image or arguments.image
     defaults = _job_defaults(arguments.jobs)
-    planned = plan(run.spec)
+    planned = plan(run.spec, maker=maker_of(run))
     whole = with_placeholders(planned)
     unknown = [step.name for step in planned.steps if step.fingerprint is None]
     print(f"# PyTorchJobs of run {run.metadata.name} as a cluster gets them, one after the other.")

@@ -19,7 +19,7 @@ def _about_steps(before: CompressionRunStatus, after: CompressionRunStatus) -> I
 
 def _about_step(before: Step, step: Step) -> Iterator[Notice]:
     if step.lost_attempt > before.lost_attempt:
-        message = f"{step.name} runs again: {before.artifact}, which it made, is gone from the store, or not whole"
+        message = f"{step.name} runs again: {before.artifact}, which it made, is gone, not whole, or another by now"
         yield Notice("Warning", "ArtifactMissing", message, step.name)
     elif before.state is StepState.SUCCEEDED and step.state is not StepState.SUCCEEDED:
         message = f"{step.name} runs again: its configuration or its inputs changed"

@@ -12,6 +12,7 @@ from compression_operator.api.status import Resolved
 from compression_pipeline.config import (
     FORMER_NAMES,
     JOBS,
+    Cache,
     JobConfig,
     Phase,
     Precision,
@@ -116,6 +117,7 @@ def plan(
     sources: str | None = None,
     kept: Mapping[str, str] | None = None,
     gpus: bool = True,
+    maker: str | None = None,
 ) -> Plan:
     """The steps of `spec`, breadth first: every student is pruned before the first is distilled, so that what cannot
     work shows early.
@@ -124,10 +126,11 @@ def plan(
     content gives equal fingerprints in any run. `sources` is a digest of the local files that the spec names: prepare
     runs again when they change. `kept` holds fingerprints, by step, that stand as they are: those of the same spec
     planned earlier, perhaps by another version of the operator. `gpus`: whether a phase gets GPUs that asks for some;
-    the arithmetic that is left to the machine is settled by that.
+    the arithmetic that is left to the machine is settled by that. `maker`: whose artifacts alone the run shares, if not
+    everybody's: they have names of their own then. Empty: not known yet.
     """
     teacher = step_name(Phase.FINETUNE) if spec.finetune else step_name(Phase.PREPARE)
-    builder = _Builder(spec, resolved, sources, kept or {}, gpus=gpus)
+    builder = _Builder(spec, resolved, sources, kept or {}, gpus=gpus, maker=maker)
     builder.add(Phase.PREPARE)
     if spec.finetune:
         builder.add(Phase.FINETUNE, data=step_name(Phase.PREPARE), teacher=step_name(Phase.PREPARE))
@@ -146,7 +149,18 @@ def plan_of(run: CompressionRun, *, resolved: Resolved | None, kept: Mapping[str
     """The steps of a run, on the machine and of the files that it notes (see `plan`)."""
     noted = run.metadata.annotations
     gpus = noted.get(DEVICES_ANNOTATION) != CPU
-    return plan(run.spec, resolved=resolved, sources=noted.get(SOURCES_ANNOTATION), kept=kept, gpus=gpus)
+    return plan(
+        run.spec, resolved=resolved, sources=noted.get(SOURCES_ANNOTATION), kept=kept, gpus=gpus, maker=maker_of(run)
+    )
+
+
+def maker_of(run: CompressionRun) -> str | None:
+    """Whose artifacts alone the run takes; None where anybody's, empty where the run has not been given a UID yet."""
+    match run.spec.cache:
+        case Cache.RUN:
+            return f"run {run.metadata.uid}" if run.metadata.uid else ""
+        case Cache.STORE:
+            return None
 
 
 def step_name(phase: Phase, student: str | None = None) -> str:
@@ -165,6 +179,7 @@ class _Builder:
         kept: Mapping[str, str],
         *,
         gpus: bool,
+        maker: str | None,
     ) -> None:
         self.steps: dict[str, PlannedStep] = {}
         self._keys: dict[str, str | None] = {}
@@ -173,6 +188,7 @@ class _Builder:
         self._sources = sources
         self._kept = kept
         self._gpus = gpus
+        self._maker = maker
 
     def add(self, phase: Phase, student: Student | None = None, **inputs: str) -> None:
         """Add a step; `inputs` maps roles to earlier steps."""
@@ -207,11 +223,12 @@ class _Builder:
     ) -> tuple[str | None, str | None]:
         """Fingerprint of the step and key of its artifact; none of either while the inputs aren't known."""
         keys = {role: key for role, step in inputs.items() if (key := self._keys[step]) is not None}
-        if len(keys) < len(inputs):
+        if len(keys) < len(inputs) or self._maker == "":
             return None, None
         blocks = {to_camel(field): block for field, block in configuration.items() if field not in MEASURES}
         if phase is Phase.PREPARE:
             blocks["sources"] = self._sources or None
+            blocks["maker"] = self._maker  # all later keys rest on prepare's
         if phase is Phase.PRUNE:
             # What the device makes of it: importance measured in another arithmetic may choose another student.
             blocks["precision"] = precision

@@ -17,8 +17,9 @@ from compression_operator.api.status import CompressionRunStatus, Step, StepStat
 from compression_pipeline.config import Phase, PrepareResult, sequence_fault, student_faults, text_fault
 
 from .conditions import KINDS, Situation, is_finished, run_phase, summarized
+from .digests import vouched
 from .events_diff import notices
-from .jobs import Decision, DeleteJob, JobState, ObservedJob, Wait
+from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
 from .plan import Plan, PlannedStep, plan_of, step_name
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
@@ -115,6 +116,7 @@ class _Pass:
         schedule = Schedule(self._run.metadata.name, steps, self._jobs, self._steps, limits)
         schedule.decide(self._now)
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
+        actions = [self._vouched(action, steps, schedule) for action in schedule.actions]
         self._status = figures_that_stand(self._status, [student.name for student in spec.students])
         live = sum(job.live for job in self._jobs.values())
         situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
@@ -124,7 +126,7 @@ class _Pass:
         waits += [self._seconds_until(time) for time in self._times(steps)]
         return Decision(
             status=self._status,
-            actions=(*schedule.actions, *expired),
+            actions=(*actions, *expired),
             notices=notices(self._run.status, self._status),
             look_again_seconds=min(waits, default=None),
             blocked=tuple(schedule.blocked),
@@ -175,6 +177,12 @@ class _Pass:
                 self._steps[step.name] = lost(step, planned.artifact)
         return steps
 
+    def _vouched(self, action: Action, steps: Plan, schedule: Schedule) -> Action:
+        planned = steps.get(action.job.step) if isinstance(action, CreateJob) else None
+        if not isinstance(action, CreateJob) or planned is None:
+            return action
+        return CreateJob(vouched(action.job, planned, self._run.spec.cache, schedule.steps))
+
     def _planned(self) -> Plan:
         # Within one generation what was planned stands, whatever version of the operator planned it.
         before = self._run.status
@@ -199,7 +207,7 @@ class _Pass:
         if followed.result is not None:
             found = followed.result
             made = f"{planned.phase}-{found.key}" if isinstance(found, PrepareResult) else planned.artifact
-            step = step.model_copy(update={"artifact": made})
+            step = step.model_copy(update={"artifact": made, "digest": found.digest})
             self._status = record(self._status, step, followed.result)
         if step.state is not StepState.PENDING:
             step = step.model_copy(update={"waiting_reason": self._why_stuck(step)})

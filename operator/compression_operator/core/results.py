@@ -23,7 +23,7 @@ from compression_pipeline.config import (
     Phase,
     PrepareResult,
     PruneResult,
-    Record,
+    StepResult,
 )
 
 from .jobs import ObservedJob
@@ -33,7 +33,7 @@ SAMPLE_LIMIT = 1000
 """Characters of a student's sample in the status."""
 
 
-def read_result(phase: Phase, job: ObservedJob) -> Record | None:
+def read_result(phase: Phase, job: ObservedJob) -> StepResult | None:
     """What a job that is done reported; None where it isn't done or said nothing that can be read.
 
     Numbers that aren't finite are left out.
@@ -52,7 +52,7 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def record(status: CompressionRunStatus, step: Step, result: Record) -> CompressionRunStatus:
+def record(status: CompressionRunStatus, step: Step, result: StepResult) -> CompressionRunStatus:
     """The status with the figures of a step that has just succeeded."""
     match result:
         case PrepareResult():

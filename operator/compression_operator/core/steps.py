@@ -8,7 +8,7 @@ from typing import Any
 
 from compression_operator.api.spec import PhaseSettings
 from compression_operator.api.status import AttemptRecord, Progress, Step, StepState
-from compression_pipeline.config import ExitClass, Record
+from compression_pipeline.config import ExitClass, StepResult
 
 from .jobs import JobState, ObservedJob
 from .plan import PlannedStep
@@ -38,7 +38,7 @@ class Followed:
     """A step after its jobs were looked at, and the result where it has just succeeded."""
 
     step: Step
-    result: Record | None = None
+    result: StepResult | None = None
     ask_again: bool = False  # whether its job, which is not in the listing, is to be asked for once more
     missing: frozenset[str] = frozenset()  # artifacts that its job did not find
 
@@ -82,11 +82,16 @@ def forgiven(step: Step) -> Step:
 
 
 def lost(step: Step, name: str) -> Step:
-    """A step that is done, once what it made is gone: it runs again."""
+    """A step that is done, once what it made is gone, or another has taken its place: it runs again.
+
+    The digest stays, for it may have been out of sight only.
+    """
     undone = {"state": StepState.PENDING, "lost_attempt": step.attempt, "artifact": None, "cached": False}
     cleared = {"failures": 0, "interruptions": 0, "deletions": 0, "furthest": 0}
     idle = {"start_time": None, "completion_time": None, "retry_time": None, "progress": None}
-    return step.model_copy(update={**undone, **cleared, **idle, "message": f"runs again, for {name} is gone"})
+    return step.model_copy(
+        update={**undone, **cleared, **idle, "message": f"runs again, for {name} is gone or changed"}
+    )
 
 
 def follow(
@@ -307,7 +312,8 @@ def _missing(step: Step, job: ObservedJob, now: datetime) -> Step:
     going away.
     """
     if step.remakes >= MOST_REMAKES:
-        why = f"{_message(job)} (made again {step.remakes} times, and gone again: look for what removes artifacts)"
+        look = "look for what removes or changes artifacts"
+        why = f"{_message(job)} (made again {step.remakes} times, and gone or changed again: {look})"
         return _failed(step, job, ExitClass.TRANSIENT, now, why)
     left = _record(step, job, ExitClass.TRANSIENT, now, _message(job))
     remakes = step.remakes + 1

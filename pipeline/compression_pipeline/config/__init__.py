@@ -16,6 +16,7 @@ from .phases import (
     PRECISION_VARIABLE,
     RESULTS,
     TERMINATION_VARIABLE,
+    Cache,
     DistillJob,
     DistillResult,
     ExportJob,
@@ -29,6 +30,7 @@ from .phases import (
     PruneJob,
     PruneResult,
     ResolvedSource,
+    StepResult,
 )
 from .pruning import PruneConfig
 from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
@@ -46,6 +48,7 @@ __all__ = [
     "TERMINATION_MESSAGE_LIMIT",
     "TERMINATION_VARIABLE",
     "Architecture",
+    "Cache",
     "ConfigModel",
     "DatasetConfig",
     "DistillConfig",
@@ -74,6 +77,7 @@ __all__ = [
     "Record",
     "ResolvedSource",
     "Rule",
+    "StepResult",
     "TeacherConfig",
     "Termination",
     "TrainingConfig",

@@ -41,6 +41,13 @@ def _alias(field: str) -> str:
     return FORMER_NAMES.get(field) or to_camel(field)
 
 
+class Cache(StrEnum):
+    """Whose artifacts a step takes instead of making them."""
+
+    RUN = "Run"
+    STORE = "Store"
+
+
 class JobConfig(ConfigModel):
     """What every phase is told.
 
@@ -68,6 +75,22 @@ class JobConfig(ConfigModel):
     rendezvous_timeout_seconds: int = Field(
         default=600, ge=1, description="Time that a pod of several waits for the others before it gives up its place."
     )
+
+    cache: Cache = Field(default=Cache.STORE, description="Whose artifacts the job may adopt.")
+    expected: dict[str, str] = Field(
+        default={},
+        description="Name of each input -> SHA-256 of its manifest.json, as the job told that made or adopted it.",
+    )
+    known: list[str] = Field(
+        default=[],
+        description="Where not everything may be adopted: SHA-256 of the manifest.json of each artifact that may.",
+    )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The artifacts that the job reads, each once."""
+        named = (getattr(self, role, None) for role in ("data", "teacher", "pruned", "distilled"))
+        return tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
 
     @property
     def artifact_key(self) -> str:
@@ -162,7 +185,18 @@ class ResolvedSource(Record):
     digest: str = Field(description="Digest of the content.")
 
 
-class PrepareResult(Record):
+class StepResult(Record):
+    """What every phase reports."""
+
+    cached: bool = Field(default=False, description="Whether the artifact was there already.")
+    digest: str | None = Field(
+        default=None,
+        description="SHA-256 of the artifact's manifest.json, and so of all that is in it. What the job tells of it no "
+        "later writer of the volume can change.",
+    )
+
+
+class PrepareResult(StepResult):
     """What prepare reports: everything that the planner needs to go on."""
 
     key: str = Field(description="Key of the artifact, made from the content of the sources: artifacts/prepare-<key>.")
@@ -173,7 +207,6 @@ class PrepareResult(Record):
     documents: int
     train_tokens: int
     validation_tokens: int
-    cached: bool = False
 
 
 MEASURED_OVER = (
@@ -182,27 +215,25 @@ MEASURED_OVER = (
 )
 
 
-class FinetuneResult(Record):
+class FinetuneResult(StepResult):
     """What finetune reports. Losses are mean nats per token over `validation_sequences`."""
 
     teacher_loss: float
     corrected_teacher_loss: float
     validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
     tokens_per_second: float | None = None
-    cached: bool = False
 
 
-class PruneResult(Record):
+class PruneResult(StepResult):
     """What prune reports."""
 
     student: Architecture
     parameters: int
     compression_ratio: float = Field(description="Student parameters / teacher parameters.")
     kept_layers: list[int] = Field(description="Layers of the teacher that the student keeps, counted from 1.")
-    cached: bool = False
 
 
-class DistillResult(Record):
+class DistillResult(StepResult):
     """What distill reports; teacher is the (corrected) one it learnt from. Losses as FinetuneResult's."""
 
     teacher_loss: float
@@ -215,10 +246,9 @@ class DistillResult(Record):
         "those of another version), in the arithmetic of training; a type that can't hold them is left out.",
     )
     tokens_per_second: float | None = None
-    cached: bool = False
 
 
-class ExportResult(Record):
+class ExportResult(StepResult):
     """What export reports."""
 
     parameters: int
@@ -231,10 +261,9 @@ class ExportResult(Record):
         default=None,
         description="The same by the (corrected) teacher; none where that is too large.",
     )
-    cached: bool = False
 
 
-RESULTS: dict[Phase, type[Record]] = {
+RESULTS: dict[Phase, type[StepResult]] = {
     Phase.PREPARE: PrepareResult,
     Phase.FINETUNE: FinetuneResult,
     Phase.PRUNE: PruneResult,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from compression_pipeline.artifact import make_folder
 from compression_pipeline.config import Record
 from compression_pipeline.machine import machine_id, process_start
+from compression_pipeline.store.files import make_folder
 
 FILE = "heartbeat"
 BEAT_SECONDS = 5.0

@@ -17,12 +17,13 @@ from pydantic import ValidationError
 from compression_pipeline.adoption import Adoption
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import CONFIG_VARIABLE, JOBS, ExitClass, JobConfig, Phase, Termination
-from compression_pipeline.errors import Interrupted, PhaseError, UserError
+from compression_pipeline.errors import Interrupted, MissingArtifact, PhaseError, UserError
 from compression_pipeline.events import Events
 from compression_pipeline.faults import classify
 from compression_pipeline.machine import adopt_orphans, oom_kills
 from compression_pipeline.redaction import Redactor, guarded
 from compression_pipeline.store.published import Published
+from compression_pipeline.store.trust import Trust
 
 from . import outcome, termination
 from .heartbeat import BEAT_SECONDS, Heartbeat
@@ -55,7 +56,8 @@ def _run(arguments: Sequence[str], own: Mapping[str, str], redactor: Redactor) -
         fault = classify(error)
         if not isinstance(error, PhaseError):
             traceback.print_exc()
-        ended = Termination.model_validate({"class": fault.exit_class, "message": str(fault)})
+        missing = [fault.artifact] if isinstance(fault, MissingArtifact) else []
+        ended = Termination.model_validate({"class": fault.exit_class, "message": str(fault), "missing": missing})
     ended = ended.model_copy(update={"message": redactor.text(ended.message)})
     if ended.message:
         name = arguments[0] if arguments else "compression"
@@ -92,9 +94,9 @@ class _Launcher:
         self._job = job
         self._own = own
         self._signals = signals
-        self._store = Store(Path(job.store))
         self._layout = Layout.of(phase, job, own)
         self._events = Events(silent=not self._layout.leads)
+        self._store = Store(Path(job.store), trust=Trust.of(job), passed_over=self._events.warning)
         # Of the node with rank 0 alone it matters: the other nodes' ranks are told the folder by rank 0.
         self._launch = uuid.uuid4().hex
 
@@ -109,12 +111,15 @@ class _Launcher:
             # A long look must not let the step go, where it is ours.
             meanwhile=lambda: heartbeat.beat() if self._layout.leads and heartbeat.mine else None,
         )
+        done = False
         try:
             cached = adoption.sound(self._published())
-            return self._adopt(cached) if cached is not None else self._make(heartbeat, adoption)
+            ended = self._adopt(cached) if cached is not None else self._make(heartbeat, adoption)
+            done = ended.exit_class is ExitClass.DONE
+            return ended
         finally:
             if self._layout.leads:
-                self._tidy(heartbeat, folder)
+                self._tidy(heartbeat, folder, done=done)
 
     def _make(self, heartbeat: Heartbeat, adoption: Adoption) -> Termination:
         if self._layout.leads:
@@ -124,20 +129,34 @@ class _Launcher:
             return self._adopt(cached)
         if self._layout.leads:
             self._store.remove_drafts(self._job.fingerprint)
+            self._check_inputs(adoption)
         ended = self._run_ranks(heartbeat)
         if ended.exit_class in (ExitClass.TRANSIENT, ExitClass.INTERRUPTED):
             # Another job may have made it meanwhile: one that took this step over, while this one was paused.
             cached = adoption.sound(self._published())
         return ended if cached is None else self._adopt(cached)
 
-    def _tidy(self, heartbeat: Heartbeat, folder: Path) -> None:
+    def _check_inputs(self, adoption: Adoption) -> None:
+        """Say which inputs nobody vouches for. Where only what is known is taken, read all of each: no note of an
+        earlier look is believed then. Raises MissingArtifact.
+        """
+        for name in self._job.inputs:
+            if self._store.trust.limited:
+                artifact = self._store.open(name)
+                if (file := adoption.fault(artifact)) is not None:
+                    damaged = f"{artifact.path / file} is not what was published; the step that makes {name}"
+                    raise MissingArtifact(name, f"{damaged} must run again")
+            elif self._job.run_uid and name not in self._job.expected:
+                self._events.warning(f"an older version made {name} and told no digest of it: it is taken as it stands")
+
+    def _tidy(self, heartbeat: Heartbeat, folder: Path, *, done: bool) -> None:
         """Let others have the step. Once it is published, remove what its attempts left; a job that still works on it
         finds the artifact when it misses its files.
         """
         with suppress(OSError):
             if not self._store.earlier_attempts(self._job.fingerprint):
                 pass
-            elif self._published() is None:
+            elif not done and self._published() is None:
                 folder.rmdir()  # where nothing is in it: the job has only waited
             elif heartbeat.claim() is None:
                 self._store.remove_attempts(self._job.fingerprint)
@@ -155,10 +174,11 @@ class _Launcher:
 
     def _adopt(self, artifact: Artifact) -> Termination:
         told, fingerprint = self._store.use(artifact).manifest.result, self._job.fingerprint
+        now: dict[str, Any] = {"cached": True, "digest": artifact.digest}
         if self._job.key is not None and self._layout.leads and self._store.published(fingerprint) is None:
             with suppress(OSError):  # lost, and found again in the artifact
                 self._store.record_published(fingerprint, Published(artifact=artifact.name, result=told))
-        result: dict[str, Any] = told | {"cached": True}
+        result: dict[str, Any] = told | now
         self._events.info(f"{artifact.name} is published already")
         self._events.result(result)
         return Termination.model_validate({"class": ExitClass.DONE, "result": result})

@@ -165,7 +165,7 @@ def _trained(
         models.append(build(architecture, runtime, sequence_length=length))
         conversion.load_into(models[-1], architecture, context.store.open(name).model)
     measured_on = {
-        "teacher": context.store.open(job.teacher).digest,
+        "teacher": context.store.open(job.teacher).content,
         "sequences": len(validation),
         "sequencesPerPass": data.micro_batch_size,
         "ranks": runtime.world_size,

@@ -99,7 +99,7 @@ def settled(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact,
 
 def note(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: Record) -> None:
     """Let a later job of this step find what it measured. For rank 0."""
-    told = {name: value for name, value in result.to_json().items() if name != "cached"}
+    told = {name: value for name, value in result.to_json().items() if name not in ("cached", "digest")}
     context.store.record_published(job.fingerprint, Published(artifact=artifact.name, result=told))
 
 

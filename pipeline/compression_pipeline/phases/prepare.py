@@ -15,6 +15,7 @@ from compression_pipeline import space
 from compression_pipeline.artifact import Artifact
 from compression_pipeline.config import (
     Architecture,
+    Cache,
     DatasetConfig,
     DocumentFormat,
     PrepareJob,
@@ -74,12 +75,14 @@ def _take(
         ),
         "dataset": ResolvedSource(source=job.dataset.source, revision=dataset.revision, digest=_digest_of_text(splits)),
     }
-    key = content_key(job.dataset, splits, teacher=resolved["teacher"].digest, text=resolved["dataset"].digest)
+    found_of = {role: source.digest for role, source in resolved.items()}
+    own = None if job.cache is Cache.STORE else job.fingerprint
+    key = content_key(job.dataset, splits, teacher=found_of["teacher"], text=found_of["dataset"], own=own)
     artifact = context.sound(context.store.find(f"prepare-{key}"))
     cached = artifact is not None
     if artifact is None:
         artifact = _make(job, context, key, resolved, (teacher, model_files), (dataset, splits))
-    found = PrepareResult.model_validate(context.store.use(artifact).manifest.result)
+    found = context.store.use(artifact).result(PrepareResult)
     _check_length(found, job.dataset)
     # The same content may have come from elsewhere the first time.
     told = {"resolved_teacher": resolved["teacher"], "resolved_dataset": resolved["dataset"]}
@@ -105,7 +108,7 @@ def _known(job: PrepareJob, context: Context, sources: tuple[Source, Source]) ->
     artifact = context.sound(there)
     if record is None or artifact is None:
         return None
-    found = PrepareResult.model_validate(context.store.use(artifact).manifest.result)
+    found = context.store.use(artifact).result(PrepareResult)
     then = {found.resolved_teacher.revision, found.resolved_dataset.revision, *(one.commit for one in record.asked)}
     if not {source.revision for source in sources} <= {None, *then}:
         return None
@@ -126,11 +129,12 @@ def _with_documents(job: PrepareJob, dataset: Source, splits: Splits) -> Prepare
     return job.model_copy(update={"dataset": job.dataset.model_copy(update={"documents": form})})
 
 
-def content_key(dataset: DatasetConfig, splits: Splits, *, teacher: str, text: str) -> str:
+def content_key(dataset: DatasetConfig, splits: Splits, *, teacher: str, text: str, own: str | None = None) -> str:
     """Key of the artifact: digests of the teacher's and the text's files, and how documents are made of the latter.
 
     What was never used makes no difference: where the files came from, what chose them, and how documents would have
-    been held out where a split is there for that. `dataset` says what its documents are, not Auto.
+    been held out where a split is there for that. `dataset` says what its documents are, not Auto. `own`: the step's
+    fingerprint, where its artifact is to have a name that those of others don't get.
     """
     unused = {"source", "config", "revision", "trainSplit", "validationSplit"}
     if splits.validation:
@@ -139,7 +143,8 @@ def content_key(dataset: DatasetConfig, splits: Splits, *, teacher: str, text: s
         unused.add("textColumn")
     fields = {name: value for name, value in semantic_fields(dataset).items() if name not in unused}
     fields["documents"] = dataset.documents.value
-    return digest({"version": SCHEMA_VERSION, "phase": "prepare", "dataset": fields, "teacher": teacher, "text": text})
+    content = {"version": SCHEMA_VERSION, "phase": "prepare", "dataset": fields, "teacher": teacher, "text": text}
+    return digest(content | ({"own": own} if own else {}))
 
 
 def _check_length(found: PrepareResult, dataset: DatasetConfig) -> None:

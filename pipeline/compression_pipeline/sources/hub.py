@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from compression_pipeline.artifact import sha256
 from compression_pipeline.config import DatasetConfig
 from compression_pipeline.errors import PhaseError, TransientError, UserError, causes, disk_full
 from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.redaction import Redactor
+from compression_pipeline.store.files import sha256
 from compression_pipeline.store.published import ENDPOINT_VARIABLE, Asked, hub_endpoint
 from compression_pipeline.text.files import FORMATS, is_text
 

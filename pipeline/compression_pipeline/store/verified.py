@@ -20,16 +20,22 @@ def marker(store: Path, name: str) -> Path:
 
 
 def fault(
-    store: Path, name: str, digests: Mapping[str, str], progress: Callable[[int, int], None] = lambda done, total: None
+    store: Path,
+    name: str,
+    digests: Mapping[str, str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    anew: bool = False,
 ) -> str | None:
     """The first file of the artifact whose content isn't what was published; None where all are.
 
-    `digests`: file -> SHA-256, of the manifest. `progress`: told how many bytes of how many were read. Raises OSError.
+    `digests`: file -> SHA-256, of the manifest. `progress`: told how many bytes of how many were read. `anew`: read all
+    again, whatever the volume says of an earlier look. Raises OSError.
     """
     folder = store / "artifacts" / name
     seen = {file: mark(folder / file) for file in digests}
     record = marker(store, name)
-    if _read(record) == {"digests": dict(digests), "marks": seen}:
+    if not anew and _read(record) == {"digests": dict(digests), "marks": seen}:
         return None
     sizes = {file: (folder / file).stat().st_size for file in digests}
     done = 0

@@ -200,6 +200,16 @@ class Histories(RuleBasedStateMachine):
         if there:
             self.world.lose(there[which % len(there)])
 
+    @happens(which=picks)
+    def an_artifact_is_changed(self, which: int) -> None:
+        there = sorted(self.world.published)
+        if there:
+            self.world.change(there[which % len(there)])
+
+    @happens(cache=st.sampled_from(["Run", "Store"]))
+    def it_is_said_whose_artifacts_are_taken(self, cache: str) -> None:
+        self.world.edit(cache=cache)
+
     @happens(which=picks, gaps=st.lists(st.integers(0, 90), min_size=3, max_size=10))
     def somebody_deletes_every_job_of_a_step(self, which: int, gaps: list[int]) -> None:
         """However soon each is deleted: one comes at once, and the next ones after pauses that double."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from compression_operator.core.jobs import Job
-from compression_pipeline.config import Architecture, Family, Phase, PrepareJob, digest
+from compression_pipeline.config import Architecture, Cache, Family, Phase, PrepareJob, digest
 
 TEACHER = Architecture(
     family=Family.LLAMA,
@@ -29,7 +29,8 @@ def loss(key: str, which: int = 0) -> float:
 
 def content_key(job: PrepareJob) -> str:
     """Key of the content that prepare finds: the revision is a name for it, not the content."""
-    return digest([job.teacher.model, job.dataset.source, job.dataset.text_column])
+    own = [] if job.cache is Cache.STORE else [job.fingerprint]
+    return digest([job.teacher.model, job.dataset.source, job.dataset.text_column, *own])
 
 
 def result(job: Job) -> dict[str, Any]:

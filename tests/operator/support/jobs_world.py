@@ -12,7 +12,7 @@ from typing import Any
 
 import jobs_kept as kept
 from jobs_results import result
-from jobs_truth import Truth, jobs_wanted, leaves
+from jobs_truth import Truth, adopts, jobs_wanted, leaves, takes
 
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Progress, StepState
@@ -28,7 +28,6 @@ LATER = 3600
 """Seconds, longer than any pause or wait of a run that goes on: only the time of jobs that have ended is as long."""
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-INPUTS = ("data", "teacher", "pruned", "distilled")
 
 
 def manifest(**spec: Any) -> CompressionRun:
@@ -66,6 +65,7 @@ class World:
     published: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)  # of these, what is gone again
     missed: set[str] = field(default_factory=set)  # what any job did not find
+    digests: dict[str, str] = field(default_factory=dict)  # by artifact: of the manifest that stands in the store
     names: set[str] = field(default_factory=set)  # of all jobs ever created
     made: Counter[str] = field(default_factory=Counter)  # by step: creations
     faults: Counter[str] = field(default_factory=Counter)  # by step: passing faults there were at most
@@ -213,10 +213,8 @@ class World:
                 raise Violation(f"{job.name} starts while {truth.job.name} of the same step is live")
             if truth.live and truth.job.fingerprint == job.fingerprint:
                 raise Violation(f"{job.name} starts while {truth.job.name} of the same fingerprint is live")
-        for role in INPUTS:
-            artifact = getattr(job.config, role, None)
-            if isinstance(artifact, str) and artifact not in self.published | self.lost:
-                raise Violation(f"{job.name} starts before {artifact}")
+        if early := set(job.config.inputs) - self.published - self.lost:
+            raise Violation(f"{job.name} starts before {early}")
         step = self.status.step(job.step)
         done = step is not None and step.state is StepState.SUCCEEDED and step.fingerprint == job.fingerprint
         if step and done and step.artifact not in self.missed:
@@ -299,14 +297,17 @@ class World:
     def succeed(self, name: str, *, alive: bool = False, said: bool = True) -> None:
         """The job publishes its artifact and ends; `alive`: one of its pods doesn't; not `said`: its result is lost."""
         job = self.jobs[name].job
-        missing = [told for role in INPUTS if (told := getattr(job.config, role, None)) in self.lost]
+        missing = [told for told in job.config.inputs if told in self.lost or not takes(job, told, self.digests)]
         if missing:
             self.miss(name, missing)
             return
         self.faults[job.step] += not said
         report = result(job)
         artifact = f"{job.phase}-{report.get('key', job.config.artifact_key)}"
-        report["cached"] = artifact in self.published
+        report["cached"] = artifact in self.published and adopts(job, self.digests[artifact])
+        if not report["cached"]:
+            self.digests[artifact] = f"made by {name}"
+        report["digest"] = self.digests[artifact]
         self.published.add(artifact)
         self.lost.discard(artifact)
         termination = Termination.model_validate({"class": ExitClass.DONE, "result": report if said else {}})
@@ -316,6 +317,12 @@ class World:
         """An artifact is gone: gc from an older snapshot, a restored volume."""
         self.published.discard(artifact)
         self.lost.add(artifact)
+
+    def change(self, artifact: str) -> None:
+        """Somebody writes another artifact of this name, or the first one."""
+        self.published.add(artifact)
+        self.lost.discard(artifact)
+        self.digests[artifact] = "was planted"
 
     def miss(self, name: str, artifacts: list[str]) -> None:
         """The job ends, for inputs of it are gone."""
