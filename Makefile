@@ -13,8 +13,9 @@ STAMP  := $(VENV)/.installed
 # Threads of the tests' torch: the workers share the machine.
 export OMP_NUM_THREADS ?= 1
 # Processes that share the tests which need no cluster: one for each core, at most four, because each holds torch and
-# Megatron (1.5 GB). A file's tests stay together, with what they share. WORKERS=0 runs them in this process.
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
+# Megatron (1.5 GB). Each begins with files of its own, and takes from the others once it is done. 0: none but this one.
+# nproc counts OMP_NUM_THREADS instead of cores where that is set.
+WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
 PYTEST := $(BIN)/python -m pytest --durations=20
 
 .PHONY: help
@@ -48,11 +49,13 @@ demo-teacher: $(STAMP) ## Train the demo's teacher anew (half an hour on 2 cores
 	@$(BIN)/python examples/demo/teacher.py $(TEACHER_ARGS)
 
 .PHONY: test
-test: lint types test-unit test-cluster ## Lint, types, every test: what CI runs
+test: lint types ## Lint, types, every test: what CI runs
+	@# Both halves at once, because the tests on a cluster mostly wait. Those that compute stand back: NICE.
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going NICE="nice -n 10" test-unit test-cluster
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The quick half: the tests that need no cluster; TESTS=tests/operator narrows them
-	$(PYTEST) --numprocesses=$(WORKERS) --dist=loadfile -m "not cluster" $(TESTS)
+	$(NICE) $(PYTEST) --numprocesses=$(WORKERS) --dist=worksteal -m "not cluster" $(TESTS)
 
 .PHONY: test-cluster
 test-cluster: $(STAMP) ## The tests on a real cluster, which they bring up themselves (pods: root, Debian)

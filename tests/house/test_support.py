@@ -104,3 +104,22 @@ def test_in_ci_a_skipped_test_has_failed(tmp_path: Path) -> None:
     code, said = outcome(CI="true")
     assert code == 1 and "1 xfailed, 2 errors" in said
     assert "no test may be skipped there. Skipped: no pods here: not root" in said and "not today" in said
+
+
+GIVEN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "WORKERS", "TESTS", "NICE")
+"""What a `make test` that runs this test tells other ones."""
+
+
+def test_the_two_halves_run_at_once_and_one_of_them_by_all_cores() -> None:
+    """`nproc` tells OMP_NUM_THREADS, which the Makefile sets, instead of the number of cores."""
+    planned = subprocess.run(
+        ["make", "--dry-run", "test"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=TESTS.parent,
+        env={name: value for name, value in os.environ.items() if name not in GIVEN} | {"OMP_NUM_THREADS": "1"},
+    ).stdout
+    workers = min(4, len(os.sched_getaffinity(0)))
+    assert f'--durations=20 --numprocesses={workers} --dist=worksteal -m "not cluster"' in planned
+    assert "--durations=20 -m cluster" in planned

@@ -200,8 +200,7 @@ def orphan(tmp_path: Path, behaviour: str) -> int:
 
         async def main():
             here, run = Local(Path({str(tmp_path)!r}), any={behaviour}), a_run()
-            job = a_job(run)
-            await here.backend.create(run, job)
+            await here.backend.create(run, job := a_job(run))
             await here.until(run, job.name, lambda j: j.progress is not None)
             print(here.pid_of(job), flush=True)
             await asyncio.sleep(600)
