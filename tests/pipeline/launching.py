@@ -1,5 +1,6 @@
 """Real launchers with real ranks; only the phase that they run is the test's."""
 
+import hashlib
 import json
 import os
 import signal
@@ -112,6 +113,12 @@ class Launch:
         launched = Launched(process, path)
         self._started.append(launched)
         return launched
+
+    @property
+    def adopted(self) -> dict[str, Any]:
+        """What a job reports that has found the artifact of `PUBLISH`."""
+        manifest = (self.store / "artifacts" / NAME / "manifest.json").read_bytes()
+        return {"parameters": 7, "cached": True, "digest": hashlib.sha256(manifest).hexdigest()}
 
     def close(self) -> None:
         for launched in self._started:

@@ -47,8 +47,8 @@ def test_a_phase_is_run_once_and_then_adopted(launch: Launch) -> None:
 
     second = launch("def run(job, context):\n    raise RuntimeError('must not run')", attempt=2)
     assert second.wait() == 0, second.errors
-    assert second.termination["result"] == {"parameters": 7, "cached": True}
-    assert [event["result"] for event in second.events("result")] == [{"parameters": 7, "cached": True}]
+    assert second.termination["result"] == launch.adopted
+    assert [event["result"] for event in second.events("result")] == [launch.adopted]
 
 
 def test_a_cached_step_imports_nothing_heavy(launch: Launch) -> None:
@@ -274,7 +274,7 @@ def test_a_second_job_waits_and_adopts(launch: Launch) -> None:
     (launch.folder / "go").touch()
     assert first.wait() == 0
     assert second.wait() == 0, second.errors
-    assert second.termination["result"] == {"parameters": 7, "cached": True}
+    assert second.termination["result"] == launch.adopted
 
 
 def test_a_job_that_was_paused_adopts_what_was_published_meanwhile(launch: Launch) -> None:
@@ -290,7 +290,7 @@ def test_a_job_that_was_paused_adopts_what_was_published_meanwhile(launch: Launc
     for pid in (rank, paused.process.pid):
         os.kill(pid, signal.SIGCONT)
     assert paused.wait() == 0, paused.errors
-    assert paused.termination["result"] == {"parameters": 7, "cached": True}
+    assert paused.termination["result"] == launch.adopted
     assert not launch.heartbeat.parent.exists()
 
 
