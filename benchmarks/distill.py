@@ -20,12 +20,11 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from compression_pipeline.config import Architecture, DistillConfig, DistillJob, ValidationConfig
+from compression_pipeline.config import Architecture, DistillConfig, DistillJob, Needs, ValidationConfig
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime, runtime
 
@@ -196,24 +195,38 @@ def combined(
     """A step of the distill phase; without `fused`, with ModelOpt's LogitsKLLoss in place of ours."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from compression_pipeline.losses import LOSSES
+    from compression_pipeline.losses import Loss, Signals
     from compression_pipeline.megatron.distillation import DistillationLoss, combine
+    from compression_pipeline.megatron.modelopt import modelopt
+    from compression_pipeline.megatron.objective import Objective
     from compression_pipeline.megatron.optimizer import Optimizer
     from compression_pipeline.megatron.training import data_parallel
 
-    def modelopts_own(config: Any) -> dict[tuple[str, str], Any]:
-        from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
+    class ModelOptsOwn(Loss):
+        """ModelOpt's LogitsKLLoss in the place of ours."""
 
-        return {("output_layer", "output_layer"): LogitsKLLoss(config)}
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            with modelopt():
+                from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
+
+                self._loss = LogitsKLLoss(config)
+
+        def forward(self, student: Signals, teacher: Signals) -> torch.Tensor:
+            return self._loss((student.logits, None), (teacher.logits, None))[0].transpose(0, 1)
 
     length, settings = job.sequence_length, job.distill
     big, small = random_model(teacher, current, length, 1).eval(), random_model(student, current, length, 2)
-    with mock.patch.dict(LOSSES, {} if fused else {"logitsKL": modelopts_own}):
-        model = combine(small, big)
+    objective = (
+        Objective.of(settings.losses, teacher, student, current, seed=settings.seed)
+        if fused
+        else Objective([ModelOptsOwn(small.config)], [1.0], [Needs(logits=True)])
+    )
+    model = combine(small, big, objective)
     wrapped = data_parallel(model)
     wrapped.train()
     optimizer = Optimizer(wrapped, settings, current)
-    loss = DistillationLoss(model)
+    loss = DistillationLoss(model, objective)
 
     def forward(iterator: Any, module: torch.nn.Module) -> Any:
         batch = next(iterator)

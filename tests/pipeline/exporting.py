@@ -24,8 +24,8 @@ from compression_pipeline.phases import distill, export, prune
 PRUNED, DISTILLED, EXPORTED = "1" * 32, "2" * 32, "3" * 32
 
 
-def student_store(root: Path, engine: Runtime, kind: str) -> Store:
-    """A store with a student pruned and distilled by the real phases."""
+def student_store(root: Path, engine: Runtime, kind: str, **distilling: Any) -> Store:
+    """A store with a student pruned and distilled by the real phases; `distilling`: more settings of distill."""
     store = make_store(root, kind)
     with pytest.MonkeyPatch.context() as patch:
         for each in (prune, distill):
@@ -40,7 +40,9 @@ def student_store(root: Path, engine: Runtime, kind: str) -> Store:
             teacher=TEACHER,
             pruned=f"prune-{PRUNED}",
             sequence_length=32,
-            distill=DistillConfig(steps=2, global_batch_size=4, micro_batch_size=4, learning_rate=1e-3, warmup_steps=1),
+            distill=DistillConfig(
+                steps=2, global_batch_size=4, micro_batch_size=4, learning_rate=1e-3, warmup_steps=1, **distilling
+            ),
             validation=ValidationConfig(samples=4),
         )
         distill.run(learn, context(store, DISTILLED)[0])

@@ -231,6 +231,7 @@ def test_a_teacher_that_was_made_anew_is_measured_again(tmp_path: Path) -> None:
 def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, engine: Runtime, kind: str) -> None:
     from compression_pipeline.megatron.data import Batch
     from compression_pipeline.megatron.distillation import DistillationLoss, combine
+    from compression_pipeline.megatron.objective import Objective
 
     store = pruned_store(tmp_path, kind)
     models: list[Any] = []
@@ -251,9 +252,11 @@ def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, eng
     expected = kl_div(found, target, reduction="none", log_target=True).sum(-1).mean()
     expected.backward()
 
-    model = combine(student, teacher)
+    big, small = (read_architecture(store.open(name).model) for name in (TEACHER, PRUNED))
+    objective = Objective.of(job(store).distill.losses, big, small, engine, seed=1)
+    model = combine(student, teacher, objective)
     model.train()
-    loss = DistillationLoss(model)
+    loss = DistillationLoss(model, objective)
     value = loss.reduce(loss.forward(model, batch), batch)
     value.backward()
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)

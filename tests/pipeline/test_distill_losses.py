@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from engine_models import architecture
 from torch.nn.functional import kl_div, log_softmax
 
-from compression_pipeline.losses import LOSSES
+from compression_pipeline.config import LogitsKL
+from compression_pipeline.losses import Signals, build_loss
 from compression_pipeline.losses.forward_kl import forward_kl
 from compression_pipeline.megatron.modelopt import modelopt
 from compression_pipeline.megatron.runtime import Runtime
@@ -75,16 +77,18 @@ def test_one_tensor_of_the_logits_size_is_kept_for_the_backward_pass() -> None:
     assert [tensor.shape for tensor in kept] == [student.shape]
 
 
-def test_the_criterion_is_modelopts(engine: Runtime) -> None:
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_loss_is_modelopts(engine: Runtime, temperature: float) -> None:
     config: Any = SimpleNamespace(tensor_model_parallel_size=1, sequence_parallel=False)
+    student, teacher = logits(6, 2, 40).requires_grad_(), logits(6, 2, 40, seed=1)
+    sizes = architecture()
+    loss = build_loss(LogitsKL(temperature=temperature), sizes, sizes)
+    found = loss(Signals(student), Signals(teacher))
+    assert found.shape == (6, 2)
     with modelopt():
         from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
 
-        criterion = LOSSES["logitsKL"](config)
-        assert list(criterion) == [("output_layer", "output_layer")]
-        outputs = (logits(6, 2, 40), None), (logits(6, 2, 40, seed=1), None)
-        found, *flags = criterion[("output_layer", "output_layer")](*outputs)
-        expected, *their_flags = LogitsKLLoss(config)(*outputs)
-    assert found.shape == (2, 6)  # batch first, as the loss mask is
-    assert flags == their_flags
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        expected, *_ = LogitsKLLoss(config, temperature=temperature)((student, None), (teacher, None))
+    torch.testing.assert_close(found.transpose(0, 1), expected, rtol=1e-5, atol=1e-6)
+    one, other = (torch.autograd.grad(each.mean(), student)[0] for each in (found, expected))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)

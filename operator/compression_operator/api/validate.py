@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, cast, get_args, get_origin
 
-from compression_pipeline.config import ConfigModel
+from compression_pipeline.config import ConfigModel, one_of
 
 from .check import Finding, findings, join, with_defaults
 from .documents import Json, MalformedYaml, read_documents
@@ -61,6 +61,7 @@ def inspect(document: dict[str, Json], world: World) -> tuple[dict[str, Json], l
     found += findings(schema, filled)
     view = _view(CompressionRun, filled, "", {path for path, _ in found})
     found += _rule_findings(view, "", world)
+    found += _misplaced(CompressionRun, filled, "")
     if world is World.CLUSTER:
         found += template_findings(filled.get("spec"))
     return filled, sorted(set(found), key=_order)
@@ -134,13 +135,42 @@ def _view(kind: type[ConfigModel], data: dict[str, Json], path: str, faulty: set
         elif many and isinstance(value, list):
             items = [item for item in value if isinstance(item, dict)]
             if len(items) == len(value):
-                values[name] = [_view(nested, item, f"{below}[{i}]", faulty) for i, item in enumerate(items)]
+                kinds = [_kind(field.annotation, nested, item) for item in items]
+                views = [
+                    _view(kind, item, f"{below}[{i}]", faulty)
+                    for i, (kind, item) in enumerate(zip(kinds, items, strict=True))
+                    if kind is not None
+                ]
+                if len(views) == len(items):
+                    values[name] = views
         elif isinstance(value, dict):
             values[name] = _view(nested, value, below, faulty)
     view = kind.model_construct(**values)
     for name in kind.model_fields.keys() - values.keys():
         vars(view).pop(name, None)  # a default would hide that the field is faulty
     return view
+
+
+def _kind(annotation: Any, base: type[ConfigModel], item: dict[str, Json]) -> type[ConfigModel] | None:
+    """The model of an item of a list, which may hold members of a table; None of a type that is not in it."""
+    table = one_of(annotation)
+    return table.members.get(str(item.get("type"))) if table else base
+
+
+def _misplaced(kind: type[ConfigModel], data: Json, path: str) -> Iterator[Finding]:
+    """Fields of items that are no fields of their member of the table, in `data` and all that is in it."""
+    for name, field in kind.model_fields.items():
+        value = data.get(field.alias or name) if isinstance(data, dict) else None
+        nested, many = _nested(field.annotation)
+        below = join(path, field.alias or name)
+        if nested is None or value is None:
+            continue
+        members = one_of(field.annotation)
+        places = [(f"{below}[{i}]", item) for i, item in enumerate(value)] if isinstance(value, list) else []
+        for place, item in places if many else [(below, value)]:
+            if members and isinstance(item, dict):
+                yield from ((join(place, blamed), sentence) for blamed, sentence in members.misplaced(item))
+            yield from _misplaced(nested, item, place)
 
 
 def _nested(annotation: Any) -> tuple[type[ConfigModel] | None, bool]:

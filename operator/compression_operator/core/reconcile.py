@@ -14,7 +14,15 @@ from types import MappingProxyType
 
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Step, StepState
-from compression_pipeline.config import Phase, PrepareResult, sequence_fault, student_faults, text_fault
+from compression_pipeline.config import (
+    Phase,
+    PrepareResult,
+    loss_faults,
+    sequence_fault,
+    student_architecture,
+    student_faults,
+    text_fault,
+)
 
 from .conditions import KINDS, Situation, is_finished, run_phase, summarized
 from .digests import vouched
@@ -233,6 +241,13 @@ class _Pass:
                 f"spec.students[{index}].prune.{field}: {sentence}"
                 for field, sentence in student_faults(teacher, student.prune)
             ]
+            if not sentences:
+                own = student.distill is not None
+                distill = student.distill if own else self._run.spec.distill
+                whose = f"spec.students[{index}].distill" if own else "spec.distill"
+                shape = student_architecture(teacher, student.prune)
+                losses = distill.losses if distill is not None else []
+                sentences = [f"{whose}.{field}: {sentence}" for field, sentence in loss_faults(losses, teacher, shape)]
             if sentences:
                 found[student.name] = "; ".join(sentences)
         return found

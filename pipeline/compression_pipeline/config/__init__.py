@@ -9,6 +9,8 @@ from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
 from .figures import human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
+from .losses import LogitsKL, LossConfig, Needs, loss_faults, losses_in_words
+from .members import one_of
 from .phases import (
     CONFIG_VARIABLE,
     FORMER_NAMES,
@@ -65,6 +67,9 @@ __all__ = [
     "FinetuneJob",
     "FinetuneResult",
     "JobConfig",
+    "LogitsKL",
+    "LossConfig",
+    "Needs",
     "Operational",
     "Passes",
     "Phase",
@@ -85,8 +90,11 @@ __all__ = [
     "digest",
     "fingerprint",
     "human_bytes",
+    "loss_faults",
+    "losses_in_words",
     "measuring",
     "number_runs",
+    "one_of",
     "passes",
     "semantic_fields",
     "sequence_fault",

@@ -7,11 +7,12 @@ absolute paths, images, resources, layouts, intervals, secrets (fields marked `O
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
 from .base import Operational, Unordered
+from .members import TYPE, Member
 
 SCHEMA_VERSION = 2
 """Raised when the meaning of an artifact changes, so that nothing older is taken for it."""
@@ -31,12 +32,22 @@ def semantic_fields(model: BaseModel) -> dict[str, Any]:
             continue
         alias = field.alias or name
         if isinstance(value, BaseModel):
-            found[alias] = semantic_fields(value)
+            found[alias] = _semantic(value)
+        elif (
+            isinstance(value, list) and value and all(isinstance(item, BaseModel) for item in cast("list[Any]", value))
+        ):
+            found[alias] = [_semantic(item) for item in cast("list[BaseModel]", value)]
         else:
             found[alias] = model.model_dump(mode="json", by_alias=True, include={name})[alias]
             if any(isinstance(mark, Unordered) for mark in field.metadata):
                 found[alias] = sorted(set(found[alias]))
     return found
+
+
+def _semantic(model: BaseModel) -> dict[str, Any]:
+    """`semantic_fields` of a part of a model, and which member of its table it is."""
+    kind = {TYPE: model.type} if isinstance(model, Member) else {}
+    return {**kind, **semantic_fields(model)}
 
 
 def digest(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .base import ConfigModel, Operational, Rule, cel_format, cel_indivisible, indivisible
+from .losses import LogitsKL, LossField
 
 
 class Precision(StrEnum):
@@ -119,7 +120,16 @@ class FinetuneConfig(TrainingConfig):
 
 
 class DistillConfig(TrainingConfig):
-    """Knowledge distillation from the (corrected) teacher: forward KL on logits at temperature 1."""
+    """Knowledge distillation from the (corrected) teacher; by default forward KL on logits at temperature 1."""
+
+    losses: list[LossField] = Field(
+        default=[LogitsKL()],
+        min_length=1,
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        description="What the student is trained to match: the sum of these, each a mean over tokens times its weight. "
+        "Default: LogitsKL at temperature 1, the published recipe.",
+    )
 
 
 class ValidationConfig(ConfigModel):

@@ -18,6 +18,7 @@ from compression_pipeline.config import (
     PrepareResult,
     ResolvedSource,
     TrainingConfig,
+    losses_in_words,
     number_runs,
     passes,
 )
@@ -166,12 +167,17 @@ def _phases(ancestry: Ancestry) -> list[str]:
         "**Pruning.** NVIDIA ModelOpt's mcore_minitron; importance from the activations of "
         f"{ancestry.calibration_samples:,} sequences of {prune.sequence_length:,} tokens. "
         f"Kept: {layers}{how}; the other sizes as in the table above.",
-        "**Distillation.** Forward KL divergence from the teacher's to the student's next-token distribution, "
-        "temperature 1, mean over tokens; no other loss. Sequences of "
+        f"**Distillation.** {_losses_told(distill)}. Sequences of "
         f"{distill.sequence_length} tokens; NVIDIA Megatron-Core and ModelOpt.",
         _table(("Setting", "Value"), _settings(ancestry, Phase.DISTILL, distill, distill.distill)),
     ]
     return parts
+
+
+def _losses_told(distill: DistillJob) -> str:
+    said = losses_in_words(distill.distill.losses)
+    alone = len(distill.distill.losses) == 1
+    return f"{said[0].upper()}{said[1:]}, {'mean over tokens; no other loss' if alone else 'each a mean over tokens'}"
 
 
 def _settings(

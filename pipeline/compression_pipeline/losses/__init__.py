@@ -1,17 +1,16 @@
-"""What a student is trained to match, one file per loss.
+"""What a student is trained to match: the torch half of each of `config.losses.LOSSES`, one file per loss."""
 
-A loss is a ModelOpt criterion: which layer of the student is compared with which of the teacher, and how. A new one is
-a file here and a line in `LOSSES`. The functions import ModelOpt: call them in a `modelopt()` block.
-"""
+from importlib import import_module
 
-from collections.abc import Callable
-from typing import Any
+from compression_pipeline.config import Architecture, LossConfig
 
-from .logits_kl import logits_kl
+from .base import Loss, Signals
 
-LOSSES: dict[str, Callable[[Any], dict[tuple[str, str], Any]]] = {
-    "logitsKL": logits_kl,
-}
-"""Name -> function of the student's TransformerConfig that gives {(student layer, teacher layer): loss module}."""
 
-__all__ = ["LOSSES", "logits_kl"]
+def build_loss(config: LossConfig, teacher: Architecture, student: Architecture) -> Loss:
+    """The loss of these settings, for models of these sizes."""
+    module, _, name = config.implementation.partition(":")
+    return getattr(import_module(module), name)(config, teacher, student)
+
+
+__all__ = ["Loss", "Signals", "build_loss"]

@@ -1,23 +1,22 @@
 """Forward KL on the logits: the loss of the published recipe (arXiv 2408.11796), alone better than beside others."""
 
-from typing import Any
-
 from torch import Tensor
 
+from compression_pipeline.config import Architecture, LogitsKL
+
+from .base import Loss, Signals
 from .forward_kl import forward_kl
 
 
-def logits_kl(student_config: Any) -> dict[tuple[str, str], Any]:
-    """Forward KL between the two output layers, temperature 1, per token."""
-    from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
+class LogitsKLLoss(Loss):
+    """KL(teacher || student) per token in nats, at a temperature. As ModelOpt's, not multiplied by its square."""
 
-    class FusedLogitsKLLoss(LogitsKLLoss):
-        """ModelOpt's LogitsKLLoss (tensor parallel 1) with value and gradient fused; the same figures."""
+    def __init__(self, config: LogitsKL, teacher: Architecture, student: Architecture) -> None:
+        super().__init__()
+        self._temperature = config.temperature
 
-        def forward(self, predictions: Any, targets: Any) -> Any:
-            """Losses [batch, sequence] and flags, of the two layers' (logits [sequence, batch, vocabulary], bias)."""
-            student, teacher = self.pre_forward(predictions, targets)
-            loss: Tensor = forward_kl(student, teacher)
-            return self.post_forward(loss, tp_reduce=True)
-
-    return {("output_layer", "output_layer"): FusedLogitsKLLoss(student_config)}
+    def forward(self, student: Signals, teacher: Signals) -> Tensor:
+        assert student.logits is not None and teacher.logits is not None  # noqa: S101  what it needs
+        if self._temperature == 1:  # a division would copy the largest tensors there are
+            return forward_kl(student.logits, teacher.logits)
+        return forward_kl(student.logits / self._temperature, teacher.logits / self._temperature)

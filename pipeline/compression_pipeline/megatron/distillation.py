@@ -1,24 +1,28 @@
 """Knowledge distillation by ModelOpt's Megatron plugin: a student that runs its teacher along."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compression_pipeline.losses import LOSSES
-
 from .data import Batch
 from .modelopt import modelopt
+from .objective import Objective
 
-TEACHER_PREFIX = "_teacher_model."
+NOT_THE_STUDENT = ("_teacher_model.", "_loss_modules.")
+"""What names of parameters begin with that ModelOpt adds to the student's: the teacher's, and the losses' own."""
 
 
-def combine(student: Any, teacher: Any, *, loss: str = "logitsKL") -> Any:
+def combine(student: Any, teacher: Any, objective: Objective) -> Any:
     """Turn a GPTModel into one whose forward pass runs the teacher too, in place; returns it.
 
     The teacher is frozen: no gradients, eval mode in every forward pass, absent from state dicts and sharded state
     dicts (so from checkpoints), and not trainable (so without optimizer state). While training, the student computes
-    no language-model loss: it would only be thrown away.
+    no language-model loss: it would only be thrown away. Parameters of the losses are among the model's: trained and
+    in checkpoints.
+
+    Raises NotImplementedError where a loss can't be computed on this parallel layout.
     """
     with modelopt():
         import modelopt.torch.distill as mtd
@@ -27,32 +31,35 @@ def combine(student: Any, teacher: Any, *, loss: str = "logitsKL") -> Any:
             adjust_distillation_model_for_mcore,
         )
 
-        criterion: Any = LOSSES[loss](student.config)
+        objective.attach(student, teacher)
+        criterion: Any = {("output_layer", "output_layer"): objective}
         mode: Any = [("kd_loss", {"teacher_model": teacher, "criterion": criterion, "loss_balancer": None})]
         model: Any = mtd.convert(student, mode=mode)
         adjust_distillation_model_for_mcore(model, DistillationConfig(skip_lm_loss=True, criterion=criterion))
     return model
 
 
-def student_parameters(model: Any) -> dict[str, Tensor]:
-    """Parameters of the student within a combined model, by their names in a plain GPTModel."""
-    return {name: tensor for name, tensor in model.named_parameters() if not name.startswith(TEACHER_PREFIX)}
+def of_student(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Those of a combined model's parameters that are the student's, by their names in a plain GPTModel."""
+    return {name: tensor for name, tensor in parameters if not name.startswith(NOT_THE_STUDENT)}
 
 
 class DistillationLoss:
-    """The engine's loss function of a combined model: the criterion's mean over tokens, and nothing else."""
+    """The engine's loss function of a combined model: its objective, and nothing else."""
 
-    def __init__(self, model: Any) -> None:
-        """`model`: what `combine` returned; the engine calls it wrapped, the loss looks into it."""
+    def __init__(self, model: Any, objective: Objective) -> None:
+        """`model`: what `combine` made with `objective`; the engine calls it wrapped, the loss looks into it."""
         self._model = model
+        self._objective = objective
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Run teacher and student; what they made stays in the model, ModelOpt's hooks keep it."""
-        return model(batch.tokens, batch.positions, None, labels=batch.labels)
+        with self._objective.captured():
+            return model(batch.tokens, batch.positions, None, labels=batch.labels)
 
     def reduce(self, output: Tensor, batch: Batch) -> Tensor:
-        """Mean over all tokens of the batch (there is no padding, so none is masked)."""
-        return self._model.compute_kd_loss(loss_reduction_fn=lambda result: result[0].mean())
+        """The objective's value for the batch."""
+        return self._model.compute_kd_loss()
 
 
 class StudentAlone:

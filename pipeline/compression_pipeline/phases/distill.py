@@ -11,7 +11,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import Architecture, DistillJob, DistillResult, ExportDtype, Passes, won_back
+from compression_pipeline.config import (
+    Architecture,
+    DistillJob,
+    DistillResult,
+    ExportDtype,
+    Passes,
+    loss_faults,
+    won_back,
+)
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface import conversion
@@ -32,8 +40,8 @@ def run(job: DistillJob, context: Context) -> DistillResult:
     The artifact: `model/`, `history.json`, `tensorboard/`, and `reference.safetensors` for export's proof.
 
     Raises:
-        UserError: teacher and student don't share a vocabulary, the text is too short, the batch does not divide among
-            the ranks, the loss is not finite.
+        UserError: teacher and student don't share a vocabulary, a loss asks for what they don't have, the text is too
+            short, the batch does not divide among the ranks, the loss is not finite.
         Interrupted: told to stop; another attempt goes on from the checkpoint.
     """
     settings = job.distill
@@ -43,6 +51,9 @@ def run(job: DistillJob, context: Context) -> DistillResult:
             f"the student {job.pruned} has {student.vocabulary_size:,} tokens and the teacher {job.teacher} "
             f"{teacher.vocabulary_size:,}; prune the student out of this teacher"
         )
+    faults = [f"distill.{field}: {sentence}" for field, sentence in loss_faults(settings.losses, teacher, student)]
+    if faults:
+        raise UserError("; ".join(faults))
     with runtime(
         job,
         precision=settings.precision,
@@ -146,8 +157,9 @@ def _trained(
     """Distill; teacher and optimizer go when this returns."""
     from compression_pipeline.megatron.checkpoint import Checkpoints
     from compression_pipeline.megatron.data import TrainingData
-    from compression_pipeline.megatron.distillation import DistillationLoss, StudentAlone, combine, student_parameters
+    from compression_pipeline.megatron.distillation import DistillationLoss, StudentAlone, combine, of_student
     from compression_pipeline.megatron.flops import forward_flops, training_flops
+    from compression_pipeline.megatron.objective import Objective
     from compression_pipeline.megatron.remembered import remembered
     from compression_pipeline.megatron.soundness import check_sound
     from compression_pipeline.megatron.training import train
@@ -176,22 +188,23 @@ def _trained(
     context.events.metric("teacherLoss", teacher_loss)
     loss = "its validation loss"
     check_sound(models[0], teacher, teacher_loss, whose="the teacher", what=loss, runtime=runtime)
-    model = combine(models[1], models[0])
+    objective = Objective.of(settings.losses, teacher, student, runtime, seed=settings.seed)
+    model = combine(models[1], models[0], objective)
     state: dict[str, Tensor] = {}
     history = train(
         model,
-        loss=DistillationLoss(model),
+        loss=DistillationLoss(model, objective),
         settings=settings,
         data=data,
         validate=lambda: loss_of(StudentAlone(model)),
         check=lambda value: check_sound(
-            student_parameters(model), student, value, whose="the pruned student", what=loss, runtime=runtime
+            of_student(model.named_parameters()), student, value, whose="the pruned student", what=loss, runtime=runtime
         ),
         flops_per_token=training_flops(student, length) + forward_flops(teacher, length),
         runtime=runtime,
         context=context,
         checkpoints=Checkpoints(context, job.fingerprint, runtime, keep=settings.keep_checkpoints),
-        finished=lambda optimizer: state.update(optimizer.weights()),
+        finished=lambda optimizer: state.update(of_student(optimizer.weights().items())),
     )
     return _Trained(teacher_loss, history, state, data.passes(settings.steps))
 

@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from compression_pipeline.config import (
     PACKING,
     ConfigModel,
     DatasetConfig,
     DistillConfig,
     FinetuneConfig,
+    losses_in_words,
     number_runs,
     passes,
 )
@@ -67,9 +70,8 @@ def facts(run: RunData) -> list[tuple[str, str]]:
             found.append(("Pruning" if alone else f"Pruning of {student.name}", said))
     for whose, settings in _distillations(spec):
         used = {student.precision for student in run.students if whose in ("", f" of {student.name}")}
-        found.append(
-            (f"Distillation{whose}", _training(settings, length, tokens, used.pop() if len(used) == 1 else None))
-        )
+        said = _training(settings, length, tokens, used.pop() if len(used) == 1 else None)
+        found.append((f"Distillation{whose}", f"{said}. Loss: {_losses(settings)}"))
     return found
 
 
@@ -104,6 +106,15 @@ def _training(settings: Mapping[str, Any], length: int, text_tokens: int | None,
         seen = str(passes(text_tokens=text_tokens, sequence_length=length, sequences=steps * batch))
     used = f"; computed in {precision}" if precision else ""
     return f"{steps:,} steps of {batch:,} sequences ({seen}){peak}{used}"
+
+
+def _losses(settings: Mapping[str, Any]) -> str:
+    """What students were trained to match, of a spec that an older or a newer version may have written."""
+    given = {"losses": settings["losses"]} if "losses" in settings else {}
+    try:
+        return losses_in_words(DistillConfig.model_validate({"steps": 1, "warmupSteps": 0, **given}).losses)
+    except ValidationError:
+        return ", ".join(str(loss.get("type")) for loss in settings["losses"])
 
 
 def _distillations(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,0 +1,36 @@
+"""The half of a loss that computes: what it is given, and what it gives."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a loss asked for (`Needs`) of one model's forward pass over a batch."""
+
+    logits: Tensor | None = None
+    """[sequence, batch, vocabulary]."""
+    hidden: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+    """Outputs of layers, counted from 1: [sequence, batch, hidden size]."""
+    embeddings: Tensor | None = None
+    """[sequence, batch, hidden size]."""
+
+
+class Loss(nn.Module, ABC):
+    """Compares a student with its teacher, token by token.
+
+    Made as `Loss(config, teacher, student)`: its settings and the two architectures. Parameters that it registers
+    (projections) are trained and checkpointed with the student, and no part of what is exported. All ranks make them
+    from one seed.
+    """
+
+    splits_vocabulary: ClassVar[bool] = False
+    """Whether it is right where a rank has the logits of a part of the vocabulary alone (tensor parallelism)."""
+
+    @abstractmethod
+    def forward(self, student: Signals, teacher: Signals) -> Tensor:
+        """Loss of every token, [sequence, batch], without the weight. The teacher's signals have no gradient."""

@@ -1,0 +1,255 @@
+"""The seam for losses: one that only this file knows goes from a manifest to a student, its report and its card."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import cel
+import exporting
+import pytest
+import torch
+import yaml
+from engine_models import architecture
+from exporting import DISTILLED, EXPORTED, student_store
+from finetuning import Stopping
+from pages import Page
+from pydantic import Field
+from safetensors.torch import load_file
+from stores import common, context
+
+from compression_operator.api.rules import World
+from compression_operator.api.schema import structural_schema
+from compression_operator.api.status import Resolved
+from compression_operator.api.validate import validate
+from compression_operator.core.plan import plan
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import Architecture, DistillConfig, DistillJob, LossConfig, Needs
+from compression_pipeline.config.losses import LOSSES
+from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.huggingface.conversion import megatron_shapes
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.losses import Loss, Signals
+from compression_pipeline.megatron.objective import Objective
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases import distill as phase
+
+
+class HiddenMSE(LossConfig):
+    """Mean squared error between two layers' outputs, the student's brought to the teacher's width by a matrix."""
+
+    implementation: ClassVar[str] = f"{__name__}:HiddenMSELoss"
+
+    layer: int = Field(ge=1, le=1024, description="The student's layer.")
+    teacher_layer: int = Field(ge=1, le=1024, description="The teacher's layer.")
+
+    @property
+    def words(self) -> str:
+        return f"squared error of the output of layer {self.layer} against the teacher's {self.teacher_layer}"
+
+    def needs(self, teacher: Architecture, student: Architecture) -> Needs:
+        return Needs(hidden=((self.layer, self.teacher_layer),), embeddings=True)
+
+    def faults(self, teacher: Architecture, student: Architecture) -> Iterator[tuple[str, str]]:
+        if self.layer > student.layers:
+            yield "layer", f"the student has layers 1 to {student.layers}; there is no layer {self.layer}"
+
+
+class HiddenMSELoss(Loss):
+    """The half of it that computes."""
+
+    def __init__(self, config: HiddenMSE, teacher: Architecture, student: Architecture) -> None:
+        super().__init__()
+        self._config = config
+        self.projection = torch.nn.Linear(student.hidden_size, teacher.hidden_size, bias=False)
+
+    def forward(self, student: Signals, teacher: Signals) -> torch.Tensor:
+        mine, theirs = student.hidden[self._config.layer], teacher.hidden[self._config.teacher_layer]
+        assert student.embeddings is not None and student.embeddings.shape == mine.shape
+        assert teacher.embeddings is not None and teacher.embeddings.shape == theirs.shape
+        assert mine.requires_grad and not theirs.requires_grad
+        return (self.projection(mine) - theirs).float().square().mean(dim=-1)
+
+
+BOTH: list[dict[str, Any]] = [
+    {"type": "LogitsKL", "temperature": 2},
+    {"type": "HiddenMSE", "weight": 0.5, "layer": 1, "teacherLayer": 2},
+]
+SAID = (
+    "forward KL divergence from the teacher's to the student's next-token distribution, temperature 2; plus 0.5 times "
+    "the squared error of the output of layer 1 against the teacher's 2"
+)
+MANIFEST: dict[str, Any] = {
+    "apiVersion": "modelcompression.io/v1alpha1",
+    "kind": "CompressionRun",
+    "metadata": {"name": "demo"},
+    "spec": {
+        "teacher": {"model": "hf://owner/teacher"},
+        "dataset": {"source": "hf://owner/text", "sequenceLength": 32},
+        "students": [{"name": "width", "prune": {"hiddenSize": 64}}],
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "HiddenMSE", HiddenMSE)
+
+
+def judged(*losses: dict[str, Any], **settings: Any) -> Any:
+    """The run of a manifest with these losses, or the lines that it gets."""
+    distill = {"steps": 100, "losses": list(losses), **settings} if losses else {"steps": 100, **settings}
+    text = yaml.safe_dump({**MANIFEST, "spec": {**MANIFEST["spec"], "distill": distill}})
+    found = validate(text, "run.yaml", World.LOCAL)
+    return [str(fault).removeprefix("run.yaml: spec.distill.") for fault in found] if isinstance(found, list) else found
+
+
+def told(*losses: dict[str, Any]) -> DistillJob:
+    """What the distillation's job of such a manifest is told, by way of its JSON."""
+    source = {"source": "hf://owner/x", "digest": "d"}
+    resolved = Resolved.model_validate({"key": "k" * 32, "teacher": source, "dataset": source})
+    steps = plan(judged(*losses).spec, resolved=resolved)
+    step = steps.get("distill-width")
+    assert step
+    return DistillJob.model_validate(steps.job(step, run="demo", attempt=1).config.for_image())
+
+
+def by_cel(losses: Any) -> list[str]:
+    """What the CRD's rules say of losses."""
+    [items] = [structural_schema(DistillConfig)["properties"]["losses"]["items"]]
+    found: list[str] = []
+    for index, loss in enumerate(losses):
+        for rule in items["x-kubernetes-validations"]:
+            scope = cel.Context()
+            scope.add_variable("self", loss)
+            if not cel.evaluate(rule["rule"], scope):
+                found.append(f"losses[{index}]{rule['fieldPath']}: {rule['message']}")
+    return sorted(found)
+
+
+def test_a_manifest_names_it_and_its_fields() -> None:
+    assert [loss.type for loss in judged(*BOTH).spec.distill.losses] == ["LogitsKL", "HiddenMSE"]
+    kind = structural_schema(DistillConfig)["properties"]["losses"]["items"]["properties"]
+    assert kind["type"]["enum"] == ["LogitsKL", "HiddenMSE"]
+    assert kind["weight"]["default"] == 1 and "default" not in kind["temperature"]  # not every member has that
+    assert judged({"type": "Telepathy"}) == [
+        'losses[0].type: "Telepathy" is not supported, supported: LogitsKL, HiddenMSE'
+    ]
+    mixed = {"type": "HiddenMSE", "layer": 1, "temperature": 2}
+    assert judged(*BOTH, mixed) == [
+        "losses[2].teacherLayer: is required by HiddenMSE",
+        "losses[2].temperature: is a field of LogitsKL; leave it out, or change type",
+    ]
+    assert by_cel([*BOTH, mixed]) == judged(*BOTH, mixed)
+
+
+def test_the_job_is_told_and_the_key_follows() -> None:
+    assert [loss.to_json() for loss in told(*BOTH).distill.losses] == [
+        {"type": "LogitsKL", "weight": 1, "temperature": 2},
+        {"type": "HiddenMSE", "weight": 0.5, "layer": 1, "teacherLayer": 2},
+    ]
+    default = told()
+    assert "losses" not in default.for_image()["distill"]
+    assert told({"type": "LogitsKL", "weight": 1, "temperature": 1}).fingerprint == default.fingerprint
+    others = [BOTH, BOTH[:1], BOTH[1:], [BOTH[0], {**BOTH[1], "weight": 0.6}], BOTH[::-1]]
+    assert len({told(*losses).fingerprint for losses in others} | {default.fingerprint}) == len(others) + 1
+
+
+def test_a_layer_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path: Path, engine: Runtime) -> None:
+    store = student_store(tmp_path, engine, "llama3")
+    losses = {"losses": [{**BOTH[1], "layer": 3}]}
+    learn = learning(store).model_copy(
+        update={"distill": DistillConfig.model_validate({"steps": 2, "warmupSteps": 1, **losses})}
+    )
+    with pytest.raises(UserError, match=r"distill.losses\[0\].layer: the student has layers 1 to 2; there is"):
+        phase.run(learn, context(store, "4" * 32)[0])
+
+
+def learning(store: Store, attempt: int = 1) -> DistillJob:
+    settings = {"steps": 6, "globalBatchSize": 4, "microBatchSize": 2, "learningRate": 1e-3, "warmupSteps": 1}
+    fields = {**settings, "checkpointInterval": 100, "losses": BOTH}
+    return DistillJob.model_validate(
+        {
+            **store.open(f"distill-{DISTILLED}").manifest.config,
+            **common(store, "distill-width", "4" * 32, attempt),
+            "distill": fields,
+        }
+    )
+
+
+def test_its_parameters_are_trained_and_in_checkpoints_and_a_resume_changes_nothing(
+    tmp_path: Path, engine: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phase, "runtime", lambda job, **_: contextlib.nullcontext(engine))
+    built: list[tuple[torch.Tensor, torch.Tensor]] = []
+    of = Objective.of.__func__  # pyright: ignore[reportFunctionMemberAccess]
+
+    def watched(cls: Any, *arguments: Any, **named: Any) -> Objective:
+        made = of(cls, *arguments, **named)
+        built.extend((parameter, parameter.detach().clone()) for parameter in made.parameters())
+        return made
+
+    monkeypatch.setattr(Objective, "of", classmethod(watched))
+    store = student_store(tmp_path / "store", engine, "llama3")
+    shutil.copytree(tmp_path / "store", tmp_path / "other")
+    built.clear()
+    whole = phase.run(learning(store), context(store, "4" * 32)[0])
+    [(trained, drawn)] = built
+    assert not torch.equal(trained, drawn), "the optimizer trains it"
+
+    other = Store(tmp_path / "other")
+    current, _ = context(other, "4" * 32)
+    stopping = Stopping(3, lambda: setattr(current.stop, "raised", True))
+    with pytest.raises(Interrupted, match="after step 4"):
+        phase.run(learning(other), replace(current, events=stopping))
+    [kept] = (tmp_path / "other").rglob("checkpoints/step-00000004/rank-00000.safetensors")
+    names = {name.partition("@")[0] for name in load_file(kept)}
+    projection = "_loss_modules.0.losses.1.projection.weight"
+    assert {projection, f"optimizer.exp_avg.{projection}", f"optimizer.exp_avg_sq.{projection}"} <= names
+    built.clear()
+    again = phase.run(learning(other, attempt=2), context(other, "4" * 32, attempt=2)[0])
+    [(resumed, drawn_again)] = built
+    assert torch.equal(drawn_again, drawn) and torch.equal(resumed, trained)
+    assert again.model_dump(exclude={"tokens_per_second"}) == whole.model_dump(exclude={"tokens_per_second"})
+    one, two = (load_file(each.open(f"distill-{'4' * 32}").model / "model.safetensors") for each in (store, other))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_it_is_no_part_of_the_student_and_card_and_report_tell_it(tmp_path: Path, engine: Runtime) -> None:
+    plain = student_store(tmp_path / "plain", engine, "llama3")
+    store = student_store(tmp_path / "both", engine, "llama3", losses=told(*BOTH).distill.losses)
+    one, two = (load_file(each.open(f"distill-{DISTILLED}").model / "model.safetensors") for each in (plain, store))
+    assert one.keys() == two.keys()
+    assert not torch.equal(*(each["model.layers.0.mlp.down_proj.weight"] for each in (one, two)))
+    student = read_architecture(store.open(f"distill-{DISTILLED}").model)
+    assert len(two) <= 3 * len(megatron_shapes(student))
+    _, exported = exporting.run(store, EXPORTED)
+    card = (exported.model / "README.md").read_text()
+    assert f"**Distillation.** {SAID[0].upper()}{SAID[1:]}, each a mean over tokens. Sequences of" in card
+    page = Page((exported.path / "report" / "index.html").read_text(encoding="utf-8"))
+    assert SAID in " ".join(page.text.split())
+    _, default = exporting.run(plain, EXPORTED)
+    assert (
+        "distribution, temperature 1, mean over tokens; no other loss. Seq" in (default.model / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(("losses", "refused"), [(BOTH[:1], True), (BOTH[1:], False)])
+def test_a_loss_that_would_be_wrong_on_a_shard_of_the_vocabulary_is_not_computed(
+    engine: Runtime, losses: list[dict[str, Any]], refused: bool
+) -> None:
+    sizes = architecture()
+    objective = Objective.of(told(*losses).distill.losses, sizes, sizes, engine, seed=1)
+    part = SimpleNamespace(
+        config=SimpleNamespace(tensor_model_parallel_size=2),
+        decoder=SimpleNamespace(layers=[]),
+        embedding=torch.nn.Identity(),
+    )
+    if not refused:
+        objective.attach(part, part)
+        return
+    with pytest.raises(NotImplementedError, match="LogitsKLLoss is wrong on a part of the vocabulary; use tensor"):
+        objective.attach(part, part)
