@@ -79,6 +79,7 @@ format: $(STAMP) ## Let ruff rewrite
 crds: $(STAMP) ## Write crds/ from the models, and what the chart has of them and of its values
 	$(BIN)/python -m compression_operator.api.crd
 	cp crds/*.yaml charts/compression-operator/files/
+	$(BIN)/python -m compression_operator.api.admission
 	$(BIN)/python charts/document.py
 
 .PHONY: lock

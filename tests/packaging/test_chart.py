@@ -67,6 +67,8 @@ def test_the_optional_parts_are_optional() -> None:
         "Role",
         "RoleBinding",
         "PodDisruptionBudget",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
     }
     assert kinds(render(everything())) == kinds(render({})) - {"ClusterRoleBinding"} | {
         "CronJob",
@@ -76,6 +78,7 @@ def test_the_optional_parts_are_optional() -> None:
     bare = {
         "crds": {"install": False},
         "rbac": {"create": False, "userRoles": False},
+        "admissionPolicy": {"create": False},
         "podDisruptionBudget": {"enabled": False},
     }
     assert kinds(render(bare)) == always
@@ -159,7 +162,7 @@ def test_bindings_bind_the_account_of_the_pods(given: Body) -> None:
     bodies = render(given)
     account = pod(bodies)["spec"]["serviceAccountName"]
     assert only(bodies, "ServiceAccount", account)
-    bindings = [body for body in bodies if body["kind"].endswith("Binding") and not cleans(body)]
+    bindings = [body for body in bodies if body["kind"].endswith("RoleBinding") and not cleans(body)]
     roles = {(body["kind"], body["metadata"].get("namespace"), body["metadata"]["name"]) for body in bodies}
     assert bindings
     for binding in bindings:
@@ -277,7 +280,7 @@ NAMED = {
 def test_names_fit(release: str, given: Body) -> None:
     for body in render(given, release=release, namespace="n" * 63):
         name, limit = body["metadata"]["name"], 253 if body["kind"] in ("ClusterRole", "ClusterRoleBinding") else 63
-        if body["kind"] in ("Role", "RoleBinding", "CustomResourceDefinition"):
+        if body["kind"] in ("Role", "RoleBinding", "CustomResourceDefinition") or "Admission" in body["kind"]:
             limit = 253
         assert len(name) <= limit, body["kind"]
         assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name), body["kind"]

@@ -62,6 +62,21 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
+{{/* A text as CEL writes it. */}}
+{{- define "compression-operator.celText" -}}
+{{- printf "'%s'" (. | replace "\\" "\\\\" | replace "'" "\\'") -}}
+{{- end -}}
+
+{{/* The images that runs may name, as a CEL list of regular expressions: shapes.pattern_regex in the operator's words. */}}
+{{- define "compression-operator.imageRegexes" -}}
+{{- $texts := list -}}
+{{- range .Values.jobs.allowedImages -}}
+{{- $regex := regexQuoteMeta . | replace "\\*" ".*" | replace "\\?" "." -}}
+{{- $texts = append $texts (include "compression-operator.celText" (printf "^%s$" $regex)) -}}
+{{- end -}}
+{{- printf "[%s]" (join ", " $texts) -}}
+{{- end -}}
+
 {{/* Milliseconds of a duration as Prometheus writes it, e.g. 1m30s. */}}
 {{- define "compression-operator.milliseconds" -}}
 {{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}

@@ -4,24 +4,28 @@ It follows the restricted Pod Security Standard, and leaves to the operator what
 program, its identity, its volumes. A platform's administrator may narrow it or open it (`TemplatePolicy`).
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from .pods import SECURITY_ANNOTATION
-
-Finding: TypeAlias = tuple[str, str]
-Check: TypeAlias = Callable[[Any, str], Iterator[Finding]]
-"""Of a value at a path: what is wrong with it."""
-
-Shape: TypeAlias = Mapping[str, Check]
-"""The fields that an object may have."""
-
-LARGEST_ID = 2**31 - 1
-"""The largest user or group that Kubernetes takes."""
+from .shapes import (
+    LARGEST_ID,
+    All,
+    Anything,
+    Check,
+    Each,
+    Fields,
+    Finding,
+    Free,
+    Images,
+    Keys,
+    Named,
+    Number,
+    Only,
+    Shape,
+)
 
 CONTAINER = "pytorch"
 """Name of the pipeline's container: the one that the training operator looks for."""
@@ -59,8 +63,8 @@ SYSCTLS = (
 """Kernel parameters that the standard calls safe."""
 
 SELINUX_TYPES = ("container_t", "container_init_t", "container_kvm_t", "container_engine_t")
-OUR_VOLUMES = re.compile(r"(store|shared-memory|tmp|ca-bundle|source-[0-9a-f]{10})$")
-OUR_MOUNTS = re.compile(r"/(compression|sources|tmp|dev/shm|etc/compression)(/.*)?$")
+OUR_VOLUMES = r"^(store|shared-memory|tmp|ca-bundle|source-[0-9a-f]{10})$"
+OUR_MOUNTS = r"^/+(compression|sources|tmp|dev/+shm|etc/+compression)(/|$)"
 OUR_VARIABLES = {
     "HF_TOKEN": "set teacher.secretRef, which only prepare sees",
     "HUGGING_FACE_HUB_TOKEN": "set teacher.secretRef, which only prepare sees",
@@ -69,9 +73,13 @@ OUR_VARIABLES = {
     "HOME": "the operator sets it, for the root file system is read-only",
     "PYTHONUNBUFFERED": "the operator sets it",
 }
-OUR_LABELS = re.compile(
-    r"(modelcompression\.io/.*|training\.kubeflow\.org/.*|app\.kubernetes\.io/(name|component|part-of|managed-by))$"
+OUR_LABELS = (
+    r"^(modelcompression\.io/.*|training\.kubeflow\.org/.*|app\.kubernetes\.io/(name|component|part-of|managed-by))$"
 )
+
+
+IMAGE_PATH = "spec.jobTemplate.image"
+NO_TEMPLATES = "is not allowed: this installation of the operator takes no pod templates"
 
 
 class PodTemplates(StrEnum):
@@ -90,7 +98,7 @@ class TemplatePolicy:
     images: tuple[str, ...] = ()  # patterns, * for any text; empty: every image
 
     def takes(self, image: str) -> bool:
-        return not self.images or any(fnmatchcase(image, pattern) for pattern in self.images)
+        return Images(self.images).takes(image)
 
 
 ANYBODYS = TemplatePolicy()
@@ -107,7 +115,7 @@ class TemplateRefused(Exception):
 def template_findings(spec: Any, policy: TemplatePolicy = ANYBODYS) -> Iterator[Finding]:
     """Everything in a run's `spec` (JSON) that its jobs' pods may not have, with the paths of the fields."""
     shared, phases = _mapping(_mapping(spec).get("jobTemplate")), _mapping(_mapping(spec).get("phases"))
-    yield from image_findings(shared.get("image"), "spec.jobTemplate.image", policy)
+    yield from image_findings(shared.get("image"), IMAGE_PATH, policy)
     places = [("spec.jobTemplate", shared), *((f"spec.phases.{name}", _mapping(phases[name])) for name in phases)]
     for path, settings in places:
         template = settings.get("podTemplate")
@@ -115,89 +123,39 @@ def template_findings(spec: Any, policy: TemplatePolicy = ANYBODYS) -> Iterator[
             continue
         path = f"{path}.podTemplate"
         if policy.templates is PodTemplates.FORBIDDEN:
-            yield path, "is not allowed: this installation of the operator takes no pod templates"
+            yield path, NO_TEMPLATES
             continue
-        yield from _template(template, path, policy)
+        yield from template_check(policy).findings(template, path)
 
 
 def kept(value: Any, shape: Shape) -> dict[str, Any]:
     """The fields of an object that its shape takes."""
-    return {name: one for name, one in _mapping(value).items() if name in shape and not any(shape[name](one, ""))}
-
-
-# -- checks -----------------------------------------------------------------------------------------------------------
-
-
-def _any(value: Any, path: str) -> Iterator[Finding]:
-    yield from ()
-
-
-def _only(why: str, *allowed: Any) -> Check:
-    """One of these values; `why` no other one."""
-
-    def check(value: Any, path: str) -> Iterator[Finding]:
-        # 1 is no true, and 0 no false.
-        if not any(value == one and type(value) is type(one) for one in allowed):
-            yield path, why
-
-    return check
-
-
-def _fields(shape: Shape, why: str = "is not in what a pod template may say; leave it out") -> Check:
-    def check(value: Any, path: str) -> Iterator[Finding]:
-        if not isinstance(value, Mapping):
-            yield path, "must be an object"
-            return
-        for name, one in cast(Mapping[str, Any], value).items():
-            if one is not None:
-                yield from shape[name](one, f"{path}.{name}") if name in shape else ((f"{path}.{name}", why),)
-
-    return check
-
-
-def _each(item: Check) -> Check:
-    def check(value: Any, path: str) -> Iterator[Finding]:
-        if not isinstance(value, list):
-            yield path, "must be a list"
-            return
-        for index, one in enumerate(cast(list[Any], value)):
-            yield from item(one, f"{path}[{index}]")
-
-    return check
-
-
-def _within(allowed: tuple[str, ...], why: str) -> Check:
-    return _each(_only(why, *allowed))
-
-
-def harmless(number: Any) -> bool:
-    """Whether this is a user or group other than root."""
-    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= LARGEST_ID
-
-
-def _id(value: Any, path: str) -> Iterator[Finding]:
-    if not harmless(value):
-        yield path, f"must be a number from 1 to {LARGEST_ID}: pods do not run as root"
+    return {
+        name: one for name, one in _mapping(value).items() if name in shape and not any(shape[name].findings(one, ""))
+    }
 
 
 def image_findings(value: Any, path: str, policy: TemplatePolicy) -> Iterator[Finding]:
     """That the policy refuses this image, if it does."""
-    if isinstance(value, str) and not policy.takes(value):
-        yield path, f"is not allowed: this installation of the operator takes {', '.join(policy.images)}"
+    yield from Images(policy.images).findings(value, path)
 
 
+# -- the table --------------------------------------------------------------------------------------------------------
+
+_ANY = Anything()
 _ADMINISTRATOR = "the operator's administrator may allow it (chart value jobs.podTemplate)"
 _NODE = f"is not allowed: pods keep apart from their node; leave it out, or {_ADMINISTRATOR}"
 _ACCOUNT = f"is not allowed: pods have no service account's rights; leave it out, or {_ADMINISTRATOR}"
 _STANDARD = f"is not allowed by the restricted Pod Security Standard; leave it out, or {_ADMINISTRATOR}"
 _LEAVE = "is the operator's to set; leave it out"
 
-_SECCOMP = _fields({"type": _only(_STANDARD, "RuntimeDefault", "Localhost"), "localhostProfile": _any})
-_SELINUX = _fields({"type": _only(_STANDARD, "", *SELINUX_TYPES), "level": _any}, _STANDARD)
+_ID = Number(f"must be a number from 1 to {LARGEST_ID}: pods do not run as root", 1, LARGEST_ID)
+_SECCOMP = Fields({"type": Only(_STANDARD, ("RuntimeDefault", "Localhost")), "localhostProfile": _ANY})
+_SELINUX = Fields({"type": Only(_STANDARD, ("", *SELINUX_TYPES)), "level": _ANY}, _STANDARD)
 _BOTH: Shape = {
-    "runAsNonRoot": _only(_STANDARD, True),
-    "runAsUser": _id,
-    "runAsGroup": _id,
+    "runAsNonRoot": Only(_STANDARD, (True,)),
+    "runAsUser": _ID,
+    "runAsGroup": _ID,
     "seccompProfile": _SECCOMP,
     "appArmorProfile": _SECCOMP,
     "seLinuxOptions": _SELINUX,
@@ -206,169 +164,127 @@ _BOTH: Shape = {
 
 POD_SECURITY: Shape = {
     **_BOTH,
-    "fsGroup": _id,
-    "fsGroupChangePolicy": _only("must be Always or OnRootMismatch", "Always", "OnRootMismatch"),
-    "supplementalGroups": _each(_id),
-    "supplementalGroupsPolicy": _any,
-    "seLinuxChangePolicy": _any,
-    "sysctls": _each(_fields({"name": _only(_STANDARD, *SYSCTLS), "value": _any})),
+    "fsGroup": _ID,
+    "fsGroupChangePolicy": Only("must be Always or OnRootMismatch", ("Always", "OnRootMismatch")),
+    "supplementalGroups": Each(_ID),
+    "supplementalGroupsPolicy": _ANY,
+    "seLinuxChangePolicy": _ANY,
+    "sysctls": Each(Fields({"name": Only(_STANDARD, SYSCTLS), "value": _ANY})),
 }
 CONTAINER_SECURITY: Shape = {
     **_BOTH,
-    "privileged": _only(_STANDARD, False),
-    "allowPrivilegeEscalation": _only(_STANDARD, False),
-    "readOnlyRootFilesystem": _only("must be true or false", True, False),
-    "procMount": _only(_STANDARD, "Default"),
-    "capabilities": _fields({"drop": _any, "add": _within(("NET_BIND_SERVICE",), _STANDARD)}),
+    "privileged": Only(_STANDARD, (False,)),
+    "allowPrivilegeEscalation": Only(_STANDARD, (False,)),
+    "readOnlyRootFilesystem": Only("must be true or false", (True, False)),
+    "procMount": Only(_STANDARD, ("Default",)),
+    "capabilities": Fields({"drop": _ANY, "add": Each(Only(_STANDARD, ("NET_BIND_SERVICE",)))}),
 }
 
-_HANDLER = _fields(
+_NO_HOST = Only(_STANDARD, ("",))
+_HANDLER = Fields(
     {
-        "exec": _any,
-        "grpc": _any,
-        "sleep": _any,
-        "httpGet": _fields(
-            {"host": _only(_STANDARD, ""), "path": _any, "port": _any, "scheme": _any, "httpHeaders": _any}
-        ),
-        "tcpSocket": _fields({"host": _only(_STANDARD, ""), "port": _any}),
-        "initialDelaySeconds": _any,
-        "timeoutSeconds": _any,
-        "periodSeconds": _any,
-        "successThreshold": _any,
-        "failureThreshold": _any,
-        "terminationGracePeriodSeconds": _any,
+        "httpGet": Fields({"host": _NO_HOST, **dict.fromkeys(("path", "port", "scheme", "httpHeaders"), _ANY)}),
+        "tcpSocket": Fields({"host": _NO_HOST, "port": _ANY}),
+        **dict.fromkeys(("exec", "grpc", "sleep", "initialDelaySeconds", "timeoutSeconds", "periodSeconds"), _ANY),
+        **dict.fromkeys(("successThreshold", "failureThreshold", "terminationGracePeriodSeconds"), _ANY),
     }
 )
 HANDLERS = ("livenessProbe", "readinessProbe", "startupProbe")
 HOOKS = ("postStart", "preStop")
 
-
-def _volume(policy: TemplatePolicy) -> Check:
-    def check(value: Any, path: str) -> Iterator[Finding]:
-        volume = _mapping(value)
-        yield from image_findings(_mapping(volume.get("image")).get("reference"), f"{path}.image.reference", policy)
-        if OUR_VOLUMES.match(str(volume.get("name"))):
-            yield f"{path}.name", f"{volume['name']} is the name of a volume of the operator's; give it another one"
-        if policy.templates is not PodTemplates.RESTRICTED:
-            return
-        for kind in volume.keys() - {"name", *VOLUMES}:
-            yield f"{path}.{kind}", f"{_STANDARD}; it takes {', '.join(VOLUMES)}"
-        sources = _mapping(volume.get("projected")).get("sources")
-        for index, source in enumerate(_sequence(sources)):
-            for kind in RIGHTS:
-                if kind in _mapping(source):
-                    yield f"{path}.projected.sources[{index}].{kind}", _ACCOUNT
-
-    return check
-
-
-def _mount(value: Any, path: str) -> Iterator[Finding]:
-    where = str(_mapping(value).get("mountPath"))
-    if OUR_MOUNTS.match(re.sub(r"/+", "/", where)):
-        yield f"{path}.mountPath", f"{where} is where the operator mounts a volume of its own; take another path"
-
-
-def _variable(value: Any, path: str) -> Iterator[Finding]:
-    name = str(_mapping(value).get("name"))
-    if name in OUR_VARIABLES:
-        yield path, f"{name} cannot be set here: {OUR_VARIABLES[name]}"
-
-
 _OVERWRITTEN = ("command", "args", "restartPolicy", "terminationMessagePath", "terminationMessagePolicy")
 """Of the pipeline's container: what is the operator's."""
 
-
-def _containers(policy: TemplatePolicy, *, may_be_ours: bool) -> Check:
-    restricted = policy.templates is PodTemplates.RESTRICTED
-    limits: Shape = {
-        "ports": _each(_fields(dict.fromkeys(("name", "containerPort", "protocol"), _any), _NODE)),
-        "securityContext": _fields(CONTAINER_SECURITY, _STANDARD),
-        "lifecycle": _fields(dict.fromkeys(HOOKS, _HANDLER) | {"stopSignal": _any}),
+_CONTAINER = Fields(
+    {
+        "ports": Each(Fields(dict.fromkeys(("name", "containerPort", "protocol"), _ANY), _NODE)),
+        "securityContext": Fields(CONTAINER_SECURITY, _STANDARD),
+        "lifecycle": Fields(dict.fromkeys(HOOKS, _HANDLER) | {"stopSignal": _ANY}),
         **dict.fromkeys(HANDLERS, _HANDLER),
+        **dict.fromkeys(("name", "image", "imagePullPolicy", "workingDir", "env", "envFrom", "resources"), _ANY),
+        **dict.fromkeys(("resizePolicy", "volumeMounts", "stdin", "stdinOnce", "tty", *_OVERWRITTEN), _ANY),
     }
-    plain = ("name", "workingDir", "env", "envFrom", "resources", "resizePolicy", "volumeMounts", "imagePullPolicy")
-    terminal = ("stdin", "stdinOnce", "tty")
-    loose = dict.fromkeys((*limits, *plain, *terminal, "image", *_OVERWRITTEN), _any)
-    shape: dict[str, Check] = loose | (dict(limits) if restricted else {})
+)
+"""What the standard says of any container."""
 
-    def check(value: Any, path: str) -> Iterator[Finding]:
-        container = _mapping(value)
-        ours = may_be_ours and container.get("name") == CONTAINER
-        own = shape
-        if ours:
-            own = shape | {
-                "image": _only("cannot be set here: set spec.jobTemplate.image"),
-                "imagePullPolicy": _only("cannot be set here: set spec.jobTemplate.imagePullPolicy"),
-                "env": _each(_variable),
-                "volumeMounts": _each(_mount),
-                **dict.fromkeys(_OVERWRITTEN, _only(_LEAVE)),
-            }
-        yield from image_findings(None if ours else container.get("image"), f"{path}.image", policy)
-        if restricted or ours:
-            yield from _fields(own)(value, path) if restricted else _ours_alone(container, own, path)
+_OURS = Fields(
+    {
+        "image": Only("cannot be set here: set spec.jobTemplate.image"),
+        "imagePullPolicy": Only("cannot be set here: set spec.jobTemplate.imagePullPolicy"),
+        "env": Each(
+            Named({name: Only(f"{name} cannot be set here: {why}") for name, why in OUR_VARIABLES.items()}, _ANY)
+        ),
+        "volumeMounts": Each(
+            Fields(
+                {"mountPath": Free(OUR_MOUNTS, "is where the operator mounts a volume of its own; take another path")},
+                None,
+            )
+        ),
+        **dict.fromkeys(_OVERWRITTEN, Only(_LEAVE)),
+    },
+    None,
+)
+"""Of the pipeline's container: what would be overwritten."""
 
-    return _each(check)
+_METADATA = Fields(
+    {
+        "labels": Keys(OUR_LABELS, _LEAVE),
+        "annotations": Keys(SECURITY_ANNOTATION, "is not allowed: it switches a confinement off; leave it out"),
+    }
+)
+
+_UNCHECKED = (
+    *("affinity", "dnsConfig", "dnsPolicy", "hostAliases", "imagePullSecrets", "nodeSelector", "preemptionPolicy"),
+    *("priorityClassName", "resourceClaims", "resources", "runtimeClassName", "schedulerName", "schedulingGates"),
+    *("shareProcessNamespace", "tolerations", "topologySpreadConstraints", "hostname", "subdomain", "overhead"),
+    *("setHostnameAsFQDN", "os", "readinessGates", "hostUsers"),
+)
+"""Of a pod's spec: what is the run's own business."""
+
+_RESTRICTED: Shape = {
+    **dict.fromkeys(_UNCHECKED, _ANY),
+    **dict.fromkeys(("hostNetwork", "hostPID", "hostIPC"), Only(_NODE, (False,))),
+    "nodeName": Only(_NODE),
+    **dict.fromkeys(("serviceAccountName", "serviceAccount"), Only(_ACCOUNT)),
+    "automountServiceAccountToken": Only(_ACCOUNT, (False,)),
+    "securityContext": Fields(POD_SECURITY, _STANDARD),
+}
 
 
-def _ours_alone(container: Mapping[str, Any], shape: Shape, path: str) -> Iterator[Finding]:
-    """Of the pipeline's container where nothing else is restricted: what would be overwritten."""
-    for name, value in container.items():
-        if name in shape and value is not None:
-            yield from shape[name](value, f"{path}.{name}")
-
-
-def _template(template: Any, path: str, policy: TemplatePolicy) -> Iterator[Finding]:
-    yield from _fields({"metadata": _fields({"labels": _labels, "annotations": _annotations}), "spec": _any})(
-        template, path
-    )
-    spec, path = _mapping(template).get("spec"), f"{path}.spec"
-    if spec is None:
-        return
-    containers = _containers(policy, may_be_ours=True)
-    ours: dict[str, Check] = {
-        "containers": containers,
-        "initContainers": _containers(policy, may_be_ours=False),
-        "volumes": _each(_volume(policy)),
-        "restartPolicy": _only(_LEAVE, "Never"),
-        "terminationGracePeriodSeconds": _only(
+def template_check(policy: TemplatePolicy) -> Check:
+    """What the policy says of a podTemplate, where it takes any."""
+    restricted, images = policy.templates is PodTemplates.RESTRICTED, Images(policy.images)
+    theirs = Fields({"image": images}, None)
+    shape: Shape = {
+        "containers": _containers(Named({CONTAINER: _OURS}, theirs), restricted=restricted),
+        "initContainers": _containers(theirs, restricted=restricted),
+        "volumes": Each(_volume(images, restricted=restricted)),
+        "restartPolicy": Only(_LEAVE, ("Never",)),
+        "terminationGracePeriodSeconds": Only(
             "cannot be set here: set terminationGracePeriodSeconds of the phase (spec.phases)"
         ),
-        "activeDeadlineSeconds": _only("cannot be set here: set activeDeadlineSeconds of the phase (spec.phases)"),
-        "enableServiceLinks": _only(_LEAVE, False),
+        "activeDeadlineSeconds": Only("cannot be set here: set activeDeadlineSeconds of the phase (spec.phases)"),
+        "enableServiceLinks": Only(_LEAVE, (False,)),
     }
-    if policy.templates is PodTemplates.UNRESTRICTED:
-        yield from _ours_alone(_mapping(spec), ours, path)
-        return
-    free = (
-        *("affinity", "dnsConfig", "dnsPolicy", "hostAliases", "imagePullSecrets", "nodeSelector", "preemptionPolicy"),
-        *("priorityClassName", "resourceClaims", "resources", "runtimeClassName", "schedulerName", "schedulingGates"),
-        *("shareProcessNamespace", "tolerations", "topologySpreadConstraints", "hostname", "subdomain", "overhead"),
-        *("setHostnameAsFQDN", "os", "readinessGates"),
-    )
-    shape = dict.fromkeys(free, _any) | ours
-    shape |= dict.fromkeys(("hostNetwork", "hostPID", "hostIPC"), _only(_NODE, False))
-    shape |= {"hostUsers": _any, "nodeName": _only(_NODE)}
-    shape |= dict.fromkeys(("serviceAccountName", "serviceAccount"), _only(_ACCOUNT))
-    shape |= {"automountServiceAccountToken": _only(_ACCOUNT, False)}
-    shape |= {"securityContext": _fields(POD_SECURITY, _STANDARD)}
-    yield from _fields(shape)(spec, path)
+    spec = Fields({**_RESTRICTED, **shape}) if restricted else Fields(shape, None)
+    return Fields({"metadata": _METADATA, "spec": spec})
 
 
-def _labels(value: Any, path: str) -> Iterator[Finding]:
-    for name in _mapping(value):
-        if OUR_LABELS.match(name):
-            yield f"{path}[{name}]", _LEAVE
+def _containers(check: Check, *, restricted: bool) -> Check:
+    return All((Each(_CONTAINER), Each(check, strict=False))) if restricted else Each(check)
 
 
-def _annotations(value: Any, path: str) -> Iterator[Finding]:
-    for name in _mapping(value):
-        if re.search(SECURITY_ANNOTATION, name):
-            yield f"{path}[{name}]", "is not allowed: it switches a confinement off; leave it out"
+def _volume(images: Images, *, restricted: bool) -> Check:
+    shape: Shape = {
+        "name": Free(OUR_VOLUMES, "is the name of a volume of the operator's; give it another one"),
+        "image": Fields({"reference": images}, None),
+    }
+    if not restricted:
+        return Fields(shape, None)
+    sources = Each(Fields(dict.fromkeys(RIGHTS, Only(_ACCOUNT)), None))
+    kinds = dict.fromkeys(VOLUMES, _ANY) | {"projected": Fields({"sources": sources}, None)}
+    return Fields({**kinds, **shape}, f"{_STANDARD}; it takes {', '.join(VOLUMES)}")
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(cast(Mapping[str, Any], value)) if isinstance(value, Mapping) else {}
-
-
-def _sequence(value: Any) -> list[Any]:
-    return list(cast(list[Any], value)) if isinstance(value, list) else []

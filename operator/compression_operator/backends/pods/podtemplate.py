@@ -61,7 +61,8 @@ def secured(template: Mapping[str, Any], user: Mapping[str, int] = USER_AND_GROU
     """
     metadata = _mapping(template.get("metadata"))
     spec = {name: value for name, value in _mapping(template.get("spec")).items() if name not in FORBIDDEN}
-    volumes = [_mapping(volume) for volume in _sequence(spec.get("volumes"))]
+    # Null is absent for Kubernetes, and for what judged the template.
+    volumes = [_without_nulls(_mapping(volume)) for volume in _sequence(spec.get("volumes"))]
     allowed = [volume for volume in volumes if not _reaches_out(volume)]
     gone = {volume.get("name") for volume in volumes if _reaches_out(volume)}
     security = {**POD_SECURITY, **user} | kept(spec.get("securityContext"), templates.POD_SECURITY)
@@ -155,6 +156,10 @@ def _merge_lists(name: str, ours: Sequence[Json], theirs: Sequence[Any]) -> list
     mine = [merge_under(item, by_key.get(item[key], {})) if name in MERGED else item for item in ours]
     taken = {item[key] for item in ours}
     return mine + [item for item in items if item.get(key) not in taken]
+
+
+def _without_nulls(value: Json) -> Json:
+    return {name: one for name, one in value.items() if one is not None}
 
 
 def _mapping(value: Any) -> Json:

@@ -4,9 +4,13 @@
 //	crd-rules 1.30 1.31 < crd.yaml
 //
 // It prints what they refuse, one line each, and exits with 1 where they refuse anything.
+//
+// Given a ValidatingAdmissionPolicy instead it judges that, and then asks it about the objects in the documents that
+// follow ({object: ..., oldObject: ...}). For each it prints one line of JSON: what the policy refuses it for.
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -17,6 +21,7 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/install"
 	v1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/version"
 	servers "k8s.io/apiserver/pkg/util/compatibility"
@@ -32,7 +37,16 @@ func main() {
 }
 
 func judge(minors []string, in io.Reader, out io.Writer) error {
-	definition, err := read(in)
+	text, err := io.ReadAll(in)
+	if err != nil {
+		return err
+	}
+	documents := bytes.Split(text, []byte("\n---\n"))
+	var kind metav1.TypeMeta
+	if err := yaml.Unmarshal(documents[0], &kind); err != nil {
+		return err
+	}
+	questions, err := readQuestions(documents[1:])
 	if err != nil {
 		return err
 	}
@@ -45,15 +59,34 @@ func judge(minors []string, in io.Reader, out io.Writer) error {
 		if err := pretend(server); err != nil {
 			return err
 		}
-		for _, fault := range validation.ValidateCustomResourceDefinition(context.Background(), definition.DeepCopy()) {
-			refused++
-			fmt.Fprintf(out, "%s: %s\n", minor, strings.ReplaceAll(fault.Error(), "\n", " "))
+		faults := 0
+		if kind.Kind == "ValidatingAdmissionPolicy" {
+			faults, err = ask(minor, documents[0], questions, out)
+		} else {
+			faults, err = define(minor, documents[0], out)
 		}
+		if err != nil {
+			return err
+		}
+		refused += faults
 	}
 	if refused > 0 {
 		return fmt.Errorf("%d faults", refused)
 	}
 	return nil
+}
+
+// define prints what a server of this program's pretended minor refuses of a CRD, and returns the number of faults.
+func define(minor string, text []byte, out io.Writer) (int, error) {
+	definition, err := read(text)
+	if err != nil {
+		return 0, err
+	}
+	faults := validation.ValidateCustomResourceDefinition(context.Background(), definition)
+	for _, fault := range faults {
+		fmt.Fprintf(out, "%s: %s\n", minor, strings.ReplaceAll(fault.Error(), "\n", " "))
+	}
+	return len(faults), nil
 }
 
 // pretend makes this program's libraries those of a server of that minor. A rule that is new must also compile on the
@@ -66,11 +99,7 @@ func pretend(server *version.Version) error {
 	return registry.Register(compatibility.DefaultKubeComponent, effective, nil)
 }
 
-func read(in io.Reader) (*apiextensions.CustomResourceDefinition, error) {
-	text, err := io.ReadAll(in)
-	if err != nil {
-		return nil, err
-	}
+func read(text []byte) (*apiextensions.CustomResourceDefinition, error) {
 	var external v1.CustomResourceDefinition
 	if err := yaml.UnmarshalStrict(text, &external); err != nil {
 		return nil, err
