@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 from .backends.log_watcher import PERIOD_SECONDS
@@ -14,6 +15,7 @@ from .backends.pods.platform_defaults import PLAIN, job_defaults
 from .cluster.health import MISSED_SECONDS
 from .cluster.kopf_wiring import operate
 from .cluster.log_format import LOG_FORMATS, configure
+from .cluster.secure_metrics import NoCertificate, SecureMetrics
 from .cluster.service import Options, Service
 from .core.controller import WORKERS
 from .kube.client import NoCluster
@@ -66,6 +68,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--per-run-metrics", action=argparse.BooleanOptionalAction, default=True, help="progress and loss of each run"
     )
+    parser.add_argument(
+        "--secure-metrics-port",
+        type=int,
+        help="port of /metrics over TLS, for whoever the API server allows; none: /metrics is plain, on --port",
+    )
+    parser.add_argument(
+        "--metrics-certificate",
+        type=Path,
+        default=Path("/etc/compression/metrics"),
+        metavar="FOLDER",
+        help="tls.crt and tls.key of that port; read again when they change",
+    )
     parser.add_argument("--log-format", choices=LOG_FORMATS, default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser.parse_args(arguments)
@@ -91,13 +105,16 @@ def main(arguments: list[str] | None = None) -> int:
         host=given.host,
         port=given.port,
         per_run_metrics=given.per_run_metrics,
+        secure_metrics=SecureMetrics(given.secure_metrics_port, given.metrics_certificate)
+        if given.secure_metrics_port is not None
+        else None,
     )
     # What importing made stays to the end. To walk it again at each full collection would hold everything up (30 ms).
     gc.freeze()
     code = 0
     try:
         asyncio.run(_operate(options))
-    except* (LeadershipLost, NoCluster) as group:
+    except* (LeadershipLost, NoCertificate, NoCluster) as group:
         logger.error("%s", group.exceptions[0])
         code = 1
     except* Exception as group:  # in the log's own format too, for whoever reads that by machine

@@ -73,6 +73,8 @@ def defaults_and_parts() -> tuple[Body, list[Body]]:
     base = changed(base, "serviceAccount.name", "given")
     base = changed(base, "gc.stores", [{"namespace": "research", "claimName": "models"}])
     base = changed(base, "metrics.serviceMonitor.enabled", True)
+    base = changed(base, "metrics.secure.enabled", True)
+    base = changed(base, "metrics.secure.certificateSecret", "operator-tls")
     return base, render(base)
 
 

@@ -65,8 +65,14 @@ class Probes:
     metrics: Callable[[], bytes]
 
 
-async def serve(probes: Probes, host: str | None, port: int) -> web.AppRunner:
-    """Listen; without a host on every address, of IPv4 and of IPv6: clusters have either or both.
+def exposition(probes: Probes) -> web.Response:
+    """The metrics, in Prometheus' text format."""
+    return web.Response(body=probes.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+async def serve(probes: Probes, host: str | None, port: int, *, metrics: bool = True) -> web.AppRunner:
+    """Listen; without a host on every address, of IPv4 and of IPv6: clusters have either or both. Without `metrics` for
+    the probes alone.
 
     Call `cleanup` on what is returned to stop. Raises OSError where the port is taken.
     """
@@ -74,15 +80,17 @@ async def serve(probes: Probes, host: str | None, port: int) -> web.AppRunner:
     application.router.add_get("/healthz", _probe(probes.live))
     application.router.add_get("/readyz", _probe(probes.ready))
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=probes.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    if metrics:
 
-    application.router.add_get("/metrics", metrics)
+        async def expose(_: web.Request) -> web.Response:
+            return exposition(probes)
+
+        application.router.add_get("/metrics", expose)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     bound = runner.addresses[0][1]  # the one that was given, or that was free for 0
-    logger.info("listening on %s:%d: /healthz /readyz /metrics", host or "*", bound)
+    logger.info("listening on %s:%d: /healthz /readyz%s", host or "*", bound, " /metrics" if metrics else "")
     return runner
 
 

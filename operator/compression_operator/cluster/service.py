@@ -27,12 +27,13 @@ from compression_operator.kube.leader import LeaderElection
 
 from .events import EventRecorder
 from .failures import PERSISTENT, unforeseen, words_of
-from .health import MISSED_SECONDS, Probes, serve
+from .health import MISSED_SECONDS, Probes
 from .lasting import Lasting
 from .metrics import Metrics
 from .repeats import Repeats
 from .resync import Resync
 from .runs import ClusterRuns
+from .secure_metrics import SecureMetrics, listen
 from .served_schema import ServedSchema
 from .undeleted import Undeleted
 
@@ -71,6 +72,7 @@ class Options:
     host: str | None = None  # of the endpoints; None: every address
     port: int = 8080
     per_run_metrics: bool = True
+    secure_metrics: SecureMetrics | None = None  # None: /metrics is on `port`, plain
 
     @property
     def manager(self) -> Manager:
@@ -128,8 +130,7 @@ class Service:
             left_alone=self._left_alone,
             written=self._metrics.written,
         )
-        self._denials = Denials(self._enqueue_all)
-        self._repeats = Repeats()
+        self._denials, self._repeats = Denials(self._enqueue_all), Repeats()
         self._lasting = Lasting(_now)
         self._undeleted = Undeleted(self._lasting.trouble)
         self._logs = LogWatcher(
@@ -316,19 +317,18 @@ class Service:
 
     async def run(self) -> None:
         """Serve the endpoints, wait to lead, then reconcile until `stop`. Raises LeadershipLost."""
-        options = self._options
-        server = await serve(Probes(self._live, self._ready, self._metrics.exposition), options.host, options.port)
+        probes, options = Probes(self._live, self._ready, self._metrics.exposition), self._options
+        first = asyncio.FIRST_COMPLETED
+        server = await listen(probes, options.host, options.port, options.secure_metrics, self._metrics.request)
         chores = asyncio.create_task(self._do_chores(), name="chores")
         work = asyncio.create_task(self._work(), name="work")
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
-            await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, stop), return_when=first)
             self._controller.stop()
             if self._controlling is not None and not work.done():
                 # The lease is still renewed meanwhile.
-                await asyncio.wait(
-                    (self._controlling, work), timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait((self._controlling, work), timeout=DRAIN_SECONDS, return_when=first)
                 await asyncio.wait((asyncio.create_task(self._chores.join()),), timeout=TELLING_SECONDS)
         finally:
             for task in (work, stop, chores):

@@ -233,7 +233,7 @@ class Kube:
         query |= {"labelSelector": selector} if selector else {}
         await self._bytes("watch", "GET", resource.path(namespace), query=query, last=0)
 
-    async def create(self, resource: Resource, namespace: str, body: Body) -> Body:
+    async def create(self, resource: Resource, namespace: str | None, body: Body) -> Body:
         """A new object; ApiError 409 AlreadyExists where the name is taken."""
         return await self._json("create", "POST", resource.path(namespace), body=body)
 
