@@ -74,12 +74,12 @@ def told_defaults(node: Schema) -> Schema:
 _NESTED = ("items", "additionalProperties")
 
 
-def _written(default: bool | float | str) -> str:
+def _written(default: bool | float | str | list[Any]) -> str:
     """A default as one writes it in a manifest."""
     if isinstance(default, float) and 0 < default < 1e-3:
         mantissa, exponent = f"{default:e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return json.dumps(default).strip('"')
+    return json.dumps(default, separators=(",", ":")).strip('"')
 
 
 def _columns() -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ names, and a rule for each field that not every member has. The table is read wh
 when the field is declared: who adds a member adds it to all manifests, schemas and jobs.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, cast, get_args
 
@@ -123,7 +124,10 @@ def _same(field: str, nodes: list[dict[str, Any]], members: int) -> dict[str, An
     if any({**node, **told} != {**first, **told} for node in others):
         raise TypeError(f"{field} has two meanings; give one of the members another name for it")
     shared = len(nodes) == members and all(node.get("default") == first.get("default") for node in others)
-    return first if shared else {key: value for key, value in first.items() if key != "default"}
+    if shared or "default" not in first:
+        return first
+    told = {key: value for key, value in first.items() if key != "default"}
+    return {**told, "description": f"{told['description']} Default: {json.dumps(first['default'])}."}
 
 
 def _rule(field: str, rule: str, sentence: str) -> dict[str, str]:

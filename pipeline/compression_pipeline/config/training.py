@@ -128,7 +128,7 @@ class DistillConfig(TrainingConfig):
         max_length=8,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
         description="What the student is trained to match: the sum of these, each a mean over tokens times its weight. "
-        "Default: LogitsKL at temperature 1, the published recipe.",
+        "LogitsKL alone, at temperature 1, is the published recipe.",
     )
 
 
