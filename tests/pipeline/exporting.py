@@ -24,13 +24,17 @@ from compression_pipeline.phases import distill, export, prune
 PRUNED, DISTILLED, EXPORTED = "1" * 32, "2" * 32, "3" * 32
 
 
-def student_store(root: Path, engine: Runtime, kind: str, **distilling: Any) -> Store:
+STUDENT = PruneConfig(hidden_size=32, ffn_hidden_size=64, drop_layers=[2], divisor=16, calibration_samples=8)
+
+
+def student_store(
+    root: Path, engine: Runtime, kind: str, *, student: PruneConfig = STUDENT, **distilling: Any
+) -> Store:
     """A store with a student pruned and distilled by the real phases; `distilling`: more settings of distill."""
     store = make_store(root, kind)
     with pytest.MonkeyPatch.context() as patch:
         for each in (prune, distill):
             patch.setattr(each, "runtime", lambda job, **_: contextlib.nullcontext(engine))
-        student = PruneConfig(hidden_size=32, ffn_hidden_size=64, drop_layers=[2], divisor=16, calibration_samples=8)
         told = common(store, "prune-width", PRUNED)
         cut = PruneJob(**told, data=DATA, teacher=TEACHER, sequence_length=32, prune=student)
         prune.run(cut, context(store, PRUNED)[0])

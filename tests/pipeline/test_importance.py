@@ -9,10 +9,10 @@ import torch
 from checkpoints import save_model
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, PruneConfig, student_architecture
+from compression_pipeline.config import Architecture, ImportanceConfig, PruneConfig, student_architecture
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
-from compression_pipeline.importance import AXES, Choice, choose, measure
+from compression_pipeline.importance import Choice, choose, measure, scorers
 from compression_pipeline.importance.plot import plot
 from compression_pipeline.importance.ranking import descending
 from compression_pipeline.megatron.minitron import cut
@@ -21,6 +21,7 @@ from compression_pipeline.megatron.modelopt import modelopt
 from compression_pipeline.megatron.runtime import Runtime
 
 Teacher = tuple[Any, Architecture, Path]
+AXES = scorers(ImportanceConfig())
 
 
 def batches(vocabulary: int, count: int = 5, size: int = 3, length: int = 32) -> list[tuple[Tensor, Tensor]]:
@@ -229,9 +230,9 @@ def test_plot(tmp_path: Path) -> None:
         "layers": torch.rand(20, generator=generator),
     }
     prune = PruneConfig(hidden_size=2, ffn_hidden_size=2, attention_heads=4, layers=9)
-    plot(scores, choose(scores, teacher, prune), teacher, tmp_path)
+    plot(scores, choose(scores, teacher, prune), teacher, tmp_path, depth="block influence")
     assert (tmp_path / "importance.png").read_bytes().startswith(b"\x89PNG")
     first = (tmp_path / "importance.svg").read_bytes()
     assert b"</svg>" in first
-    plot(scores, choose(scores, teacher, prune), teacher, tmp_path)
+    plot(scores, choose(scores, teacher, prune), teacher, tmp_path, depth="block influence")
     assert (tmp_path / "importance.svg").read_bytes() == first

@@ -9,6 +9,7 @@ from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
 from .figures import human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
+from .importance import METHODS, Axis, ImportanceConfig, Method, method_words
 from .losses import LogitsKL, LossConfig, Needs, loss_faults, losses_in_words
 from .members import one_of
 from .phases import (
@@ -44,12 +45,14 @@ __all__ = [
     "CONFIG_VARIABLE",
     "FORMER_NAMES",
     "JOBS",
+    "METHODS",
     "PACKING",
     "PRECISION_VARIABLE",
     "RESULTS",
     "TERMINATION_MESSAGE_LIMIT",
     "TERMINATION_VARIABLE",
     "Architecture",
+    "Axis",
     "Cache",
     "ConfigModel",
     "DatasetConfig",
@@ -66,9 +69,11 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneJob",
     "FinetuneResult",
+    "ImportanceConfig",
     "JobConfig",
     "LogitsKL",
     "LossConfig",
+    "Method",
     "Needs",
     "Operational",
     "Passes",
@@ -93,6 +98,7 @@ __all__ = [
     "loss_faults",
     "losses_in_words",
     "measuring",
+    "method_words",
     "number_runs",
     "one_of",
     "passes",

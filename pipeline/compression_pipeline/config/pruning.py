@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .base import ConfigModel, Operational, Rule, Unordered, cel_indivisible, indivisible
+from .importance import ImportanceConfig
 
 LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer; the first is 1.")]
 
@@ -68,7 +69,7 @@ class PruneConfig(ConfigModel):
         default=None,
         ge=1,
         le=1024,
-        description="Layers to keep, the most important by block influence. Excludes dropLayers.",
+        description="Layers to keep, the most important by importance.depth. Excludes dropLayers.",
     )
     drop_layers: Annotated[list[LayerNumber] | None, Unordered()] = Field(
         default=None,
@@ -86,6 +87,9 @@ class PruneConfig(ConfigModel):
         "models.",
     )
 
+    importance: ImportanceConfig = Field(
+        default=ImportanceConfig(), description="By which method the parts of each axis are ranked."
+    )
     calibration_samples: int = Field(
         default=1024, ge=1, le=1_048_576, description="Training sequences that importance is measured on."
     )

@@ -13,12 +13,14 @@ from compression_pipeline.config import (
     DistillJob,
     ExportConfig,
     FinetuneJob,
+    ImportanceConfig,
     Phase,
     Precision,
     PrepareResult,
     ResolvedSource,
     TrainingConfig,
     losses_in_words,
+    method_words,
     number_runs,
     passes,
 )
@@ -162,9 +164,11 @@ def _phases(ancestry: Ancestry) -> list[str]:
     kept = pruned.kept_layers
     layers = f"all {len(kept)} layers" if len(kept) == prepare.teacher.layers else f"layers {number_runs(kept)} of "
     layers += "" if len(kept) == prepare.teacher.layers else f"{prepare.teacher.layers} (counted from 1)"
-    how = "" if prune.prune.layers is None or len(kept) == prepare.teacher.layers else " by block influence"
+    importance = prune.prune.importance
+    ranked = prune.prune.layers is not None and len(kept) < prepare.teacher.layers
+    how = f" by {method_words(importance.depth)}" if ranked else ""
     parts += [
-        "**Pruning.** NVIDIA ModelOpt's mcore_minitron; importance from the activations of "
+        f"**Pruning.** NVIDIA ModelOpt's mcore_minitron; importance{_otherwise(importance)} from the activations of "
         f"{ancestry.calibration_samples:,} sequences of {prune.sequence_length:,} tokens. "
         f"Kept: {layers}{how}; the other sizes as in the table above.",
         f"**Distillation.** {_losses_told(distill)}. Sequences of "
@@ -172,6 +176,13 @@ def _phases(ancestry: Ancestry) -> list[str]:
         _table(("Setting", "Value"), _settings(ancestry, Phase.DISTILL, distill, distill.distill)),
     ]
     return parts
+
+
+def _otherwise(importance: ImportanceConfig) -> str:
+    """Which axes were ranked by another method than the default."""
+    default = ImportanceConfig().by_axis()
+    others = [f"{axis} by {method_words(name)}" for axis, name in importance.by_axis().items() if name != default[axis]]
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _losses_told(distill: DistillJob) -> str:

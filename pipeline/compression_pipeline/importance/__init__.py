@@ -1,21 +1,25 @@
-"""How much each part of a model matters (Minitron, arXiv 2407.14679, section 2.2), one file per axis.
-
-`measure` runs every estimator over the same forward passes. A new estimator is a file here and a line in `AXES`.
+"""How much each part of a model matters (Minitron, arXiv 2407.14679, section 2.2): the torch half of the methods of
+`config.importance.METHODS`, one file per method and axis.
 """
 
-from .base import Estimator, Scores
-from .ffn import FeedForwardNeurons
-from .heads import AttentionHeads
-from .hidden import HiddenChannels
-from .layers import BlockInfluence
-from .measuring import measure
+from collections.abc import Mapping
+from importlib import import_module
+
+from compression_pipeline.config import METHODS, Axis, ImportanceConfig
+
+from .base import Estimator, Measurement, Scores
+from .measuring import Scorer, measure
 from .ranking import Choice, choose
 
-AXES: dict[str, type[Estimator]] = {
-    "hidden": HiddenChannels,
-    "ffn": FeedForwardNeurons,
-    "heads": AttentionHeads,
-    "layers": BlockInfluence,
-}
 
-__all__ = ["AXES", "Choice", "Estimator", "Scores", "choose", "measure"]
+def scorers(importance: ImportanceConfig) -> Mapping[str, Scorer]:
+    """Axis -> what scores its parts."""
+    return {axis.value: _scorer(axis, name) for axis, name in importance.by_axis().items()}
+
+
+def _scorer(axis: Axis, name: str) -> Scorer:
+    module, _, kind = METHODS[name].implementations[axis].partition(":")
+    return getattr(import_module(module), kind)
+
+
+__all__ = ["Choice", "Estimator", "Measurement", "Scorer", "Scores", "choose", "measure", "scorers"]

@@ -1,7 +1,9 @@
-"""What the estimators share."""
+"""The two kinds of methods: estimators, which watch one shared forward pass, and measurements, which run the model
+themselves.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +17,25 @@ Scores = Mapping[str, Tensor]
 
 hidden: [hidden size]; ffn: [layers, FFN size]; heads: [layers, heads]; layers: [layers].
 """
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""A rank's calibration samples as (tokens, positions), each [sequences, sequence length]; it may be walked again."""
+
+
+class Measurement(ABC):
+    """Scores the parts of one axis by running a GPTModel itself, e.g. without some of its layers."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """For a model of this architecture."""
+        self.architecture = architecture
+
+    @abstractmethod
+    def scores(self, model: Any, batches: Batches) -> Tensor:
+        """The scores over the batches of all ranks, float32 on the CPU; every rank calls it.
+
+        The model is in eval mode, without gradients, and gives logits; it must be left as it was found.
+        """
 
 
 class Estimator(ABC):

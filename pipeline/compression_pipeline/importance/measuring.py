@@ -1,47 +1,61 @@
-"""One pass over the calibration samples for every axis."""
+"""What matters on every axis: one pass over the calibration samples for all estimators, then each measurement's own."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from compression_pipeline.config import Architecture
 
-from .base import Estimator, Scores
+from .base import Batches, Estimator, Measurement, Scores
+
+Scorer: TypeAlias = type[Estimator] | type[Measurement]
 
 
-def measure(
-    model: Any,
-    architecture: Architecture,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    axes: Mapping[str, type[Estimator]],
-) -> Scores:
-    """Score the parts of a GPTModel on `batches` of (tokens, positions), each [sequences, sequence length].
+def measure(model: Any, architecture: Architecture, batches: Batches, axes: Mapping[str, Scorer]) -> Scores:
+    """Score the parts of a GPTModel on `batches`, by axis. Every rank gives its own and gets the scores over all.
 
-    The model runs without its output layer, whose logits nobody needs and which are the largest tensor of a forward
-    pass. Every rank gives its own batches and gets the scores over all.
+    Estimators share one forward pass. The model runs it without its output layer, whose logits none of them needs and
+    which are the largest tensor of a forward pass.
     """
-    estimators = {name: estimator(model, architecture) for name, estimator in axes.items()}
+    measurements = {axis: kind(architecture) for axis, kind in axes.items() if issubclass(kind, Measurement)}
+    hooked = {axis: kind for axis, kind in axes.items() if issubclass(kind, Estimator)}
+    with torch.no_grad(), _in_eval_mode(model):
+        found = dict(_estimated(model, architecture, batches, hooked)) if hooked else {}
+        for axis, measurement in measurements.items():
+            found[axis] = measurement.scores(model, batches)
+    return {axis: found[axis] for axis in axes}
+
+
+def _estimated(model: Any, architecture: Architecture, batches: Batches, axes: Mapping[str, type[Estimator]]) -> Scores:
+    estimators = {axis: kind(model, architecture) for axis, kind in axes.items()}
     try:
-        with torch.no_grad(), _without_logits(model):
+        with _without_logits(model):
             for tokens, positions in batches:
                 model(tokens, positions, None)
-        return {name: estimator.scores() for name, estimator in estimators.items()}
+        return {axis: estimator.scores() for axis, estimator in estimators.items()}
     finally:
         for estimator in estimators.values():
             estimator.close()
 
 
 @contextlib.contextmanager
-def _without_logits(model: Any) -> Iterator[None]:
-    """The model in eval mode, returning hidden states."""
-    training, post_process = model.training, model.post_process
+def _in_eval_mode(model: Any) -> Iterator[None]:
+    training = model.training
     model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def _without_logits(model: Any) -> Iterator[None]:
+    """The model returning hidden states."""
+    post_process = model.post_process
     model.post_process = False
     try:
         yield
     finally:
         model.post_process = post_process
-        model.train(training)

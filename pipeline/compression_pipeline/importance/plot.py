@@ -14,11 +14,11 @@ from .ranking import Choice
 KEPT, CUT = "#2563eb", "#cbd5e1"
 
 
-def plot(scores: Scores, choice: Choice, teacher: Architecture, folder: Path) -> None:
+def plot(scores: Scores, choice: Choice, teacher: Architecture, folder: Path, *, depth: str) -> None:
     """Write importance.png and importance.svg into `folder`: one panel an axis, what the student keeps in blue.
 
     Channels and neurons are drawn from the most important to the least, relative to the largest score of their layer;
-    heads and layers in their place.
+    heads and layers in their place. `depth`: what the layers' scores are.
     """
     import matplotlib
 
@@ -31,7 +31,7 @@ def plot(scores: Scores, choice: Choice, teacher: Architecture, folder: Path) ->
         _curves(panels[0, 0], scores["hidden"][None], choice.hidden, "Hidden channels")
         _curves(panels[0, 1], scores["ffn"], choice.ffn, f"Feed-forward neurons, {teacher.layers} layers")
         _heads(figure, panels[1, 0], scores["heads"], choice.heads, teacher)
-        _layers(panels[1, 1], scores["layers"], choice.layers)
+        _layers(panels[1, 1], scores["layers"], choice.layers, depth)
         figure.savefig(folder / "importance.png", dpi=120)
         figure.savefig(folder / "importance.svg", metadata={"Date": None})
         plt.close(figure)
@@ -73,12 +73,12 @@ def _heads(figure: Any, axes: Any, scores: Tensor, kept: Tensor | None, teacher:
     _layer_ticks(axes.set_yticks, teacher.layers, offset=0)
 
 
-def _layers(axes: Any, scores: Tensor, kept: list[int]) -> None:
+def _layers(axes: Any, scores: Tensor, kept: list[int], measure: str) -> None:
     count = len(scores)
     axes.bar(range(1, count + 1), scores, color=[KEPT if index in kept else CUT for index in range(count)])
     axes.set_title(f"Layers: {len(kept)} of {count} kept")
     axes.set_xlabel("layer")
-    axes.set_ylabel("block influence")
+    axes.set_ylabel(measure)
     _layer_ticks(axes.set_xticks, count, offset=1)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from compression_pipeline.config import (
     PruneConfig,
     PruneJob,
     PruneResult,
+    method_words,
     student_architecture,
     student_faults,
 )
@@ -25,7 +26,8 @@ from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import CheckpointFiles, inspect
 from compression_pipeline.huggingface.writer import save_tensors
-from compression_pipeline.importance import AXES, Choice, Scores, choose, measure
+from compression_pipeline.importance import Choice, Scores, choose, measure, scorers
+from compression_pipeline.importance.base import Batches
 from compression_pipeline.importance.plot import plot
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
@@ -62,7 +64,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
         model = build(teacher, current, sequence_length=job.sequence_length)
         conversion.load_into(model, teacher, teacher_artifact.model)
         started = time.monotonic()
-        scores = measure(model, teacher, sequences.batches(context), AXES)
+        scores = measure(model, teacher, sequences.batches(context), scorers(prune.importance))
         seconds = time.monotonic() - started
         for axis, found in scores.items():
             total, what = float(found.double().sum()), f"the importance of its {axis}"
@@ -91,7 +93,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
             with context.store.draft("prune", job.fingerprint) as draft:
                 state = dict(model.named_parameters())
                 conversion.write(state, student, draft.path / "model", template=teacher_artifact.model, dtype=dtype)
-                write_scores(scores, choice, teacher, draft.path)
+                write_scores(scores, choice, teacher, prune, draft.path)
                 published = draft.publish(
                     config=job.to_json(),
                     inputs={"data": job.data, "teacher": job.teacher},
@@ -140,6 +142,16 @@ def stored_type(files: CheckpointFiles) -> torch.dtype:
     return TORCH_TYPES.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
 
+class _Walked(Iterable[tuple[Tensor, Tensor]]):
+    """What makes its items anew each time it is walked."""
+
+    def __init__(self, walk: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
+        self._walk = walk
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._walk()
+
+
 class Calibration:
     """The sequences that importance is measured on, shared among the ranks."""
 
@@ -163,8 +175,11 @@ class Calibration:
         self._size = max(1, CALIBRATION_TOKENS // sequence_length)
         self._positions = torch.arange(sequence_length, device=current.device)
 
-    def batches(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's (tokens, positions), with progress told; raises Interrupted on SIGTERM."""
+    def batches(self, context: Context) -> Batches:
+        """This rank's, to be walked any number of times, with progress told; that raises Interrupted on SIGTERM."""
+        return _Walked(lambda: self._batches(context))
+
+    def _batches(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
         mine = range(self._runtime.rank, self.count, self._runtime.world_size)
         for start in range(0, len(mine), self._size):
             context.stop_if_requested()
@@ -174,8 +189,9 @@ class Calibration:
             context.events.progress(done, self.count, unit="samples")
 
 
-def write_scores(scores: Scores, choice: Choice, teacher: Architecture, folder: Path) -> None:
-    """Scores, choice and picture, beside the model."""
+def write_scores(scores: Scores, choice: Choice, teacher: Architecture, prune: PruneConfig, folder: Path) -> None:
+    """Scores, choice, methods and picture, beside the model."""
     save_tensors(scores, folder / "importance.safetensors")
-    (folder / "chosen.json").write_text(json.dumps(choice.to_json()) + "\n")
-    plot(scores, choice, teacher, folder)
+    methods = {axis.value: name for axis, name in prune.importance.by_axis().items()}
+    (folder / "chosen.json").write_text(json.dumps({**choice.to_json(), "methods": methods}) + "\n")
+    plot(scores, choice, teacher, folder, depth=method_words(methods["layers"]))

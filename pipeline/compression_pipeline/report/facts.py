@@ -11,7 +11,9 @@ from compression_pipeline.config import (
     DatasetConfig,
     DistillConfig,
     FinetuneConfig,
+    ImportanceConfig,
     losses_in_words,
+    method_words,
     number_runs,
     passes,
 )
@@ -20,11 +22,12 @@ from . import words
 from .data import RunData, StudentData
 
 RANKED = (
-    ("hiddenSize", "hidden channels"),
-    ("ffnHiddenSize", "feed-forward neurons"),
-    ("attentionHeads", "attention heads"),
+    ("hiddenSize", "hidden", "hidden channels"),
+    ("ffnHiddenSize", "ffn", "feed-forward neurons"),
+    ("attentionHeads", "heads", "attention heads"),
+    ("layers", "depth", "layers"),
 )
-"""Fields of `prune` whose parts are ranked by activations, and what these parts are called."""
+"""Fields of `prune` whose parts are ranked, the field of `prune.importance`, and what these parts are called."""
 
 SEEDED: Mapping[str, type[ConfigModel]] = {"dataset": DatasetConfig, "finetune": FinetuneConfig}
 """Parts of a spec that have a seed, which holds for every student."""
@@ -82,12 +85,13 @@ def pruning_settings(spec: Mapping[str, Any], student: str) -> Mapping[str, Any]
 
 def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
     """What chose the parts that were kept: what was measured, or the user."""
-    ranked = [name for field, name in RANKED if settings.get(field)]
-    parts: list[str] = []
-    if ranked:
-        parts.append(f"{', '.join(ranked)} ranked by their activations")
-    if settings.get("layers"):
-        parts.append("layers ranked by block influence")
+    told = settings.get("importance") or {}
+    default = ImportanceConfig()
+    ranked: dict[str, list[str]] = {}
+    for field, axis, name in RANKED:
+        if settings.get(field):
+            ranked.setdefault(method_words(told.get(axis, getattr(default, axis))), []).append(name)
+    parts = [f"{', '.join(names)} ranked by {by}" for by, names in ranked.items()]
     if dropped := settings.get("dropLayers"):
         parts.append(f"layers {number_runs(sorted(set(dropped)))} dropped, as the manifest names them, not ranked")
     if parts and student.calibration_samples:

@@ -6,8 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compression_pipeline.config import ImportanceConfig
+
 SCORES = "importance.safetensors"
 CHOSEN = "chosen.json"
+
+
+DEPTH = ImportanceConfig().depth
+"""The method for layers of artifacts that name none."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Importance:
     """Scores and choices. Layers are counted from 1, everything else from 0; ffn and heads are of the kept layers."""
 
     layers: Mapping[int, float] = field(default_factory=dict)
+    depth: str = DEPTH
+    """The method that scored the layers."""
     hidden: Axis | None = None
     ffn: Mapping[int, Axis] = field(default_factory=dict)
     heads: Mapping[int, Axis] = field(default_factory=dict)
@@ -51,6 +59,7 @@ def read_importance(folder: Path) -> Importance:
     hidden = scores.get("hidden")
     return Importance(
         layers=dict(enumerate(scores.get("layers", []), start=1)),
+        depth=str(chosen.get("methods", {}).get("layers", DEPTH)),
         hidden=Axis(hidden, chosen["hidden"]) if hidden and chosen.get("hidden") else None,
         ffn=_by_layer(scores.get("ffn"), chosen.get("ffn"), kept),
         heads=_by_layer(scores.get("heads"), chosen.get("heads"), kept),

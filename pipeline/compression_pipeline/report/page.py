@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compression_pipeline.config import Architecture, number_runs
+from compression_pipeline.config import METHODS, Architecture, method_words, number_runs
 
 from . import facts, words
 from .charts import Area, Cell, Grid, Level, LineChart, Series, line_chart, ranked_area
@@ -226,7 +226,7 @@ def _layers(student: StudentData, teacher: Architecture | None, found: Importanc
     """One bar a layer of the teacher; `named`: by the user, and so not by what was measured."""
     if teacher is None or not student.kept_layers:
         return None
-    heights = _logarithmic(found.layers)
+    heights, by = _logarithmic(found.layers), method_words(found.depth)
     kept = set(student.kept_layers)
     cells = [
         Cell(
@@ -234,11 +234,12 @@ def _layers(student: StudentData, teacher: Architecture | None, found: Importanc
             score=heights.get(number),
             kept=number in kept,
             hint=f"layer {number}: {'kept' if number in kept else 'dropped'}"
-            + (f", block influence {found.layers[number]:.4f}" if number in found.layers else ""),
+            + (f", {by} {found.layers[number]:.4f}" if number in found.layers else ""),
         )
         for number in range(1, teacher.layers + 1)
     ]
-    measured = "block influence (log scale): how much a layer changes what passes through it; " if found.layers else ""
+    meaning = f": {METHODS[found.depth].meaning}" if found.depth in METHODS and METHODS[found.depth].meaning else ""
+    measured = f"{by} (log scale){meaning}; " if found.layers else ""
     which = "all" if len(kept) == teacher.layers else number_runs(student.kept_layers)
     chosen = "; the dropped ones are named in the manifest" if named else ""
     return Grid("Layers", f"{measured}kept: {which} of {teacher.layers}{chosen}", [("", cells)])

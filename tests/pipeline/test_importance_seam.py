@@ -1,0 +1,155 @@
+"""The seam for importance: a method of each kind that only this file knows goes from manifest to report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import exporting
+import pytest
+import torch
+import yaml
+from exporting import EXPORTED, PRUNED, student_store
+from pages import Page
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from compression_operator.api.rules import World
+from compression_operator.api.schema import structural_schema
+from compression_operator.api.status import Resolved
+from compression_operator.api.validate import validate
+from compression_operator.core.plan import plan
+from compression_pipeline.config import METHODS, Axis, ImportanceConfig, Method, PruneConfig, PruneJob, PruneResult
+from compression_pipeline.importance import Estimator, Measurement
+from compression_pipeline.importance.base import Batches
+from compression_pipeline.megatron.runtime import Runtime
+
+
+class LeastActive(Estimator):
+    """Hooks of the shared pass: channels that speak least are taken for the most important."""
+
+    def attach(self, model: Any) -> None:
+        self._sums = self.zeros(self.architecture.hidden_size)
+        self.hook(model.decoder.layers[0].input_layernorm, lambda _, __, output: self._add(output))
+
+    def _add(self, output: torch.Tensor) -> None:
+        self._sums += output.detach().double().abs().sum(dim=(0, 1))
+
+    def scores(self) -> torch.Tensor:
+        return (1 / self.over_ranks(self._sums)).float()
+
+
+class WithoutIt(Measurement):
+    """Runs the model: the loss after a layer is left out."""
+
+    def scores(self, model: Any, batches: Batches) -> torch.Tensor:
+        found: list[torch.Tensor] = []
+        for layer in model.decoder.layers:
+            skip = layer.register_forward_hook(_passed_by, with_kwargs=True)
+            found.append(sum((_loss(model, *batch) for batch in batches), torch.zeros(())))
+            skip.remove()
+        return torch.stack(found).float()
+
+
+def _passed_by(layer: Any, inputs: Any, named: dict[str, Any], output: tuple[torch.Tensor, Any]) -> Any:
+    return (named["hidden_states"] if "hidden_states" in named else inputs[0], output[1])
+
+
+def _loss(model: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    assert not model.training and not torch.is_grad_enabled()
+    logits = model(tokens, positions, None)
+    return cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum").cpu()
+
+
+OTHERS = {"hidden": "LeastActive", "depth": "WithoutIt"}
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, axis, words in (("LeastActive", Axis.HIDDEN, "silence"), ("WithoutIt", Axis.LAYERS, "loss without it")):
+        monkeypatch.setitem(METHODS, name, Method(words=words, implementations={axis: f"{__name__}:{name}"}))
+
+
+def judged(importance: Any = None) -> Any:
+    prune = {"hiddenSize": 64, "layers": 2} | ({"importance": importance} if importance else {})
+    manifest = {
+        "apiVersion": "modelcompression.io/v1alpha1",
+        "kind": "CompressionRun",
+        "metadata": {"name": "demo"},
+        "spec": {
+            "teacher": {"model": "hf://owner/teacher"},
+            "dataset": {"source": "hf://owner/text", "sequenceLength": 32},
+            "students": [{"name": "small", "prune": prune}],
+            "distill": {"steps": 100},
+        },
+    }
+    found = validate(yaml.safe_dump(manifest), "run.yaml", World.LOCAL)
+    return [str(fault) for fault in found] if isinstance(found, list) else found
+
+
+def told(importance: Any = None) -> PruneJob:
+    """What prune's job of such a manifest is told, by way of its JSON."""
+    source = {"source": "hf://owner/x", "digest": "d"}
+    resolved = Resolved.model_validate({"key": "k" * 32, "teacher": source, "dataset": source})
+    steps = plan(judged(importance).spec, resolved=resolved)
+    step = steps.get("prune-small")
+    assert step
+    return PruneJob.model_validate(steps.job(step, run="demo", attempt=1).config.for_image())
+
+
+def test_a_manifest_names_a_method_for_each_axis() -> None:
+    assert told(OTHERS).prune.importance.by_axis() == {
+        Axis.HIDDEN: "LeastActive",
+        Axis.FFN: "ActivationMagnitude",
+        Axis.HEADS: "ActivationMagnitude",
+        Axis.LAYERS: "WithoutIt",
+    }
+    fields = structural_schema(ImportanceConfig)["properties"]
+    assert {name: field["enum"] for name, field in fields.items()} == {
+        "hidden": ["ActivationMagnitude", "LeastActive"],
+        "ffn": ["ActivationMagnitude"],
+        "heads": ["ActivationMagnitude"],
+        "depth": ["BlockInfluence", "WithoutIt"],
+    }
+    assert judged({"depth": "ActivationMagnitude"}) == [
+        'run.yaml: spec.students[0].prune.importance.depth: "ActivationMagnitude" is not supported, supported: '
+        "BlockInfluence, WithoutIt"
+    ]
+
+
+def test_the_key_follows_and_the_default_changes_none() -> None:
+    default = told()
+    assert "importance" not in default.for_image()["prune"]
+    assert told({"depth": "BlockInfluence"}).fingerprint == default.fingerprint
+    assert len({told(OTHERS).fingerprint, told({"depth": "WithoutIt"}).fingerprint, default.fingerprint}) == 3
+
+
+def test_students_are_cut_by_them_and_artifact_report_and_card_tell_it(tmp_path: Path, engine: Runtime) -> None:
+    sizes = PruneConfig(hidden_size=32, ffn_hidden_size=64, layers=2, divisor=16, calibration_samples=8)
+    plain = student_store(tmp_path / "plain", engine, "llama3", student=sizes)
+    others = sizes.model_copy(update={"importance": ImportanceConfig.model_validate(OTHERS)})
+    store = student_store(tmp_path / "others", engine, "llama3", student=others)
+    before, after = (each.open(f"prune-{PRUNED}") for each in (plain, store))
+    one, two = (load_file(artifact.path / "importance.safetensors") for artifact in (before, after))
+    assert all(torch.equal(one[axis], two[axis]) for axis in ("ffn", "heads"))
+    assert not torch.equal(one["hidden"], two["hidden"]) and not torch.equal(one["layers"], two["layers"])
+    chosen = json.loads((after.path / "chosen.json").read_text())
+    assert chosen["methods"] == {
+        "hidden": "LeastActive",
+        "ffn": "ActivationMagnitude",
+        "heads": "ActivationMagnitude",
+        "layers": "WithoutIt",
+    }
+    assert chosen["hidden"] == two["hidden"].argsort(descending=True, stable=True)[:32].tolist()
+    best = sorted(two["layers"].argsort(descending=True, stable=True)[:2].tolist())
+    assert after.result(PruneResult).kept_layers == [layer + 1 for layer in best]
+    # Nats a token of a random model of 320 tokens, over 8 sequences of 31 predictions.
+    assert all(4 < float(loss) / (8 * 31) < 8 for loss in two["layers"])
+
+    _, exported = exporting.run(store, EXPORTED)
+    text = " ".join(Page((exported.path / "report" / "index.html").read_text(encoding="utf-8")).text.split())
+    assert "hidden channels ranked by silence; feed-forward neurons ranked by their activations" in text
+    assert "layers ranked by loss without it" in text
+    assert "loss without it (log scale); kept: " in text
+    card = (exported.model / "README.md").read_text()
+    assert "importance (hidden by silence, layers by loss without it) from" in card
+    assert "by loss without it; the other sizes" in card
