@@ -50,7 +50,7 @@ from tests.cluster.down import down  # noqa: E402 - found by the path set above
 from tests.cluster.paths import State, cache_root  # noqa: E402 - likewise
 from tests.cluster.up import up_bare  # noqa: E402 - likewise
 
-from compression_operator.kube.client import PERMISSIONS  # noqa: E402 - likewise
+from compression_operator.backends.kinds import PERMISSIONS  # noqa: E402 - likewise
 
 ACCOUNT = "operator"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"

@@ -20,7 +20,8 @@ from api import JOBS, PATIENCE_SECONDS, RUNS, Api, Body, timed
 from rights import in_rbac_words, wait_permitted
 from tests.support.waiting import until
 
-from compression_operator.kube.client import LEASES, PERMISSIONS, Permission
+from compression_operator.backends.kinds import PERMISSIONS
+from compression_operator.kube.client import LEASES, Permission
 
 FINAL = ("Succeeded", "Failed")
 RBAC = "/apis/rbac.authorization.k8s.io/v1"

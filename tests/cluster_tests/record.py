@@ -22,7 +22,9 @@ from nodes import GIVEN_UP_SOON, bystander, cut_power, silent_node
 from tests.cluster.paths import State
 from tests.support.waiting import until
 
-from compression_operator.backends.pytorchjob.observe import seen_job, seen_pod
+from compression_operator.backends.observe import seen_job
+from compression_operator.backends.pods.podview import seen_pod
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
 
 TARGET = Path(__file__).parents[1] / "operator" / "recorded"
 NAMESPACE = "recorded"
@@ -153,7 +155,7 @@ class Recorder:
         for kind, what, seen in self.of(name):
             if kind == "job":
                 seen["metadata"]["ownerReferences"] = owners
-            kept = (seen_job if kind == "job" else seen_pod)(seen)
+            kept = seen_job(PYTORCHJOB, seen) if kind == "job" else seen_pod(seen)
             if [kind, kept] not in [[s["kind"], s["object"]] for s in states] or what == "DELETED":
                 states.append({"kind": kind, "event": what, "object": kept})
         TARGET.mkdir(exist_ok=True)

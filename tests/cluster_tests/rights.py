@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from api import Api, Body
 from tests.support.waiting import until
 
-from compression_operator.kube.client import PERMISSIONS, Permission
+from compression_operator.backends.kinds import PERMISSIONS
+from compression_operator.kube.client import Permission
 
 REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 

@@ -8,7 +8,8 @@ from proxy import GONE, proxy
 from rights import wait_permitted
 from tests.support.waiting import until
 
-from compression_operator.kube.client import PERMISSIONS, Permission
+from compression_operator.backends.kinds import PERMISSIONS
+from compression_operator.kube.client import Permission
 
 
 def without(verb: str, resource: str) -> list[Permission]:

@@ -16,7 +16,8 @@ from operators import FINAL, Namespace, condition_of, manifest, step_of
 from proxy import CUT, GONE, LOST, Answer, Asked, Fault, proxy
 from tests.support.waiting import until
 
-from compression_operator.kube.client import PERMISSIONS, Permission
+from compression_operator.backends.kinds import PERMISSIONS
+from compression_operator.kube.client import Permission
 
 
 def test_a_whole_run_asks_for_what_its_role_lists_and_for_nothing_else(namespace: Namespace, api: Api) -> None:

@@ -19,7 +19,7 @@ from tests.cluster.paths import State
 from tests.cluster.up import up
 from tests.support.waiting import until
 
-from compression_operator.backends.pytorchjob.manifest import STORE
+from compression_operator.backends.pods.jobpods import STORE
 
 BEHAVIOUR = {"*": {"steps": 5}, "distill-width": {"steps": 600, "seconds": 0.2}}
 LET_GO = "let-go"

@@ -17,12 +17,12 @@ from operators import Namespace, Operator, condition_of, leader_and_follower, st
 from proxy import Asked, Fault, proxy
 from tests.support.waiting import until
 
+from compression_operator.backends.kinds import PERMISSIONS
 from compression_operator.backends.pods.refusals import TRIED_AGAIN
 from compression_operator.core.names import job_name
-from compression_operator.kube.client import PERMISSIONS, Permission
+from compression_operator.kube.client import Permission
 
 AT_ONCE = 4
-
 REPORTER = "modelcompression.io/compression-operator"
 
 

@@ -8,7 +8,7 @@ from operators import FINAL, Namespace, Operator, step_of
 from proxy import GONE, proxy
 from tests.support.waiting import until
 
-from compression_operator.kube.client import PERMISSIONS
+from compression_operator.backends.kinds import PERMISSIONS
 
 
 def test_an_operator_of_one_namespace_leaves_the_others_alone(namespace: Namespace, another: Namespace) -> None:

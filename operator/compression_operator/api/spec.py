@@ -4,7 +4,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from compression_pipeline.config import (
     Cache,
@@ -20,6 +20,7 @@ from compression_pipeline.config import (
     ValidationConfig,
 )
 
+from .job_kinds import DEFAULT_JOB_KIND, JOB_KINDS, known_job_kind
 from .pods import (
     QUANTITY,
     SECURITY_ANNOTATION,
@@ -256,12 +257,6 @@ class PhaseSettingsByPhase(ConfigModel):
     )
 
 
-class BackendName(StrEnum):
-    """What runs the jobs on a cluster."""
-
-    PYTORCH_JOB = "PyTorchJob"
-
-
 class CompressionRunSpec(ConfigModel):
     """A teacher, the text, and the students to make."""
 
@@ -305,7 +300,11 @@ class CompressionRunSpec(ConfigModel):
         default=PhaseSettingsByPhase(),
         description="Per phase: nodes, GPUs, resources, retries, deadlines, and where its pods run.",
     )
-    backend: BackendName = Field(default=BackendName.PYTORCH_JOB, description="What runs the jobs on a cluster.")
+    backend: Annotated[str, AfterValidator(known_job_kind)] = Field(
+        default=DEFAULT_JOB_KIND,
+        description="What runs the jobs on a cluster.",
+        json_schema_extra=lambda schema: schema.update(enum=[*JOB_KINDS]),
+    )
     suspend: bool = Field(
         default=False, description="Stops running jobs at a checkpoint and starts no more, until it is false again."
     )

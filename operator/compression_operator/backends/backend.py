@@ -1,9 +1,10 @@
-"""PyTorchJobs on a cluster: made by pure functions, seen through the cache, spoken to through kube.py."""
+"""Jobs on a cluster, of whatever kind: made by pure functions, seen through caches, spoken to through the API."""
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from compression_operator.api.run import GROUP, KIND, CompressionRun
@@ -11,18 +12,20 @@ from compression_operator.api.templates import TemplateRefused, image_findings, 
 from compression_operator.core.controller import Conflict
 from compression_operator.core.jobs import Job, JobState, ObservedJob
 from compression_operator.core.troubles import blocks_no_deletion
-from compression_operator.kube.cache import Body, Cache, Key
-from compression_operator.kube.client import PYTORCHJOBS, ApiError, Kube
+from compression_operator.kube.cache import Body, Cache
+from compression_operator.kube.client import ApiError, Kube, Resource
 from compression_operator.kube.denied_permissions import Denials
 
+from .kind import JobKind
+from .kinds import KINDS, job_of, kind_of, kind_of_pod, kinds_for, pod_group
 from .log_watcher import LogWatcher
+from .observe import FirstPods, first_pods, lacks_pod, left_over, observe_job, seen_job
+from .pods.fields import mapping
 from .pods.network_policy import NETWORK_POLICIES, network_policy
 from .pods.platform_defaults import JobDefaults
-from .pods.podview import mapping
+from .pods.podview import seen_pod
 from .pods.pvc_access_modes import ClaimAdvice
 from .pods.refusals import PodRefusals
-from .pytorchjob.manifest import pytorch_job
-from .pytorchjob.observe import JOB_NAME, FirstPods, first_pods, lacks_pod, left_over, observe_job
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +42,14 @@ def job_group(body: Body) -> str | None:
     return None
 
 
-def job_of(pod: Body) -> Key:
-    """The job that a pod names as its own; an empty name where it names none."""
-    return pod["metadata"]["namespace"], pod["metadata"].get("labels", {}).get(JOB_NAME, "")
+def job_caches() -> dict[Resource, Cache]:
+    """A cache for the jobs of each kind, by run."""
+    return {kind.resource: Cache(job_group, keep=partial(seen_job, kind)) for kind in KINDS.values()}
 
 
-def pod_group(body: Body) -> str | None:
-    """Pods by job: the namespace and the job's name."""
-    namespace, job = job_of(body)
-    return f"{namespace}/{job}" if job else None
+def pod_cache() -> Cache:
+    """A cache for their pods, by job."""
+    return Cache(pod_group, keep=seen_pod)
 
 
 def image_of(run: CompressionRun) -> str:
@@ -69,7 +71,7 @@ class ClusterBackend:
     def __init__(
         self,
         kube: Kube,
-        jobs: Cache,
+        jobs: Mapping[Resource, Cache],
         pods: Cache,
         *,
         logs: LogWatcher,
@@ -80,6 +82,7 @@ class ClusterBackend:
         image: str,
         now: Callable[[], datetime],
     ) -> None:
+        """`jobs`: of every kind (see job_caches)."""
         self._kube = kube
         self._jobs = jobs
         self._pods = pods
@@ -101,39 +104,41 @@ class ClusterBackend:
         """
         namespace, now = run.metadata.namespace, self._now()
         await self._claims.look(run)
-        bodies = self._jobs.members(f"{namespace}/{run.metadata.name}")
-        known = {body["metadata"]["name"] for body in bodies}
+        key = f"{namespace}/{run.metadata.name}"
+        bodies = [(kind, body) for kind in kinds_for(run) for body in self._jobs[kind.resource].members(key)]
+        known = {body["metadata"]["name"] for _, body in bodies}
         missed = {step.job_name: step.state.active for step in run.status.steps if step.job_name not in {*known, None}}
-        left = {name: left_over(self._pods.members(f"{namespace}/{name}"), now) for name in missed if name}
+        left = {name: self._left_over(namespace, name, now) for name in missed if name}
         wanted = {name for name, gone in left.items() if missed[name] or gone is not None}
         unseen = await self._unseen(run, (wanted | self._taken.get(run.metadata.uid, set())) - known)
         progress = {step.job_name: step.progress for step in run.status.steps}
         found: list[ObservedJob] = []
         running: dict[str, str] = {}
-        for body in (*bodies, *unseen.values()):
+        for kind, body in (*bodies, *unseen.values()):
             name, uid = body["metadata"]["name"], body["metadata"]["uid"]
             pods = self._pods.members(f"{namespace}/{name}")
-            gone_since = self._jobs.has_gone(uid)  # while something was asked for: what was remembered is forgotten
-            first = first_pods(body, pods, self._first.get(uid, {}))
-            missed = self._missed.get(uid, now) if lacks_pod(body, pods, first, now) else None
+            # While something was asked for: what was remembered is forgotten.
+            gone_since = self._jobs[kind.resource].has_gone(uid)
+            first = first_pods(kind, body, pods, self._first.get(uid, {}))
+            missed = self._missed.get(uid, now) if lacks_pod(kind, body, pods, first, now) else None
             if not gone_since:
                 self._first[uid] = first
                 self._missed.pop(uid, None)
                 if missed is not None:
                     self._missed[uid] = missed
-            job = observe_job(body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=missed)
-            job = await self._refusals.told(job, namespace, uid, now)
+            job = observe_job(kind, body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=missed)
+            job = await self._refusals.told(job, kind, namespace, uid, now)
             if job.state is JobState.RUNNING and job.ours and job.pod is not None and not gone_since:
                 running[uid] = job.pod
             found.append(self._logs.told(job, uid, progress.get(name), now))
-        self._logs.follow(f"{namespace}/{run.metadata.name}", running)
+        self._logs.follow(key, running)
         return [*found, *(gone for name, gone in left.items() if gone is not None and name not in unseen)]
 
     async def create(self, run: CompressionRun, job: Job) -> None:
-        """Create the PyTorchJob. Where one of that name exists it is taken for ours if its labels and owner say so;
+        """Create the job. Where one of that name exists it is taken for ours if its labels and owner say so;
         else Conflict is raised, and from then on `observe` shows it. Raises TemplateRefused.
         """
-        namespace = run.metadata.namespace
+        namespace, kind = run.metadata.namespace, kind_of(run)
         context = {"run": f"{namespace}/{run.metadata.name}", "step": job.step, "job": job.name}
         image, policy = image_of(run), self._defaults.policy
         refused = list(template_findings(run.spec.to_json(), policy))
@@ -144,8 +149,7 @@ class ClusterBackend:
         if self._defaults.network_policy:
             await self._keep_apart(run, job)
         try:
-            manifest = pytorch_job(run, job, image=image, defaults=self._defaults)
-            body = await self._created(namespace, manifest)
+            body = await self._created(kind, namespace, kind.build(run, job, image, self._defaults))
             logger.info("created attempt %d of %s", job.attempt, job.step, extra=context)
         except ApiError as error:
             if error.namespace_gone:
@@ -153,27 +157,27 @@ class ClusterBackend:
                 return
             if error.reason != "AlreadyExists":
                 raise
-            body = await self._there(namespace, job.name)
-            if not observe_job(body, (), run_uid=run.metadata.uid, now=self._now()).ours:
+            body = await self._there(kind, namespace, job.name)
+            if not observe_job(kind, body, (), run_uid=run.metadata.uid, now=self._now()).ours:
                 self._taken.setdefault(run.metadata.uid, set()).add(job.name)
                 logger.warning("the name of the job is taken by one of another owner", extra=context)
                 # No watch will tell of it, and the status must not say that the step is under way.
                 raise Conflict(f"job {job.name} is another owner's") from error
         # Without this the next pass, before the watch tells of the job, would miss it.
-        self._note(body)
+        self._note(kind, body)
 
-    async def _created(self, namespace: str, manifest: dict[str, Any]) -> Body:
+    async def _created(self, kind: JobKind, namespace: str, manifest: dict[str, Any]) -> Body:
         """Create the job, owned in a way that a foreground deletion of the run waits for it where that is allowed."""
         loss = "a foreground deletion of a run does not wait for its jobs"
         try:
             with self._denials.without(namespace, loss, blocks_no_deletion):
-                return await self._kube.create(PYTORCHJOBS, namespace, manifest)
+                return await self._kube.create(kind.resource, namespace, manifest)
         except ApiError as error:
             if not blocks_no_deletion(error):
                 raise
         for owner in manifest["metadata"]["ownerReferences"]:
             owner.pop("blockOwnerDeletion", None)
-        return await self._kube.create(PYTORCHJOBS, namespace, manifest)
+        return await self._kube.create(kind.resource, namespace, manifest)
 
     async def _keep_apart(self, run: CompressionRun, job: Job) -> None:
         """Have the job's network policy there before its pods are."""
@@ -183,26 +187,34 @@ class ClusterBackend:
             if error.reason != "AlreadyExists" and not error.namespace_gone:
                 raise
 
-    async def _there(self, namespace: str, name: str) -> Body:
+    async def _there(self, kind: JobKind, namespace: str, name: str) -> Body:
         """The job whose name is taken. Raises Conflict where it has gone since."""
         try:
-            return await self._kube.get(PYTORCHJOBS, namespace, name)
+            return await self._kube.get(kind.resource, namespace, name)
         except ApiError as error:
             if error.code != 404:
                 raise
             raise Conflict(f"job {name} was there and is gone") from error
 
     async def delete(self, run: CompressionRun, name: str) -> bool:
-        """Delete the PyTorchJob; it stays in sight, being deleted, until its pods are gone (foreground deletion).
-        Whether there was one.
+        """Delete the job; it stays in sight, being deleted, until its pods are gone (foreground deletion). Whether
+        there was one.
         """
-        namespace = run.metadata.namespace
-        body = self._jobs.get(namespace, name)
-        uid = body["metadata"]["uid"] if body else None
-        going = await self._kube.delete(PYTORCHJOBS, namespace, name, uid=uid, propagation="Foreground")
-        if going is not None:
-            self._note(going)
-        return going is not None
+        namespace, kinds = run.metadata.namespace, kinds_for(run)
+        seen = [kind for kind in kinds if self._jobs[kind.resource].get(namespace, name)]
+        for kind in seen or kinds:
+            body = self._jobs[kind.resource].get(namespace, name)
+            uid = body["metadata"]["uid"] if body else None
+            going = await self._kube.delete(kind.resource, namespace, name, uid=uid, propagation="Foreground")
+            if going is not None:
+                self._note(kind, going)
+                return True
+        return False
+
+    def job_of_pod(self, pod: Body) -> Body | None:
+        """The job that a pod names as its own, where it is known."""
+        kind = kind_of_pod(pod)
+        return None if kind is None else self._jobs[kind.resource].get(*job_of(pod))
 
     def gone(self, body: Body) -> None:
         """A job is gone: so is what was remembered of it."""
@@ -217,25 +229,34 @@ class ClusterBackend:
         self._logs.follow(f"{meta['namespace']}/{meta['name']}", {})
         self._taken.pop(meta.get("uid", ""), None)
 
-    def _note(self, body: Body) -> None:
+    def _note(self, kind: JobKind, body: Body) -> None:
         """Take note of a job that the watch will go on telling of; another one is asked for when it is looked at."""
         name, value = MANAGED_BY
         if mapping(body, "metadata", "labels").get(name) == value:
-            self._jobs.put(body)
+            self._jobs[kind.resource].put(body)
 
-    async def _unseen(self, run: CompressionRun, names: set[str]) -> dict[str, Body]:
+    async def _unseen(self, run: CompressionRun, names: set[str]) -> dict[str, tuple[JobKind, Body]]:
         """Jobs that are there and that no watch tells of, by name: others' jobs under names that this run needs, its
         own without our label, and those that the watch has not told of yet.
         """
-        found: dict[str, Body] = {}
+        found: dict[str, tuple[JobKind, Body]] = {}
         for name in sorted(names):
-            try:
-                body = await self._kube.get(PYTORCHJOBS, run.metadata.namespace, name)
-            except ApiError as error:
-                if error.code != 404:
-                    raise
+            for kind in kinds_for(run):
+                try:
+                    body = await self._kube.get(kind.resource, run.metadata.namespace, name)
+                except ApiError as error:
+                    if error.code != 404:
+                        raise
+                    continue
+                self._note(kind, body)
+                found[name] = kind, self._jobs[kind.resource].keep(body)
+                break
+            else:
                 self._taken.get(run.metadata.uid, set[str]()).discard(name)
-                continue
-            self._note(body)
-            found[name] = self._jobs.keep(body)
         return found
+
+    def _left_over(self, namespace: str, name: str, now: datetime) -> ObservedJob | None:
+        """A job of that name which is gone while pods of it still write a checkpoint."""
+        pods = self._pods.members(f"{namespace}/{name}")
+        kind = kind_of_pod(pods[0]) if pods else None
+        return left_over(kind, pods, now) if kind is not None else None

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _add_workdir(plan)
     _add_output(plan)
 
-    render = commands.add_parser("render", help="print the PyTorchJobs that a cluster would get")
+    render = commands.add_parser("render", help="print the jobs that a cluster would get")
     _add_file(render)
     render.add_argument("--image", default="compression-pipeline", help="image where jobTemplate.image is not set")
 

@@ -98,8 +98,8 @@ def _step_json(step: PlannedStep) -> dict[str, Any]:
 
 
 def render(arguments: argparse.Namespace) -> int:
-    """Print the PyTorchJobs that a cluster would get for the first attempt at each step. Raises InvalidManifest."""
-    from compression_operator.backends.pytorchjob.manifest import pytorch_job
+    """Print the jobs that a cluster would get for the first attempt at each step. Raises InvalidManifest."""
+    from compression_operator.backends.kinds import kind_of
 
     run = load(arguments.file, World.CLUSTER, arguments.set)
     image = run.spec.job_template.image or arguments.image
@@ -107,14 +107,15 @@ def render(arguments: argparse.Namespace) -> int:
     planned = plan(run.spec, maker=maker_of(run))
     whole = with_placeholders(planned)
     unknown = [step.name for step in planned.steps if step.fingerprint is None]
-    print(f"# PyTorchJobs of run {run.metadata.name} as a cluster gets them, one after the other.")
+    kind = kind_of(run)
+    print(f"# {kind.name}s of run {run.metadata.name} as a cluster gets them, one after the other.")
     if unknown:
         print(f"# {PLACEHOLDER} stands for what is {UNKNOWN}: {', '.join(unknown)}.")
     print("# The owner's uid is the one that the API server gives the run.")
     owner = run.metadata.model_copy(update={"uid": run.metadata.uid or "<uid>"})
     for step in whole.steps:
         job = whole.job(step, run=run.metadata.name, attempt=1)
-        manifest = pytorch_job(run.model_copy(update={"metadata": owner}), job, image=image, defaults=defaults)
+        manifest = kind.build(run.model_copy(update={"metadata": owner}), job, image, defaults)
         print(f"---\n{to_yaml(manifest)}", end="")
     return Code.SUCCEEDED
 

@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compression_operator.backends.backend import SELECTOR
+from compression_operator.backends.kinds import KINDS
 from compression_operator.core.troubles import refusal
 from compression_operator.kube.cache import Body, Cache, version_of
-from compression_operator.kube.client import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, Resource
+from compression_operator.kube.client import PODS, RUNS, ApiError, Kube, Resource
 
 from .health import WatchHealth
 
 logger = logging.getLogger(__name__)
 
-WATCHED = ((RUNS, None), (PYTORCHJOBS, SELECTOR), (PODS, SELECTOR))
+WATCHED = ((RUNS, None), *((kind.resource, SELECTOR) for kind in KINDS.values()), (PODS, SELECTOR))
 """Kinds and label selectors. Pods come last: what a job tells of its pods is never newer than what is known of them."""
 
 Place = str | None

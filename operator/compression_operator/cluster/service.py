@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from compression_operator.api.run import GROUP, CompressionRun, ObjectMeta
-from compression_operator.backends.backend import ClusterBackend, job_group, job_of, pod_group
+from compression_operator.backends.backend import ClusterBackend, job_caches, job_group, pod_cache
 from compression_operator.backends.log_watcher import PERIOD_SECONDS, LogWatcher
+from compression_operator.backends.pods.jobpods import label_value
 from compression_operator.backends.pods.platform_defaults import PLAIN, JobDefaults
 from compression_operator.backends.pods.pvc_access_modes import ClaimAdvice, advised
 from compression_operator.backends.pods.refusals import PodRefusals, watched
-from compression_operator.backends.pytorchjob.manifest import label_value
-from compression_operator.backends.pytorchjob.observe import seen_job, seen_pod
 from compression_operator.core.controller import WORKERS, Conflict, Controller
 from compression_operator.core.jobs import Decision, Notice, ObservedJob
 from compression_operator.core.managers import Manager
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.troubles import Trouble, held_up
 from compression_operator.kube.cache import Body, Cache
-from compression_operator.kube.client import PODS, PYTORCHJOBS, RUNS, ApiError, Kube, NotLeading, Resource, connect
+from compression_operator.kube.client import PODS, RUNS, ApiError, Kube, NotLeading, Resource, connect
 from compression_operator.kube.denied_permissions import Denials, limited
 from compression_operator.kube.leader import LeaderElection
 
@@ -84,10 +83,11 @@ class Service:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        jobs = job_caches()
         self._caches: Mapping[Resource, Cache] = {
             RUNS: Cache(lambda body: f"{body['metadata']['namespace']}/{label_value(body['metadata']['name'])}"),
-            PYTORCHJOBS: Cache(job_group, keep=seen_job),
-            PODS: Cache(pod_group, keep=seen_pod),
+            **jobs,
+            PODS: pod_cache(),
         }
         self._unsynced: str | None = "the first look at the cluster is not done yet"
         self._unwatched: str | None = "the watches are not open yet"
@@ -139,7 +139,7 @@ class Service:
         self._claims = ClaimAdvice(self._kube, self._denials)
         self._backend = ClusterBackend(
             self._kube,
-            self._caches[PYTORCHJOBS],
+            jobs,
             self._caches[PODS],
             logs=self._logs,
             claims=self._claims,
@@ -185,13 +185,13 @@ class Service:
             self._look.set()  # it may be the first sign of a resource that is gone
 
     def _cleaned(self, resource: Resource, body: Body) -> None:
-        if resource == PYTORCHJOBS:
-            self._backend.gone(body)
-        elif resource == RUNS:
+        if resource == RUNS:
             self._backend.run_gone(body)
             key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
             self._repeats.forget(key)
             self._lasting.over(key)
+        elif resource != PODS:
+            self._backend.gone(body)
 
     def _enqueue_owner(self, resource: Resource, body: Body) -> None:
         """Have the run looked at that an object belongs to."""
@@ -199,7 +199,7 @@ class Service:
         if resource == RUNS:
             self._enqueue(f"{meta['namespace']}/{meta['name']}")
             return
-        job = self._caches[PYTORCHJOBS].get(*job_of(body)) if resource == PODS else body
+        job = self._backend.job_of_pod(body) if resource == PODS else body
         if job is not None and (key := job_group(job)) is not None:
             self._enqueue(key)
             return

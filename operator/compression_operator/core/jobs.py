@@ -22,7 +22,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """A job to create: one attempt at one step. Backends turn it into a PyTorchJob or a process."""
+    """A job to create: one attempt at one step. Backends turn it into an object of a cluster or a process."""
 
     name: str
     step: str

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from compression_operator.api.job_kinds import JOB_KINDS
 from compression_operator.api.run import GROUP, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, RunPhase
 
@@ -36,11 +37,7 @@ REASONS = (
 HELD_UP = {"Degraded": "True", "Ready": "False", "Progressing": "False", "Reconciling": "True"}
 """Conditions of a run that nothing is done for."""
 
-INSTALL = {
-    f"compressionruns.{GROUP}": "install the CRD with `kubectl apply -f crds/`, or with the chart (crds.install)",
-    "pytorchjobs.kubeflow.org": "is the training operator installed? Version 1, the one with PyTorchJobs, is needed",
-}
-"""By resource: what to do where the cluster does not have it."""
+INSTALL_RUNS = "install the CRD with `kubectl apply -f crds/`, or with the chart (crds.install)"
 
 _DENIED = re.compile(
     r'cannot (?P<verb>\S+) resource "(?P<resource>[^"]+)" in API group "[^"]*"'
@@ -70,7 +67,7 @@ def refusal(code: int, message: str, resource: str = "", namespace: str | None =
     if code == 403:
         return Trouble(FORBIDDEN, f"{_forbidden(message, namespace)}: {message}")
     if code == 404:
-        return Trouble(REFUSED, f"the API server does not know {resource}: {INSTALL.get(resource, message)}")
+        return Trouble(REFUSED, f"the API server does not know {resource}: {_install(resource) or message}")
     return Trouble(REFUSED, f"the API server refused what the operator asked for: {message}")
 
 
@@ -82,7 +79,7 @@ def unanswered(code: int, message: str) -> Trouble:
         return Trouble(
             API_SERVER_UNAVAILABLE, f"the API server {what} what the operator asks for, which keeps trying: {message}"
         )
-    whose = "; is the training operator running?" if "pytorchjob" in webhook[1] else ""
+    whose = next((f"; is {kind.controller} running?" for kind in JOB_KINDS.values() if kind.webhook in webhook[1]), "")
     return Trouble(
         WEBHOOK_UNAVAILABLE,
         f"the admission webhook {webhook[1]} does not answer, so nothing that it is to judge can be written{whose}: "
@@ -93,6 +90,12 @@ def unanswered(code: int, message: str) -> Trouble:
 def blocks_no_deletion(error: Exception) -> bool:
     """Whether a job is refused because the operator may not have a run's deletion wait for it."""
     return "cannot set blockOwnerDeletion" in str(error)
+
+
+def _install(resource: str) -> str | None:
+    """What to do where the cluster does not have the resource."""
+    hints = {f"compressionruns.{GROUP}": INSTALL_RUNS} | {kind.resource: kind.install for kind in JOB_KINDS.values()}
+    return hints.get(resource)
 
 
 def _forbidden(message: str, namespace: str | None) -> str:

@@ -99,7 +99,6 @@ class Resource:
 
 
 RUNS = Resource("modelcompression.io", "v1alpha1", "compressionruns")
-PYTORCHJOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
 PODS = Resource("", "v1", "pods")
 EVENTS = Resource("events.k8s.io", "v1", "events")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
@@ -115,19 +114,18 @@ class Permission:
     verbs: tuple[str, ...]
 
 
-PERMISSIONS = (
+COMMON_PERMISSIONS = (
     Permission(RUNS.group, "compressionruns", ("get", "list", "watch")),
     Permission(RUNS.group, "compressionruns/status", ("update",)),
     # Asked by the admission plugin OwnerReferencesPermissionEnforcement of whoever makes a foreground deletion wait.
     Permission(RUNS.group, "compressionruns/finalizers", ("update",)),
-    Permission(PYTORCHJOBS.group, "pytorchjobs", ("get", "list", "watch", "create", "patch", "delete")),
     Permission("", "pods", ("list", "watch")),
     Permission("", "pods/log", ("get",)),
     Permission("", "persistentvolumeclaims", ("get",)),
     Permission(EVENTS.group, "events", ("list", "create", "patch")),
     Permission(LEASES.group, "leases", ("get", "create", "update")),
 )
-"""All that the operator may ask of the API server: leases in its own namespace, the rest in all that it watches."""
+"""What the operator may ask of the API server, whatever kinds of job it makes (see backends/kinds.py)."""
 
 OnRequest = Callable[[str, int, float], None]
 """Told of every request: verb, HTTP status (0: no answer), seconds."""

@@ -12,10 +12,11 @@ from tests.support.waiting import until_async
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.backends.pods.pvc_access_modes import REASON, ClaimAdvice, advised, several, warning
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.core.jobs import Decision, Notice
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.troubles import QUOTA_EXCEEDED
-from compression_operator.kube.client import PYTORCHJOBS, RUNS, Kube
+from compression_operator.kube.client import RUNS, Kube
 from compression_operator.kube.denied_permissions import Denials
 
 PHASES = ("prepare", "finetune", "prune", "distill", "export")

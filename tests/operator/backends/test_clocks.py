@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from test_observation import ENDS, NOW, UID, Body, replay, running, states
 
-from compression_operator.backends.pytorchjob.observe import SKEW, first_pods, observe_job
+from compression_operator.backends.observe import SKEW, first_pods, observe_job
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
 from compression_operator.core.jobs import JobState
 from compression_pipeline.config import ExitClass
 
@@ -65,8 +66,8 @@ def test_a_pod_that_was_made_anew_while_no_operator_ran() -> None:
 
     def ended_as(made: timedelta) -> ExitClass | None:
         pod["metadata"] |= {"creationTimestamp": (datetime.fromisoformat(ran) + made).isoformat()}
-        first = first_pods(job, [pod], first_pods(job, [pod], {}))
-        return observe_job(job, [pod], run_uid=UID, now=NOW + made, first=first).ended_as
+        first = first_pods(PYTORCHJOB, job, [pod], first_pods(PYTORCHJOB, job, [pod], {}))
+        return observe_job(PYTORCHJOB, job, [pod], run_uid=UID, now=NOW + made, first=first).ended_as
 
     assert ended_as(SKEW) is None
     assert ended_as(SKEW + timedelta(seconds=1)) is ExitClass.INTERRUPTED
@@ -76,5 +77,5 @@ def test_a_worker_that_a_quota_held_back_is_nobodys_successor() -> None:
     job, master = running()
     worker = copy.deepcopy(master)
     worker["metadata"] |= {"name": "done-worker-0", "uid": "w", "creationTimestamp": "2026-11-21T08:00:00Z"}
-    first = first_pods(job, [master, worker], first_pods(job, [master], {}))
-    assert observe_job(job, [master, worker], run_uid=UID, now=NOW, first=first).state is JobState.RUNNING
+    first = first_pods(PYTORCHJOB, job, [master, worker], first_pods(PYTORCHJOB, job, [master], {}))
+    assert observe_job(PYTORCHJOB, job, [master, worker], run_uid=UID, now=NOW, first=first).state is JobState.RUNNING

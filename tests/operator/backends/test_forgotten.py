@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import kopf
@@ -13,13 +14,15 @@ from recordings import Body
 from recordings import states as recorded
 
 from compression_operator.api.run import GROUP, KIND
-from compression_operator.backends.backend import ClusterBackend, job_group, pod_group
+from compression_operator.backends.backend import ClusterBackend, job_group
+from compression_operator.backends.kinds import pod_group
 from compression_operator.backends.log_watcher import LogWatcher
+from compression_operator.backends.observe import seen_job
 from compression_operator.backends.pods.platform_defaults import PLAIN
-from compression_operator.backends.pods.podview import PATIENCE
+from compression_operator.backends.pods.podview import PATIENCE, seen_pod
 from compression_operator.backends.pods.pvc_access_modes import ClaimAdvice
 from compression_operator.backends.pods.refusals import PodRefusals
-from compression_operator.backends.pytorchjob.observe import JOB_NAME, seen_job, seen_pod
+from compression_operator.backends.pytorchjob.kind import JOB_NAME, PYTORCHJOB, PYTORCHJOBS
 from compression_operator.kube.cache import Cache
 from compression_operator.kube.client import Kube
 from compression_operator.kube.denied_permissions import Denials
@@ -35,7 +38,7 @@ def test_a_job_that_goes_while_another_one_is_asked_for_is_not_remembered() -> N
     meta["ownerReferences"] = [{**owner, "name": run.metadata.name, "uid": run.metadata.uid}]
     meta["namespace"] = pod["metadata"]["namespace"] = run.metadata.namespace
     pod["metadata"]["labels"][JOB_NAME] = meta["name"]
-    jobs, pods = Cache(job_group, keep=seen_job), Cache(pod_group, keep=seen_pod)
+    jobs, pods = Cache(job_group, keep=partial(seen_job, PYTORCHJOB)), Cache(pod_group, keep=seen_pod)
     denials = Denials(lambda _: None)
     now = datetime(2026, 11, 21, tzinfo=UTC) + timedelta(days=1)
 
@@ -44,7 +47,9 @@ def test_a_job_that_goes_while_another_one_is_asked_for_is_not_remembered() -> N
         logs = LogWatcher(kube, lambda _: None, denials=denials)
         more: dict[str, Any] = {"claims": ClaimAdvice(kube, denials), "refusals": PodRefusals(kube, denials)}
         more["denials"] = denials
-        backend = ClusterBackend(kube, jobs, pods, logs=logs, defaults=PLAIN, image="x", **more, now=lambda: now)
+        backend = ClusterBackend(
+            kube, {PYTORCHJOBS: jobs}, pods, logs=logs, defaults=PLAIN, image="x", **more, now=lambda: now
+        )
         loop = asyncio.get_running_loop()
 
         def go() -> None:
@@ -83,7 +88,7 @@ def test_since_when_a_pod_is_missing_is_remembered_until_it_is_there() -> None:
     job["metadata"]["ownerReferences"] = [{**owner, "name": run.metadata.name, "uid": run.metadata.uid}]
     pod["metadata"]["namespace"] = run.metadata.namespace
     pod["metadata"]["labels"][JOB_NAME] = name
-    jobs, pods = Cache(job_group, keep=seen_job), Cache(pod_group, keep=seen_pod)
+    jobs, pods = Cache(job_group, keep=partial(seen_job, PYTORCHJOB)), Cache(pod_group, keep=seen_pod)
     times = [datetime(2026, 11, 21, tzinfo=UTC) + timedelta(hours=hours) for hours in range(24, 29)]
     clock = iter(times)
 
@@ -94,7 +99,7 @@ def test_since_when_a_pod_is_missing_is_remembered_until_it_is_there() -> None:
         more: dict[str, Any] = {"claims": ClaimAdvice(kube, denials), "refusals": PodRefusals(kube, denials)}
         more["denials"] = denials
         backend = ClusterBackend(
-            kube, jobs, pods, logs=logs, defaults=PLAIN, image="x", **more, now=lambda: next(clock)
+            kube, {PYTORCHJOBS: jobs}, pods, logs=logs, defaults=PLAIN, image="x", **more, now=lambda: next(clock)
         )
         jobs.put(job)
         found: list[datetime | None] = []

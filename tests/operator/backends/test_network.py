@@ -11,9 +11,10 @@ from tests.support.waiting import until_async
 
 from compression_operator.backends.pods.network_policy import NETWORK_POLICIES, network_policy
 from compression_operator.backends.pods.platform_defaults import JobDefaults
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cli.inspect import with_placeholders
 from compression_operator.core.plan import plan
-from compression_operator.kube.client import PYTORCHJOBS, RUNS
+from compression_operator.kube.client import RUNS
 
 POLICIES = NETWORK_POLICIES.path("default")
 DENIED = (

@@ -9,16 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import RECORDED, UID, Body, Seen, replay, states
 
-from compression_operator.backends.pods.podview import UNANSWERED
-from compression_operator.backends.pytorchjob.observe import (
-    CATCH_UP,
-    SETTLING,
-    first_pods,
-    left_over,
-    observe_job,
-    seen_job,
-    seen_pod,
-)
+from compression_operator.backends.observe import SETTLING, first_pods, left_over, observe_job, seen_job
+from compression_operator.backends.pods.podview import CATCH_UP, UNANSWERED, seen_pod
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
 from compression_operator.core.jobs import JobState, ObservedJob
 from compression_pipeline.config import ExitClass
 
@@ -165,7 +158,7 @@ def failed(job: Body, at: str = "2026-11-21T06:51:54Z") -> Body:
 
 
 def observe(job: Body, *pods: Body, later: float = 0) -> ObservedJob:
-    return observe_job(job, pods, run_uid=UID, now=NOW + timedelta(seconds=later))
+    return observe_job(PYTORCHJOB, job, pods, run_uid=UID, now=NOW + timedelta(seconds=later))
 
 
 def disrupted(pod: Body, reason: str, message: str = "") -> Body:
@@ -232,10 +225,10 @@ def test_a_pod_that_never_ran_is_not_waited_for_for_ever() -> None:
     pod["status"] = {"phase": "Pending", "conditions": [unready], "containerStatuses": [waiting]}
 
     def live(after: timedelta) -> bool:
-        return observe_job(job, [pod], run_uid=UID, now=deadline + after).live
+        return observe_job(PYTORCHJOB, job, [pod], run_uid=UID, now=deadline + after).live
 
     assert live(timedelta(0)) and live(UNANSWERED) and not live(UNANSWERED + timedelta(seconds=1))
-    late = observe_job(job, [pod], run_uid=UID, now=deadline + UNANSWERED * 2)
+    late = observe_job(PYTORCHJOB, job, [pod], run_uid=UID, now=deadline + UNANSWERED * 2)
     assert late.ended_as is ExitClass.INTERRUPTED
     pod["status"]["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-11-21T06:50:00Z"}}
     assert live(timedelta(days=1)), "what ran may run on, stuck on a volume that does not answer"
@@ -251,10 +244,10 @@ def test_the_node_lost_sight_of_the_container() -> None:
 
 def test_a_pod_that_vanished_and_was_made_anew_ends_the_attempt() -> None:
     job, pod = running()
-    first = first_pods(job, [pod], {})
+    first = first_pods(PYTORCHJOB, job, [pod], {})
     pod["metadata"] |= {"uid": "another"}
-    assert first_pods(job, [pod], first) == first
-    found = observe_job(job, [pod], run_uid=UID, now=NOW, first=first)
+    assert first_pods(PYTORCHJOB, job, [pod], first) == first
+    found = observe_job(PYTORCHJOB, job, [pod], run_uid=UID, now=NOW, first=first)
     assert found.ended_as is ExitClass.INTERRUPTED and found.alive and "vanished" in found.message
 
 
@@ -303,7 +296,7 @@ def test_a_job_runs_once_all_of_its_pods_do() -> None:
 def test_a_worker_that_was_never_made_is_told_of() -> None:
     job, master = running()
     job["spec"] = {"pytorchReplicaSpecs": {"Master": {"replicas": 1}, "Worker": {"replicas": 3}}}
-    assert seen_job(job)["spec"] == job["spec"]
+    assert seen_job(PYTORCHJOB, job)["spec"] == job["spec"]
     found = observe(job, master)
     assert (found.state, found.message) == (JobState.PENDING, ""), "it may be on its way"
     found = observe(job, master, later=60)
@@ -352,10 +345,14 @@ def test_pods_of_another_owner_do_not_count() -> None:
     assert not observe(job).ours
 
 
+def kept(state: Body) -> Body:
+    return seen_job(PYTORCHJOB, state["object"]) if state["kind"] == "job" else seen_pod(state["object"])
+
+
 def test_what_is_kept_is_all_that_is_read() -> None:
     for case in ENDS:
         for state in states(case):
-            assert (seen_job if state["kind"] == "job" else seen_pod)(state["object"]) == state["object"]
+            assert kept(state) == state["object"]
 
 
 def test_what_is_left_of_a_job_that_is_gone_is_its_living_pods() -> None:
@@ -368,7 +365,7 @@ def test_what_is_left_of_a_job_that_is_gone_is_its_living_pods() -> None:
     pods = copy.deepcopy(list(seen.pods.values()))
     for pod in pods:
         pod["metadata"]["labels"] |= seen.job["metadata"]["labels"]
-    left = left_over(pods, seen.now)
+    left = left_over(PYTORCHJOB, pods, seen.now)
     assert left and (left.name, left.step, left.attempt) == (job.name, "distill-width", 1)
     assert left.live and left.deleting and left.ours and left.ended_as is None and left.fingerprint == job.fingerprint
     ended, orphans = copy.deepcopy(pods), copy.deepcopy(pods)
@@ -377,4 +374,4 @@ def test_what_is_left_of_a_job_that_is_gone_is_its_living_pods() -> None:
     for pod in orphans:
         del pod["metadata"]["ownerReferences"]
     for gone in (ended, orphans, []):
-        assert left_over(gone, seen.now) is None
+        assert left_over(PYTORCHJOB, gone, seen.now) is None

@@ -9,7 +9,7 @@ from http_server import Answer
 from jobs_world import manifest
 from tests.support.waiting import until_async
 
-from compression_operator.kube.client import PYTORCHJOBS
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 
 SPEC = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
 WORDS = (

@@ -16,8 +16,9 @@ from tests.support.waiting import until_async
 from compression_operator.backends.pods import refusals
 from compression_operator.backends.pods.podview import view, wait
 from compression_operator.backends.pods.refusals import LOOK, TRIED_AGAIN, PodRefusals, refusal, watched
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOB, PYTORCHJOBS
 from compression_operator.core.jobs import Decision, JobState, ObservedJob, WaitReason
-from compression_operator.kube.client import EVENTS, PYTORCHJOBS, Kube
+from compression_operator.kube.client import EVENTS, Kube
 from compression_operator.kube.denied_permissions import Denials
 
 START = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -67,7 +68,7 @@ def test_the_newest_words_count(words: str) -> None:
 
 
 def test_the_init_container_of_the_training_operator_is_named_and_how_to_mend_it() -> None:
-    said = refusal([event(INIT)], "u")
+    said = PYTORCHJOB.explain(refusal([event(INIT)], "u"))
     assert said.startswith(INIT)
     assert "give it one by the training operator's template" in said
     readme = (Path(__file__).parents[3] / "README.md").read_text()
@@ -78,11 +79,11 @@ def test_of_an_init_container_that_waited_in_vain_the_network_is_named() -> None
     status = {"name": "init-pytorch", "state": {"terminated": {"exitCode": 1}}}
     pod: dict[str, Any] = {"metadata": {"name": "j-worker-0"}}
     pod["status"] = {"phase": "Failed", "initContainerStatuses": [status]}
-    said = view(pod, START).disruption
+    said = view(pod, START, PYTORCHJOB).disruption
     assert said.startswith("pod j-worker-0: init container init-pytorch ended with code 1; it could not look up")
     assert "NetworkPolicy" in said
     pod["status"] = {"phase": "Failed", "initContainerStatuses": [status | {"name": "mine"}]}
-    assert view(pod, START).disruption.endswith("init container mine ended with code 1")
+    assert view(pod, START, PYTORCHJOB).disruption.endswith("init container mine ended with code 1")
 
 
 def test_a_run_that_lacks_pods_is_looked_at_again_soon() -> None:
@@ -97,7 +98,10 @@ def test_events_are_read_and_pods_asked_for_again_at_a_bounded_rate() -> None:
     async def scenario(server: Server, url: str) -> None:
         kube = Kube(lambda: kopf.ConnectionInfo(server=url))
         asks = PodRefusals(kube, Denials(lambda _: None))
-        told = [await asks.told(a_job(), "ns", "u", START + timedelta(seconds=s)) for s in (1, 9, 10, 11, 19, 20, 21)]
+        told = [
+            await asks.told(a_job(), PYTORCHJOB, "ns", "u", START + timedelta(seconds=s))
+            for s in (1, 9, 10, 11, 19, 20, 21)
+        ]
         assert [QUOTA in job.message for job in told] == [False, False, True, True, True, True, True]
         assert told[2].waiting is not None and told[2].waiting.told_from == START + timedelta(seconds=10)
         assert told[2].waiting.counts_from == START + timedelta(seconds=60), "it counts as before"
@@ -106,7 +110,7 @@ def test_events_are_read_and_pods_asked_for_again_at_a_bounded_rate() -> None:
         query = server.asked[0][1]
         assert "regarding.name%3Dj" in query and "reason%3DFailedCreatePod" in query
         assert server.asked[1][2] == {"metadata": {"annotations": {TRIED_AGAIN: "2026-11-01T12:00:10Z"}}}
-        assert (await asks.told(replace(a_job(), waiting=None), "ns", "u", START)).message == ""
+        assert (await asks.told(replace(a_job(), waiting=None), PYTORCHJOB, "ns", "u", START)).message == ""
         await kube.close()
 
     with served() as (server, url):

@@ -18,7 +18,7 @@ from compression_operator.backends.pods.podtemplate import (
     merge_under,
     secured,
 )
-from compression_operator.backends.pytorchjob.manifest import label_value, pytorch_job
+from compression_operator.backends.pytorchjob.manifest import pytorch_job
 from compression_operator.cli.inspect import with_placeholders
 from compression_operator.core.plan import plan
 from compression_operator.local.workdir import to_yaml
@@ -205,12 +205,6 @@ def test_a_claim_that_is_the_store_too_is_one_volume() -> None:
         {"name": "store", "mountPath": "/compression", "subPath": "team"},
         {"name": "store", "mountPath": "/sources/artifacts", "readOnly": True},
     ]
-
-
-def test_a_long_name_fits_a_label() -> None:
-    assert label_value("short") == "short"
-    long, other = "x" * 54 + "-" + "y" * 30, "x" * 54 + "-" + "z" * 30
-    assert len(label_value(long)) <= 63 and label_value(long) != label_value(other)
 
 
 @pytest.mark.parametrize(

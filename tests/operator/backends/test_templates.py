@@ -12,8 +12,9 @@ from tests.support.waiting import until_async
 from compression_operator.api.manifest import InvalidManifest, World, load
 from compression_operator.api.templates import ANYBODYS, PodTemplates, TemplatePolicy, template_findings
 from compression_operator.backends.pods.platform_defaults import JobDefaults
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.backends.pytorchjob.manifest import pytorch_job
-from compression_operator.kube.client import PYTORCHJOBS, RUNS
+from compression_operator.kube.client import RUNS
 
 SPEC = "spec.jobTemplate.podTemplate.spec"
 MOUNT = "containers[0].volumeMounts[0].mountPath"

@@ -13,8 +13,8 @@ from tests.support.waiting import until_async
 
 from compression_operator.api.status import Progress
 from compression_operator.backends.log_watcher import newest
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.core.jobs import JobState, ObservedJob
-from compression_operator.kube.client import PYTORCHJOBS
 
 SPEC = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
 

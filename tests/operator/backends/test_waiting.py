@@ -12,8 +12,9 @@ from recordings import UID, Body, Seen, replay
 from recordings import states as recorded
 
 from compression_operator.api.status import RunPhase
+from compression_operator.backends.observe import observe_job
 from compression_operator.backends.pods.podview import PATIENCE
-from compression_operator.backends.pytorchjob.observe import observe_job
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
 from compression_operator.core.conditions import FINISHED
 from compression_operator.core.jobs import JobState, ObservedJob, Wait, WaitReason
 
@@ -31,7 +32,7 @@ def seen(case: str) -> tuple[Body, Body]:
 
 
 def observe(job: Body, *pods: Body, at: str) -> ObservedJob:
-    return observe_job(job, pods, run_uid=UID, now=datetime.fromisoformat(at))
+    return observe_job(PYTORCHJOB, job, pods, run_uid=UID, now=datetime.fromisoformat(at))
 
 
 @pytest.mark.parametrize(

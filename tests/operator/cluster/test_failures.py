@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from compression_operator.backends.pytorchjob.observe import observe_job
+from compression_operator.backends.observe import observe_job
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
 from compression_operator.cluster.failures import trouble_of, unforeseen, words_of
 from compression_operator.cluster.runs import UnreadableRun
 from compression_operator.core.troubles import INTERNAL_ERROR, QUOTA_EXCEEDED, REASONS, UNREADABLE
@@ -49,6 +50,6 @@ def test_a_job_with_other_labels_than_ours_is_not_ours(labels: dict[str, str]) -
     }
     meta["ownerReferences"] = [{"uid": "run", "controller": True}]
     now = datetime(2026, 11, 1, tzinfo=UTC)
-    assert not observe_job({"metadata": meta}, (), run_uid="run", now=now).ours
+    assert not observe_job(PYTORCHJOB, {"metadata": meta}, (), run_uid="run", now=now).ours
     meta["labels"]["modelcompression.io/attempt"] = "1"
-    assert observe_job({"metadata": meta}, (), run_uid="run", now=now).ours
+    assert observe_job(PYTORCHJOB, {"metadata": meta}, (), run_uid="run", now=now).ours

@@ -12,8 +12,8 @@ from tests.support.waiting import until_async
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.templates import TemplatePolicy
 from compression_operator.backends.pods.platform_defaults import JobDefaults
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.runs import with_image
-from compression_operator.kube.client import PYTORCHJOBS
 
 
 def run(named: str | None, so_far: str | None) -> CompressionRun:

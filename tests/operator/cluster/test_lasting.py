@@ -12,11 +12,12 @@ from http_server import Answer
 from jobs_world import manifest
 from tests.support.waiting import until_async
 
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.lasting import Lasting
 from compression_operator.cluster.repeats import Repeats
 from compression_operator.cluster.service import Service
 from compression_operator.core.troubles import API_SERVER_UNAVAILABLE, FORBIDDEN, WEBHOOK_UNAVAILABLE
-from compression_operator.kube.client import EVENTS, PYTORCHJOBS, RUNS, ApiError
+from compression_operator.kube.client import EVENTS, RUNS, ApiError
 
 KEY = "default/demo"
 WORDS = (

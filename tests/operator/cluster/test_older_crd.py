@@ -18,8 +18,8 @@ from tests.support.waiting import until_async
 from compression_operator import __version__
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.schema import structural_schema
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.served_schema import DOCUMENT, decisive, lacking, sentence
-from compression_operator.kube.client import PYTORCHJOBS
 
 SPEC = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
 OWN = structural_schema(CompressionRun)

@@ -14,9 +14,10 @@ from jobs_world import manifest
 from test_resync import Comparing, play
 from tests.support.waiting import until_async
 
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.health import WatchHealth
 from compression_operator.kube.cache import version_of
-from compression_operator.kube.client import PYTORCHJOBS, RUNS, Kube, Listing, Resource
+from compression_operator.kube.client import RUNS, Kube, Listing, Resource
 
 KEPT = {"app.kubernetes.io/managed-by": "compression-operator"}
 

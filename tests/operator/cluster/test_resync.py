@@ -10,9 +10,10 @@ from api_world import RUN, ApiWorld, refused
 from http_server import Answer, served
 
 from compression_operator.backends.backend import job_group
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.resync import Place, Resync
 from compression_operator.kube.cache import Body, Cache
-from compression_operator.kube.client import PODS, PYTORCHJOBS, RUNS, Kube, Resource
+from compression_operator.kube.client import PODS, RUNS, Kube, Resource
 
 Fault = Callable[[str, str], Answer | None]
 

@@ -10,11 +10,12 @@ from jobs_world import START, World, manifest
 from looks import at, open_jobs
 from tests.support.waiting import until_async
 
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.undeleted import Undeleted
 from compression_operator.core.jobs import Decision, DeleteJob
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.troubles import FORBIDDEN, Trouble, held_up
-from compression_operator.kube.client import PYTORCHJOBS, RUNS, ApiError
+from compression_operator.kube.client import RUNS, ApiError
 
 KEY = "default/demo"
 WORDS = (

@@ -6,9 +6,9 @@ import pytest
 from jobs_world import World
 
 from compression_operator.api.run import GROUP
+from compression_operator.backends.kinds import PERMISSIONS
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, REASONS, REFUSED, Trouble, refusal, told
-from compression_operator.kube.client import PERMISSIONS
 
 TIME = datetime(2026, 11, 1, 12, tzinfo=UTC)
 TROUBLE = Trouble(FORBIDDEN, "cannot create")

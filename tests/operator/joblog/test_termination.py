@@ -14,7 +14,8 @@ from recordings import UID, Seen
 from recordings import states as recorded
 
 from compression_operator.api.status import StepState
-from compression_operator.backends.pytorchjob.observe import observe_job
+from compression_operator.backends.observe import observe_job
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
 from compression_operator.core.jobs import JobState, ObservedJob
 from compression_operator.joblog.termination import read_termination
 from compression_operator.local.jobfiles import JobFolder
@@ -29,7 +30,7 @@ def ended(case: str, message: str) -> ObservedJob:
     (pod,) = copy.deepcopy(list(seen.pods.values()))
     pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = message
     assert seen.job is not None
-    return observe_job(seen.job, [pod], run_uid=UID, now=seen.now + timedelta(minutes=5))
+    return observe_job(PYTORCHJOB, seen.job, [pod], run_uid=UID, now=seen.now + timedelta(minutes=5))
 
 
 def test_a_name_that_is_no_utf_8_does_not_hide_why_a_job_failed() -> None:

@@ -14,8 +14,9 @@ from http_server import Answer, Server, served
 from tests.support.waiting import until_async, within
 from yarl import URL
 
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.kopf_wiring import operate
-from compression_operator.kube.client import PODS, PYTORCHJOBS, RUNS, Resource
+from compression_operator.kube.client import PODS, RUNS, Resource
 from compression_operator.kube.watch_session import Openings
 
 JSON = {"Content-Type": "application/json"}

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from http_server import Answer, Server, served
 
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.service import Options, Service
-from compression_operator.kube.client import EVENTS, PYTORCHJOBS, RUNS, Resource
+from compression_operator.kube.client import EVENTS, RUNS, Resource
 
 Body = dict[str, Any]
 RUN = RUNS.path("default", "demo")

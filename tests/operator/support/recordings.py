@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from compression_operator.backends.pytorchjob.observe import FirstPods, first_pods, observe_job
+from compression_operator.backends.observe import FirstPods, first_pods, observe_job
+from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
 from compression_operator.core.jobs import ObservedJob
 
 Body = dict[str, Any]
@@ -46,8 +47,10 @@ class Seen:
         if self.job is None:
             return None
         pods = list(self.pods.values())
-        self.first = first_pods(self.job, pods, self.first)
-        return observe_job(self.job, pods, run_uid=UID, now=self.now + later, first=self.first, missed=missed)
+        self.first = first_pods(PYTORCHJOB, self.job, pods, self.first)
+        return observe_job(
+            PYTORCHJOB, self.job, pods, run_uid=UID, now=self.now + later, first=self.first, missed=missed
+        )
 
 
 def replay(sequence: Sequence[Body]) -> Iterator[ObservedJob]:

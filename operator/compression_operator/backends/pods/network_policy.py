@@ -8,16 +8,17 @@ import hashlib
 from typing import Any
 
 from compression_operator.api.run import API_VERSION, GROUP, KIND, CompressionRun
-from compression_operator.backends.pytorchjob.manifest import label_value
 from compression_operator.core.jobs import Job
 from compression_operator.kube.client import Permission, Resource
 from compression_pipeline.config import Phase
+
+from .jobpods import label_value
 
 Json = dict[str, Any]
 
 NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies")
 PERMISSION = Permission(NETWORK_POLICIES.group, "networkpolicies", ("create",))
-"""What the operator needs beside kube.PERMISSIONS, in every namespace that it watches, where jobs get policies."""
+"""What the operator needs beside kinds.PERMISSIONS, in every namespace that it watches, where jobs get policies."""
 
 DNS: Json = {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
 """OpenShift's listens on 5353, and a policy sees where a Service leads to."""

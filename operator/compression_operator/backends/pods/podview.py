@@ -1,21 +1,17 @@
 """What one pod tells of a job, read from its JSON. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from compression_operator.api.templates import CONTAINER
+from compression_operator.backends.kind import JobKind
 from compression_operator.core.jobs import Wait, WaitReason
 from compression_operator.joblog.termination import read_termination
 from compression_pipeline.config import ExitClass, Termination
 
-Json = Mapping[str, Any]
-EMPTY: Json = MappingProxyType({})
-
-REPLICA_TYPE = "training.kubeflow.org/replica-type"
-"""Label that the training operator puts on pods."""
+from .fields import EMPTY, Json, kept_metadata, mapping, mappings, when
 
 UNPULLED = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError", "InvalidImageName"})
 STUCK = {
@@ -28,19 +24,27 @@ STUCK = {
 PATIENCE = timedelta(seconds=60)
 """Time after which a wait is trouble: a Secret that is made a moment after the run, a node that frees a GPU."""
 
+CATCH_UP = timedelta(seconds=30)
+"""Time for which a job's word is taken to be ahead of what is known of its pods."""
+
 CREATING = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons while images are pulled or volumes are mounted: the kubelet does not say which."""
 
 LONG_PULL = timedelta(minutes=15)
 """Time to pull an image of 20 GB with some to spare; until then a pod that is being created is no trouble."""
 
-INIT_CONTAINER = "init-pytorch"
-"""The training operator's own, in workers: it waits until it can look up the master's name."""
-
-UNFOUND = "; it could not look up the master's name: has the master not started, or does a NetworkPolicy stop DNS?"
-
 UNANSWERED = timedelta(seconds=60)
 """Time beyond its end after which a pod that never ran is not waited for: nobody is there to say that it is gone."""
+
+
+def seen_pod(body: Json) -> dict[str, Any]:
+    """The part of a pod that is read here."""
+    node = mapping(body, "spec").get("nodeName")
+    return {
+        "metadata": kept_metadata(body),
+        "spec": {"nodeName": node} if node else {},
+        "status": dict(mapping(body, "status")),
+    }
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class PodView:
 
     name: str
     uid: str
+    slot: str  # its place in the job: its successor's too
     node: str | None
-    master: bool
+    leads: bool  # whether it is the one that publishes the artifact
     created: datetime | None
     placed: datetime | None  # when it got its node
     deleted: datetime | None  # when it was asked to go
@@ -72,8 +77,8 @@ class PodView:
         return self.termination.exit_class if self.termination else ExitClass.of_code(self.exit_code)
 
 
-def view(pod: Json, now: datetime) -> PodView:
-    """Read a pod."""
+def view(pod: Json, now: datetime, kind: JobKind) -> PodView:
+    """Read a pod of a job of this kind."""
     meta, status, name = mapping(pod, "metadata"), mapping(pod, "status"), str(mapping(pod, "metadata").get("name"))
     container = next((c for c in mappings(status, "containerStatuses") if c.get("name") == CONTAINER), EMPTY)
     terminated = mapping(container, "state", "terminated")
@@ -84,8 +89,9 @@ def view(pod: Json, now: datetime) -> PodView:
     return PodView(
         name=name,
         uid=str(meta.get("uid")),
+        slot=kind.slot(pod),
         node=mapping(pod, "spec").get("nodeName"),
-        master=mapping(meta, "labels").get(REPLICA_TYPE) == "master",
+        leads=kind.leads(pod),
         created=when(meta.get("creationTimestamp")),
         placed=_placed(pod),
         deleted=asked,
@@ -98,7 +104,7 @@ def view(pod: Json, now: datetime) -> PodView:
         lost=lost,
         disruption=f"pod {name}: its node {mapping(pod, 'spec').get('nodeName')} is lost"
         if lost
-        else _disruption(status, terminated, name),
+        else _disruption(status, terminated, name, kind.init_failures),
         waiting=_waiting(pod, name, now),
     )
 
@@ -145,7 +151,7 @@ def _node_silent(status: Json) -> bool:
     return ready.get("status") == "False" and not ready.get("reason")
 
 
-def _disruption(status: Json, terminated: Json, name: str) -> str:
+def _disruption(status: Json, terminated: Json, name: str, init_failures: Mapping[str, str]) -> str:
     target = _condition(status, "DisruptionTarget")
     if target.get("status") == "True":
         return _sentence(f"pod {name}: {target.get('reason')}", target.get("message"))
@@ -157,7 +163,7 @@ def _disruption(status: Json, terminated: Json, name: str) -> str:
         ended = mapping(container, "state", "terminated")
         if ended.get("exitCode"):
             what = f"pod {name}: init container {container.get('name')} ended with code {ended['exitCode']}"
-            return _sentence(what, _tail(ended)) + (UNFOUND if container.get("name") == INIT_CONTAINER else "")
+            return _sentence(what, _tail(ended)) + init_failures.get(str(container.get("name")), "")
     # The kubelet ends or refuses pods in many words (Evicted, NodeShutdown, Terminated, OutOfcpu, NodeAffinity,
     # UnexpectedAdmissionError, ...); what all have in common is a reason of the pod itself.
     if status.get("reason") and status.get("reason") != "DeadlineExceeded":
@@ -240,20 +246,3 @@ def _condition(status: Json, kind: str) -> Json:
 
 def _sentence(what: str, why: Any) -> str:
     return f"{what}: {why}" if why else what
-
-
-def mapping(body: Json | None, *path: str) -> Json:
-    """The object at a path; empty where there is none."""
-    for name in path:
-        body = cast(Json, (body or EMPTY).get(name) or EMPTY)
-    return body or EMPTY
-
-
-def mappings(body: Json, name: str) -> Sequence[Json]:
-    """A list of objects; empty where there is none."""
-    return cast(Sequence[Json], body.get(name) or ())
-
-
-def when(text: Any) -> datetime | None:
-    """A time of Kubernetes'."""
-    return datetime.fromisoformat(text) if isinstance(text, str) and text else None

@@ -1,8 +1,8 @@
-"""Why the pods of a job are not made: in the API server's words, which the training operator leaves in an Event.
+"""Why the pods of a job are not made: in the API server's words, which the job's controller leaves in an Event.
 
-The training operator tries again after pauses that double, up to a quarter of an hour, so that a job would wait for as
-long again as the trouble had lasted. A change of the job has it try at once: the operator makes one, of an annotation,
-as long as pods are missing.
+A controller tries again after pauses that double (the training operator's up to a quarter of an hour), so that a job
+would wait for as long again as the trouble had lasted. A change of the job has it try at once: the operator makes one,
+of an annotation, as long as pods are missing.
 """
 
 import logging
@@ -13,12 +13,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from compression_operator.api.run import GROUP
-from compression_operator.backends.pytorchjob.observe import CATCH_UP
+from compression_operator.backends.kind import JobKind
 from compression_operator.core.jobs import Decision, ObservedJob, WaitReason
-from compression_operator.kube.client import EVENTS, PYTORCHJOBS, ApiError, Kube
+from compression_operator.kube.client import EVENTS, ApiError, Kube
 from compression_operator.kube.denied_permissions import Denials
 
-from .podview import EMPTY, INIT_CONTAINER, mapping
+from .fields import EMPTY, mapping
+from .podview import CATCH_UP
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +28,8 @@ LOOK = timedelta(seconds=10)
 else a job may wait for.
 """
 
-FAILED_CREATE = "FailedCreatePod"
-"""Reason of the training operator's Events."""
-
 TRIED_AGAIN = f"{GROUP}/pods-asked-again"
-"""Annotation of jobs: when the operator last had the training operator try again."""
-
-HINT = (
-    f"; the init container {INIT_CONTAINER} is the training operator's, which gives it no securityContext: give it one "
-    "by the training operator's template for it (README, On a cluster)"
-)
+"""Annotation of jobs: when the operator last had its controller try again."""
 
 
 class PodRefusals:
@@ -47,7 +40,7 @@ class PodRefusals:
         self._denials = denials
         self._asked: dict[str, tuple[datetime, str]] = {}  # by UID of the job: when, and what was said
 
-    async def told(self, job: ObservedJob, namespace: str, uid: str, now: datetime) -> ObservedJob:
+    async def told(self, job: ObservedJob, kind: JobKind, namespace: str, uid: str, now: datetime) -> ObservedJob:
         """The job, with the reason in what it waits for. What cannot be found out holds nothing up."""
         waiting = job.waiting
         if not _lacks_pods(job) or waiting is None:
@@ -57,9 +50,9 @@ class PodRefusals:
             return job
         asked, words = self._asked.get(uid, (None, ""))
         if asked is None or now - asked >= LOOK:
-            words = await self._words(namespace, job.name, uid) or words
+            words = await self._words(kind, namespace, job.name, uid) or words
             self._asked[uid] = now, words
-            await self._ask_again(namespace, job.name, now)
+            await self._ask_again(kind, namespace, job.name, now)
         if not words:
             return job
         message = f"{waiting.message.partition(': ')[0]}: {words}"
@@ -70,31 +63,31 @@ class PodRefusals:
         """The job has its pods, or is gone."""
         self._asked.pop(uid, None)
 
-    async def _words(self, namespace: str, name: str, uid: str) -> str:
-        fields = f"regarding.kind=PyTorchJob,regarding.name={name},reason={FAILED_CREATE}"
+    async def _words(self, kind: JobKind, namespace: str, name: str, uid: str) -> str:
         try:
             with self._denials.without(namespace, "why pods of a job cannot be made is not told"):
-                events = await self._kube.list(EVENTS, namespace, fields=fields)
+                events = await self._kube.list(EVENTS, namespace, fields=kind.event_fields(name))
         except ApiError as error:
             logger.debug("cannot read the events of job %s: %s", name, error)
             return ""
-        return refusal(events.items, uid)
+        return kind.explain(refusal(events.items, uid if kind.events_regard_job else None))
 
-    async def _ask_again(self, namespace: str, name: str, now: datetime) -> None:
+    async def _ask_again(self, kind: JobKind, namespace: str, name: str, now: datetime) -> None:
         body = {"metadata": {"annotations": {TRIED_AGAIN: f"{now:%Y-%m-%dT%H:%M:%SZ}"}}}
         try:
             with self._denials.without(namespace, "pods that could not be made are not asked for again at once"):
-                await self._kube.patch(PYTORCHJOBS, namespace, name, body)
+                await self._kube.patch(kind.resource, namespace, name, body)
         except ApiError as error:
             logger.debug("cannot have the pods of job %s asked for again: %s", name, error)
 
 
-def refusal(events: Iterable[Mapping[str, Any]], uid: str) -> str:
-    """What the newest Event says of why a pod of the job was refused; empty where none does. Pure."""
-    own = [event for event in events if mapping(event, "regarding").get("uid") == uid]
+def refusal(events: Iterable[Mapping[str, Any]], uid: str | None) -> str:
+    """What the newest Event says of why a pod was refused, of those of the object with the UID where one is given;
+    empty where none does. Pure.
+    """
+    own = [event for event in events if uid in (None, mapping(event, "regarding").get("uid"))]
     newest = max(own, key=_last, default=EMPTY)
-    words = re.sub(r"^Error creating: ", "", str(newest.get("note") or "")).strip()
-    return f"{words}{HINT}" if "violates PodSecurity" in words and f'"{INIT_CONTAINER}"' in words else words
+    return re.sub(r"^Error creating: ", "", str(newest.get("note") or "")).strip()
 
 
 def watched(decision: Decision, observed: Iterable[ObservedJob]) -> Decision:

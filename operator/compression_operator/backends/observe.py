@@ -1,9 +1,9 @@
-"""What a PyTorchJob and its pods tell, as an ObservedJob. Pure functions from JSON to values.
+"""What a job of any kind and its pods tell, as an ObservedJob. Pure functions from JSON to values.
 
-The training operator's own verdict is not enough: it recreates a vanished pod inside the same job, calls a job failed
-while a pod of it still writes a checkpoint, and learns two or three seconds late that a container has ended. So the
-pods are looked at, one by one. The two come by watches of their own: where the job's word is ahead of the pods', the
-pods' is waited for.
+A controller's own verdict is not enough. The training operator recreates a vanished pod inside the same job, calls a
+job failed while a pod of it still writes a checkpoint, and learns two or three seconds late that a container has ended.
+So the pods are looked at, one by one. The two come by watches of their own: where the job's word is ahead of the pods',
+the pods' is waited for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,37 +13,20 @@ from types import MappingProxyType
 from typing import Any
 
 from compression_operator.api.run import GROUP
-from compression_operator.backends.pods.podview import EMPTY, Json, PodView, mapping, mappings, view, wait, when
 from compression_operator.core.jobs import JobState, ObservedJob, Wait, WaitReason
 from compression_pipeline.config import ExitClass
 
-JOB_NAME = "training.kubeflow.org/job-name"
-"""Label that the training operator puts on pods."""
-
-REPLICAS = "pytorchReplicaSpecs"
-
-META = (
-    "creationTimestamp",
-    "deletionGracePeriodSeconds",
-    "deletionTimestamp",
-    "labels",
-    "name",
-    "namespace",
-    "ownerReferences",
-    "resourceVersion",
-    "uid",
-)
+from .kind import JobKind, JobView
+from .pods.fields import Json, controller_of, kept_metadata, mapping, when
+from .pods.podview import CATCH_UP, PodView, view, wait
 
 ENDLESS = datetime.max.replace(tzinfo=UTC)
 
 ADMISSION = "a quota, a LimitRange or another rule of admission"
-"""What keeps pods from being made; the training operator tells it in an Event of the job."""
-
-CATCH_UP = timedelta(seconds=30)
-"""Time for which a job's word is taken to be ahead of what is known of its pods."""
+"""What keeps pods from being made; the job's controller tells it in an Event."""
 
 SKEW = timedelta(seconds=60)
-"""What the clocks of the API server, the training operator and a node are off by at most. They need not agree: the
+"""What the clocks of the API server, a controller and a node are off by at most. They need not agree: the
 times of two of them are only compared with this margin.
 """
 
@@ -52,61 +35,44 @@ SETTLING = timedelta(seconds=5)
 
 
 FirstPods = Mapping[str, str | None]
-"""UIDs of the pods that a job began with, by name. Empty: of one that nobody saw; None: of one that its queue took."""
+"""UIDs of the pods that a job began with, by their place in it. Empty: of one that nobody saw; None: of one that its
+queue took.
+"""
 
 NONE_YET: FirstPods = MappingProxyType({})
 
 
-def seen_job(body: Json) -> Json:
-    """The part of a PyTorchJob that is read here; the rest isn't worth its memory."""
-    suspend = mapping(body, "spec", "runPolicy").get("suspend")
-    spec: dict[str, Any] = {"runPolicy": {"suspend": suspend}} if suspend else {}
-    replicas = mapping(body, "spec", REPLICAS)
-    if replicas:
-        spec[REPLICAS] = {kind: {"replicas": mapping(replicas, kind).get("replicas", 1)} for kind in replicas}
-    return {"metadata": _meta(body), "spec": spec, "status": dict(mapping(body, "status"))}
+def seen_job(kind: JobKind, body: Json) -> dict[str, Any]:
+    """The part of a job that is read here; the rest isn't worth its memory."""
+    return {"metadata": kept_metadata(body), **kind.keep(body)}
 
 
-def seen_pod(body: Json) -> Json:
-    """The part of a pod that is read here."""
-    node = mapping(body, "spec").get("nodeName")
-    return {
-        "metadata": _meta(body),
-        "spec": {"nodeName": node} if node else {},
-        "status": dict(mapping(body, "status")),
-    }
-
-
-def _meta(body: Json) -> Json:
-    meta = mapping(body, "metadata")
-    return {name: meta[name] for name in META if name in meta}
-
-
-def first_pods(body: Json, pods: Sequence[Json], known: FirstPods) -> FirstPods:
+def first_pods(kind: JobKind, body: Json, pods: Sequence[Json], known: FirstPods) -> FirstPods:
     """The pods that the job began with, given those that are known from earlier looks.
 
     Where none are known, for this operator has only just started, a pod that was made long after the job began to run
     is another's successor, whose UID nobody knows any more. A queue that suspends a job takes its pods: it begins anew.
     """
-    uid = mapping(body, "metadata").get("uid")
-    running = _conditions(body).get("Running", EMPTY)
-    ran = when(running.get("lastTransitionTime")) if running.get("status") == "True" and not known else None
+    seen = kind.view(body)
+    ran = seen.running.since if seen.running.holds and not known else None
     found: dict[str, str | None] = {}
-    for meta in (mapping(pod, "metadata") for pod in pods if _owner(pod) == uid):
+    for pod in pods:
+        meta = mapping(pod, "metadata")
         created = when(meta.get("creationTimestamp"))
-        if "deletionTimestamp" not in meta:
-            found[str(meta.get("name"))] = "" if ran and created and created > ran + SKEW else str(meta.get("uid"))
-    if mapping(body, "spec", "runPolicy").get("suspend"):
+        if kind.owns(body, pod) and "deletionTimestamp" not in meta:
+            found[kind.slot(pod)] = "" if ran and created and created > ran + SKEW else str(meta.get("uid"))
+    if seen.suspend:
         return dict.fromkeys({**known, **found})
     return {**found, **{name: first for name, first in known.items() if first is not None or name not in found}}
 
 
-def lacks_pod(body: Json, pods: Sequence[Json], first: FirstPods, now: datetime) -> bool:
+def lacks_pod(kind: JobKind, body: Json, pods: Sequence[Json], first: FirstPods, now: datetime) -> bool:
     """Whether a pod that the job had is not there (see observe_job)."""
-    return _job(body, pods, now, first, None).lacks_one
+    return _job(kind, body, pods, now, first, None).lacks_one
 
 
 def observe_job(
+    kind: JobKind,
     body: Json,
     pods: Sequence[Json],
     *,
@@ -122,11 +88,11 @@ def observe_job(
     was first seen to lack one that it had; nothing on the job tells.
     """
     meta, labels = mapping(body, "metadata"), mapping(body, "metadata", "labels")
-    job = _job(body, pods, now, first, missed)
+    job = _job(kind, body, pods, now, first, missed)
     own = job.pods
     state, interruption = _state(job, now)
     witness = job.witness
-    shown = witness or next((pod for pod in own if pod.master), None)
+    shown = witness or next((pod for pod in own if pod.leads), None)
     failed = state is JobState.FAILED
     over = failed or state is JobState.SUCCEEDED
     attempt = str(labels.get(f"{GROUP}/attempt", ""))
@@ -137,11 +103,11 @@ def observe_job(
         attempt=int(attempt) if attempt.isdecimal() else 0,
         state=state,
         alive=any(pod.alive for pod in own),
-        ours=_owner(body) == run_uid and f"{GROUP}/fingerprint" in labels and attempt.isdecimal(),
+        ours=controller_of(body) == run_uid and f"{GROUP}/fingerprint" in labels and attempt.isdecimal(),
         deleting=job.deleting,
         created=job.created,
         started=job.started,
-        ended=(_ended(job, mapping(body, "status"), witness) if over else None),
+        ended=_ended(job, witness) if over else None,
         termination=witness.termination if witness and over else None,
         exit_code=witness.exit_code if witness and over else None,
         interrupted=failed and bool(interruption),
@@ -153,17 +119,17 @@ def observe_job(
     )
 
 
-def left_over(pods: Sequence[Json], now: datetime) -> ObservedJob | None:
+def left_over(kind: JobKind, pods: Sequence[Json], now: datetime) -> ObservedJob | None:
     """A job that is gone while pods of it still write a checkpoint: it is being deleted, and not by us, who keep a job
     in sight until its pods have ended. None where no pod lives that a job owns.
     """
-    living = [pod for pod in pods if _owner(pod) is not None and view(pod, now).alive]
+    living = [pod for pod in pods if controller_of(pod) is not None and view(pod, now, kind).alive]
     if not living:
         return None
     labels = mapping(living[0], "metadata", "labels")
     attempt = str(labels.get(f"{GROUP}/attempt", ""))
     return ObservedJob(
-        name=str(labels.get(JOB_NAME)),
+        name=str(labels.get(kind.job_label)),
         step=str(labels.get(f"{GROUP}/step", "")),
         fingerprint=str(labels.get(f"{GROUP}/fingerprint", "")),
         attempt=int(attempt) if attempt.isdecimal() else 0,
@@ -174,16 +140,17 @@ def left_over(pods: Sequence[Json], now: datetime) -> ObservedJob | None:
     )
 
 
-def _job(body: Json, pods: Sequence[Json], now: datetime, first: FirstPods, missed: datetime | None) -> "_Job":
+def _job(
+    kind: JobKind, body: Json, pods: Sequence[Json], now: datetime, first: FirstPods, missed: datetime | None
+) -> "_Job":
     meta = mapping(body, "metadata")
     return _Job(
+        kind=kind,
         name=str(meta.get("name")),
-        conditions=_conditions(body),
-        suspended=bool(mapping(body, "spec", "runPolicy").get("suspend")),
+        said=kind.view(body),
         deleting="deletionTimestamp" in meta,
         created=when(meta.get("creationTimestamp")),
-        pods=[view(pod, now) for pod in pods if _owner(pod) == meta.get("uid")],
-        nodes=sum(int(one.get("replicas", 1)) for one in mapping(body, "spec", REPLICAS).values()),
+        pods=[view(pod, now, kind) for pod in pods if kind.owns(body, pod)],
         first=first,
         missed=missed,
     )
@@ -193,32 +160,25 @@ def _job(body: Json, pods: Sequence[Json], now: datetime, first: FirstPods, miss
 class _Job:
     """A job, and what its pods' ends say together."""
 
+    kind: JobKind
     name: str
-    conditions: Mapping[str, Json]
-    suspended: bool
+    said: JobView
     deleting: bool
     created: datetime | None
     pods: Sequence[PodView]
-    nodes: int  # pods that it is to have
     first: FirstPods
     missed: datetime | None
-
-    def holds(self, kind: str) -> bool:
-        return self.conditions.get(kind, EMPTY).get("status") == "True"
-
-    def since(self, kind: str) -> datetime | None:
-        return when(self.conditions.get(kind, EMPTY).get("lastTransitionTime"))
 
     @property
     def started(self) -> datetime | None:
         """When the last of its pods started. Until then those that run only wait for it, and that is not running."""
         times = [pod.started for pod in self.pods if pod.started]
-        return max(times) if times and len(times) == max(self.nodes, len(self.pods)) else None
+        return max(times) if times and len(times) == max(self.said.pods, len(self.pods)) else None
 
     @property
     def done(self) -> bool:
-        """Whether the master has published its artifact."""
-        return any(pod.master and pod.exit_code == 0 and pod.exit_class is ExitClass.DONE for pod in self.pods)
+        """Whether the pod that publishes has published its artifact."""
+        return any(pod.leads and pod.exit_code == 0 and pod.exit_class is ExitClass.DONE for pod in self.pods)
 
     @property
     def failures(self) -> list[PodView]:
@@ -244,27 +204,27 @@ class _Job:
         if self.replaced:
             return "a pod vanished and was made anew; the attempt goes on from its newest checkpoint in a new job"
         # Pods that fail by themselves stay; only those that somebody removed are not there to tell.
-        ran = self.since("Running") is not None
-        if self.holds("Failed") and ran and not failures and not any(pod.alive or pod.exit_code for pod in self.pods):
+        ran = self.said.running.since is not None
+        if self.said.failed.holds and ran and not failures and not any(pod.alive or pod.exit_code for pod in self.pods):
             return "a pod vanished"
         return ""
 
     @property
     def replaced(self) -> bool:
-        """Whether a pod was made anew, so that the attempt cannot go on, whatever the training operator says."""
-        return any(self.first.get(pod.name) not in (None, pod.uid) for pod in self.pods)
+        """Whether a pod was made anew, so that the attempt cannot go on, whatever its controller says."""
+        return any(self.first.get(pod.slot) not in (None, pod.uid) for pod in self.pods)
 
     @property
     def witness(self) -> PodView | None:
-        """The pod whose end tells most: one that failed on its own account, else any that failed, else the master."""
+        """The pod whose end tells most: one that failed by itself, else any that failed, else the leader."""
         ended = [pod for pod in self.pods if pod.exit_code is not None]
         failed = self.failures or sorted((pod for pod in ended if pod.exit_code), key=lambda pod: str(pod.ended))
-        return next(iter(failed), None) or next((pod for pod in ended if pod.master), None)
+        return next(iter(failed), None) or next((pod for pod in ended if pod.leads), None)
 
     @property
     def queued(self) -> bool:
         """Whether its queue has it wait."""
-        return self.suspended or (self.holds("Suspended") and not self.pods)
+        return self.said.suspend or (self.said.suspended.holds and not self.pods)
 
     @property
     def waiting(self) -> Wait | None:
@@ -272,9 +232,9 @@ class _Job:
         if self.queued or self.deleting:
             return None
         found = [pod.waiting for pod in self.pods if pod.waiting]
-        if not found and self.created is not None and len(self.pods) < max(self.nodes, 1):
+        if not found and self.created is not None and len(self.pods) < max(self.said.pods, 1):
             # A queue that has let it go on has had it wait until now.
-            since = self.missed if self.lacks_one else max(filter(None, (self.created, self.since("Suspended"))))
+            since = self.missed if self.lacks_one else max(filter(None, (self.created, self.said.suspended.since)))
             return wait(WaitReason.PODS_NOT_CREATED, self._unmade(), since, told_after=CATCH_UP) if since else None
         return min(found, key=lambda one: (one.counts_from or ENDLESS, one.told_from, one.message), default=None)
 
@@ -289,26 +249,27 @@ class _Job:
     @property
     def lacks_one(self) -> bool:
         """Whether a pod that it had is not there: it is told to have ended in a moment, is made anew, or cannot be."""
-        had = {name for name, first in self.first.items() if first is not None}
-        if had - {pod.name for pod in self.pods}:
+        had = {slot for slot, first in self.first.items() if first is not None}
+        if had - {pod.slot for pod in self.pods}:
             return True
-        ran, let_go = self.since("Running"), self.since("Suspended")
-        return not self.pods and (self.holds("Running") or (ran is not None and (let_go is None or ran > let_go)))
+        ran, let_go = self.said.running.since, self.said.suspended.since
+        return not self.pods and (self.said.running.holds or (ran is not None and (let_go is None or ran > let_go)))
 
     def _unmade(self) -> str:
-        reason = f"`kubectl describe pytorchjob {self.name}` has the reason"
+        reason = f"`kubectl describe {self.kind.name.lower()} {self.name}` has the reason"
+        makes = self.kind.info.controller
         if self.lacks_one:
             gone = "a pod that it had is gone and has not been made anew"
-            return f"{gone}: {ADMISSION} refuses it, or the training operator does not run; {reason}"
+            return f"{gone}: {ADMISSION} refuses it, or {makes} does not run; {reason}"
         if self.pods:
-            so_few = f"only {len(self.pods)} of its {self.nodes} pods have been made"
+            so_few = f"only {len(self.pods)} of its {self.said.pods} pods have been made"
             return f"{so_few}: {ADMISSION} refuses the others perhaps; {reason}"
         none = "no pods have been made for it"
-        return f"{none}: {ADMISSION} refuses them, or the training operator does not run; {reason}"
+        return f"{none}: {ADMISSION} refuses them, or {makes} does not run; {reason}"
 
     def _removed(self, pod: PodView, failures: Sequence[PodView]) -> bool:
-        """Whether the pod was deleted by somebody else than the training operator, which cleans up after a failure."""
-        if pod.deleted is None or self.deleting or self.suspended:
+        """Whether the pod was deleted by somebody else than the job's controller, which cleans up after a failure."""
+        if pod.deleted is None or self.deleting or self.said.suspend:
             return False
         latest = pod.deleted + SKEW
         return not any(other is not pod and other.ended and other.ended <= latest for other in failures)
@@ -319,19 +280,19 @@ def _state(job: _Job, now: datetime) -> tuple[JobState, str]:
     going_on = JobState.RUNNING if job.started else JobState.PENDING
     if job.done:
         return JobState.SUCCEEDED, ""
-    if job.holds("Succeeded"):
-        behind = not any(pod.master and pod.exit_code is not None for pod in job.pods)
-        behind = behind and _fresh(job.since("Succeeded"), now)
+    if job.said.succeeded.holds:
+        behind = not any(pod.leads and pod.exit_code is not None for pod in job.pods)
+        behind = behind and _fresh(job.said.succeeded.since, now)
         return (going_on if behind else JobState.SUCCEEDED), ""
-    if job.suspended and not job.holds("Failed"):
+    if job.said.suspend and not job.said.failed.holds:
         return JobState.PENDING, ""
     interruption, failures = job.interruption, job.failures
     ended_badly = [pod for pod in job.pods if pod.exit_code]
     lost = any(pod.lost for pod in job.pods)
-    if not (job.holds("Failed") or job.replaced or ended_badly or lost):
+    if not (job.said.failed.holds or job.replaced or ended_badly or lost):
         return going_on, ""
     told = ended_badly or (interruption and (job.first or job.pods))
-    if job.holds("Failed") and not told and _fresh(job.since("Failed"), now):
+    if job.said.failed.holds and not told and _fresh(job.said.failed.since, now):
         return going_on, ""  # its pods' end is not known yet
     if failures and failures[0].exit_class is not ExitClass.USER_ERROR and not interruption:
         first = min((pod.ended for pod in ended_badly if pod.ended), default=None)
@@ -351,7 +312,7 @@ def _message(job: _Job, state: JobState, interruption: str, witness: PodView | N
             return interruption
         if witness is not None:
             return "" if witness.termination else witness.last_words
-        return str(job.conditions.get("Failed", EMPTY).get("message", ""))
+        return job.said.failed.message
     if state is JobState.SUCCEEDED:
         return ""
     if job.queued:
@@ -359,17 +320,7 @@ def _message(job: _Job, state: JobState, interruption: str, witness: PodView | N
     return job.waiting.message if job.waiting and job.waiting.told_from <= now else ""
 
 
-def _ended(job: _Job, status: Json, witness: PodView | None) -> datetime | None:
-    """When it ended. A permanent failure may leave completionTime empty (training operator 1.9)."""
-    verdict = job.since("Succeeded") or job.since("Failed")
-    return (witness.ended if witness else None) or when(status.get("completionTime")) or verdict
-
-
-def _conditions(body: Json) -> dict[str, Json]:
-    return {str(condition["type"]): condition for condition in mappings(mapping(body, "status"), "conditions")}
-
-
-def _owner(body: Json) -> str | None:
-    """UID of the controlling owner."""
-    references = mappings(mapping(body, "metadata"), "ownerReferences")
-    return next((str(ref.get("uid")) for ref in references if ref.get("controller")), None)
+def _ended(job: _Job, witness: PodView | None) -> datetime | None:
+    """When it ended."""
+    verdict = job.said.succeeded.since or job.said.failed.since
+    return (witness.ended if witness else None) or job.said.completed or verdict
