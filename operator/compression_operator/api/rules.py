@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from compression_pipeline.config import Rule, TrainingConfig
 from compression_pipeline.config.base import cel_format, cel_indivisible, indivisible
+from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
 
 if TYPE_CHECKING:
     from .spec import CompressionRunSpec, PhaseSettings
@@ -37,10 +39,8 @@ def spec_rules() -> tuple[Rule, ...]:
         _splits_over_ranks("finetune"),
         _splits_over_ranks("distill"),
         _students_split_over_ranks(),
-        _unreachable("teacher.model", World.CLUSTER),
-        _unreachable("dataset.source", World.CLUSTER),
-        _unreachable("teacher.model", World.LOCAL),
-        _unreachable("dataset.source", World.LOCAL),
+        *_reachable(World.CLUSTER),
+        *_reachable(World.LOCAL),
         Rule(
             "storage",
             lambda spec: _STORAGE if spec.storage is None else None,
@@ -139,15 +139,22 @@ def _students_split_over_ranks() -> Rule:
     )
 
 
-def _unreachable(path: str, world: World) -> Rule:
-    """A source that `world` has no way to."""
-    scheme, sentence = {
-        World.CLUSTER: ("file:", "file: is for local runs; on a cluster use hf://owner/name or pvc://claim/path"),
-        World.LOCAL: ("pvc://", "pvc:// is for clusters; local runs use hf://owner/name or file:path"),
+def _reachable(world: World) -> Iterator[Rule]:
+    """No source is of a kind that `world` has no way to."""
+    for scheme in unreachable_from(world.value):
+        yield _is_not("teacher.model", "model", scheme, world)
+        yield _is_not("dataset.source", "dataset", scheme, world)
+
+
+def _is_not(path: str, role: Role, scheme: SourceScheme, world: World) -> Rule:
+    others = forms(role, world.value)
+    sentence = {
+        World.CLUSTER: f"{scheme.prefix} is for local runs; on a cluster use {others}",
+        World.LOCAL: f"{scheme.prefix} is for clusters; local runs use {others}",
     }[world]
     part, field = path.split(".")
 
     def check(spec: CompressionRunSpec) -> str | None:
-        return sentence if getattr(getattr(spec, part), field).startswith(scheme) else None
+        return sentence if getattr(getattr(spec, part), field).startswith(scheme.prefix) else None
 
-    return Rule(path, check, f"!self.{path}.startsWith('{scheme}')", sentence=sentence, where=world.value)
+    return Rule(path, check, f"!self.{path}.startsWith('{scheme.prefix}')", sentence=sentence, where=world.value)

@@ -19,6 +19,7 @@ from compression_pipeline.config import (
     TrainingConfig,
     ValidationConfig,
 )
+from compression_pipeline.config.schemes import in_words, needed_secrets
 
 from .job_kinds import DEFAULT_JOB_KIND, JOB_KINDS, known_job_kind
 from .pods import (
@@ -45,7 +46,7 @@ class Teacher(TeacherConfig):
     secret_ref: SecretKeyRef | None = Field(
         default=None,
         description="Hub token for a gated teacher or dataset; only prepare sees it. White space around it is left "
-        "out. Local runs take HF_TOKEN from the environment.",
+        f"out. Local runs take {in_words(needed_secrets(), ' and ')} from the environment.",
     )
 
 

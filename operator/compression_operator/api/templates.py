@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
 
+from compression_pipeline.config.schemes import SCHEMES
+
 from .pods import SECURITY_ANNOTATION
 from .shapes import (
     LARGEST_ID,
@@ -66,10 +68,17 @@ SELINUX_TYPES = ("container_t", "container_init_t", "container_kvm_t", "containe
 OUR_VOLUMES = r"^(store|shared-memory|tmp|ca-bundle|source-[0-9a-f]{10})$"
 OUR_MOUNTS = r"^/+(compression|sources|tmp|dev/+shm|etc/+compression)(/|$)"
 OUR_VARIABLES = {
-    "HF_TOKEN": "set teacher.secretRef, which only prepare sees",
-    "HUGGING_FACE_HUB_TOKEN": "set teacher.secretRef, which only prepare sees",
+    **{
+        name: "set teacher.secretRef, which only prepare sees"
+        for scheme in SCHEMES.values()
+        for name in (*scheme.secrets, *scheme.also_secret)
+    },
     "COMPRESSION_CONFIG": "the operator sets it",
-    "HF_HUB_OFFLINE": "the operator sets it: prepare alone may reach the Hub",
+    **{
+        name: f"the operator sets it: prepare alone may reach {scheme.server}"
+        for scheme in SCHEMES.values()
+        for name in scheme.offline
+    },
     "HOME": "the operator sets it, for the root file system is read-only",
     "PYTHONUNBUFFERED": "the operator sets it",
 }

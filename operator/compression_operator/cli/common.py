@@ -62,12 +62,13 @@ def load_local(file: Path, overrides: Sequence[str]) -> CompressionRun:
     """The manifest as a local run takes it. Raises InvalidManifest, also where a local file isn't there."""
     run = load(file, World.LOCAL, overrides)
     faults = [
-        Fault(str(file), path, _why_no_files(local_path(source, source_root(file))))
-        for path, source in (
+        Fault(str(file), field, _why_no_files(path))
+        for field, source in (
             ("spec.teacher.model", run.spec.teacher.model),
             ("spec.dataset.source", run.spec.dataset.source),
         )
-        if source.startswith("file:") and not any(local_files(source, source_root(file)))
+        if (path := local_path(source, source_root(file))) is not None
+        and not any(local_files(source, source_root(file)))
     ]
     if faults:
         raise InvalidManifest(faults)
@@ -79,7 +80,7 @@ def _why_no_files(path: Path) -> str:
 
 
 def source_root(file: Path) -> Path:
-    """What the manifest's `file:` sources are relative to."""
+    """What the manifest's sources on this machine are relative to."""
     return file.absolute().parent
 
 

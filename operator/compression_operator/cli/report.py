@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compression_operator.local.machine import HUB_VARIABLES
 from compression_operator.local.workdir import Workdir
+from compression_pipeline.config.schemes import offline_variables, passed_variables
 
 from .common import Code, complain, find_workdir
 
@@ -40,6 +40,6 @@ def build_report(workdir: Workdir, *, anew: bool = False) -> Path:
         check=True,
         capture_output=True,
         text=True,
-        env={k: v for k, v in os.environ.items() if k not in HUB_VARIABLES} | {"HF_HUB_OFFLINE": "1"},
+        env={k: v for k, v in os.environ.items() if k not in passed_variables()} | offline_variables(),
     )
     return path

@@ -19,6 +19,7 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import Job, JobState, ObservedJob, Wait, WaitReason
 from compression_operator.joblog.lines import ProgressReader
 from compression_pipeline.config import TERMINATION_VARIABLE, ExitClass, Phase, Termination
+from compression_pipeline.config.schemes import manifest_roots
 
 from . import disk_space as space
 from . import machine, processes
@@ -322,7 +323,7 @@ class LocalBackend:
             "threads": threads,
         }
         if job.phase is Phase.PREPARE:
-            filled["source_roots"] = {"file": str(self._place.source_root.absolute())}
+            filled["source_roots"] = manifest_roots(self._place.source_root.absolute())
             filled["aside"] = [str(path) for path in self._place.aside]
         return filled
 

@@ -37,8 +37,8 @@ def bytes_needed(
     match config:
         case PrepareJob():
             # The teacher is copied; tokens take about as many bytes as their text.
-            sources = (config.teacher.model, config.dataset.source)
-            written = sum(path.stat().st_size for source in sources for path in local_files(source, source_root, aside))
+            files = (path for source in config.sources for path in local_files(source, source_root, aside))
+            written = sum(path.stat().st_size for path in files)
         case FinetuneJob():
             written = teacher * (WEIGHT + _checkpoints(config.finetune))
         case PruneJob():

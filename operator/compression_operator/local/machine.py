@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compression_pipeline.config import CONFIG_VARIABLE, TERMINATION_VARIABLE, Phase
+from compression_pipeline.config.schemes import offline_variables, passed_variables
 
 EXIT_WITH_PARENT_VARIABLE = "COMPRESSION_EXIT_WITH_PARENT"
-HUB_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT")
-"""What prepare needs to reach the Hub; no other phase sees it."""
-
 PASSED_ON = frozenset(
     {
         "CUDA_DEVICE_ORDER",  # which devices the numbers in CUDA_VISIBLE_DEVICES are
@@ -40,14 +38,14 @@ def environment(
 ) -> dict[str, str]:
     """The environment of a job: what it needs of `own`, and nothing else.
 
-    Only prepare gets the network's settings and the Hub's token; the others are told to stay offline. `gpus` are the
+    Only prepare gets the network's settings and what opens sources; the others are told to stay offline. `gpus` are the
     devices that the job may use, none of the others.
     """
     kept = {k: v for k, v in own.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
     if phase is Phase.PREPARE:
-        kept |= {k: v for k, v in own.items() if k in HUB_VARIABLES or k in NETWORK}
+        kept |= {k: v for k, v in own.items() if k in passed_variables() or k in NETWORK}
     else:
-        kept["HF_HUB_OFFLINE"] = "1"
+        kept |= offline_variables()
     return kept | {
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         CONFIG_VARIABLE: config,

@@ -20,6 +20,7 @@ from typing import Any
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.plan import plan_of
 from compression_pipeline.config import Phase
+from compression_pipeline.config.schemes import Role, caches, scheme_of
 from compression_pipeline.store import verified
 
 LIVE = timedelta(hours=1)
@@ -30,9 +31,8 @@ _MARKER = re.compile(rf"({_ARTIFACT.pattern})\.json|\.{_ARTIFACT.pattern}\.[0-9a
 _ASIDE = re.compile(r"\.(?:damaged|removing)-.+")
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _REMOVING = ".removing-"
-_HUB = "hf://"
 _DOWNLOAD = re.compile(r"(?:models|datasets)--.+")
-"""As huggingface_hub names the folders of its cache."""
+"""As `SourceScheme.download` names folders, and huggingface_hub those of its cache."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,12 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
             if artifact not in found:
                 found.add(artifact)
                 waiting += _inputs(artifact)
-        for kind, source in (("models", run.spec.teacher.model), ("datasets", run.spec.dataset.source)):
-            if source.startswith(_HUB):
-                found.add(store / "hub" / "--".join((kind, *source.removeprefix(_HUB).split("/"))))
+        sources: dict[Role, str] = {"model": run.spec.teacher.model, "dataset": run.spec.dataset.source}
+        found |= {
+            store / scheme.cache / folder
+            for role, source in sources.items()
+            if (scheme := scheme_of(source)).cache and (folder := scheme.download(role, source))
+        }
     return frozenset(found)
 
 
@@ -92,8 +95,7 @@ def unused(store: Path, used: Iterable[Path], *, now: datetime, older_than: time
         *_named(store / "artifacts", _ASIDE),
         *_named(store / "work", _FINGERPRINT),
         *_named(store / "work", _ASIDE),
-        *_named(store / "hub", _DOWNLOAD),
-        *_named(store / "hub", _ASIDE),
+        *(folder for cache in caches() for form in (_DOWNLOAD, _ASIDE) for folder in _named(store / cache, form)),
     ):
         if folder in kept or folder.name.rpartition("-")[2] in keys:
             continue

@@ -121,6 +121,11 @@ class PrepareJob(JobConfig):
         "none either.",
     )
 
+    @property
+    def sources(self) -> tuple[str, str]:
+        """The teacher's and the dataset's."""
+        return self.teacher.model, self.dataset.source
+
 
 class FinetuneJob(JobConfig):
     """Correct the teacher. Its artifact: `model/`, the corrected teacher as a Hugging Face checkpoint."""

@@ -7,47 +7,38 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .base import ConfigModel, Operational, Rule
-
-SOURCE_PATTERN = (
-    r"^(hf://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?|file:.+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/.+)$"
-)
-"""`hf://owner/name`, `file:path` (local runs only, relative to the manifest) or `pvc://claim/path` (clusters only)."""
+from .schemes import SCHEMES, Role, forms, forms_with_notes, in_words, scheme_of, source_pattern
 
 
-def _is_a_source(path: str) -> Rule:
+def _source_rules(path: str, role: Role) -> tuple[Rule, ...]:
+    """The rules of a source in the field `path`, and of the field `revision` beside it."""
+    own = (rule for scheme in SCHEMES.values() if role in scheme.roles for rule in scheme.rules(path))
+    return (_is_a_source(path, role), _has_revisions("revision", path), *own)
+
+
+def _is_a_source(path: str, role: Role) -> Rule:
     """The field `path` is a source; a rule, not a pattern, so that the API server answers with a sentence."""
-    form = re.compile(SOURCE_PATTERN.removeprefix("^").removesuffix("$"))
-    return Rule.of(
-        path,
-        "should be hf://owner/name, pvc://claim/path (on a cluster) or file:path (local runs)",
-        lambda model: form.fullmatch(getattr(model, path)) is not None,
-        f"self.{path}.matches('{SOURCE_PATTERN}')",
-    )
+
+    def check(model: ConfigModel) -> str | None:
+        form = source_pattern(role).removeprefix("^").removesuffix("$")
+        return None if re.fullmatch(form, getattr(model, path)) else sentence()
+
+    def sentence() -> str:
+        return f"should be {forms(role, places=True)}"
+
+    return Rule(path, check, f"self.{path}.matches('{source_pattern(role)}')", sentence=sentence())
 
 
-def _hub_only(path: str, source: str) -> Rule:
-    """The field `path` makes sense only where the field `source` of the same object is on the Hub."""
-
-    def holds(model: ConfigModel) -> bool:
-        return getattr(model, path) is None or getattr(model, source).startswith("hf://")
-
-    return Rule.of(
-        path, "is for hf:// sources only; remove it", holds, f"!has(self.{path}) || self.{source}.startsWith('hf://')"
-    )
-
-
-def _stays_in_the_volume(path: str) -> Rule:
-    """A `pvc://claim/path` never leaves its claim."""
+def _has_revisions(path: str, source: str) -> Rule:
+    """The field `path`, a revision, makes sense only where the field `source` of the same object has revisions."""
 
     def holds(model: ConfigModel) -> bool:
-        source: str = getattr(model, path)
-        return not source.startswith("pvc://") or ".." not in source.split("/")
+        return getattr(model, path) is None or scheme_of(getattr(model, source)).revisions
 
+    prefixes = [scheme.prefix for scheme in SCHEMES.values() if scheme.revisions]
+    begins = " || ".join(f"self.{source}.startsWith('{prefix}')" for prefix in prefixes)
     return Rule.of(
-        path,
-        "leaves the volume; remove .. from the path",
-        holds,
-        f"!self.{path}.matches('^pvc://(.*/)?[.][.](/.*)?$')",
+        path, f"is for {in_words(prefixes, ' and ')} sources only; remove it", holds, f"!has(self.{path}) || {begins}"
     )
 
 
@@ -62,17 +53,13 @@ class DocumentFormat(StrEnum):
 class TeacherConfig(ConfigModel):
     """The model to compress."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        _is_a_source("model"),
-        _hub_only("revision", "model"),
-        _stays_in_the_volume("model"),
-    )
+    rules: ClassVar[tuple[Rule, ...]] = _source_rules("model", "model")
 
     model: str = Field(
         min_length=1,
         max_length=1024,
-        description="Hugging Face checkpoint to compress: hf://owner/name, pvc://claim/path on a cluster, or "
-        "file:path (relative to the manifest) for local runs. Safetensors only; code from the Hub is never run.",
+        description=f"Hugging Face checkpoint to compress: {forms_with_notes('model')}. Safetensors only; code from "
+        "the Hub is never run.",
     )
     revision: str | None = Field(
         default=None,
@@ -86,9 +73,7 @@ class DatasetConfig(ConfigModel):
     """The text that the teacher is corrected on and the students learn from."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        _is_a_source("source"),
-        _hub_only("revision", "source"),
-        _stays_in_the_volume("source"),
+        *_source_rules("source", "dataset"),
         Rule.of(
             "validationSplit",
             "is the training split; validation would measure what was trained on",
@@ -100,9 +85,9 @@ class DatasetConfig(ConfigModel):
     source: str = Field(
         min_length=1,
         max_length=1024,
-        description="Where the text is: hf://owner/name, pvc://claim/path or file:path. A file, a folder or a glob of "
-        ".txt (one document a file), .jsonl, .json (JSON Lines, too) or .parquet; .gz and .zst of those but the last. "
-        "Files belong to splits as Hugging Face's datasets reads them: by configs in the header of the folder's "
+        description=f"Where the text is: {forms('dataset')}. A file, a folder or a glob of .txt (one document a file), "
+        ".jsonl, .json (JSON Lines, too) or .parquet; .gz and .zst of those but the last. Files belong to splits as "
+        "Hugging Face's datasets reads them: by configs in the header of the folder's "
         "README.md where it has such, else by their names.",
     )
     config: str | None = Field(

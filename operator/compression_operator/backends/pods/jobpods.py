@@ -10,6 +10,7 @@ from compression_operator.api.spec import PhaseSettings, SecretKeyRef
 from compression_operator.api.templates import CONTAINER, PodTemplates
 from compression_operator.core.jobs import Job
 from compression_pipeline.config import CONFIG_VARIABLE, JobConfig, Phase, PrepareJob
+from compression_pipeline.config.schemes import claims_of, offline_variables, secret_keys
 
 from .platform_defaults import QUEUE_PREFIX, JobDefaults, asks_for_devices, completed
 from .podtemplate import defaulted, merge_under, secured
@@ -19,12 +20,10 @@ Json = dict[str, Any]
 STORE = "/compression"
 STORE_VOLUME = "store"
 CLAIMS = "/sources"
-"""Where prepare finds the claims that pvc:// sources name, one folder each, read-only."""
+"""Where prepare finds the claims that sources name, one folder each, read-only."""
 
 STOPPING_SECONDS = 15
 """Time of the pod's grace period that is left once the job's own is over: to say how it ended."""
-
-PVC = "pvc://"
 
 
 def job_metadata(run: CompressionRun, job: Job, defaults: JobDefaults) -> Json:
@@ -141,8 +140,8 @@ def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, s
 def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> list[Json]:
     settings = job.settings
     filled: Json = {"run_uid": run.metadata.uid or None, "store": STORE, "processes_per_node": ranks(settings)}
-    if job.phase is Phase.PREPARE:
-        filled["source_roots"] = {f"{PVC}{claim}": path for claim, path in claims.items()}
+    if isinstance(job.config, PrepareJob):
+        filled["source_roots"] = {root: claims[claim] for root, claim in claims_of(job.config.sources).items()}
     config = job.config.model_copy(update=filled)
     variables: dict[str, str] = {
         # Kubernetes takes $$ for $, and expands $(NAME).
@@ -154,13 +153,17 @@ def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> li
     }
     secret = run.spec.teacher.secret_ref
     if job.phase is not Phase.PREPARE:
-        variables["HF_HUB_OFFLINE"] = "1"
+        variables |= offline_variables()
     listed: list[Json] = [{"name": name, "value": value} for name, value in variables.items()]
-    return [*listed, _token(secret)] if job.phase is Phase.PREPARE and secret is not None else listed
+    return [*listed, *_secrets(secret, job.config)] if secret is not None else listed
 
 
-def _token(secret: SecretKeyRef) -> Json:
-    return {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
+def _secrets(secret: SecretKeyRef, config: JobConfig) -> list[Json]:
+    """What opens the sources that the job fetches, by reference."""
+    keys = secret_keys(config.sources, secret.key) if isinstance(config, PrepareJob) else {}
+    return [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": key}}} for name, key in keys.items()
+    ]
 
 
 def _resources(settings: PhaseSettings, gpu: str) -> Json:
@@ -208,8 +211,5 @@ def _claim_volume(run: CompressionRun, claim: str) -> str:
 
 def _claims(config: JobConfig) -> dict[str, str]:
     """The claims that a job reads its sources from -> where it finds them."""
-    if not isinstance(config, PrepareJob):
-        return {}
-    sources = (config.teacher.model, config.dataset.source)
-    claims = sorted({s.removeprefix(PVC).partition("/")[0] for s in sources if s.startswith(PVC)})
-    return {claim: f"{CLAIMS}/{claim}" for claim in claims}
+    sources = config.sources if isinstance(config, PrepareJob) else ()
+    return {claim: f"{CLAIMS}/{claim}" for claim in sorted(set(claims_of(sources).values()))}
