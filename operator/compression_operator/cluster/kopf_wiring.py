@@ -6,6 +6,7 @@ users' resources; `on.event` writes nothing.
 
 import asyncio
 import functools
+import itertools
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from compression_operator.kube.client import Resource, connect
 from compression_operator.kube.watch_session import Openings, Session, session
 from compression_operator.kube.watch_thread import Retries, keep_watching
 
-from .resync import WATCHED
+from .resync import selector_of
 from .service import Service
 
 STREAM_SECONDS = 600
@@ -43,7 +44,9 @@ class NotFound(Exception):
     """kopf has not found what is to be watched."""
 
 
-def registry_for(fed: Callable[[Resource, str | None, Body], object], openings: Openings) -> kopf.OperatorRegistry:
+def registry_for(
+    resources: Iterable[Resource], fed: Callable[[Resource, str | None, Body], object], openings: Openings
+) -> kopf.OperatorRegistry:
     """Handlers that call `fed`, in a registry of their own, and a login whose session tells `openings`."""
     registry = kopf.OperatorRegistry()
 
@@ -52,12 +55,12 @@ def registry_for(fed: Callable[[Resource, str | None, Body], object], openings: 
         # As kube.py does. What kopf tries by itself depends on what else is installed.
         return session(connect(), openings)
 
-    for resource, _selector in WATCHED:
+    for resource in resources:
         _watch(registry, fed, resource)
     return registry
 
 
-def settings_for() -> kopf.OperatorSettings:
+def settings_for(resources: Iterable[Resource]) -> kopf.OperatorSettings:
     """kopf's settings: watch what we ask for, write nothing, look at nothing else."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -68,8 +71,8 @@ def settings_for() -> kopf.OperatorSettings:
     settings.watching.inactivity_timeout = SILENT_SECONDS
     settings.watching.connect_timeout = CONNECT_SECONDS
     settings.networking.error_backoffs = Retries()
-    for resource, selector in WATCHED:
-        if selector is not None:
+    for resource in resources:
+        if selector := selector_of(resource):
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = selector
     return settings
 
@@ -143,10 +146,12 @@ async def _watch_all(
     `kopf.operator` waits then until every other watch has ended, and one that waits for credentials never does. Raises
     NotFound where there is no place of which all has been asked for after FINDING_SECONDS.
     """
-    openings = Openings([resource for resource, _ in WATCHED], namespaces or (None,), opened)
+    watched = service.watched()
+    resources = list(dict.fromkeys(itertools.chain(*watched.values())))
+    openings = Openings(watched, opened)
     tasks = await kopf.spawn_tasks(
-        registry=registry_for(functools.partial(loop.call_soon_threadsafe, service.fed), openings),
-        settings=settings_for(),
+        registry=registry_for(resources, functools.partial(loop.call_soon_threadsafe, service.fed), openings),
+        settings=settings_for(resources),
         clusterwide=not namespaces,
         namespaces=namespaces,
         standalone=True,

@@ -7,25 +7,31 @@ other.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from compression_operator.api.job_kinds import DEFAULT_JOB_KIND
 from compression_operator.backends.backend import SELECTOR
+from compression_operator.backends.kind import JobKind
 from compression_operator.backends.kinds import KINDS
+from compression_operator.backends.pods.fields import mapping
 from compression_operator.core.troubles import refusal
 from compression_operator.kube.cache import Body, Cache, version_of
-from compression_operator.kube.client import PODS, RUNS, ApiError, Kube, Resource
+from compression_operator.kube.client import RUNS, ApiError, Kube, Resource
 
 from .health import WatchHealth
 
 logger = logging.getLogger(__name__)
 
-WATCHED = ((RUNS, None), *((kind.resource, SELECTOR) for kind in KINDS.values()), (PODS, SELECTOR))
-"""Kinds and label selectors. Pods come last: what a job tells of its pods is never newer than what is known of them."""
-
 Place = str | None
 """A namespace; None: all of them."""
 
 Told = Callable[[Resource, Body], None]
+
+
+def selector_of(resource: Resource) -> str | None:
+    """The label selector by which it is listed and watched."""
+    return None if resource == RUNS else SELECTOR
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,10 @@ class Resync:
         gone: Told,
         returned: Callable[[], object],
     ) -> None:
-        """Of these namespaces; without any: of the whole cluster. `returned` is told when there is a resource that the
-        cluster did not know before, and when its state is an older one again: the watches have to begin anew then.
+        """Of these namespaces; without any: of the whole cluster. The caches are compared in their order; pods come
+        last: what a job tells of its pods is never newer than what is known of them. `returned` is told when the
+        watches have to begin anew: there is a resource that the cluster did not know before, a kind of job that it
+        does not have, or the cluster's state is an older one again.
         """
         self._kube = kube
         self._caches = caches
@@ -60,6 +68,8 @@ class Resync:
         self._gone = gone
         self._returned = returned
         self._watches = {(resource, place): WatchHealth() for resource in caches for place in self._places}
+        self._kinds = {kind.resource: kind for kind in KINDS.values()}
+        self._without: dict[Place, frozenset[Resource]] = {}  # kinds of job that a place does without
         self._denied: dict[Place, _Denial] = {}
         self._listed: dict[tuple[Resource, Place], int] = {}  # resourceVersion of the newest LIST
 
@@ -82,6 +92,13 @@ class Resync:
                 return f"the watch of {resource.plural}{where} missed a change {lag:.0f} s ago: it has gone silent"
         return None
 
+    def watched(self) -> dict[Place, list[Resource]]:
+        """What there is to be watched in each place. May be called from any thread."""
+        return {place: self._there(self._without.get(place, frozenset())) for place in self._places}
+
+    def _there(self, without: AbstractSet[Resource]) -> list[Resource]:
+        return [resource for resource in self._caches if resource not in without]
+
     @property
     def unusable(self) -> str | None:
         """Why nothing can be seen of any namespace; None where something can."""
@@ -101,10 +118,15 @@ class Resync:
         for place in self._places:
             listed = False
             try:
-                for resource, selector in WATCHED:
-                    went_back |= await self._compare(resource, selector, place, judge)
+                without: set[Resource] = set()
+                for resource in self._caches:
+                    try:
+                        went_back |= await self._compare(resource, place, judge)
+                    except ApiError as error:
+                        self._do_without(resource, place, error, without)
                 listed = True
-                await self._try_watches(place)
+                await self._try_watches(place, without)
+                self._note_missing(place, frozenset(without))
             except ApiError as error:
                 if error.passing:
                     failed = error
@@ -139,7 +161,7 @@ class Resync:
             for body in self._caches[RUNS].forget(place):
                 self._gone(RUNS, body)
 
-    async def _compare(self, resource: Resource, selector: str | None, place: Place, judge: bool) -> bool:
+    async def _compare(self, resource: Resource, place: Place, judge: bool) -> bool:
         """Compare one kind; whether its state is an older one again.
 
         A LIST that names no version is of a state no older than its request, from whichever API server: one that is
@@ -147,7 +169,7 @@ class Resync:
         """
         cache, newest = self._caches[resource], self._listed.get((resource, place), 0)
         known = {body["metadata"]["uid"]: version_of(body) for body in cache.all()}
-        found = await self._kube.list(resource, place, selector=selector, keep=cache.keep)
+        found = await self._kube.list(resource, place, selector=selector_of(resource), keep=cache.keep)
         self._listed[resource, place] = found.version
         older = (version_of(body) < known.get(body["metadata"]["uid"], 0) for body in found.items)
         went_back = found.version < newest or any(older)
@@ -168,11 +190,39 @@ class Resync:
             self._watches[resource, place].compare(listed, found.version, time.monotonic())
         return went_back
 
-    async def _try_watches(self, place: Place) -> None:
+    async def _try_watches(self, place: Place, without: set[Resource]) -> None:
         """Raises ApiError where a watch is refused: kopf tries again for ever, and tells nobody but the log."""
-        for resource, selector in WATCHED:
+        for resource in self._there(without):
             try:
-                await self._kube.watchable(resource, place, selector=selector)
+                await self._kube.watchable(resource, place, selector=selector_of(resource))
             except ApiError as error:
                 if not error.passing:
-                    raise
+                    self._do_without(resource, place, error, without)
+
+    def _do_without(self, resource: Resource, place: Place, error: ApiError, without: set[Resource]) -> None:
+        """Add a resource that cannot be listed or watched to what the place does without. Raises the error where it
+        cannot do without: anything but a kind of job that the cluster does not have, or that no run of the place names,
+        and the last kind that is left.
+        """
+        kind = self._kinds.get(resource)
+        if error.passing or kind is None or (error.code != 404 and self._named(kind, place)):
+            raise error
+        without.add(resource)
+        if without >= self._kinds.keys():
+            raise error
+
+    def _named(self, kind: JobKind, place: Place) -> bool:
+        """Whether a run of the place names the kind."""
+        runs = (run for run in self._caches[RUNS].all() if place in (None, run["metadata"]["namespace"]))
+        return any(mapping(run, "spec").get("backend", DEFAULT_JOB_KIND) == kind.name for run in runs)
+
+    def _note_missing(self, place: Place, without: frozenset[Resource]) -> None:
+        """Take note of the kinds of job that the place does without; where they are others, the watches begin anew."""
+        for resource in without:
+            self._watches[resource, place].forgive()  # no watch can tell what is not there
+        if without == self._without.get(place, frozenset()):
+            return
+        self._without[place] = without
+        names = ", ".join(f"{resource.plural}.{resource.group}" for resource in without) or "no kind of job"
+        logger.info("namespace %s does without %s", place or "(all)", names)
+        self._returned()

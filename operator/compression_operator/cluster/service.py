@@ -84,11 +84,8 @@ class Service:
     def __init__(self, options: Options) -> None:
         self._options = options
         jobs = job_caches()
-        self._caches: Mapping[Resource, Cache] = {
-            RUNS: Cache(lambda body: f"{body['metadata']['namespace']}/{label_value(body['metadata']['name'])}"),
-            **jobs,
-            PODS: pod_cache(),
-        }
+        runs = Cache(lambda body: f"{body['metadata']['namespace']}/{label_value(body['metadata']['name'])}")
+        self._caches: Mapping[Resource, Cache] = {RUNS: runs, **jobs, PODS: pod_cache()}
         self._unsynced: str | None = "the first look at the cluster is not done yet"
         self._unwatched: str | None = "the watches are not open yet"
         self._look = asyncio.Event()  # at the cluster, now and not when the period is over
@@ -119,6 +116,8 @@ class Service:
             gone=self._cleaned,
             returned=self.resources_returned.set,
         )
+        self.watched = self._resync.watched
+        """What there is to be watched, by namespace; under None where that is the whole cluster."""
         self._election = LeaderElection(self._kube, options.lease_namespace, options.lease_name, options.identity)
         self._runs = ClusterRuns(
             self._kube,

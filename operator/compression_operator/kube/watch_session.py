@@ -2,7 +2,7 @@
 it gets an HTTP session of ours (`kopf.AiohttpSession`), which hears of every request and of every answer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -16,13 +16,11 @@ from .client import Resource
 class Openings:
     """Waits until all resources of any one place are watched: of another place nothing may ever be seen."""
 
-    def __init__(
-        self, resources: Sequence[Resource], places: Iterable[str | None], opened: Callable[[], object]
-    ) -> None:
-        """Places are namespaces, or None alone for all of them. `opened` is told each time that a watch is opened, from
-        when the first place is complete.
+    def __init__(self, watched: Mapping[str | None, Sequence[Resource]], opened: Callable[[], object]) -> None:
+        """What is watched by place: a namespace, or None alone for all of them. `opened` is told each time that a watch
+        is opened, from when the first place is complete.
         """
-        paths = [{resource.path(place) for resource in resources} for place in places]
+        paths = [{resource.path(place) for resource in resources} for place, resources in watched.items()]
         self._unasked = [set(of_place) for of_place in paths]
         self._missing = paths
         self._opened = opened

@@ -81,6 +81,9 @@ class Listener:
     def fed(self, *_: object) -> None:
         pass
 
+    def watched(self) -> dict[str | None, list[Resource]]:
+        return {None: list(KINDS)}
+
     def watching(self, problem: str | None) -> None:
         self.problems.append(problem)
 
@@ -189,8 +192,8 @@ class Service:
                 break
             await asyncio.sleep(0.1)
     def fed(self, *_):
-        pass
-    watching = stop = fed
+        return {}
+    watching = watched = stop = fed
 async def operate():
     await main.operate(Service(), ())
 asyncio.run(operate())
@@ -205,7 +208,7 @@ print(log.getvalue())
 def test_one_place_that_is_wholly_watched_is_enough() -> None:
     """Of another namespace, which is gone or denied, nothing may ever be seen."""
     opened: list[bool] = []
-    openings = Openings(list(KINDS), ("a", "b"), lambda: opened.append(True))
+    openings = Openings({"a": list(KINDS), "b": list(KINDS)}, lambda: opened.append(True))
     urls = [URL(f"https://x/clusters/1{resource.path(place)}") for place in ("a", "b") for resource in KINDS]
     for number, url in enumerate(urls):
         assert bool(openings.unasked()) == (number < len(KINDS)), "of the first place alone, until all of it was asked"

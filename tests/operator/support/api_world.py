@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from http_server import Answer, Server, served
 
-from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
+from compression_operator.backends.kinds import KINDS
 from compression_operator.cluster.service import Options, Service
 from compression_operator.kube.client import EVENTS, RUNS, Resource
 
@@ -75,7 +75,7 @@ class ApiWorld(Server):
     def _get(self, path: str, _: Any) -> Answer:
         if path in self.objects:
             return 200, self.objects[path], {}
-        if path.rsplit("/", 1)[-1] in {resource.plural for resource in (RUNS, PYTORCHJOBS)} | {"pods"}:
+        if path.rsplit("/", 1)[-1] in {RUNS.plural, *(kind.resource.plural for kind in KINDS.values()), "pods"}:
             group, plural = path.split("/")[2], path.rsplit("/", 1)[-1]
             items = [
                 body for at, body in self.objects.items() if at.split("/")[2] == group and at.split("/")[-2] == plural
@@ -100,7 +100,8 @@ class ApiWorld(Server):
         return 200, self.put(path, known | body | {"metadata": known["metadata"] | body.get("metadata", {})}), {}
 
     def _delete(self, path: str, _: Any) -> Answer:
-        return 200, self.objects.pop(path), {}
+        body = self.objects.pop(path, None)
+        return (200, body, {}) if body is not None else self._get(path, None)
 
     def requests(self, method: str, path: str) -> int:
         """How many of these there were; `path` is what it begins with."""
