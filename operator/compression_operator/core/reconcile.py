@@ -179,10 +179,13 @@ class _Pass:
         makable = frozenset(planned.artifact for planned in steps.steps if planned.artifact)
         for planned in steps.steps[1:]:
             self._update(planned, makable)
-        for planned in steps.steps:
-            step = self._steps[planned.name]
-            if planned.artifact in self._missing and step.state is StepState.SUCCEEDED:
-                self._steps[step.name] = lost(step, planned.artifact)
+        while self._missing:
+            gone, self._missing = self._missing, set()
+            for planned in steps.steps:
+                step = self._steps[planned.name]
+                if planned.artifact in gone and step.state is StepState.SUCCEEDED:
+                    # A job that makes it anew may be there already: the status that told of it was lost.
+                    self._follow(lost(step, planned.artifact), planned, makable)
         return steps
 
     def _vouched(self, action: Action, steps: Plan, schedule: Schedule) -> Action:
@@ -204,7 +207,10 @@ class _Pass:
         step = planned_step(self._run.status.step(planned.name), planned)
         if planned.phase is Phase.PREPARE and self._status.resolved is None and step.state is StepState.SUCCEEDED:
             step = step.model_copy(update={"state": StepState.PENDING})  # what it found was lost
-        step = forgiven(step) if self._forgive else step
+        self._follow(forgiven(step) if self._forgive else step, planned, makable)
+
+    def _follow(self, step: Step, planned: PlannedStep, makable: frozenset[str]) -> None:
+        """Have the step told by its jobs."""
         jobs = [job for job in self._jobs.values() if job.step == planned.name]
         halt = self._run.spec.suspend
         followed = follow(step, jobs, planned.settings, self._now, halt=halt, makable=makable)

@@ -288,3 +288,20 @@ def test_an_artifact_that_no_step_makes_is_a_passing_fault(world: World) -> None
     world.faults["prune-width"] += 1
     world.look()
     assert step(world, "prune-width").failures == 1
+
+
+def test_a_job_that_makes_an_artifact_anew_counts_though_the_status_that_told_of_it_was_never_written(
+    world: World,
+) -> None:
+    """A second look at the same jobs changed the status: the first one overlooked the job."""
+    at(world, *PREPARED)
+    artifact = step(world, "prepare").artifact
+    assert artifact
+    world.lose(artifact)
+    (finetune,) = open_jobs(world)
+    world.start(finetune)
+    world.succeed(finetune)
+    assert created(world.look(crash_after=1)) == ["prepare"]
+    world.edit(suspend=True)
+    assert len(deleted(world.look())) == 1  # its own check looks twice
+    assert (step(world, "prepare").state, step(world, "prepare").attempt) == (StepState.PENDING, 2)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from jobs_world import World, manifest
+from jobs_world import World, manifest, student
 from looks import FINETUNED, PREPARED, at, created, finish, open_jobs, step
 
 from compression_operator.api.status import RunPhase, StepState
@@ -33,6 +33,16 @@ def test_of_an_input_that_an_older_image_made_nothing_is_told() -> None:
     (job, *_) = open_jobs(world)
     finetune = step(world, "finetune")
     assert config_of(world, job).expected == {finetune.artifact: finetune.digest}
+
+
+def test_students_that_ask_for_the_same_share_an_artifact_of_the_run() -> None:
+    """The second one's job set aside what the first one's had made, and made it anew, until both gave up."""
+    world = World(manifest(cache="Run", students=[student("a", hiddenSize=128), student("b", hiddenSize=128)]))
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+    assert step(world, "prune-a").digest == step(world, "prune-b").digest
+    assert [step(world, f"distill-{name}").cached for name in "ab"] == [False, True]
+    assert {name: world.made[name] for name in ("prune-a", "prune-b")} == {"prune-a": 1, "prune-b": 1}
 
 
 @pytest.mark.parametrize("cache", ["Run", "Store"])
