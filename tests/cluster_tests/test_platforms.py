@@ -82,3 +82,25 @@ def test_a_platform_that_chooses_the_ids_takes_the_pods_that_leave_them_to_it(na
             namespace.submit(jobTemplate=NOWHERE)
             (pod,) = until(namespace.pods, "the pod")
             assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["spec"]["securityContext"].keys()
+
+
+def test_the_init_container_of_jobs_of_several_pods_is_named_with_the_fix(namespace: Namespace, pods: str) -> None:
+    """The training operator's own template gives it no securityContext, so the restricted standard refuses the worker;
+    this cluster's has one, so a policy says here what the standard says to a container without.
+    """
+    probe = confined()
+    bare: Body = {**probe, "initContainers": [{"name": "init-pytorch", "image": "x"}]}
+    said = answer(namespace.api, namespace.name, bare)
+    standard = said[said.index("violates PodSecurity") :]
+    assert 'container "init-pytorch" must set securityContext.allowPrivilegeEscalation=false' in standard
+
+    def two_pods(body: Body) -> None:
+        body["spec"]["phases"]["finetune"]["nodes"] = 2
+
+    expression = "!object.spec.?initContainers.orValue([]).exists(c, c.name == 'init-pytorch')"
+    init = {**probe["containers"][0], "name": "init-pytorch"}
+    with admission(namespace, expression, standard, {**probe, "initContainers": [init]}), namespace.operator(pods):
+        # A master that waits for its place or its image would be told first.
+        namespace.submit(behaviour={"finetune": {"sleep": 600}}, edit=two_pods)
+        until(lambda: told(namespace, standard), lambda: f"the API server's words on {namespace.status()}")
+        assert told(namespace, "give it one by the training operator's template for it")
