@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import CONFIG_VARIABLE, JOBS, ExitClass, Phase
+from .config import CONFIG_VARIABLE, PHASES, ExitClass, Phase
 from .context import Context, StopFlag
 from .errors import MissingArtifact, PhaseError, port_taken
 from .faults import classify
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         outcome.write(folder, rank)
     try:
         phase = Phase(arguments[0])
-        job = JOBS[phase].model_validate_json(os.environ[CONFIG_VARIABLE])
+        job = PHASES[phase].job.model_validate_json(os.environ[CONFIG_VARIABLE])
         context = Context.of(job, stop=stop)
         result = importlib.import_module(f"compression_pipeline.phases.{phase.value}").run(job, context).to_json()
         context.events.result(result)

@@ -53,10 +53,10 @@ MODULES = {
 CODE = """
 import json, os
 from compression_pipeline.context import Context
-from compression_pipeline.config import JOBS, Phase
+from compression_pipeline.config import PHASES, Phase
 import importlib
 for phase, told in json.loads(os.environ["JOBS"]):
-    job = JOBS[Phase(phase)].model_validate(told)
+    job = PHASES[Phase(phase)].job.model_validate(told)
     importlib.import_module(f"compression_pipeline.phases.{phase}").run(job, Context.of(job))
 """
 

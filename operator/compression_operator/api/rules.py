@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from compression_pipeline.config import Rule, TrainingConfig
+from compression_pipeline.config import PHASES, Rule, TrainingConfig
 from compression_pipeline.config.base import cel_format, cel_indivisible, indivisible
 from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
 
@@ -36,8 +36,7 @@ def spec_rules() -> tuple[Rule, ...]:
             lambda spec: spec.evaluate is None,
             "!has(self.evaluate)",
         ),
-        _splits_over_ranks("finetune"),
-        _splits_over_ranks("distill"),
+        *(_splits_over_ranks(phase) for phase, spec in PHASES.items() if spec.trains),
         _students_split_over_ranks(),
         *_reachable(World.CLUSTER),
         *_reachable(World.LOCAL),

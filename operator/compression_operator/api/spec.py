@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from compression_pipeline.config import (
+    PHASES,
     Cache,
     ConfigModel,
     DatasetConfig,
@@ -334,8 +335,13 @@ class CompressionRunSpec(ConfigModel):
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training that the manifest asks for, by its field."""
-        found: dict[str, TrainingConfig] = {"finetune": self.finetune} if self.finetune else {}
-        if self.distill and not all(student.distill for student in self.students):
-            found["distill"] = self.distill
-        own = {f"students[{n}].distill": student.distill for n, student in enumerate(self.students)}
-        return found | {field: training for field, training in own.items() if training}
+        found: dict[str, TrainingConfig] = {}
+        for phase in (phase for phase, spec in PHASES.items() if spec.trains):
+            shared: TrainingConfig | None = getattr(self, phase)
+            own: dict[str, TrainingConfig | None] = {
+                f"students[{n}].{phase}": getattr(student, phase, None) for n, student in enumerate(self.students)
+            }
+            if shared and not all(own.values()):
+                found[phase.value] = shared
+            found |= {field: training for field, training in own.items() if training}
+        return found

@@ -2,22 +2,24 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field, model_validator
 
-from compression_pipeline.config import Architecture, ExportDtype, Family, Phase, Record, ResolvedSource
+from compression_pipeline.config import PHASES, Architecture, ExportDtype, Family, Phase, Record, ResolvedSource
 
 
 class RunPhase(StrEnum):
     """One word for the whole run: the phase of its earliest unfinished step."""
 
     PENDING = "Pending"
-    PREPARING = "Preparing"
-    FINETUNING = "Finetuning"
-    PRUNING = "Pruning"
-    DISTILLING = "Distilling"
-    EXPORTING = "Exporting"
+    vars().update({spec.under_way.upper(): spec.under_way for spec in PHASES.values()})
+    if TYPE_CHECKING:  # those that code and tests name
+        PREPARING = "Preparing"
+        FINETUNING = "Finetuning"
+        PRUNING = "Pruning"
+        DISTILLING = "Distilling"
+        EXPORTING = "Exporting"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     SUSPENDED = "Suspended"

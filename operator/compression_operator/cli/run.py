@@ -23,7 +23,7 @@ from compression_operator.local.jobfiles import JobFolder
 from compression_operator.local.runs import forget, submit
 from compression_operator.local.store_probe import is_whole
 from compression_operator.local.workdir import Workdir
-from compression_pipeline.config import Phase, Precision, TrainingConfig
+from compression_pipeline.config import PHASES, Phase, Precision
 
 from . import summary
 from .common import Code, complain, console, default_workdir, load_local, now, source_root, sources_digest
@@ -86,24 +86,20 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _without_gpu(run: CompressionRun, file: Path, gpus: Sequence[str]) -> Iterator[Fault]:
     """What needs a GPU and would get none: the engine refuses it too, but only after prepare and prune."""
-    spec = run.spec
-    trained: list[tuple[str, Phase, TrainingConfig | None]] = [
-        ("spec.finetune", Phase.FINETUNE, spec.finetune),
-        ("spec.distill", Phase.DISTILL, spec.distill),
-        *((f"spec.students[{n}].distill", Phase.DISTILL, s.distill) for n, s in enumerate(spec.students)),
-    ]
-    for path, phase, training in trained:
-        wanted = getattr(spec.phases, phase).gpus_per_node
-        if training is not None and training.precision is Precision.BF16 and not (gpus and wanted):
+    for path, training in run.spec.trainings().items():
+        phase = path.rpartition(".")[2]
+        wanted = getattr(run.spec.phases, phase).gpus_per_node
+        if training.precision is Precision.BF16 and not (gpus and wanted):
             why = f"spec.phases.{phase}.gpusPerNode is 0" if gpus else "none was found on this machine"
-            yield Fault(str(file), f"{path}.precision", f"BF16 needs a GPU and {why}; set Auto or FP32")
+            yield Fault(str(file), f"spec.{path}.precision", f"BF16 needs a GPU and {why}; set Auto or FP32")
 
 
 def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
     """Finished steps that must run again, because what they made is gone from the store, or damaged, and still needed.
 
-    Exports are needed; of the others, those that a step reads which is not finished. The rest may be gone. Files are
-    compared by their sizes only, which costs nothing. What is damaged is set aside by the step that makes it again.
+    What a run is made for (exports) is needed; of the others, those that a step reads which is not finished. The rest
+    may be gone. Files are compared by their sizes only, which costs nothing. What is damaged is set aside by the step
+    that makes it again.
     """
     states = {step.name: step for step in run.status.steps}
     same = run.status.observed_generation == run.metadata.generation
@@ -117,7 +113,7 @@ def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
         if not finished:
             wanted.add(step.name)
             continue
-        needed = step.phase is Phase.EXPORT or any(
+        needed = PHASES[step.phase].delivers or any(
             step.name in other.dependencies for other in planned.steps if other.name in wanted
         )
         artifact = known.artifact if known else None

@@ -5,15 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from compression_operator.api.status import CompressionRunStatus, Condition, RunPhase, Step, StepState
-from compression_pipeline.config import Phase
+from compression_pipeline.config import PHASES, Phase
 
-UNDER_WAY = {
-    Phase.PREPARE: RunPhase.PREPARING,
-    Phase.FINETUNE: RunPhase.FINETUNING,
-    Phase.PRUNE: RunPhase.PRUNING,
-    Phase.DISTILL: RunPhase.DISTILLING,
-    Phase.EXPORT: RunPhase.EXPORTING,
-}
 KINDS = ("Ready", "Progressing", "Degraded", "Suspended", "Reconciling", "Stalled")
 """The conditions of every run that was looked at."""
 
@@ -44,10 +37,10 @@ def run_phase(steps: Sequence[Step], *, suspended: bool) -> RunPhase:
         return RunPhase.SUCCEEDED if all(step.state is StepState.SUCCEEDED for step in steps) else RunPhase.FAILED
     if suspended:
         return RunPhase.SUSPENDED
-    order = list(UNDER_WAY)
+    order = list(Phase)
     first = min(unfinished, key=lambda step: order.index(step.phase))
     untouched = first.phase is Phase.PREPARE and first.attempt == 0
-    return RunPhase.PENDING if untouched else UNDER_WAY[first.phase]
+    return RunPhase.PENDING if untouched else RunPhase(PHASES[first.phase].under_way)
 
 
 def summarized(status: CompressionRunStatus, situation: Situation, now: datetime) -> CompressionRunStatus:
@@ -105,7 +98,7 @@ def _story(steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], situa
     tally = f"{done} of {len(steps)} steps are done"
     match phase:
         case RunPhase.SUCCEEDED:
-            students = sum(step.phase is Phase.EXPORT for step in steps)
+            students = len({step.student for step in steps if step.student is not None})
             return phase.value, f"{students} student{'s are' if students > 1 else ' is'} exported"
         case RunPhase.FAILED:
             said = situation.faults or [f"{step.name}: {step.message}" for step in failed]

@@ -11,19 +11,18 @@ from compression_operator.api.spec import CompressionRunSpec, PhaseSettings, Stu
 from compression_operator.api.status import Resolved
 from compression_pipeline.config import (
     FORMER_NAMES,
-    JOBS,
+    PHASES,
     Cache,
     JobConfig,
     Phase,
     Precision,
-    TeacherConfig,
-    TrainingConfig,
     fingerprint,
     measuring,
 )
 
 from .jobs import Job
 from .names import job_name
+from .phase_steps import STEPS, PhaseSteps
 
 MEASURES = frozenset({"validation"})
 """Fields of jobs that only measure what is made."""
@@ -77,7 +76,7 @@ class Plan:
         if step.fingerprint is None or None in artifacts.values():
             raise ValueError(f"the inputs of {step.name} are not known yet")
         settings = step.settings
-        config: JobConfig = JOBS[step.phase].model_validate(
+        config: JobConfig = PHASES[step.phase].job.model_validate(
             {
                 "run": run,
                 "step": step.name,
@@ -129,19 +128,11 @@ def plan(
     the arithmetic that is left to the machine is settled by that. `maker`: whose artifacts alone the run shares, if not
     everybody's: they have names of their own then. Empty: not known yet.
     """
-    teacher = step_name(Phase.FINETUNE) if spec.finetune else step_name(Phase.PREPARE)
     builder = _Builder(spec, resolved, sources, kept or {}, gpus=gpus, maker=maker)
-    builder.add(Phase.PREPARE)
-    if spec.finetune:
-        builder.add(Phase.FINETUNE, data=step_name(Phase.PREPARE), teacher=step_name(Phase.PREPARE))
-    common = {"data": step_name(Phase.PREPARE), "teacher": teacher}
-    for student in spec.students:
-        builder.add(Phase.PRUNE, student, **common)
-    for student in spec.students:
-        builder.add(Phase.DISTILL, student, **common, pruned=step_name(Phase.PRUNE, student.name))
-    for student in spec.students:
-        pruned, distilled = (step_name(phase, student.name) for phase in (Phase.PRUNE, Phase.DISTILL))
-        builder.add(Phase.EXPORT, student, **common, pruned=pruned, distilled=distilled)
+    for phase in Phase:
+        if STEPS[phase].wanted(spec):
+            for student in spec.students if PHASES[phase].per_student else (None,):
+                builder.add(STEPS[phase], student)
     return Plan(tuple(builder.steps.values()))
 
 
@@ -164,7 +155,7 @@ def maker_of(run: CompressionRun) -> str | None:
 
 
 def step_name(phase: Phase, student: str | None = None) -> str:
-    """`prepare`, `finetune`, `prune-<student>`, `distill-<student>`, `export-<student>`."""
+    """`<phase>-<student>`, or `<phase>` for a step that is for all students."""
     return f"{phase}-{student}" if student else phase.value
 
 
@@ -190,13 +181,19 @@ class _Builder:
         self._gpus = gpus
         self._maker = maker
 
-    def add(self, phase: Phase, student: Student | None = None, **inputs: str) -> None:
-        """Add a step; `inputs` maps roles to earlier steps."""
-        name = step_name(phase, student.name if student else None)
+    def add(self, steps: PhaseSteps, student: Student | None) -> None:
+        """Add a step; its inputs are among those before it."""
+        phase = steps.phase
+        of_student = student.name if student else None
+        inputs = {
+            role: step_name(other, of_student if PHASES[other].per_student else None)
+            for role, other in steps.inputs(self._spec).items()
+        }
+        name = step_name(phase, of_student)
         on_gpu = self._gpus and getattr(self._spec.phases, phase).gpus_per_node > 0
         precision = Precision.BF16 if on_gpu else Precision.FP32
-        configuration = _configuration(self._spec, phase, student, precision)
-        mark, key = self._marks(name, phase, configuration, inputs, precision)
+        configuration = steps.configuration(self._spec, student, precision)
+        mark, key = self._marks(name, steps, configuration, inputs, precision)
         if phase is Phase.PREPARE:
             # It is named by the content that was found, so that two ways to the same content share it.
             key = self._resolved.key if self._resolved else None
@@ -204,19 +201,19 @@ class _Builder:
         self.steps[name] = PlannedStep(
             name=name,
             phase=phase,
-            student=student.name if student else None,
+            student=of_student,
             inputs=inputs,
             configuration=configuration,
             settings=getattr(self._spec.phases, phase),
             fingerprint=mark,
             artifact=f"{phase}-{key}" if key else None,
-            precision=precision if phase is Phase.PRUNE else None,
+            precision=precision if steps.depends_on_device else None,
         )
 
     def _marks(
         self,
         name: str,
-        phase: Phase,
+        steps: PhaseSteps,
         configuration: Mapping[str, Any],
         inputs: Mapping[str, str],
         precision: Precision,
@@ -226,49 +223,13 @@ class _Builder:
         if len(keys) < len(inputs) or self._maker == "":
             return None, None
         blocks = {to_camel(field): block for field, block in configuration.items() if field not in MEASURES}
-        if phase is Phase.PREPARE:
+        if PHASES[steps.phase].reads_sources:
             blocks["sources"] = self._sources or None
             blocks["maker"] = self._maker  # all later keys rest on prepare's
-        if phase is Phase.PRUNE:
-            # What the device makes of it: importance measured in another arithmetic may choose another student.
+        if steps.depends_on_device:
             blocks["precision"] = precision
-        key = fingerprint(phase, blocks, keys)
+        key = fingerprint(steps.phase, blocks, keys)
         measures = {FORMER_NAMES.get(field, field): configuration[field] for field in MEASURES & configuration.keys()}
         mark = measuring(key, measures)
         kept = self._kept.get(name, mark)
         return (mark, key) if kept == mark else (kept, kept)
-
-
-def _configuration(
-    spec: CompressionRunSpec, phase: Phase, student: Student | None, precision: Precision
-) -> dict[str, Any]:
-    """What a phase is told of its artifact, by the fields of its job. All of it enters fingerprints, names do not.
-
-    `precision`: the arithmetic of what computes on the phase's device and isn't told any.
-    """
-    length = spec.dataset.sequence_length
-    match phase:
-        case Phase.PREPARE:
-            # Without the secret: it opens the teacher and does not change it.
-            teacher = TeacherConfig.model_validate(spec.teacher.model_dump(include=set(TeacherConfig.model_fields)))
-            return {"teacher": teacher, "dataset": spec.dataset}
-        case Phase.FINETUNE:
-            return {
-                "finetune": _settled(spec.finetune, precision),
-                "validation": spec.validation,
-                "sequence_length": length,
-            }
-        case Phase.PRUNE:
-            return {"prune": student and student.prune, "sequence_length": length}
-        case Phase.DISTILL:
-            distill = (student and student.distill) or spec.distill
-            return {"distill": _settled(distill, precision), "validation": spec.validation, "sequence_length": length}
-        case Phase.EXPORT:
-            return {"export": spec.export}
-
-
-def _settled(training: TrainingConfig | None, precision: Precision) -> TrainingConfig | None:
-    """The settings of a training with the arithmetic that it will use: what is trained in another is another model."""
-    if training is None or training.precision is not Precision.AUTO:
-        return training
-    return training.model_copy(update={"precision": precision})

@@ -18,7 +18,7 @@ from typing import Any
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import Job, JobState, ObservedJob, Wait, WaitReason
 from compression_operator.joblog.lines import ProgressReader
-from compression_pipeline.config import TERMINATION_VARIABLE, ExitClass, Phase, Termination
+from compression_pipeline.config import PHASES, TERMINATION_VARIABLE, ExitClass, Termination
 from compression_pipeline.config.schemes import manifest_roots
 
 from . import disk_space as space
@@ -322,7 +322,7 @@ class LocalBackend:
             "processes_per_node": ranks,
             "threads": threads,
         }
-        if job.phase is Phase.PREPARE:
+        if PHASES[job.phase].reads_sources:
             filled["source_roots"] = manifest_roots(self._place.source_root.absolute())
             filled["aside"] = [str(path) for path in self._place.aside]
         return filled

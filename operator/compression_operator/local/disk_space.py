@@ -4,28 +4,12 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from compression_pipeline.config import (
-    DistillJob,
-    ExportDtype,
-    ExportJob,
-    FinetuneJob,
-    JobConfig,
-    PrepareJob,
-    PruneJob,
-    TrainingConfig,
-    human_bytes,
-)
+from compression_pipeline.config import JobConfig, human_bytes
 
 from .source_files import local_files
 
 FLOOR = 64 * 1024**2
 """Bytes that any step may write besides: logs, plots, manifests, tokenizer files."""
-
-WEIGHT = 4
-"""Bytes of one parameter of a model between phases (float32 on CPU; bfloat16 on GPU takes half)."""
-
-CHECKPOINTED = 14
-"""Bytes of one parameter in a training checkpoint: bfloat16 weight, float32 master weight and two AdamW moments."""
 
 
 def bytes_needed(
@@ -34,22 +18,9 @@ def bytes_needed(
     """Roughly what the step writes, in bytes. `teacher`, `student`: parameters, 0 where they aren't known yet; `aside`:
     what lies below the sources and is not read (resolved).
     """
-    match config:
-        case PrepareJob():
-            # The teacher is copied; tokens take about as many bytes as their text.
-            files = (path for source in config.sources for path in local_files(source, source_root, aside))
-            written = sum(path.stat().st_size for path in files)
-        case FinetuneJob():
-            written = teacher * (WEIGHT + _checkpoints(config.finetune))
-        case PruneJob():
-            written = (student or teacher) * WEIGHT
-        case DistillJob():
-            written = (student or teacher) * (WEIGHT + _checkpoints(config.distill))
-        case ExportJob():
-            written = (student or teacher) * (4 if config.export.dtype is ExportDtype.FLOAT32 else 2)
-        case _:
-            written = 0
-    return FLOOR + written
+    # Sources are copied; tokens take about as many bytes as their text.
+    copied = sum(path.stat().st_size for source in config.sources for path in local_files(source, source_root, aside))
+    return FLOOR + copied + config.bytes_written(teacher, student)
 
 
 def shortage(store: Path, needed: int) -> str | None:
@@ -63,8 +34,3 @@ def shortage(store: Path, needed: int) -> str | None:
         f"{store.readlink() if shared else store} has {human_bytes(free)} free and this step needs about "
         f"{human_bytes(needed)}; free some space, or {advice}"
     )
-
-
-def _checkpoints(training: TrainingConfig) -> int:
-    # One more than are kept: the new one is whole before the oldest goes.
-    return (training.keep_checkpoints + 1) * CHECKPOINTED

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from compression_pipeline.config import CONFIG_VARIABLE, TERMINATION_VARIABLE, Phase
+from compression_pipeline.config import CONFIG_VARIABLE, PHASES, TERMINATION_VARIABLE, Phase
 from compression_pipeline.config.schemes import offline_variables, passed_variables
 
 EXIT_WITH_PARENT_VARIABLE = "COMPRESSION_EXIT_WITH_PARENT"
@@ -38,11 +38,11 @@ def environment(
 ) -> dict[str, str]:
     """The environment of a job: what it needs of `own`, and nothing else.
 
-    Only prepare gets the network's settings and what opens sources; the others are told to stay offline. `gpus` are the
-    devices that the job may use, none of the others.
+    Only a phase that reads sources gets the network's settings and what opens sources; the others are told to stay
+    offline. `gpus` are the devices that the job may use, none of the others.
     """
     kept = {k: v for k, v in own.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
-    if phase is Phase.PREPARE:
+    if PHASES[phase].reads_sources:
         kept |= {k: v for k, v in own.items() if k in passed_variables() or k in NETWORK}
     else:
         kept |= offline_variables()

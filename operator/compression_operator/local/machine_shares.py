@@ -2,23 +2,18 @@
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import Job
-from compression_pipeline.config import DistillJob, FinetuneJob, Phase
+from compression_pipeline.config import PHASES, Phase
 
 
 def ranks(job: Job, most: int) -> int:
     """The most ranks, up to `most`, that the job's global batch splits over: a machine has the GPUs that it has."""
-    match job.config:
-        case FinetuneJob():
-            training = job.config.finetune
-        case DistillJob():
-            training = job.config.distill
-        case _:
-            return most
+    training = job.config.training
+    if training is None:
+        return most
     micro_batches = training.global_batch_size // training.micro_batch_size
     return next((count for count in range(most, 0, -1) if micro_batches % count == 0), 0)
 
 
 def at_once(run: CompressionRun, phase: Phase) -> int:
-    """Jobs of this phase that may run at the same time: prepare and finetune are alone, students share the machine."""
-    alone = phase in (Phase.PREPARE, Phase.FINETUNE)
-    return 1 if alone else min(run.spec.max_parallel_jobs, len(run.spec.students))
+    """Jobs of this phase that may run at the same time: one that is for all students is alone."""
+    return min(run.spec.max_parallel_jobs, len(run.spec.students)) if PHASES[phase].per_student else 1

@@ -1,7 +1,12 @@
-"""What a job is told: one typed configuration per phase, as JSON in the environment variable COMPRESSION_CONFIG."""
+"""The phases: what the job of each is told, what it reports, and what kind of job it is (`PHASES`).
 
+A job is told its configuration as JSON in the environment variable COMPRESSION_CONFIG.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -11,7 +16,7 @@ from .base import ConfigModel, Record
 from .export import ExportConfig, ExportDtype
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
-from .training import DistillConfig, FinetuneConfig, ValidationConfig
+from .training import DistillConfig, FinetuneConfig, TrainingConfig, ValidationConfig
 
 CONFIG_VARIABLE = "COMPRESSION_CONFIG"
 PRECISION_VARIABLE = "COMPRESSION_PRECISION"
@@ -26,8 +31,15 @@ FORMER_NAMES = {"validation": "evaluate"}
 """Fields of jobs that older images and artifacts, and so fingerprints, know by another name."""
 
 
+WEIGHT = 4
+"""Bytes of one parameter of a model between phases (float32 on CPU; bfloat16 on GPU takes half)."""
+
+CHECKPOINTED = 14
+"""Bytes of one parameter in a training checkpoint: bfloat16 weight, float32 master weight and two AdamW moments."""
+
+
 class Phase(StrEnum):
-    """The phases, in their order."""
+    """The phases, in their order. `PHASES` says what each of them is."""
 
     PREPARE = "prepare"
     FINETUNE = "finetune"
@@ -56,6 +68,8 @@ class JobConfig(ConfigModel):
     """
 
     model_config = ConfigDict(alias_generator=_alias)
+    roles: ClassVar[tuple[str, ...]] = ("data", "teacher", "pruned", "distilled")
+    """Fields that name an artifact that the job reads, as far as its phase has them."""
 
     run: str
     run_uid: str | None = Field(default=None, description="UID of the run: two of one name may share a store.")
@@ -89,7 +103,7 @@ class JobConfig(ConfigModel):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The artifacts that the job reads, each once."""
-        named = (getattr(self, role, None) for role in ("data", "teacher", "pruned", "distilled"))
+        named = (getattr(self, role, None) for role in self.roles)
         return tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
 
     @property
@@ -103,6 +117,22 @@ class JobConfig(ConfigModel):
         use them.
         """
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+
+    @property
+    def training(self) -> TrainingConfig | None:
+        """The training that the job runs; None if it trains nothing."""
+        return None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources that the job reads, as the manifest names them."""
+        return ()
+
+    def bytes_written(self, teacher: int, student: int) -> int:
+        """Roughly what the job writes, in bytes, besides a copy of its sources. `teacher`, `student`: their parameters,
+        0 if they aren't known yet.
+        """
+        return 0
 
 
 class PrepareJob(JobConfig):
@@ -136,6 +166,13 @@ class FinetuneJob(JobConfig):
     finetune: FinetuneConfig
     validation: ValidationConfig
 
+    @property
+    def training(self) -> TrainingConfig:
+        return self.finetune
+
+    def bytes_written(self, teacher: int, student: int) -> int:
+        return _bytes_of_training(self.finetune, teacher)
+
 
 class PruneJob(JobConfig):
     """Cut the student out of the (corrected) teacher. Its artifact: `model/`, importance scores and plot."""
@@ -144,6 +181,9 @@ class PruneJob(JobConfig):
     teacher: str = Field(description="Artifact with the (corrected) teacher: finetune's, or prepare's without one.")
     sequence_length: int
     prune: PruneConfig
+
+    def bytes_written(self, teacher: int, student: int) -> int:
+        return (student or teacher) * WEIGHT
 
 
 class DistillJob(JobConfig):
@@ -159,6 +199,13 @@ class DistillJob(JobConfig):
     distill: DistillConfig
     validation: ValidationConfig
 
+    @property
+    def training(self) -> TrainingConfig:
+        return self.distill
+
+    def bytes_written(self, teacher: int, student: int) -> int:
+        return _bytes_of_training(self.distill, student or teacher)
+
 
 class ExportJob(JobConfig):
     """Write the student as a Hugging Face checkpoint with its card, and prove it.
@@ -172,14 +219,13 @@ class ExportJob(JobConfig):
     distilled: str = Field(description="Artifact with the distilled student (distill's).")
     export: ExportConfig
 
+    def bytes_written(self, teacher: int, student: int) -> int:
+        return (student or teacher) * (4 if self.export.dtype is ExportDtype.FLOAT32 else 2)
 
-JOBS: dict[Phase, type[JobConfig]] = {
-    Phase.PREPARE: PrepareJob,
-    Phase.FINETUNE: FinetuneJob,
-    Phase.PRUNE: PruneJob,
-    Phase.DISTILL: DistillJob,
-    Phase.EXPORT: ExportJob,
-}
+
+def _bytes_of_training(training: TrainingConfig, parameters: int) -> int:
+    # One checkpoint more than are kept: the new one is whole before the oldest goes.
+    return parameters * (WEIGHT + (training.keep_checkpoints + 1) * CHECKPOINTED)
 
 
 class ResolvedSource(Record):
@@ -268,10 +314,40 @@ class ExportResult(StepResult):
     )
 
 
-RESULTS: dict[Phase, type[StepResult]] = {
-    Phase.PREPARE: PrepareResult,
-    Phase.FINETUNE: FinetuneResult,
-    Phase.PRUNE: PruneResult,
-    Phase.DISTILL: DistillResult,
-    Phase.EXPORT: ExportResult,
+@dataclass(frozen=True)
+class PhaseSpec:
+    """One phase: everything that holds for each of its jobs. The control plane adds its inputs (core/phase_steps.py).
+
+    `python -m compression_pipeline <phase>` runs `compression_pipeline.phases.<phase>.run(job, context)`.
+    """
+
+    phase: Phase
+    job: type[JobConfig]
+    result: type[StepResult]
+    under_way: str  # the run's status.phase while this phase is the earliest unfinished one
+    per_student: bool = True  # whether there is a step for each student; otherwise there is one for all
+    single_process: bool = False  # whether its jobs are one rank, whatever they are given
+    trains: bool = False  # whether spec.<phase> is a training, whose global batch splits over the job's ranks
+    reads_sources: bool = False  # whether it reads the manifest's sources: it alone reaches the Hub and has its token
+    delivers: bool = False  # whether its artifact is what the run is made for, and stays needed after its end
+
+
+PHASES: Mapping[Phase, PhaseSpec] = {
+    spec.phase: spec
+    for spec in (
+        PhaseSpec(
+            Phase.PREPARE,
+            PrepareJob,
+            PrepareResult,
+            under_way="Preparing",
+            per_student=False,
+            single_process=True,
+            reads_sources=True,
+        ),
+        PhaseSpec(Phase.FINETUNE, FinetuneJob, FinetuneResult, under_way="Finetuning", per_student=False, trains=True),
+        PhaseSpec(Phase.PRUNE, PruneJob, PruneResult, under_way="Pruning"),
+        PhaseSpec(Phase.DISTILL, DistillJob, DistillResult, under_way="Distilling", trains=True),
+        PhaseSpec(Phase.EXPORT, ExportJob, ExportResult, under_way="Exporting", single_process=True, delivers=True),
+    )
 }
+"""Every phase, in their order."""

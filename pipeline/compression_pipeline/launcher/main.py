@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from compression_pipeline.adoption import Adoption
 from compression_pipeline.artifact import Artifact, Store
-from compression_pipeline.config import CONFIG_VARIABLE, JOBS, ExitClass, JobConfig, Phase, Termination
+from compression_pipeline.config import CONFIG_VARIABLE, PHASES, ExitClass, JobConfig, Phase, Termination
 from compression_pipeline.errors import Interrupted, MissingArtifact, PhaseError, UserError
 from compression_pipeline.events import Events
 from compression_pipeline.faults import classify
@@ -76,7 +76,7 @@ def _job(arguments: Sequence[str], own: Mapping[str, str]) -> tuple[Phase, JobCo
             f"the environment variable {CONFIG_VARIABLE} is missing; it holds the job's configuration as JSON"
         )
     try:
-        return phase, JOBS[phase].model_validate_json(own[CONFIG_VARIABLE])
+        return phase, PHASES[phase].job.model_validate_json(own[CONFIG_VARIABLE])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression_pipeline.config import JobConfig, Phase
+from compression_pipeline.config import PHASES, JobConfig, Phase
 from compression_pipeline.context import LAUNCH_VARIABLE
 from compression_pipeline.machine import children, free_port, processors
 from compression_pipeline.redaction import HUB_SECRETS
@@ -17,9 +17,6 @@ from compression_pipeline.redaction import HUB_SECRETS
 from .outcome import FOLDER_VARIABLE
 
 LAUNCHER_VARIABLE = "COMPRESSION_LAUNCHER_PID"
-ALONE = frozenset({Phase.PREPARE, Phase.EXPORT})
-"""Phases of one rank, whatever the job was given."""
-
 _WORKER = "compression_pipeline.worker"
 _TORCHRUN = "compression_pipeline.launcher.torchrun"
 
@@ -37,7 +34,7 @@ class Layout:
 
     @classmethod
     def of(cls, phase: Phase, job: JobConfig, environment: Mapping[str, str]) -> "Layout":
-        if phase in ALONE:
+        if PHASES[phase].single_process:
             return cls(1, 0, 1, "127.0.0.1", None)
         nodes = int(environment.get("PET_NNODES", "1"))
         node = int(environment.get("PET_NODE_RANK", environment.get("RANK", "0"))) if nodes > 1 else 0
@@ -82,7 +79,7 @@ def command(phase: Phase, layout: Layout) -> list[str]:
 def environment(
     own: Mapping[str, str], job: JobConfig, phase: Phase, layout: Layout, *, launch: str, outcomes: Path
 ) -> dict[str, str]:
-    """The environment of the ranks: only prepare may talk to the Hub."""
+    """The environment of the ranks: only a phase that reads sources may talk to the Hub."""
     found = dict(own)
     found[LAUNCH_VARIABLE] = launch
     found[FOLDER_VARIABLE] = str(outcomes)
@@ -92,8 +89,8 @@ def environment(
         found["OMP_NUM_THREADS"] = str(job.threads)
     else:
         found.setdefault("OMP_NUM_THREADS", str(max(1, processors() // layout.processes)))
-    if phase is Phase.PREPARE:
-        # transformers takes three times as long to start where it imports torch, which prepare never needs.
+    if PHASES[phase].reads_sources:
+        # transformers takes three times as long to start if it imports torch, which reading sources never needs.
         found |= {"USE_TORCH": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
     else:
         found["HF_HUB_OFFLINE"] = "1"

@@ -17,15 +17,15 @@ from compression_operator.api.status import CompressionRunStatus, RunPhase
 from compression_operator.cli.invocation import Invocation
 from compression_operator.local.jobfiles import ExitRecord, JobRecord, ProcessRecord
 from compression_pipeline.artifact import Manifest
-from compression_pipeline.config import JOBS, RESULTS, Architecture, ConfigModel, Record, ResolvedSource, Termination
+from compression_pipeline.config import PHASES, Architecture, ConfigModel, Record, ResolvedSource, Termination
 from compression_pipeline.launcher.heartbeat import Holder
 from compression_pipeline.launcher.outcome import Outcome
 
 READ = [
     *(Architecture, CompressionRunStatus, ExitRecord, Holder, Invocation, JobRecord, Manifest, Outcome, ProcessRecord),
-    *(ResolvedSource, Termination, *RESULTS.values()),
+    *(ResolvedSource, Termination, *(phase.result for phase in PHASES.values())),
 ]
-WRITTEN_BY_USERS = [CompressionRunSpec, *JOBS.values()]
+WRITTEN_BY_USERS = [CompressionRunSpec, *(phase.job for phase in PHASES.values())]
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:

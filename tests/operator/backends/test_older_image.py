@@ -8,7 +8,7 @@ import pytest
 from pydantic import ConfigDict, ValidationError, create_model
 from test_render import a_run, environment, jobs
 
-from compression_pipeline.config import CONFIG_VARIABLE, JOBS, PRECISION_VARIABLE, ConfigModel, Phase
+from compression_pipeline.config import CONFIG_VARIABLE, PHASES, PRECISION_VARIABLE, ConfigModel, Phase
 
 Path = tuple[str, ...]
 
@@ -45,7 +45,7 @@ def older(model: type[ConfigModel], path: Path) -> type[ConfigModel]:
 
 @pytest.mark.parametrize("phase", Phase)
 def test_an_image_from_before_any_field_runs_what_does_not_use_it(phase: Phase) -> None:
-    text, model = told()[phase], JOBS[phase]
+    text, model = told()[phase], PHASES[phase].job
     unused = 0
     for path in fields_with_defaults(model):
         used = value_at(json.loads(text), model, path) is not None
@@ -90,6 +90,6 @@ def test_a_prune_is_told_the_arithmetic_that_its_key_counts_on(gpus: int, arithm
 def test_an_image_from_before_a_field_that_the_run_uses_refuses_it_by_name() -> None:
     text = told(distill={"steps": 1000, "learningRate": 0.0002})[Phase.DISTILL]
     with pytest.raises(ValidationError) as refused:
-        older(JOBS[Phase.DISTILL], ("distill", "learning_rate")).model_validate_json(text)
+        older(PHASES[Phase.DISTILL].job, ("distill", "learning_rate")).model_validate_json(text)
     [fault] = refused.value.errors()
     assert (fault["type"], fault["loc"]) == ("extra_forbidden", ("distill", "learningRate"))

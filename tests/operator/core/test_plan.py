@@ -11,7 +11,16 @@ from jobs_world import manifest, student
 from compression_operator.api.status import Resolved
 from compression_operator.core.names import NAME_LIMIT, job_name
 from compression_operator.core.plan import Plan, plan
-from compression_pipeline.config import JOBS, DistillJob, ExportJob, FinetuneJob, JobConfig, Phase, Precision, PruneJob
+from compression_pipeline.config import (
+    PHASES,
+    DistillJob,
+    ExportJob,
+    FinetuneJob,
+    JobConfig,
+    Phase,
+    Precision,
+    PruneJob,
+)
 
 FP = "0123456789abcdef" * 2
 
@@ -321,7 +330,7 @@ def test_all_that_a_job_is_told_of_its_artifact_enters_the_fingerprint() -> None
     """A field added to a phase's job is either an input, or configuration, or said here to shape nothing."""
     filled_in_by_backends = {"source_roots", "aside"}
     for step in planned().steps:
-        told = set(JOBS[step.phase].model_fields) - set(JobConfig.model_fields) - filled_in_by_backends
+        told = set(PHASES[step.phase].job.model_fields) - set(JobConfig.model_fields) - filled_in_by_backends
         assert told == set(step.inputs) | set(step.configuration), step.name
 
 

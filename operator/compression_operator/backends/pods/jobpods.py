@@ -9,7 +9,7 @@ from compression_operator.api.run import API_VERSION, GROUP, KIND, CompressionRu
 from compression_operator.api.spec import PhaseSettings, SecretKeyRef
 from compression_operator.api.templates import CONTAINER, PodTemplates
 from compression_operator.core.jobs import Job
-from compression_pipeline.config import CONFIG_VARIABLE, JobConfig, Phase, PrepareJob
+from compression_pipeline.config import CONFIG_VARIABLE, PHASES, JobConfig
 from compression_pipeline.config.schemes import claims_of, offline_variables, secret_keys
 
 from .platform_defaults import QUEUE_PREFIX, JobDefaults, asks_for_devices, completed
@@ -140,7 +140,7 @@ def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, s
 def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> list[Json]:
     settings = job.settings
     filled: Json = {"run_uid": run.metadata.uid or None, "store": STORE, "processes_per_node": ranks(settings)}
-    if isinstance(job.config, PrepareJob):
+    if PHASES[job.phase].reads_sources:
         filled["source_roots"] = {root: claims[claim] for root, claim in claims_of(job.config.sources).items()}
     config = job.config.model_copy(update=filled)
     variables: dict[str, str] = {
@@ -152,7 +152,7 @@ def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> li
         **job.variables,
     }
     secret = run.spec.teacher.secret_ref
-    if job.phase is not Phase.PREPARE:
+    if not PHASES[job.phase].reads_sources:
         variables |= offline_variables()
     listed: list[Json] = [{"name": name, "value": value} for name, value in variables.items()]
     return [*listed, *_secrets(secret, job.config)] if secret is not None else listed
@@ -160,7 +160,7 @@ def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> li
 
 def _secrets(secret: SecretKeyRef, config: JobConfig) -> list[Json]:
     """What opens the sources that the job fetches, by reference."""
-    keys = secret_keys(config.sources, secret.key) if isinstance(config, PrepareJob) else {}
+    keys = secret_keys(config.sources, secret.key) if config.sources else {}
     return [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": key}}} for name, key in keys.items()
     ]
@@ -211,5 +211,4 @@ def _claim_volume(run: CompressionRun, claim: str) -> str:
 
 def _claims(config: JobConfig) -> dict[str, str]:
     """The claims that a job reads its sources from -> where it finds them."""
-    sources = config.sources if isinstance(config, PrepareJob) else ()
-    return {claim: f"{CLAIMS}/{claim}" for claim in sorted(set(claims_of(sources).values()))}
+    return {claim: f"{CLAIMS}/{claim}" for claim in sorted(set(claims_of(config.sources).values()))}

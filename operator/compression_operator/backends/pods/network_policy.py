@@ -10,7 +10,7 @@ from typing import Any
 from compression_operator.api.run import API_VERSION, GROUP, KIND, CompressionRun
 from compression_operator.core.jobs import Job
 from compression_operator.kube.client import Permission, Resource
-from compression_pipeline.config import Phase
+from compression_pipeline.config import PHASES
 
 from .jobpods import label_value
 
@@ -45,6 +45,6 @@ def network_policy(run: CompressionRun, job: Job) -> Json:
             **pods,
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"from": [pods]}],
-            "egress": [ANYWHERE] if job.phase is Phase.PREPARE else [{"to": [pods]}, DNS],
+            "egress": [ANYWHERE] if PHASES[job.phase].reads_sources else [{"to": [pods]}, DNS],
         },
     }

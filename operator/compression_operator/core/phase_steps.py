@@ -1,0 +1,190 @@
+"""What the control plane knows of each phase: when it has steps, what they read, and which figures they report.
+
+One entry per phase, beside its entry in the pipeline's `PHASES`. Pure.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compression_operator.api.spec import CompressionRunSpec, Student
+from compression_operator.api.status import CompressionRunStatus, Resolved, Step, TeacherStatus, ValidationLoss
+from compression_pipeline.config import (
+    DistillResult,
+    FinetuneResult,
+    Phase,
+    Precision,
+    PrepareResult,
+    TeacherConfig,
+    TrainingConfig,
+)
+
+SAMPLE_LIMIT = 1000
+"""Characters of a student's sample in the status."""
+
+Configuration = Mapping[str, Any]
+"""By field of the phase's job: what shapes the artifact. All of it enters fingerprints."""
+
+Figures = Mapping[str, Callable[[Any, Step], Any]]
+"""By field of StudentStatus: its value, from the phase's result and the step that has just succeeded."""
+
+
+def _always(spec: CompressionRunSpec) -> bool:
+    return True
+
+
+def _unchanged(status: CompressionRunStatus) -> CompressionRunStatus:
+    return status
+
+
+def _unread(status: CompressionRunStatus, result: Any) -> CompressionRunStatus:
+    return status
+
+
+@dataclass(frozen=True)
+class PhaseSteps:
+    """The steps of one phase."""
+
+    phase: Phase
+    inputs: Callable[[CompressionRunSpec], Mapping[str, Phase]]
+    """By role (a field of the phase's job): the phase whose artifact fills it, of the same student if it has one."""
+    configuration: Callable[[CompressionRunSpec, Student | None, Precision], Configuration]
+    """`Precision` is the arithmetic of what computes on the phase's device and isn't told any."""
+    wanted: Callable[[CompressionRunSpec], bool] = _always
+    """Whether the run has such steps."""
+    depends_on_device: bool = False
+    """Whether the device's arithmetic shapes the artifact although no setting says which."""
+    student_figures: Figures = field(default_factory=dict[str, Callable[[Any, Step], Any]])
+    """What of its result goes into status.students[]; back to the default while the step isn't done."""
+    record: Callable[[CompressionRunStatus, Any], CompressionRunStatus] = _unread
+    """The status with what the result says of the whole run."""
+    forget: Callable[[CompressionRunStatus], CompressionRunStatus] = _unchanged
+    """The status without that, because the step isn't done (any more)."""
+
+
+def _teachers(spec: CompressionRunSpec) -> dict[str, Phase]:
+    """What is read by all that comes after the teacher is ready."""
+    return {"data": Phase.PREPARE, "teacher": Phase.FINETUNE if spec.finetune else Phase.PREPARE}
+
+
+def _prepared(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    # Without the secret: it opens the teacher and does not change it.
+    teacher = TeacherConfig.model_validate(spec.teacher.model_dump(include=set(TeacherConfig.model_fields)))
+    return {"teacher": teacher, "dataset": spec.dataset}
+
+
+def _finetuned(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    return {
+        "finetune": _settled(spec.finetune, precision),
+        "validation": spec.validation,
+        "sequence_length": spec.dataset.sequence_length,
+    }
+
+
+def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    return {"prune": student and student.prune, "sequence_length": spec.dataset.sequence_length}
+
+
+def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    return {
+        "distill": _settled((student and student.distill) or spec.distill, precision),
+        "validation": spec.validation,
+        "sequence_length": spec.dataset.sequence_length,
+    }
+
+
+def _settled(training: TrainingConfig | None, precision: Precision) -> TrainingConfig | None:
+    """The settings of a training with the arithmetic that it will use: what is trained in another is another model."""
+    if training is None or training.precision is not Precision.AUTO:
+        return training
+    return training.model_copy(update={"precision": precision})
+
+
+def _found(status: CompressionRunStatus, result: PrepareResult) -> CompressionRunStatus:
+    # Losses stay: finetune stands if the content turns out to be what it was.
+    before = status.teacher
+    resolved = Resolved(
+        key=result.key,
+        teacher=result.resolved_teacher,
+        dataset=result.resolved_dataset,
+        train_tokens=result.train_tokens,
+        validation_tokens=result.validation_tokens,
+    )
+    teacher = TeacherStatus(
+        **result.teacher.model_dump(),
+        parameter_count=result.teacher_parameters,
+        validation_loss=before.validation_loss if before else None,
+        corrected_validation_loss=before.corrected_validation_loss if before else None,
+    )
+    return status.model_copy(update={"resolved": resolved, "teacher": teacher})
+
+
+def _corrected(status: CompressionRunStatus, result: FinetuneResult) -> CompressionRunStatus:
+    return _with_teacher_losses(status, result.teacher_loss, result.corrected_teacher_loss)
+
+
+def _uncorrected(status: CompressionRunStatus) -> CompressionRunStatus:
+    return _with_teacher_losses(status, None, None)
+
+
+def _with_teacher_losses(
+    status: CompressionRunStatus, teacher: float | None, corrected: float | None
+) -> CompressionRunStatus:
+    losses = {"validation_loss": teacher, "corrected_validation_loss": corrected}
+    return status.model_copy(update={"teacher": status.teacher and status.teacher.model_copy(update=losses)})
+
+
+def _losses(result: DistillResult, step: Step) -> ValidationLoss:
+    return ValidationLoss(
+        teacher=result.teacher_loss,
+        pruned=result.pruned_loss,
+        distilled=result.distilled_loss,
+        rounded=result.rounded_losses or None,
+    )
+
+
+STEPS: Mapping[Phase, PhaseSteps] = {
+    steps.phase: steps
+    for steps in (
+        PhaseSteps(Phase.PREPARE, inputs=lambda spec: {}, configuration=_prepared, record=_found),
+        PhaseSteps(
+            Phase.FINETUNE,
+            inputs=lambda spec: {"data": Phase.PREPARE, "teacher": Phase.PREPARE},
+            configuration=_finetuned,
+            wanted=lambda spec: spec.finetune is not None,
+            record=_corrected,
+            forget=_uncorrected,
+        ),
+        PhaseSteps(
+            Phase.PRUNE,
+            inputs=_teachers,
+            configuration=_pruned,
+            # Importance measured in another arithmetic may choose another student.
+            depends_on_device=True,
+            student_figures={
+                "parameters": lambda result, step: result.parameters,
+                "compression_ratio": lambda result, step: result.compression_ratio,
+            },
+        ),
+        PhaseSteps(
+            Phase.DISTILL,
+            inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE},
+            configuration=_distilled,
+            student_figures={
+                "validation_loss": _losses,
+                "tokens_per_second": lambda result, step: result.tokens_per_second,
+            },
+        ),
+        PhaseSteps(
+            Phase.EXPORT,
+            inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE, "distilled": Phase.DISTILL},
+            configuration=lambda spec, student, precision: {"export": spec.export},
+            student_figures={
+                "artifact": lambda result, step: step.artifact,
+                "sample": lambda result, step: result.sample[:SAMPLE_LIMIT],
+                "dtype": lambda result, step: result.dtype,
+            },
+        ),
+    )
+}
+"""The steps of every phase. The plan follows the order of `Phase`."""
