@@ -18,8 +18,8 @@ from .cluster.log_format import LOG_FORMATS, configure
 from .cluster.secure_metrics import NoCertificate, SecureMetrics
 from .cluster.service import Options, Service
 from .core.controller import WORKERS
-from .kube.client import NoCluster
 from .kube.leader import LeadershipLost
+from .kube.login import NoCluster
 
 logger = logging.getLogger("compression_operator")
 

@@ -11,8 +11,9 @@ from tests.cluster.up import Cluster
 from tests.support.waiting import until, until_async
 
 from compression_operator.backends.log_watcher import LogWatcher
-from compression_operator.kube.client import Kube, connect
+from compression_operator.kube.client import Kube
 from compression_operator.kube.denied_permissions import Denials
+from compression_operator.kube.login import connect
 
 EVENT = {"event": "progress", "time": "2026-11-21T12:00:00+00:00", "step": 7, "totalSteps": 9}
 

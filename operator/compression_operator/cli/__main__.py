@@ -102,6 +102,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NS",
         help="all runs of a namespace of the cluster, asked of its API server; may be repeated",
     )
+    gc.add_argument(
+        "--context",
+        default="",
+        metavar="NAME",
+        help="context of the kubeconfig for --namespace (default: the current one)",
+    )
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     gc.add_argument(
         "--older-than", type=_duration, default="7d", metavar="AGE", help="least age, e.g. 12h or 0 (default: 7d)"

@@ -23,7 +23,7 @@ def gc(arguments: argparse.Namespace) -> int:
         if arguments.namespace:
             from .cluster_runs import runs_of
 
-            runs += runs_of(arguments.namespace)
+            runs += runs_of(arguments.namespace, arguments.context)
         for workdir in _workdirs(store, arguments.workdir):
             stack.enter_context(workdir.locked())  # no run begins to refer to anything meanwhile
             if (run := workdir.read()) is not None:

@@ -14,7 +14,8 @@ from typing import Any
 import kopf
 
 from compression_operator.kube.cache import Body
-from compression_operator.kube.client import Resource, connect
+from compression_operator.kube.client import Resource
+from compression_operator.kube.login import connect
 from compression_operator.kube.watch_session import Openings, Session, session
 from compression_operator.kube.watch_thread import Retries, keep_watching
 
@@ -52,8 +53,8 @@ def registry_for(
 
     @kopf.on.login(id="login", registry=registry, backoff=LOGIN_PAUSE_SECONDS)
     async def _(**_: Any) -> Session:
-        # As kube.py does. What kopf tries by itself depends on what else is installed.
-        return session(connect(), openings)
+        # As the other client does. What kopf tries by itself depends on what else is installed.
+        return session(await asyncio.to_thread(connect), openings)
 
     for resource in resources:
         _watch(registry, fed, resource)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from compression_operator.kube.client import ApiError, Body, Kube, OnRequest, Permission, Resource, connect
+from compression_operator.kube.client import ApiError, Body, Kube, OnRequest, Permission, Resource
+from compression_operator.kube.login import connect
 
 from .health import Probes, exposition, serve
 

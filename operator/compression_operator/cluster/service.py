@@ -20,9 +20,10 @@ from compression_operator.core.managers import Manager
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.troubles import Trouble, held_up
 from compression_operator.kube.cache import Body, Cache
-from compression_operator.kube.client import PODS, RUNS, ApiError, Kube, NotLeading, Resource, connect
+from compression_operator.kube.client import PODS, RUNS, ApiError, Kube, NotLeading, Resource
 from compression_operator.kube.denied_permissions import Denials, limited
 from compression_operator.kube.leader import LeaderElection
+from compression_operator.kube.login import connect
 
 from .events import EventRecorder
 from .failures import PERSISTENT, unforeseen, words_of

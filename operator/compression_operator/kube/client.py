@@ -1,22 +1,23 @@
 """The only file that talks to the Kubernetes API: JSON in, JSON out, over the HTTP client that kopf brings.
 
-Not over the official Kubernetes client: it would more than double the operator's memory (by 59 MiB), and each request
+Not over the official Kubernetes client, which reads kubeconfigs (login.py) and is what commands ask with: each request
 would cost half as much again.
 """
 
+import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlencode
 
 import aiohttp
 import kopf
-import yaml
 from yarl import URL
+
+from .login import NoCluster
 
 logger = logging.getLogger(__name__)
 
@@ -137,27 +138,6 @@ class Listing:
 
     items: list[Mapping[str, Any]]
     version: int  # resourceVersion of the whole
-
-
-class NoCluster(Exception):
-    """Neither a pod's service account nor a kubeconfig says where the API server is."""
-
-
-def connect() -> kopf.ConnectionInfo:
-    """Where the API server is and who we are there: by KUBECONFIG, else by the service account of the pod that this
-    process runs in, else by ~/.kube/config. Raises NoCluster.
-    """
-    settings, host, why = kopf.OperatorSettings(), os.environ.get("KUBERNETES_SERVICE_HOST"), ""
-    try:
-        if not os.environ.get("KUBECONFIG") and (found := kopf.login_with_service_account(settings=settings)):
-            # By its address: its name would make us depend on the cluster's DNS.
-            host, port = f"[{host}]" if host and ":" in host else host, os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-            return replace(found, server=f"https://{host}:{port}") if host else found
-        if found := kopf.login_with_kubeconfig(settings=settings):
-            return found
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError, kopf.LoginError) as error:
-        why = f" ({type(error).__name__}: {error})"
-    raise NoCluster(f"no cluster to talk to{why}. Set KUBECONFIG, or run in a pod.")
 
 
 class Kube:
@@ -304,10 +284,10 @@ class Kube:
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> bytes:
         """The answer to one request. `last`: how many bytes of its end are wanted, where it isn't wanted whole."""
+        headers = {**await self._authorization(), "Content-Type": content_type}
         if method != "GET" and _resource(path) != f"{LEASES.plural}.{LEASES.group}" and not self._leads():
             raise NotLeading(f"this replica no longer leads, so it may not {verb} {path}")
         url = f"{self._info.server}{path}?{urlencode(query)}" if query else f"{self._info.server}{path}"
-        headers = {**self._authorization(), "Content-Type": content_type}
         data = None if body is None else json.dumps(body).encode()
         code, began, timeout = 0, time.perf_counter(), timeout or self._timeout
         try:
@@ -345,12 +325,14 @@ class Kube:
             )
         return self._session
 
-    def _authorization(self) -> dict[str, str]:
-        """Headers that say who we are, by credentials that are a minute old at most."""
+    async def _authorization(self) -> dict[str, str]:
+        """Headers that say who we are. Credentials are read again after a minute, in a thread because an exec plugin
+        takes its time; who asks meanwhile goes on with the old ones.
+        """
         if time.monotonic() - self._logged_in > LOGIN_SECONDS:
             self._logged_in = time.monotonic()
             try:
-                self._info = self._login()
+                self._info = await asyncio.to_thread(self._login)
             except NoCluster as error:
                 logger.warning("the credentials cannot be read again, so the old ones stay: %s", error)
         return self._info.as_http_headers()

@@ -15,7 +15,8 @@ from http_server import Answer, served
 from tests.support.waiting import until_async, within
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
-from compression_operator.kube.client import LEASES, PODS, RUNS, ApiError, Kube, NoCluster, NotLeading, connect
+from compression_operator.kube.client import LEASES, PODS, RUNS, ApiError, Kube, NotLeading
+from compression_operator.kube.login import NoCluster, connect
 
 
 def ask(url: str, what: Callable[[Kube], Any], **options: Any) -> Any:

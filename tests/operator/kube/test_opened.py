@@ -177,7 +177,7 @@ log = sys.stderr = io.StringIO()
 from compression_operator.cluster import kopf_wiring as main
 from compression_operator.cluster.log_format import configure
 from compression_operator.kube import watch_thread as watches
-from compression_operator.kube.client import NoCluster
+from compression_operator.kube.login import NoCluster
 configure("json", "info")
 def connect():
     raise NoCluster("the token is not there")
