@@ -18,6 +18,7 @@ from .config import (
     PruneResult,
 )
 from .config.phases import FORMER_NAMES
+from .config.schemes import scheme_of
 from .huggingface.terms import Terms
 
 
@@ -110,7 +111,7 @@ def short_number(count: int) -> str:
 
 def source_name(source: str) -> str:
     """The last part of a source: hf://owner/name, file:folder/name or pvc://claim/folder/name."""
-    return source.rstrip("/").rpartition("/")[2].removeprefix("file:") or source
+    return scheme_of(source).name(source)
 
 
 def _job(artifact: Artifact, job: type[Any], result: type[Any]) -> tuple[Any, Any]:

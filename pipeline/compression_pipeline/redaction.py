@@ -16,8 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 from urllib.parse import quote, quote_plus
 
-HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
-"""Variables that hold a token for the Hub."""
+from compression_pipeline.config.schemes import secret_variables
 
 SHORTEST_TOKEN = 4
 """Characters of the shortest token that is one. To hide a shorter one would make every other word unreadable."""
@@ -103,8 +102,9 @@ def without_credentials(content: str) -> str:
 
 def _secrets(environment: Mapping[str, str]) -> set[str]:
     found: set[str] = set()
+    of_sources = secret_variables()
     for name, value in environment.items():
-        if name in HUB_SECRETS:
+        if name in of_sources:
             found |= _pieces(value, SHORTEST_TOKEN)
         elif _SECRET_NAME.search(name) and not _is_path(value):
             found |= _pieces(value, _SHORTEST_OTHER)

@@ -24,6 +24,7 @@ from compression_pipeline.config import (
     number_runs,
     passes,
 )
+from compression_pipeline.config.schemes import scheme_of
 
 SIZES = (
     ("Parameters", "parameters"),
@@ -108,10 +109,10 @@ def _header(ancestry: Ancestry) -> str:
     teacher, dataset = ancestry.prepare.resolved_teacher.source, ancestry.prepare.resolved_dataset.source
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     fields |= ancestry.terms.fields
-    if teacher.startswith("hf://"):
-        fields["base_model"] = teacher.removeprefix("hf://")
-    if dataset.startswith("hf://"):
-        fields["datasets"] = [dataset.removeprefix("hf://")]
+    if repository := scheme_of(teacher).repository(teacher):
+        fields["base_model"] = repository
+    if repository := scheme_of(dataset).repository(dataset):
+        fields["datasets"] = [repository]
     fields["tags"] = ["compression-operator", "minitron", "pruned", "distilled"]
     # JSON scalars and lists are YAML.
     lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compression_pipeline.config import PHASES, JobConfig, Phase
+from compression_pipeline.config.schemes import offline_variables, secret_variables
 from compression_pipeline.context import LAUNCH_VARIABLE
 from compression_pipeline.machine import children, free_port, processors
-from compression_pipeline.redaction import HUB_SECRETS
 
 from .outcome import FOLDER_VARIABLE
 
@@ -79,7 +79,7 @@ def command(phase: Phase, layout: Layout) -> list[str]:
 def environment(
     own: Mapping[str, str], job: JobConfig, phase: Phase, layout: Layout, *, launch: str, outcomes: Path
 ) -> dict[str, str]:
-    """The environment of the ranks: only a phase that reads sources may talk to the Hub."""
+    """The environment of the ranks: only a phase that reads sources may talk to servers."""
     found = dict(own)
     found[LAUNCH_VARIABLE] = launch
     found[FOLDER_VARIABLE] = str(outcomes)
@@ -93,8 +93,8 @@ def environment(
         # transformers takes three times as long to start if it imports torch, which reading sources never needs.
         found |= {"USE_TORCH": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
     else:
-        found["HF_HUB_OFFLINE"] = "1"
-        for name in HUB_SECRETS:
+        found |= offline_variables()
+        for name in secret_variables():
             found.pop(name, None)
     # torchrun takes PET_* as defaults of its options; the options are all given.
     found = {name: value for name, value in found.items() if not name.startswith("PET_")}

@@ -27,6 +27,7 @@ from compression_pipeline.config import (
     text_fault,
 )
 from compression_pipeline.config.fingerprint import SCHEMA_VERSION
+from compression_pipeline.config.schemes import scheme_of
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.sources import Source, SourceFile, Splits, Unanswered, checkpoint, open_source
@@ -122,7 +123,7 @@ def _with_documents(job: PrepareJob, dataset: Source, splits: Splits) -> Prepare
         return job
     form = DocumentFormat.ROWS
     # What a download of another name begins with is not worth having it before there is known to be room for it.
-    if not job.dataset.source.startswith("hf://") or "wikitext" in job.dataset.source.rpartition("/")[2].lower():
+    if not scheme_of(job.dataset.source).downloads or "wikitext" in job.dataset.source.rpartition("/")[2].lower():
         [first] = _opened(splits.train[:1], dataset, job.dataset.text_column)
         with suppress(UserError):  # told where it is read to be tokenized
             form = documents.detect(first.first_lines())

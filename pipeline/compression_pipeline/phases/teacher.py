@@ -16,6 +16,7 @@ from pathlib import Path
 
 from compression_pipeline.artifact import Draft
 from compression_pipeline.config import Architecture
+from compression_pipeline.config.schemes import scheme_of
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.huggingface import tokenizer
@@ -47,7 +48,7 @@ class Teacher:
         if original is None:
             raise UserError(f"teacher.model: {name} has no {CONFIG}; name a Hugging Face checkpoint")
         # A download lies in a cache whose path says nothing to a person.
-        self._called = name if name.startswith("hf:") else str(original)
+        self._called = name if scheme_of(name).downloads else str(original)
         self.folder = draft.path / "model"
         self.folder.mkdir()
         self._weights = {file: path for file, path in paths.items() if file.name.endswith(WEIGHTS)}

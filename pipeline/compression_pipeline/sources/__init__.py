@@ -1,28 +1,22 @@
-"""Where teachers and text come from: one file per kind of source, found by the source's prefix."""
+"""Where teachers and text come from: what fetches each of `config.schemes.SCHEMES`, one file per kind of source."""
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from compression_pipeline.config import PrepareJob
+from compression_pipeline.config.schemes import SCHEMES, scheme_of
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 
-from . import hub, local
 from .base import Place, Source, SourceFile, Splits, Unanswered
 
-__all__ = ["SOURCES", "Source", "SourceFile", "Splits", "Unanswered", "open_source"]
-
-SOURCES: dict[str, Callable[[Place], Source]] = {
-    "file:": local.LocalSource,
-    "pvc://": local.LocalSource,
-    "hf://": hub.HubSource,
-}
+__all__ = ["Place", "Source", "SourceFile", "Splits", "Unanswered", "open_source"]
 
 
 def open_source(source: str, *, field: str, revision: str | None, job: PrepareJob, context: Context) -> Source:
     """The source that a field of the manifest names. Raises UserError where its kind is unknown."""
-    for prefix, kind in SOURCES.items():
-        if source.startswith(prefix):
-            place = Place(source, field, revision, job.source_roots, Path(job.store), context, job.aside)
-            return kind(place)
-    raise UserError(f"{field}: {source} should start with one of {', '.join(SOURCES)}")
+    module, _, name = scheme_of(source).implementation.partition(":")
+    if not module:
+        raise UserError(f"{field}: {source} should start with one of {', '.join(SCHEMES)}")
+    place = Place(source, field, revision, job.source_roots, Path(job.store), context, job.aside)
+    return getattr(import_module(module), name)(place)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from compression_pipeline.config import DatasetConfig
+from compression_pipeline.config.schemes import Role, SourceScheme, manifest_roots, scheme_of
 from compression_pipeline.context import Context
 from compression_pipeline.errors import PhaseError, TransientError, UserError
 from compression_pipeline.store.published import Asked
@@ -39,13 +40,27 @@ class Place:
 
     @property
     def on_cluster(self) -> bool:
-        """Whether the job runs in a pod: there no file: source has a root."""
-        return "file" not in self.roots
+        """Whether the job runs in a pod: there no source is relative to a manifest."""
+        return manifest_roots(Path()).keys().isdisjoint(self.roots)
+
+    @property
+    def scheme(self) -> SourceScheme:
+        """What the source's kind says of itself."""
+        return scheme_of(self.source)
+
+    @property
+    def rest(self) -> str:
+        """The source without its prefix."""
+        return self.scheme.rest(self.source)
+
+    def download(self, role: Role) -> Path:
+        """The folder of the store that keeps what is downloaded of the source."""
+        return self.cache / (self.scheme.download(role, self.source) or "")
 
     @property
     def cache(self) -> Path:
-        """Where downloads are kept."""
-        return self.store / "hub"
+        """Where downloads of sources of this kind are kept."""
+        return self.store / (self.scheme.cache or "")
 
 
 @dataclass(frozen=True)
@@ -107,5 +122,5 @@ class Source(Protocol):
         ...
 
     def asked(self) -> Asked | None:
-        """What the Hub answered, where the source is on one; known once its files were listed."""
+        """What a server answered, where one was asked; known once its files were listed."""
         ...

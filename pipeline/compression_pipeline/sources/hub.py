@@ -15,15 +15,17 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from compression_pipeline.config import DatasetConfig
+from compression_pipeline.config.schemes import Role
+from compression_pipeline.config.schemes.hub import ENDPOINT_VARIABLE, HubScheme
 from compression_pipeline.errors import PhaseError, TransientError, UserError, causes, disk_full
 from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.redaction import Redactor
 from compression_pipeline.store.files import sha256
-from compression_pipeline.store.published import ENDPOINT_VARIABLE, Asked, hub_endpoint
+from compression_pipeline.store.published import Asked
 from compression_pipeline.text.files import FORMATS, is_text
 
 from . import checkpoint, corpus, readme, splits
@@ -39,8 +41,6 @@ RESUMES = 10
 
 PROGRESS_SECONDS = 2.0
 
-Kind = Literal["model", "dataset"]
-
 _QUERY = re.compile(r"\?[^\s'\")?]*=[^\s'\")]*")
 
 
@@ -53,14 +53,14 @@ class HubSource:
 
         disable_progress_bars()  # progress is told as events
         self._place = place
-        self._repo = place.source.removeprefix("hf://")
+        self._repo = place.rest
         self._where = f"{place.field}: {place.source}"
         self._redactor = Redactor.of()
         self._token = hub_token(os.environ, on_cluster=place.on_cluster)
-        self._endpoint = hub_endpoint()
+        self._endpoint = HubScheme().address(os.environ)
         # False: a token that lies on this machine for someone else's use is left alone.
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False)
-        self._kind: Kind = "model"
+        self._kind: Role = "model"
         self._commit: str | None = None
         self._asked: str | None = None  # the commit of what was asked for, where files come from the Hub's own branch
 
@@ -118,7 +118,12 @@ class HubSource:
         return
 
     def asked(self) -> Asked:
-        return Asked(endpoint=self._endpoint, revision=self._place.revision, commit=self._asked or self._commit)
+        return Asked(
+            scheme=HubScheme.prefix,
+            endpoint=self._endpoint,
+            revision=self._place.revision,
+            commit=self._asked or self._commit,
+        )
 
     def _list(self, revision: str | None) -> dict[str, SourceFile]:
         """Every file of the repository at a revision, which is resolved to its commit."""
@@ -303,7 +308,7 @@ class HubSource:
     @property
     def _blobs(self) -> Path:
         """Where the cache keeps the repository's files."""
-        return self._place.cache / f"{self._kind}s--{self._repo.replace('/', '--')}" / "blobs"
+        return self._place.download(self._kind) / "blobs"
 
     def _web_path(self) -> str:
         return f"datasets/{self._repo}" if self._kind == "dataset" else self._repo

@@ -1,4 +1,4 @@
-"""Sources on this machine: `file:path`, relative to the manifest's folder, and `pvc://claim/path`, a mounted volume."""
+"""Sources on this machine: below the folder of a local run's manifest (`file`), or on a mounted volume (`pvc`)."""
 
 import hashlib
 import time
@@ -184,21 +184,18 @@ class LocalSource:
 
 def _volume(place: Place) -> Path | None:
     """The mounted claim that the source is on."""
-    return next((Path(root) for name, root in place.roots.items() if place.source.startswith(f"{name}/")), None)
+    root = place.scheme.root(place.source)
+    on_claim = root in place.roots and place.scheme.volume_claim(place.source) is not None
+    return Path(place.roots[root]) if root is not None and on_claim else None
 
 
 def _path(place: Place) -> Path:
-    if place.source.startswith("file:"):
-        root, rest = "file", place.source.removeprefix("file:")
-    else:
-        claim, _, rest = place.source.removeprefix("pvc://").partition("/")
-        root = f"pvc://{claim}"
-    if root not in place.roots and not (root == "file" and Path(rest).is_absolute()):
+    scheme = place.scheme
+    root, below = scheme.root(place.source), PurePosixPath(scheme.path(place.source))
+    if root not in place.roots and not below.is_absolute():
         raise UserError(
             f"{place.field}: {place.source}: this job was not told where {root} is; name a source it can reach"
         )
-    if root == "file":
-        return Path(place.roots.get(root, "/"), rest)
-    if ".." in PurePosixPath(rest).parts:
+    if scheme.volume_claim(place.source) is not None and ".." in below.parts:
         raise UserError(f"{place.field}: {place.source} leaves the volume; remove .. from the path")
-    return Path(place.roots[root], rest.lstrip("/"))
+    return Path(place.roots.get(root or "", "/"), below)

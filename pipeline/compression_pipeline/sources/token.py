@@ -3,10 +3,9 @@
 import re
 from collections.abc import Mapping
 
+from compression_pipeline.config.schemes.hub import TOKEN_VARIABLE
 from compression_pipeline.errors import UserError
 from compression_pipeline.redaction import SHORTEST_TOKEN
-
-VARIABLE = "HF_TOKEN"
 
 _WHOLE = re.compile(r"[!-~]+")
 """What a header can carry as one word."""
@@ -17,11 +16,11 @@ def hub_token(environment: Mapping[str, str], *, on_cluster: bool) -> str | None
 
     Raises UserError for what is no token, before a client puts it into a message of its own.
     """
-    told = environment.get(VARIABLE)
+    told = environment.get(TOKEN_VARIABLE)
     if told is None:
         return None
     token = told.strip()
-    where = "teacher.secretRef: the Secret's value" if on_cluster else VARIABLE
+    where = "teacher.secretRef: the Secret's value" if on_cluster else TOKEN_VARIABLE
     if not token and not on_cluster:
         return None
     if len(token) < SHORTEST_TOKEN:

@@ -1,17 +1,16 @@
 """`published.json`: which artifact a step made, where that is not named by the step's fingerprint."""
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from .watched import Watched
+from compression_pipeline.config.schemes import scheme_of
+from compression_pipeline.config.schemes.hub import HubScheme
 
-ENDPOINT_VARIABLE = "HF_ENDPOINT"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+from .watched import Watched
 
 
 class _Record(BaseModel):
@@ -19,26 +18,22 @@ class _Record(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
 
-def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str:
-    """The Hub, or the mirror that stands in for it."""
-    return environment.get(ENDPOINT_VARIABLE, "https://huggingface.co").rstrip("/")
-
-
 class Asked(_Record):
-    """A repository of a Hub, as it was when somebody asked."""
+    """A source on a server, as it was when somebody asked."""
 
+    scheme: str = Field(default=HubScheme.prefix, description="Prefix of its kind; earlier versions knew one alone.")
     endpoint: str
     revision: str | None = Field(description="What was asked for.")
     commit: str | None = Field(description="What that was.")
 
     def stands(self, environment: Mapping[str, str] = os.environ) -> bool:
         """Whether the answer would be the same: only a commit never moves, and only where it is asked at one place."""
-        pinned = self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+        pinned = self.revision is not None and scheme_of(self.scheme).fixed(self.revision)
         return pinned and self.revision == self.commit and self.at(environment)
 
     def at(self, environment: Mapping[str, str] = os.environ) -> bool:
         """Whether it would be asked at the same place now."""
-        return self.endpoint == hub_endpoint(environment)
+        return self.endpoint == scheme_of(self.scheme).address(environment)
 
 
 class Published(_Record):
@@ -46,7 +41,7 @@ class Published(_Record):
 
     artifact: str
     watched: list[Watched] = Field(default=[], description="What it was made from, of local files.")
-    asked: list[Asked] = Field(default=[], description="What it was made from, of repositories.")
+    asked: list[Asked] = Field(default=[], description="What it was made from, of servers.")
     result: dict[str, Any] = Field(default={}, description="What the step told otherwise than the one that made it.")
 
     @property
