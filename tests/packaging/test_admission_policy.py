@@ -157,7 +157,7 @@ TEMPLATE = st.one_of(
 
 @pytest.mark.parametrize("said", [PodTemplates.RESTRICTED, PodTemplates.UNRESTRICTED])
 @given(st.lists(TEMPLATE, min_size=40, max_size=40))
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_whatever_a_template_says_the_policy_says_of_it_what_the_operator_does(
     said: PodTemplates, found: list[Body]
 ) -> None:
