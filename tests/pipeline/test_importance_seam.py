@@ -1,6 +1,7 @@
 """The seam for importance: a method of each kind that only this file knows goes from manifest to report."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from exporting import EXPORTED, PRUNED, student_store
 from pages import Page
 from safetensors.torch import load_file
+from tests.support.schemas import schema_made_anew
 from torch.nn.functional import cross_entropy
 
 from compression_operator.api.rules import World
@@ -64,9 +66,11 @@ OTHERS = {"hidden": "LeastActive", "depth": "WithoutIt"}
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, axis, words in (("LeastActive", Axis.HIDDEN, "silence"), ("WithoutIt", Axis.LAYERS, "loss without it")):
         monkeypatch.setitem(METHODS, name, Method(words=words, implementations={axis: f"{__name__}:{name}"}))
+    with schema_made_anew():
+        yield
 
 
 def judged(importance: Any = None) -> Any:

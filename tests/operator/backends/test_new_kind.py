@@ -11,6 +11,7 @@ import pytest
 import yaml
 from api_world import RUN, ApiWorld, Operator, world
 from jobs_world import manifest
+from tests.support.schemas import schema_made_anew
 from tests.support.waiting import until_async
 
 from compression_operator.api import validate
@@ -96,9 +97,8 @@ TRAINSETS = TRAINSET.resource
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(JOB_KINDS, "TrainSet", TRAINSET.info)
     monkeypatch.setitem(KINDS, "TrainSet", TRAINSET)
-    validate._schema.cache_clear()  # pyright: ignore[reportPrivateUsage]  # made once of a table that no process changes
-    yield
-    validate._schema.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    with schema_made_anew():
+        yield
 
 
 def written(**spec: Any) -> str:
