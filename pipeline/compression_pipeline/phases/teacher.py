@@ -55,8 +55,7 @@ class Teacher:
         for file in files:
             context.stop_if_requested()
             if file not in self._weights:
-                (self.folder / file.name).parent.mkdir(exist_ok=True, parents=True)
-                _copy(source.open(paths[file]), self.folder / file.name, file)
+                _copy(source.open(paths[file]), self._place(file), file)
         with self._told():
             self.architecture, self.tokenizer = self._look()
 
@@ -64,7 +63,7 @@ class Teacher:
         """Complete the folder. Raises PhaseError where the source has changed meanwhile."""
         for file, path in self._weights.items():
             self._context.stop_if_requested()
-            target = self.folder / file.name
+            target = self._place(file)
             if self._source.private and _link(path, target):
                 found = file.digest if len(file.digest) == 64 else None
             else:
@@ -73,6 +72,12 @@ class Teacher:
                 self._draft.hashed(target, found)
         with self._told():
             inspect(self.folder)
+
+    def _place(self, file: SourceFile) -> Path:
+        """Where a file goes, in a folder that is there."""
+        place = self.folder / file.name
+        place.parent.mkdir(exist_ok=True, parents=True)
+        return place
 
     def _look(self) -> tuple[Architecture, TeacherTokenizer]:
         """Check everything, and write anew what plain transformers could not use as it is."""
