@@ -128,6 +128,7 @@ def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifac
         distilled_loss=found["distilled"],
         validation_sequences=len(validation),
         rounded_losses=rounded_losses(job, context, runtime, student, state, validation, found["distilled"]),
+        digest=made.digest,
         tokens_per_second=made.result(DistillResult).tokens_per_second,
     )
     if runtime.rank == 0:

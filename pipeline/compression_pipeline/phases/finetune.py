@@ -98,6 +98,7 @@ def _measured(job: FinetuneJob, context: Context, runtime: Runtime, made: Artifa
         teacher_loss=found["teacher"],
         corrected_teacher_loss=found["corrected"],
         validation_sequences=len(validation),
+        digest=made.digest,
         tokens_per_second=made.result(FinetuneResult).tokens_per_second,
     )
     if runtime.rank == 0:
