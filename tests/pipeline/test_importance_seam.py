@@ -8,18 +8,14 @@ from typing import Any
 import exporting
 import pytest
 import torch
-import yaml
 from exporting import EXPORTED, PRUNED, student_store
+from manifests import a_run, judged, told
 from pages import Page
 from safetensors.torch import load_file
 from tests.support.schemas import schema_made_anew
 from torch.nn.functional import cross_entropy
 
-from compression_operator.api.rules import World
 from compression_operator.api.schema import structural_schema
-from compression_operator.api.status import Resolved
-from compression_operator.api.validate import validate
-from compression_operator.core.plan import plan
 from compression_pipeline.config import METHODS, Axis, ImportanceConfig, Method, PruneConfig, PruneJob, PruneResult
 from compression_pipeline.importance import Estimator, Measurement
 from compression_pipeline.importance.base import Batches
@@ -73,35 +69,17 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def judged(importance: Any = None) -> Any:
-    prune = {"hiddenSize": 64, "layers": 2} | ({"importance": importance} if importance else {})
-    manifest = {
-        "apiVersion": "modelcompression.io/v1alpha1",
-        "kind": "CompressionRun",
-        "metadata": {"name": "demo"},
-        "spec": {
-            "teacher": {"model": "hf://owner/teacher"},
-            "dataset": {"source": "hf://owner/text", "sequenceLength": 32},
-            "students": [{"name": "small", "prune": prune}],
-            "distill": {"steps": 100},
-        },
-    }
-    found = validate(yaml.safe_dump(manifest), "run.yaml", World.LOCAL)
-    return [str(fault) for fault in found] if isinstance(found, list) else found
+def prune(importance: dict[str, str] | None) -> dict[str, Any]:
+    asked = {"hiddenSize": 64, "layers": 2} | ({"importance": importance} if importance else {})
+    return {"students": [{"name": "width", "prune": asked}]}
 
 
-def told(importance: Any = None) -> PruneJob:
-    """What prune's job of such a manifest is told, by way of its JSON."""
-    source = {"source": "hf://owner/x", "digest": "d"}
-    resolved = Resolved.model_validate({"key": "k" * 32, "teacher": source, "dataset": source})
-    steps = plan(judged(importance).spec, resolved=resolved)
-    step = steps.get("prune-small")
-    assert step
-    return PruneJob.model_validate(steps.job(step, run="demo", attempt=1).config.for_image())
+def job(importance: dict[str, str] | None = None) -> PruneJob:
+    return told(a_run(**prune(importance)), "prune-width", PruneJob)
 
 
 def test_a_manifest_names_a_method_for_each_axis() -> None:
-    assert told(OTHERS).prune.importance.by_axis() == {
+    assert job(OTHERS).prune.importance.by_axis() == {
         Axis.HIDDEN: "LeastActive",
         Axis.FFN: "ActivationMagnitude",
         Axis.HEADS: "ActivationMagnitude",
@@ -114,17 +92,17 @@ def test_a_manifest_names_a_method_for_each_axis() -> None:
         "heads": ["ActivationMagnitude"],
         "depth": ["BlockInfluence", "WithoutIt"],
     }
-    assert judged({"depth": "ActivationMagnitude"}) == [
-        'run.yaml: spec.students[0].prune.importance.depth: "ActivationMagnitude" is not supported, supported: '
+    assert judged(**prune({"depth": "ActivationMagnitude"})) == [
+        'spec.students[0].prune.importance.depth: "ActivationMagnitude" is not supported, supported: '
         "BlockInfluence, WithoutIt"
     ]
 
 
 def test_the_key_follows_and_the_default_changes_none() -> None:
-    default = told()
+    default = job()
     assert "importance" not in default.for_image()["prune"]
-    assert told({"depth": "BlockInfluence"}).fingerprint == default.fingerprint
-    assert len({told(OTHERS).fingerprint, told({"depth": "WithoutIt"}).fingerprint, default.fingerprint}) == 3
+    assert job({"depth": "BlockInfluence"}).fingerprint == default.fingerprint
+    assert len({job(OTHERS).fingerprint, job({"depth": "WithoutIt"}).fingerprint, default.fingerprint}) == 3
 
 
 def test_students_are_cut_by_them_and_artifact_report_and_card_tell_it(tmp_path: Path, engine: Runtime) -> None:

@@ -12,21 +12,17 @@ import cel
 import exporting
 import pytest
 import torch
-import yaml
 from engine_models import architecture
 from exporting import DISTILLED, EXPORTED, student_store
 from finetuning import Stopping
+from manifests import a_run, judged, told
 from pages import Page
 from pydantic import Field
 from safetensors.torch import load_file
 from stores import common, context
 from tests.support.schemas import schema_made_anew
 
-from compression_operator.api.rules import World
 from compression_operator.api.schema import structural_schema
-from compression_operator.api.status import Resolved
-from compression_operator.api.validate import validate
-from compression_operator.core.plan import plan
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import Architecture, DistillConfig, DistillJob, LossConfig, Needs
 from compression_pipeline.config.losses import LOSSES
@@ -83,16 +79,6 @@ SAID = (
     "forward KL divergence from the teacher's to the student's next-token distribution, temperature 2; plus 0.5 times "
     "the squared error of the output of layer 1 against the teacher's 2"
 )
-MANIFEST: dict[str, Any] = {
-    "apiVersion": "modelcompression.io/v1alpha1",
-    "kind": "CompressionRun",
-    "metadata": {"name": "demo"},
-    "spec": {
-        "teacher": {"model": "hf://owner/teacher"},
-        "dataset": {"source": "hf://owner/text", "sequenceLength": 32},
-        "students": [{"name": "width", "prune": {"hiddenSize": 64}}],
-    },
-}
 
 
 @pytest.fixture(autouse=True)
@@ -102,22 +88,19 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def judged(*losses: dict[str, Any], **settings: Any) -> Any:
-    """The run of a manifest with these losses, or the lines that it gets."""
-    distill = {"steps": 100, "losses": list(losses), **settings} if losses else {"steps": 100, **settings}
-    text = yaml.safe_dump({**MANIFEST, "spec": {**MANIFEST["spec"], "distill": distill}})
-    found = validate(text, "run.yaml", World.LOCAL)
-    return [str(fault).removeprefix("run.yaml: spec.distill.") for fault in found] if isinstance(found, list) else found
+def distill(*losses: dict[str, Any]) -> dict[str, Any]:
+    return {"distill": {"steps": 100} | ({"losses": list(losses)} if losses else {})}
 
 
-def told(*losses: dict[str, Any]) -> DistillJob:
-    """What the distillation's job of such a manifest is told, by way of its JSON."""
-    source = {"source": "hf://owner/x", "digest": "d"}
-    resolved = Resolved.model_validate({"key": "k" * 32, "teacher": source, "dataset": source})
-    steps = plan(judged(*losses).spec, resolved=resolved)
-    step = steps.get("distill-width")
-    assert step
-    return DistillJob.model_validate(steps.job(step, run="demo", attempt=1).config.for_image())
+def faults(*losses: dict[str, Any]) -> list[str]:
+    """A line for each fault of such a manifest."""
+    found = judged(**distill(*losses))
+    assert isinstance(found, list)
+    return [line.removeprefix("spec.distill.") for line in found]
+
+
+def job(*losses: dict[str, Any]) -> DistillJob:
+    return told(a_run(**distill(*losses)), "distill-width", DistillJob)
 
 
 def by_cel(losses: Any) -> list[str]:
@@ -134,31 +117,31 @@ def by_cel(losses: Any) -> list[str]:
 
 
 def test_a_manifest_names_it_and_its_fields() -> None:
-    assert [loss.type for loss in judged(*BOTH).spec.distill.losses] == ["LogitsKL", "HiddenMSE"]
+    assert [loss.type for loss in a_run(**distill(*BOTH)).spec.distill.losses] == ["LogitsKL", "HiddenMSE"]
     kind = structural_schema(DistillConfig)["properties"]["losses"]["items"]["properties"]
     assert kind["type"]["enum"] == ["LogitsKL", "HiddenMSE"]
     assert kind["weight"]["default"] == 1 and "default" not in kind["temperature"]  # not every member has that
-    assert judged({"type": "Telepathy"}) == [
+    assert faults({"type": "Telepathy"}) == [
         'losses[0].type: "Telepathy" is not supported, supported: LogitsKL, HiddenMSE'
     ]
     mixed = {"type": "HiddenMSE", "layer": 1, "temperature": 2}
-    assert judged(*BOTH, mixed) == [
+    assert faults(*BOTH, mixed) == [
         "losses[2].teacherLayer: is required by HiddenMSE",
         "losses[2].temperature: is a field of LogitsKL; leave it out, or change type",
     ]
-    assert by_cel([*BOTH, mixed]) == judged(*BOTH, mixed)
+    assert by_cel([*BOTH, mixed]) == faults(*BOTH, mixed)
 
 
 def test_the_job_is_told_and_the_key_follows() -> None:
-    assert [loss.to_json() for loss in told(*BOTH).distill.losses] == [
+    assert [loss.to_json() for loss in job(*BOTH).distill.losses] == [
         {"type": "LogitsKL", "weight": 1, "temperature": 2},
         {"type": "HiddenMSE", "weight": 0.5, "layer": 1, "teacherLayer": 2},
     ]
-    default = told()
+    default = job()
     assert "losses" not in default.for_image()["distill"]
-    assert told({"type": "LogitsKL", "weight": 1, "temperature": 1}).fingerprint == default.fingerprint
+    assert job({"type": "LogitsKL", "weight": 1, "temperature": 1}).fingerprint == default.fingerprint
     others = [BOTH, BOTH[:1], BOTH[1:], [BOTH[0], {**BOTH[1], "weight": 0.6}], BOTH[::-1]]
-    assert len({told(*losses).fingerprint for losses in others} | {default.fingerprint}) == len(others) + 1
+    assert len({job(*losses).fingerprint for losses in others} | {default.fingerprint}) == len(others) + 1
 
 
 def test_a_layer_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path: Path, engine: Runtime) -> None:
@@ -225,7 +208,7 @@ def test_its_parameters_are_trained_and_in_checkpoints_and_a_resume_changes_noth
 
 def test_it_is_no_part_of_the_student_and_card_and_report_tell_it(tmp_path: Path, engine: Runtime) -> None:
     plain = student_store(tmp_path / "plain", engine, "llama3")
-    store = student_store(tmp_path / "both", engine, "llama3", losses=told(*BOTH).distill.losses)
+    store = student_store(tmp_path / "both", engine, "llama3", losses=job(*BOTH).distill.losses)
     one, two = (load_file(each.open(f"distill-{DISTILLED}").model / "model.safetensors") for each in (plain, store))
     assert one.keys() == two.keys()
     assert not torch.equal(*(each["model.layers.0.mlp.down_proj.weight"] for each in (one, two)))
@@ -247,7 +230,7 @@ def test_a_loss_that_would_be_wrong_on_a_shard_of_the_vocabulary_is_not_computed
     engine: Runtime, losses: list[dict[str, Any]], refused: bool
 ) -> None:
     sizes = architecture()
-    objective = Objective.of(told(*losses).distill.losses, sizes, sizes, engine, seed=1)
+    objective = Objective.of(job(*losses).distill.losses, sizes, sizes, engine, seed=1)
     part = SimpleNamespace(
         config=SimpleNamespace(tensor_model_parallel_size=2),
         decoder=SimpleNamespace(layers=[]),

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import yaml
+from manifests import a_run, judged
 from preparing import Preparation, rows
 from tiny import texts
 
 from compression_operator.api.rules import World
-from compression_operator.api.run import CompressionRun
-from compression_operator.api.validate import validate
 from compression_operator.backends.pods.platform_defaults import JobDefaults
 from compression_operator.backends.pytorchjob.manifest import pytorch_job
 from compression_operator.cli.inspect import with_placeholders
@@ -103,43 +101,26 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCHEMES, MemScheme.prefix, MemScheme())
 
 
-def judged(world: World, **dataset: Any) -> CompressionRun | list[str]:
-    """The run of a manifest with a teacher from memory, or the lines that it gets."""
-    text = yaml.safe_dump(
-        {
-            "apiVersion": "modelcompression.io/v1alpha1",
-            "kind": "CompressionRun",
-            "metadata": {"name": "demo"},
-            "spec": {
-                "teacher": {"model": "mem://teacher", "secretRef": {"name": "opener", "key": "token"}},
-                "dataset": {"source": "hf://owner/text", "sequenceLength": 8, **dataset},
-                "students": [{"name": "width", "prune": {"hiddenSize": 64}}],
-                "distill": {"steps": 100},
-                "storage": {"persistentVolumeClaim": {"claimName": "store"}},
-            },
-        }
-    )
-    found = validate(text, "run.yaml", world)
-    return [str(fault) for fault in found] if isinstance(found, list) else found
-
-
-def a_run(world: World, **dataset: Any) -> CompressionRun:
-    run = judged(world, **dataset)
-    assert isinstance(run, CompressionRun), run
-    return run
+def from_memory(**dataset: Any) -> dict[str, Any]:
+    """A spec with a teacher from memory."""
+    return {
+        "teacher": {"model": "mem://teacher", "secretRef": {"name": "opener", "key": "token"}},
+        "dataset": {"source": "hf://owner/text", "sequenceLength": 8, **dataset},
+        "storage": {"persistentVolumeClaim": {"claimName": "store"}},
+    }
 
 
 def test_a_manifest_may_name_it_in_both_worlds() -> None:
     for world in World:
-        assert a_run(world).spec.teacher.model == "mem://teacher"
-        [fault] = judged(world, source="mem://UPPER")
+        assert a_run(world, **from_memory()).spec.teacher.model == "mem://teacher"
+        [fault] = judged(world, **from_memory(source="mem://UPPER"))
         assert "mem://name" in str(fault), "the sentence names it among the forms"
-        [fault] = judged(world, source="mem://text", revision="main")
+        [fault] = judged(world, **from_memory(source="mem://text", revision="main"))
         assert "hf:// sources only" in str(fault)
 
 
 def test_pods_get_its_claim_and_its_key_of_the_secret() -> None:
-    run = a_run(World.CLUSTER)
+    run = a_run(World.CLUSTER, **from_memory())
     planned = with_placeholders(plan(run.spec))
     seen: dict[Phase, dict[str, Any]] = {}
     for step in planned.steps:
@@ -162,7 +143,7 @@ def test_pods_get_its_claim_and_its_key_of_the_secret() -> None:
 
 
 def test_a_secret_needs_no_key_for_a_kind_that_a_run_does_not_use() -> None:
-    run = a_run(World.CLUSTER)
+    run = a_run(World.CLUSTER, **from_memory())
     other = run.spec.teacher.model_copy(update={"model": "hf://owner/teacher"})
     run = run.model_copy(update={"spec": run.spec.model_copy(update={"teacher": other})})
     planned = plan(run.spec)
@@ -188,7 +169,7 @@ def test_its_secret_is_hidden() -> None:
 
 
 def test_its_downloads_are_kept_as_long_as_a_run_uses_them(tmp_path: Path) -> None:
-    used = store_gc.in_use(tmp_path, [a_run(World.LOCAL, source="mem://text")])
+    used = store_gc.in_use(tmp_path, [a_run(World.LOCAL, **from_memory(source="mem://text"))])
     assert {tmp_path / "mem" / "models--teacher", tmp_path / "mem" / "datasets--text"} <= used
 
 
