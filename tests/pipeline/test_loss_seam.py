@@ -117,7 +117,8 @@ def by_cel(losses: Any) -> list[str]:
 
 
 def test_a_manifest_names_it_and_its_fields() -> None:
-    assert [loss.type for loss in a_run(**distill(*BOTH)).spec.distill.losses] == ["LogitsKL", "HiddenMSE"]
+    named = a_run(**distill(*BOTH)).spec.distill
+    assert named and [loss.type for loss in named.losses] == ["LogitsKL", "HiddenMSE"]
     kind = structural_schema(DistillConfig)["properties"]["losses"]["items"]["properties"]
     assert kind["type"]["enum"] == ["LogitsKL", "HiddenMSE"]
     assert kind["weight"]["default"] == 1 and "default" not in kind["temperature"]  # not every member has that
