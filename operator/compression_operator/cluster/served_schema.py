@@ -21,8 +21,15 @@ Schema = Mapping[str, Any]
 DOCUMENT = f"/openapi/v3/apis/{GROUP}/{VERSION}"
 """Readable by whoever may log in (the ClusterRole system:discovery), so it takes no right of the operator's own."""
 
-SHOWN_ALONE = ("status.conditions", "status.students", "status.teacher")
-"""What only people read, or what is told in conditions: nothing is decided by it."""
+SHOWN_ALONE = (
+    "status.conditions",
+    "status.students",
+    "status.teacher.validationLoss",
+    "status.teacher.correctedValidationLoss",
+)
+"""What only people read, or what is told in conditions: nothing is decided by it. The rest of the teacher says which
+students can be made of it, and how long its sequences may be.
+"""
 
 LISTED = 5
 """Fields that one message names at most."""

@@ -61,8 +61,9 @@ def test_what_has_no_schema_lacks_nothing() -> None:
 
 def test_runs_wait_for_what_is_decided_by_alone() -> None:
     found = ("status.managedBy", "status.steps[].remakes", "status.steps[].progress.time", "status.resolved")
-    shown = ("status.students[].sample", "status.conditions", "status.teacher.ropeScaling", "spec.distill.seed")
-    assert set(found[:3]) <= set(FIELDS) and decisive((*found, *shown)) == found
+    found += ("status.teacher", "status.teacher.ropeScaling")
+    shown = ("status.students[].sample", "status.conditions", "status.teacher.validationLoss", "spec.distill.seed")
+    assert set(found) <= set(FIELDS) and decisive((*found, *shown)) == found
 
 
 def test_a_sentence_names_a_few_fields_and_what_to_do() -> None:
