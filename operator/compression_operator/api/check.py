@@ -7,13 +7,11 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from .documents import Json
+from .faults import Finding
 from .schema import Schema
-
-Finding: TypeAlias = tuple[str, str]
-"""Path of a field, and what is wrong with it."""
 
 _SHOWN = 80
 _KINDS: dict[str, tuple[type, ...]] = {

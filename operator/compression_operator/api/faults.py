@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
+
+Finding: TypeAlias = tuple[str, str]
+"""Path of a field, and what is wrong with it."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-Finding: TypeAlias = tuple[str, str]
-"""The path of a field, and what is wrong with it."""
+from .faults import Finding
 
 LARGEST_ID = 2**31 - 1
 """The largest user or group that Kubernetes takes."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from compression_pipeline.config.schemes import SCHEMES
 
+from .faults import Finding
 from .pods import SECURITY_ANNOTATION
 from .shapes import (
     LARGEST_ID,
@@ -19,7 +20,6 @@ from .shapes import (
     Check,
     Each,
     Fields,
-    Finding,
     Free,
     Images,
     Keys,

@@ -7,9 +7,9 @@ from typing import Any, cast, get_args, get_origin
 
 from compression_pipeline.config import ConfigModel, one_of
 
-from .check import Finding, findings, join, with_defaults
+from .check import findings, join, with_defaults
 from .documents import Json, MalformedYaml, read_documents
-from .faults import Fault
+from .faults import Fault, Finding
 from .overrides import InvalidOverride, override
 from .rules import World
 from .run import API_VERSION, KIND, CompressionRun

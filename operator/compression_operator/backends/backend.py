@@ -71,7 +71,7 @@ def _is_others(kind: JobKind, run: CompressionRun, error: ApiError) -> bool:
 
 
 class ClusterBackend:
-    """Backend of runs on a cluster (see jobs.Backend); `image` is the operator's own, which no policy refuses."""
+    """Backend of runs on a cluster (see core.jobs.Backend); `image` is the operator's own, which no policy refuses."""
 
     def __init__(
         self,

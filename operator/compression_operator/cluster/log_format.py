@@ -54,7 +54,7 @@ def configure(log_format: str, level: str) -> None:
 
 def _unraisable(args: "sys.UnraisableHookArgs") -> None:
     """What Python could raise nowhere, in the log's format. Of a coroutine it is no news: its loop was thrown away (see
-    watches.py).
+    kube/watch_thread.py).
     """
     where: object = args.object
     level = logging.DEBUG if inspect.iscoroutine(where) else logging.WARNING
@@ -62,8 +62,8 @@ def _unraisable(args: "sys.UnraisableHookArgs") -> None:
 
 
 def _needless(record: logging.LogRecord) -> bool:
-    """What kopf says of the end of each of its tasks is said once by whoever starts it anew (watches.py); and signals
-    are none of its business, in a thread of its own.
+    """What kopf says of the end of each of its tasks is said once by whoever starts it anew (kube/watch_thread.py);
+    and signals are none of its business, in a thread of its own.
     """
     end = bool(record.exc_info) and record.funcName == "guard"
     # Of all else it tells in words what went wrong: a traceback through kopf adds nothing for whoever runs an operator.

@@ -86,9 +86,9 @@ class Resync:
         """A sentence on a watch that has owed news for longer than this; None where there is none."""
         now = time.monotonic()
         for (resource, place), watch in self._watches.items():
-            if watch.lag(now) > seconds:
+            lag = watch.lag(now)
+            if lag > seconds:
                 where = f" in namespace {place}" if place else ""
-                lag = watch.lag(now)
                 return f"the watch of {resource.plural}{where} missed a change {lag:.0f} s ago: it has gone silent"
         return None
 

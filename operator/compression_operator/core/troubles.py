@@ -45,7 +45,7 @@ _DENIED = re.compile(
 )
 """How the API server's authorizers say no."""
 
-
+_NO_BLOCKING = "cannot set blockOwnerDeletion"
 _WEBHOOK = re.compile(r'failed calling webhook "([^"]+)"')
 
 
@@ -89,7 +89,7 @@ def unanswered(code: int, message: str) -> Trouble:
 
 def blocks_no_deletion(error: Exception) -> bool:
     """Whether a job is refused because the operator may not have a run's deletion wait for it."""
-    return "cannot set blockOwnerDeletion" in str(error)
+    return _NO_BLOCKING in str(error)
 
 
 def _install(resource: str) -> str | None:
@@ -103,7 +103,7 @@ def _forbidden(message: str, namespace: str | None) -> str:
     denied = _DENIED.search(message)
     if denied is not None:
         verb, resource, namespace = denied["verb"], denied["resource"], denied["namespace"]
-    elif "cannot set blockOwnerDeletion" in message:
+    elif _NO_BLOCKING in message:
         verb, resource = "update", "compressionruns/finalizers"
     else:
         return "the API server forbids what the operator asked for"
