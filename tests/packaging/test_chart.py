@@ -379,6 +379,18 @@ def test_the_logs_that_the_notes_name_are_those_of_all_replicas(tmp_path: Path) 
     assert named.items() <= only(rendered, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
 
 
+@pytest.mark.parametrize("secure", [True, False])
+@pytest.mark.parametrize("rbac", [True, False])
+def test_notes_name_the_role_for_scrapes_where_the_chart_makes_it(tmp_path: Path, secure: bool, rbac: bool) -> None:
+    given: Body = {"metrics": {"secure": {"enabled": secure, "certificateSecret": "tls"}}, "rbac": {"create": rbac}}
+    text = notes(tmp_path, given, release="mini", namespace="ops")
+    made = {body["metadata"]["name"] for body in render(given, release="mini", namespace="ops")}
+    named = re.findall(r"^  kubectl create clusterrolebinding .* --clusterrole=(\S+) ", text, re.MULTILINE)
+    assert named == [name for name in made if name.endswith(".metrics-reader")]
+    assert re.search(r"^  kubectl describe compressionrun NAME\n\n\S", text, re.MULTILINE)
+    assert re.search(r"\n\nRuns that another release", text)
+
+
 def test_notes_name_what_is_missing(tmp_path: Path) -> None:
     text = notes(tmp_path, {"watchNamespaces": ["a", "b"], "crds": {"install": False}})
     assert "watches the namespaces a, b" in text
