@@ -128,8 +128,8 @@ async def _operate(options: Options) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. Where a watch has not left its thread yet (watches.LEAVING_SECONDS), without Python's own end:
-    that takes the interpreter away from under the thread, and what the process ended by was a segmentation fault.
+    """End the process. Where a watch has not left its thread yet (watch_thread.LEAVING_SECONDS), without Python's own
+    end: that takes the interpreter away from under the thread, and what the process ended by was a segmentation fault.
     """
     if any(thread.daemon for thread in threading.enumerate()):
         sys.stdout.flush()

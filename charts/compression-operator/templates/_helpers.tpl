@@ -87,7 +87,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $sum -}}
 {{- end -}}
 
-{{/* What the operator does in the namespaces that it watches: kinds.PERMISSIONS and network.PERMISSION, verb by verb (a test compares). */}}
+{{/* What the operator does in the namespaces that it watches: kinds.PERMISSIONS and network_policy.PERMISSION, verb by verb (a test compares). */}}
 {{- define "compression-operator.rules" -}}
 - apiGroups: [modelcompression.io]
   resources: [compressionruns]
