@@ -21,6 +21,7 @@ from .kinds import KINDS, job_of, kind_of, kind_of_pod, kinds_for, pod_group
 from .log_watcher import LogWatcher
 from .observe import FirstPods, first_pods, lacks_pod, left_over, observe_job, seen_job
 from .pods.fields import mapping
+from .pods.jobpods import MANAGED_BY, MANAGER
 from .pods.network_policy import NETWORK_POLICIES, network_policy
 from .pods.platform_defaults import JobDefaults
 from .pods.podview import seen_pod
@@ -29,8 +30,7 @@ from .pods.refusals import PodRefusals
 
 logger = logging.getLogger(__name__)
 
-MANAGED_BY = ("app.kubernetes.io/managed-by", "compression-operator")
-SELECTOR = "=".join(MANAGED_BY)
+SELECTOR = f"{MANAGED_BY}={MANAGER}"
 """What the jobs and pods of all runs have in common; watches ask the API server for these alone."""
 
 
@@ -125,13 +125,13 @@ class ClusterBackend:
             # While something was asked for: what was remembered is forgotten.
             gone_since = self._jobs[kind.resource].has_gone(uid)
             first = first_pods(kind, body, pods, self._first.get(uid, {}))
-            missed = self._missed.get(uid, now) if lacks_pod(kind, body, pods, first, now) else None
+            lacking = self._missed.get(uid, now) if lacks_pod(kind, body, pods, first, now) else None
             if not gone_since:
                 self._first[uid] = first
                 self._missed.pop(uid, None)
-                if missed is not None:
-                    self._missed[uid] = missed
-            job = observe_job(kind, body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=missed)
+                if lacking is not None:
+                    self._missed[uid] = lacking
+            job = observe_job(kind, body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=lacking)
             job = await self._refusals.told(job, kind, namespace, uid, now)
             if job.state is JobState.RUNNING and job.ours and job.pod is not None and not gone_since:
                 running[uid] = job.pod
@@ -241,8 +241,7 @@ class ClusterBackend:
 
     def _note(self, kind: JobKind, body: Body) -> None:
         """Take note of a job that the watch will go on telling of; another one is asked for when it is looked at."""
-        name, value = MANAGED_BY
-        if mapping(body, "metadata", "labels").get(name) == value:
+        if mapping(body, "metadata", "labels").get(MANAGED_BY) == MANAGER:
             self._jobs[kind.resource].put(body)
 
     async def _unseen(self, run: CompressionRun, names: set[str]) -> dict[str, tuple[JobKind, Body]]:

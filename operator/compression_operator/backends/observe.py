@@ -95,15 +95,15 @@ def observe_job(
     shown = witness or next((pod for pod in own if pod.leads), None)
     failed = state is JobState.FAILED
     over = failed or state is JobState.SUCCEEDED
-    attempt = str(labels.get(f"{GROUP}/attempt", ""))
+    attempt = _attempt(labels)
     return ObservedJob(
         name=str(meta.get("name")),
         step=str(labels.get(f"{GROUP}/step", "")),
         fingerprint=str(labels.get(f"{GROUP}/fingerprint", "")),
-        attempt=int(attempt) if attempt.isdecimal() else 0,
+        attempt=attempt or 0,
         state=state,
         alive=any(pod.alive for pod in own),
-        ours=controller_of(body) == run_uid and f"{GROUP}/fingerprint" in labels and attempt.isdecimal(),
+        ours=controller_of(body) == run_uid and f"{GROUP}/fingerprint" in labels and attempt is not None,
         deleting=job.deleting,
         created=job.created,
         started=job.started,
@@ -127,17 +127,22 @@ def left_over(kind: JobKind, pods: Sequence[Json], now: datetime) -> ObservedJob
     if not living:
         return None
     labels = mapping(living[0], "metadata", "labels")
-    attempt = str(labels.get(f"{GROUP}/attempt", ""))
     return ObservedJob(
         name=str(labels.get(kind.job_label)),
         step=str(labels.get(f"{GROUP}/step", "")),
         fingerprint=str(labels.get(f"{GROUP}/fingerprint", "")),
-        attempt=int(attempt) if attempt.isdecimal() else 0,
+        attempt=_attempt(labels) or 0,
         state=JobState.PENDING,
         alive=True,
         deleting=True,
         message="the job was deleted by somebody; waits for its pods to end",
     )
+
+
+def _attempt(labels: Json) -> int | None:
+    """The number of the attempt; None where the labels do not say one."""
+    attempt = str(labels.get(f"{GROUP}/attempt", ""))
+    return int(attempt) if attempt.isdecimal() else None
 
 
 def _job(

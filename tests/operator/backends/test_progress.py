@@ -58,6 +58,17 @@ class Cluster:
         )
 
 
+async def looked_once(cluster: Cluster) -> LogWatcher:
+    """A watcher that has read of step 7 in the log of the one pod, `pod` of job `uid`."""
+    cluster.logs["pod"] = line(7)
+    watcher = cluster.watcher()
+    watcher.follow("ns/run", {"uid": "pod"})
+    await until_async(lambda: cluster.changed, "the log to be read", seconds=10)
+    seen = watcher.look("uid", TIME).progress
+    assert seen is not None and seen.step == 7
+    return watcher
+
+
 def test_the_newest_progress_and_the_newest_sign_of_life() -> None:
     later = TIME + timedelta(seconds=5)
     text = "noise\n" + line(3) + line(4, later) + '{"event": "prog'
@@ -140,10 +151,7 @@ def test_before_the_first_look_a_job_has_the_benefit_of_the_doubt() -> None:
 def test_a_log_that_cannot_be_read_is_not_silent() -> None:
     async def scenario() -> None:
         cluster = Cluster()
-        cluster.logs["pod"] = line(7)
-        watcher = cluster.watcher()
-        watcher.follow("ns/run", {"uid": "pod"})
-        await asyncio.sleep(0.03)
+        watcher = await looked_once(cluster)
         first = watcher.look("uid", TIME)
         cluster.logs["pod"] = ApiError(403, "Forbidden", "no")
         await asyncio.sleep(0.1)
@@ -207,10 +215,7 @@ def test_few_logs_are_read_at_once() -> None:
 def test_what_is_gone_is_forgotten() -> None:
     async def scenario() -> None:
         cluster = Cluster()
-        cluster.logs["pod"] = line(7)
-        watcher = cluster.watcher()
-        watcher.follow("ns/run", {"uid": "pod"})
-        await asyncio.sleep(0.03)
+        watcher = await looked_once(cluster)
         watcher.follow("ns/run", {})
         watcher.forget("uid")
         assert watcher.look("uid", TIME).progress is None

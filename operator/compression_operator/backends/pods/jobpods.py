@@ -17,6 +17,9 @@ from .podtemplate import defaulted, merge_under, secured
 
 Json = dict[str, Any]
 
+MANAGED_BY, MANAGER = "app.kubernetes.io/managed-by", "compression-operator"
+"""The label that jobs, their pods and their network policies have in common, and its value."""
+
 STORE = "/compression"
 STORE_VOLUME = "store"
 CLAIMS = "/sources"
@@ -59,7 +62,7 @@ def labels(run: CompressionRun, job: Job) -> dict[str, str]:
         "app.kubernetes.io/name": "compression-pipeline",
         "app.kubernetes.io/component": job.phase.value,
         "app.kubernetes.io/part-of": label_value(run.metadata.name),
-        "app.kubernetes.io/managed-by": "compression-operator",
+        MANAGED_BY: MANAGER,
         f"{GROUP}/run": label_value(run.metadata.name),
         f"{GROUP}/step": label_value(job.step),
         f"{GROUP}/phase": job.phase.value,

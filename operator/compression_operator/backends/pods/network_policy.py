@@ -12,7 +12,7 @@ from compression_operator.core.jobs import Job
 from compression_operator.kube.client import Permission, Resource
 from compression_pipeline.config import PHASES
 
-from .jobpods import label_value
+from .jobpods import MANAGED_BY, MANAGER, label_value
 
 Json = dict[str, Any]
 
@@ -38,7 +38,7 @@ def network_policy(run: CompressionRun, job: Job) -> Json:
         "metadata": {
             "name": f"{run.metadata.name[:200].rstrip('-.')}-{mark}",
             "namespace": run.metadata.namespace,
-            "labels": {"app.kubernetes.io/managed-by": "compression-operator", **own},
+            "labels": {MANAGED_BY: MANAGER, **own},
             "ownerReferences": [owner],
         },
         "spec": {
