@@ -30,8 +30,12 @@ class MissingArtifact(TransientError):
     """An input is not in the store, or not whole: the step that makes it must run again."""
 
     def __init__(self, artifact: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(artifact, message)  # both, because copies that go to other processes are made of them
         self.artifact = artifact
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message
 
 
 class Interrupted(PhaseError):

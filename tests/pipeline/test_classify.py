@@ -1,6 +1,7 @@
 """What every kind of exception means: the real ones, raised by those who raise them, wherever that can be had here."""
 
 import concurrent.futures
+import copy
 import errno
 import gzip
 import importlib
@@ -28,7 +29,7 @@ from pydantic import BaseModel
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, but not in __all__
 
 from compression_pipeline.config import ExitClass, FinetuneConfig
-from compression_pipeline.errors import Interrupted, TransientError, UserError
+from compression_pipeline.errors import Interrupted, MissingArtifact, PhaseError, TransientError, UserError
 from compression_pipeline.faults import classify
 
 USER, PASSING = ExitClass.USER_ERROR, ExitClass.TRANSIENT
@@ -348,3 +349,12 @@ def test_a_path_is_told_once(tmp_path: Path) -> None:
     with pytest.raises(OSError) as raised:
         (tmp_path / "gone").read_text()
     assert str(classify(raised.value)).count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [UserError("why"), TransientError("why"), Interrupted("why"), MissingArtifact("prune-1", "why")]
+)
+def test_a_fault_reaches_other_ranks_as_it_is(fault: PhaseError) -> None:
+    there = copy.copy(fault)  # made anew of the same parts as by pickle, with which torch gathers objects
+    assert type(there) is type(fault) and str(there) == "why"
+    assert vars(there) == vars(fault)
