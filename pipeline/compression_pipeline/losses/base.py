@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Signals:
-    """What a loss asked for (`Needs`) of one model's forward pass over a batch."""
+    """One model's forward pass over a batch: its logits, and what else a loss asked for (`Needs`)."""
 
-    logits: Tensor | None = None
+    logits: Tensor
     """[sequence, batch, vocabulary]."""
     hidden: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
     """Outputs of layers, counted from 1: [sequence, batch, hidden size]."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -71,14 +72,9 @@ class Objective(_Loss):
             teacher: what its output layer gave.
         """
         signals = self._student.taken(student[0]), self._teacher.taken(teacher[0].detach())
-        total: Tensor | None = None
-        for loss, weight in zip(self.losses, self._weights, strict=True):
-            tokens: Tensor = loss(*signals)
-            mean = tokens.transpose(0, 1).contiguous().mean()
-            term = mean if weight == 1 else weight * mean
-            total = term if total is None else total + term
-        assert total is not None  # noqa: S101  a manifest has at least one loss
-        return total
+        means = [loss(*signals).transpose(0, 1).contiguous().mean() for loss in self.losses]
+        terms = [mean if weight == 1 else weight * mean for mean, weight in zip(means, self._weights, strict=True)]
+        return reduce(torch.add, terms)
 
 
 class _Taps:
