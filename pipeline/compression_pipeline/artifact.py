@@ -390,10 +390,8 @@ def _manifest(path: Path) -> tuple[Manifest, str] | None:
 def _missing(path: Path, manifest: Manifest) -> str | None:
     """The first file of the manifest that isn't there with its size."""
     for name, record in manifest.files.items():
-        try:
+        with suppress(OSError):
             if (path / name).stat().st_size == record.size:
                 continue
-        except OSError:
-            pass
         return name
     return None

@@ -171,7 +171,7 @@ def _with_sound_settings(told: Mapping[str, Any], file: str, said: list[str]) ->
     """The settings that transformers takes together: one after the other, those that decide first."""
     made: dict[str, Any] = {key: told[key] for key in told if key in _SPECIAL_IDS}
     left: dict[str, Any] = {}
-    for key in sorted(told, key=lambda key: (key not in _FIRST, list(told).index(key))):
+    for key in sorted(told, key=lambda key: key not in _FIRST):
         value = told[key]
         if value is None and key in _MUST_BE:  # no value
             continue

@@ -76,9 +76,10 @@ class LocalSource:
 
     def _by_readme(self, dataset: DatasetConfig) -> dict[str, list[str]] | None:
         """As the README of a folder tells; None where it doesn't."""
-        whole = self._path.is_dir() and (self._path / CARD).is_file()
-        text = self._read(CARD).decode("utf-8", "replace") if whole else ""
-        found = readme.files_of(readme.header(text, self._where), self._selection.names(), dataset, self._where)
+        found = None
+        if self._path.is_dir() and (self._path / CARD).is_file():
+            configs = readme.header(self._read(CARD).decode("utf-8", "replace"), self._where)
+            found = readme.files_of(configs, self._selection.names(), dataset, self._where)
         if found is None and dataset.config is not None:
             raise UserError(
                 f"{self._where} has no configuration {dataset.config}: no {CARD} in that folder has configs in its "
