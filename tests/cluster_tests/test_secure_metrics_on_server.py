@@ -53,7 +53,7 @@ def certificate(folder: Path) -> Path:
 
 def secure_port(operator: Operator) -> int:
     """The port that it has chosen, which it says in its log."""
-    found = re.search(r"serving /metrics over TLS on 127\.0\.0\.1:(\d+)", operator.output())
+    found = re.search(r"listening on 127\.0\.0\.1:(\d+) over TLS", operator.output())
     return int(found[1]) if found else 0
 
 

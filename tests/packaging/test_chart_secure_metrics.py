@@ -4,7 +4,8 @@ import pytest
 from tests.packaging.helm import Body, Refused, container, only, pod, render
 
 from compression_operator.__main__ import parse
-from compression_operator.cluster.secure_metrics import PATH, REVIEWS
+from compression_operator.cluster.health import METRICS_PATH
+from compression_operator.cluster.secure_metrics import REVIEWS
 
 ON: Body = {
     "metrics": {
@@ -42,7 +43,7 @@ def test_the_operator_may_review_and_readers_may_get() -> None:
     assert bound["roleRef"]["name"] == f"{NAME}.metrics-auth"
     assert bound["subjects"][0]["name"] == pod(bodies)["spec"]["serviceAccountName"]
     reader = only(bodies, "ClusterRole", f"{NAME}.metrics-reader")["rules"]
-    assert reader == [{"nonResourceURLs": [PATH], "verbs": ["get"]}]
+    assert reader == [{"nonResourceURLs": [METRICS_PATH], "verbs": ["get"]}]
 
 
 def test_probes_stay_plain_and_scrapes_find_the_other_port() -> None:
@@ -60,7 +61,7 @@ def test_probes_stay_plain_and_scrapes_find_the_other_port() -> None:
     service = {port["name"]: port for port in only(bodies, "Service")["spec"]["ports"]}
     (endpoint,) = only(bodies, "ServiceMonitor")["spec"]["endpoints"]
     assert service[endpoint["port"]]["targetPort"] == "metrics" and service["metrics"]["port"] == 8443
-    assert (endpoint["scheme"], endpoint["path"]) == ("https", PATH)
+    assert (endpoint["scheme"], endpoint["path"]) == ("https", METRICS_PATH)
     assert endpoint["bearerTokenFile"] == "/var/run/secrets/kubernetes.io/serviceaccount/token"
     assert endpoint["tlsConfig"] == {
         "serverName": "compression-operator.compression-system.svc",

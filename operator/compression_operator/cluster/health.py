@@ -1,12 +1,15 @@
 """/healthz, /readyz and /metrics over HTTP, and the judgement of a watch that has gone silent."""
 
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
 
 logger = logging.getLogger(__name__)
+
+METRICS_PATH = "/metrics"
 
 MISSED_SECONDS = 60.0
 """Time that a watch may lag behind a LIST before it counts as dead."""
@@ -71,26 +74,36 @@ def exposition(probes: Probes) -> web.Response:
 
 
 async def serve(probes: Probes, host: str | None, port: int, *, metrics: bool = True) -> web.AppRunner:
-    """Listen; without a host on every address, of IPv4 and of IPv6: clusters have either or both. Without `metrics` for
-    the probes alone.
-
-    Call `cleanup` on what is returned to stop. Raises OSError where the port is taken.
-    """
+    """Listen for probes, and for /metrics unless that is served elsewhere (see `listen_on`)."""
     application = web.Application()
     application.router.add_get("/healthz", _probe(probes.live))
     application.router.add_get("/readyz", _probe(probes.ready))
-
     if metrics:
 
         async def expose(_: web.Request) -> web.Response:
             return exposition(probes)
 
-        application.router.add_get("/metrics", expose)
+        application.router.add_get(METRICS_PATH, expose)
+    return await listen_on(application, host, port)
+
+
+async def listen_on(
+    application: web.Application, host: str | None, port: int, tls: ssl.SSLContext | None = None
+) -> web.AppRunner:
+    """Listen; without a host on every address, of IPv4 and of IPv6: clusters have either or both.
+
+    Call `cleanup` on what is returned to stop. Raises OSError where the port is taken.
+    """
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=tls).start()
+    except OSError:
+        await runner.cleanup()
+        raise
     bound = runner.addresses[0][1]  # the one that was given, or that was free for 0
-    logger.info("listening on %s:%d: /healthz /readyz%s", host or "*", bound, " /metrics" if metrics else "")
+    paths = " ".join(resource.canonical for resource in application.router.resources())
+    logger.info("listening on %s:%d%s: %s", host or "*", bound, " over TLS" if tls else "", paths)
     return runner
 
 

@@ -8,7 +8,8 @@ import hashlib
 import logging
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from aiohttp import web
 from compression_operator.kube.client import ApiError, Body, Kube, OnRequest, Permission, Resource
 from compression_operator.kube.login import connect
 
-from .health import Probes, exposition, serve
+from .health import METRICS_PATH, Probes, exposition, listen_on, serve
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
 REVIEWS = tuple(Permission(one.group, one.plural, ("create",)) for one in (TOKEN_REVIEWS, ACCESS_REVIEWS))
 """What the operator may ask besides where this is on, in no namespace."""
 
-PATH = "/metrics"
 CERTIFICATE, KEY = "tls.crt", "tls.key"
 """Files of a Secret of type kubernetes.io/tls, as cert-manager writes it."""
 
@@ -49,14 +49,13 @@ class Certificate:
         self._files = (folder / CERTIFICATE, folder / KEY)
         self._seen = self._signature()
         try:
-            self._context = self._load()
+            self.listening = self._context = self._load()
         except (OSError, ssl.SSLError) as error:
             raise NoCertificate(
                 f"{folder} holds no certificate for /metrics ({CERTIFICATE} and {KEY}, as in a Secret of type "
                 f"kubernetes.io/tls): {error}"
             ) from error
         # The context that listens stays; each connection gets the newest one as it begins.
-        self.listening = self._load()
         self.listening.sni_callback = self._give_newest
 
     def _give_newest(self, connection: ssl.SSLObject, name: str | None, listening: ssl.SSLContext) -> None:
@@ -133,10 +132,12 @@ class Gate:
         user: Body = status.get("user") or {}
         who: Body = {"user": user.get("username", ""), "uid": user.get("uid", "")}
         who |= {"groups": user.get("groups") or [], "extra": user.get("extra") or {}}
-        asked: Body = {"nonResourceAttributes": {"path": PATH, "verb": "get"}}
+        asked: Body = {"nonResourceAttributes": {"path": METRICS_PATH, "verb": "get"}}
         if (await self._review(ACCESS_REVIEWS, "SubjectAccessReview", who | asked)).get("allowed"):
             return Verdict(200)
-        return Verdict(403, f"{who['user']} may not get {PATH}: bind it the ClusterRole metrics-reader of the chart")
+        return Verdict(
+            403, f"{who['user']} may not get {METRICS_PATH}: bind it the ClusterRole metrics-reader of the chart"
+        )
 
     async def _review(self, resource: Resource, kind: str, spec: Body) -> Body:
         """The status that the API server gives a review. Raises ApiError."""
@@ -156,37 +157,28 @@ class SecureMetrics:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Endpoints:
-    """What listens."""
-
-    runners: Sequence[web.AppRunner]
-
-    async def cleanup(self) -> None:
-        for runner in self.runners:
-            await runner.cleanup()
-
-
 async def listen(
     probes: Probes, host: str | None, port: int, secure: SecureMetrics | None, on_request: OnRequest
-) -> Endpoints:
-    """Listen for probes and metrics on one port, or on one each. Raises NoCertificate, NoCluster, and OSError where a
-    port is taken.
+) -> AsyncExitStack:
+    """Listen for probes and metrics on one port, or on one each, until what is returned is closed. Raises
+    NoCertificate, NoCluster, and OSError where a port is taken.
     """
-    if secure is None:
-        return Endpoints([await serve(probes, host, port)])
-    certificate = Certificate(secure.folder)
-    # A client of its own, which is not fenced by leading: replicas that wait are scraped too, and a review writes
-    # nothing.
-    gate = Gate(Kube(connect, on_request=on_request))
-    plain = await serve(probes, host, port, metrics=False)
-    return Endpoints([plain, await serve_metrics(probes, gate, certificate, host, secure.port)])
+    async with AsyncExitStack() as listeners:
+        plain = await serve(probes, host, port, metrics=secure is None)
+        listeners.push_async_callback(plain.cleanup)
+        if secure is not None:
+            # A client of its own, which is not fenced by leading: replicas that wait are scraped too, and a review
+            # writes nothing.
+            gate = Gate(Kube(connect, on_request=on_request))
+            over_tls = await serve_metrics(probes, gate, Certificate(secure.folder), host, secure.port)
+            listeners.push_async_callback(over_tls.cleanup)
+        return listeners.pop_all()
 
 
 async def serve_metrics(
     probes: Probes, gate: Gate, certificate: Certificate, host: str | None, port: int
 ) -> web.AppRunner:
-    """Listen; call `cleanup` on what is returned to stop. Raises OSError where the port is taken."""
+    """Listen over TLS for whoever the gate lets in (see `listen_on`)."""
 
     async def answer(request: web.Request) -> web.Response:
         verdict = await gate.judge(request.headers.get("Authorization", ""))
@@ -196,10 +188,6 @@ async def serve_metrics(
         return web.Response(text=f"{verdict.why}\n", status=verdict.status, headers=challenge)
 
     application = web.Application()
-    application.router.add_get(PATH, answer)
+    application.router.add_get(METRICS_PATH, answer)
     application.on_cleanup.append(gate.close)
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, host, port, ssl_context=certificate.listening).start()
-    logger.info("serving %s over TLS on %s:%d", PATH, host or "*", runner.addresses[0][1])
-    return runner
+    return await listen_on(application, host, port, certificate.listening)

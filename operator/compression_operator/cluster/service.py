@@ -336,7 +336,7 @@ class Service:
             await asyncio.gather(work, stop, chores, return_exceptions=True)
             await self._logs.close()
             await self._election.release()
-            await server.cleanup()
+            await server.aclose()
             await self._kube.close()
         if not work.cancelled():
             work.result()

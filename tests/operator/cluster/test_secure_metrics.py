@@ -1,6 +1,7 @@
 """/metrics over TLS: a real client, a real certificate that is renewed, and an API server that is asked who asks."""
 
 import asyncio
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -19,6 +20,8 @@ from compression_operator.cluster.secure_metrics import (
     Certificate,
     Gate,
     NoCertificate,
+    SecureMetrics,
+    listen,
     serve_metrics,
 )
 from compression_operator.kube.client import Kube
@@ -176,3 +179,20 @@ def test_a_renewed_certificate_is_taken_and_a_broken_one_is_not(tmp_path: Path) 
 def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(NoCertificate, match=r"holds no certificate for /metrics \(tls.crt and tls.key"):
         Certificate(tmp_path)
+
+
+def test_where_a_port_is_taken_the_other_one_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    issue(tmp_path, "first")
+    monkeypatch.setattr("compression_operator.cluster.secure_metrics.connect", lambda: kopf.ConnectionInfo(server=""))
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        other.close()
+        secure = SecureMetrics(taken.getsockname()[1], tmp_path)
+
+        async def scenario() -> None:
+            with pytest.raises(OSError, match="address already in use"):
+                await listen(PROBES, "127.0.0.1", port, secure, lambda verb, code, seconds: None)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+
+        asyncio.run(scenario())
