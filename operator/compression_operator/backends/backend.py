@@ -125,7 +125,7 @@ class ClusterBackend:
             # While something was asked for: what was remembered is forgotten.
             gone_since = self._jobs[kind.resource].has_gone(uid)
             first = first_pods(kind, body, pods, self._first.get(uid, {}))
-            lacking = self._missed.get(uid, now) if lacks_pod(kind, body, pods, first, now) else None
+            lacking = self._missed.get(uid, now) if lacks_pod(kind, body, pods, first) else None
             if not gone_since:
                 self._first[uid] = first
                 self._missed.pop(uid, None)

@@ -6,7 +6,7 @@ So the pods are looked at, one by one. The two come by watches of their own: whe
 the pods' is waited for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -66,9 +66,11 @@ def first_pods(kind: JobKind, body: Json, pods: Sequence[Json], known: FirstPods
     return {**found, **{name: first for name, first in known.items() if first is not None or name not in found}}
 
 
-def lacks_pod(kind: JobKind, body: Json, pods: Sequence[Json], first: FirstPods, now: datetime) -> bool:
-    """Whether a pod that the job had is not there (see observe_job)."""
-    return _job(kind, body, pods, now, first, None).lacks_one
+def lacks_pod(kind: JobKind, body: Json, pods: Sequence[Json], first: FirstPods) -> bool:
+    """Whether a pod that the job had is not there: it is told to have ended in a moment, is made anew, or cannot be.
+    `pods`, `first`: as for observe_job.
+    """
+    return _lacks_one(kind.view(body), {kind.slot(pod) for pod in pods if kind.owns(body, pod)}, first)
 
 
 def observe_job(
@@ -88,7 +90,16 @@ def observe_job(
     was first seen to lack one that it had; nothing on the job tells.
     """
     meta, labels = mapping(body, "metadata"), mapping(body, "metadata", "labels")
-    job = _job(kind, body, pods, now, first, missed)
+    job = _Job(
+        kind=kind,
+        name=str(meta.get("name")),
+        said=kind.view(body),
+        deleting="deletionTimestamp" in meta,
+        created=when(meta.get("creationTimestamp")),
+        pods=[view(pod, now, kind) for pod in pods if kind.owns(body, pod)],
+        first=first,
+        missed=missed,
+    )
     own = job.pods
     state, interruption = _state(job, now)
     witness = job.witness
@@ -97,7 +108,7 @@ def observe_job(
     over = failed or state is JobState.SUCCEEDED
     attempt = _attempt(labels)
     return ObservedJob(
-        name=str(meta.get("name")),
+        name=job.name,
         step=str(labels.get(f"{GROUP}/step", "")),
         fingerprint=str(labels.get(f"{GROUP}/fingerprint", "")),
         attempt=attempt or 0,
@@ -145,20 +156,12 @@ def _attempt(labels: Json) -> int | None:
     return int(attempt) if attempt.isdecimal() else None
 
 
-def _job(
-    kind: JobKind, body: Json, pods: Sequence[Json], now: datetime, first: FirstPods, missed: datetime | None
-) -> "_Job":
-    meta = mapping(body, "metadata")
-    return _Job(
-        kind=kind,
-        name=str(meta.get("name")),
-        said=kind.view(body),
-        deleting="deletionTimestamp" in meta,
-        created=when(meta.get("creationTimestamp")),
-        pods=[view(pod, now, kind) for pod in pods if kind.owns(body, pod)],
-        first=first,
-        missed=missed,
-    )
+def _lacks_one(said: JobView, slots: Set[str], first: FirstPods) -> bool:
+    """As lacks_pod; `slots`: the places of the pods that are there."""
+    if {slot for slot, uid in first.items() if uid is not None} - slots:
+        return True
+    ran, let_go = said.running.since, said.suspended.since
+    return not slots and (said.running.holds or (ran is not None and (let_go is None or ran > let_go)))
 
 
 @dataclass(frozen=True)
@@ -253,12 +256,8 @@ class _Job:
 
     @property
     def lacks_one(self) -> bool:
-        """Whether a pod that it had is not there: it is told to have ended in a moment, is made anew, or cannot be."""
-        had = {slot for slot, first in self.first.items() if first is not None}
-        if had - {pod.slot for pod in self.pods}:
-            return True
-        ran, let_go = self.said.running.since, self.said.suspended.since
-        return not self.pods and (self.said.running.holds or (ran is not None and (let_go is None or ran > let_go)))
+        """Whether a pod that it had is not there."""
+        return _lacks_one(self.said, {pod.slot for pod in self.pods}, self.first)
 
     def _unmade(self) -> str:
         reason = f"`kubectl describe {self.kind.name.lower()} {self.name}` has the reason"
