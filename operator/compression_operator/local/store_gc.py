@@ -23,6 +23,8 @@ from compression_pipeline.config import Phase
 from compression_pipeline.config.schemes import Role, caches, scheme_of
 from compression_pipeline.store import verified
 
+from .store_probe import noted
+
 LIVE = timedelta(hours=1)
 """A job that has touched its heartbeat this lately may still run: hundreds of beats, and clocks of volumes differ."""
 
@@ -56,7 +58,9 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
         names = {step.artifact for step in run.status.steps} | {student.artifact for student in run.status.students}
         # Of a step that is under way: what it is about to publish, or to find.
         names |= {f"{step.phase.value}-{step.fingerprint}" for step in run.status.steps}
-        names |= {_noted(store, step.fingerprint) for step in run.status.steps if step.fingerprint is not None}
+        # Of one that is done: what its run's status may not say yet.
+        notes = [noted(store, step.fingerprint) for step in run.status.steps if step.fingerprint is not None]
+        names |= {name for name in notes if name is not None and _ARTIFACT.fullmatch(name)}
         # As it is told now, which may be more than its status knows.
         planned = plan_of(run, resolved=run.status.resolved).steps
         names |= {step.artifact for step in planned}
@@ -150,17 +154,6 @@ def _inputs(artifact: Path) -> list[str]:
         return [name for name in manifest["inputs"].values() if isinstance(name, str) and _ARTIFACT.fullmatch(name)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-
-
-def _noted(store: Path, fingerprint: str) -> str | None:
-    """The artifact that a step noted when it was done, which may not be in its run's status yet."""
-    try:
-        name: Any = json.loads((store / "work" / fingerprint / "published.json").read_text(encoding="utf-8"))[
-            "artifact"
-        ]
-        return name if isinstance(name, str) and _ARTIFACT.fullmatch(name) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _job(heartbeat: Path) -> str:

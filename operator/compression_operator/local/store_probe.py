@@ -22,8 +22,15 @@ def is_published(store: Path, phase: Phase, fingerprint: str) -> bool:
     """Whether what a step makes is published: named by its fingerprint, or as the step noted once it knew (prepare)."""
     if is_whole(store, f"{phase}-{fingerprint}"):
         return True
+    name = noted(store, fingerprint)
+    return name is not None and is_whole(store, name)
+
+
+def noted(store: Path, fingerprint: str) -> str | None:
+    """The artifact that a step noted when it was done; None where there is no note that can be read."""
+    note = store / "work" / fingerprint / "published.json"
     try:
-        note: dict[str, Any] = json.loads((store / "work" / fingerprint / "published.json").read_text(encoding="utf-8"))
-        return is_whole(store, str(note["artifact"]))
+        name: Any = json.loads(note.read_text(encoding="utf-8"))["artifact"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
+    return name if isinstance(name, str) else None
