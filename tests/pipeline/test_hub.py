@@ -286,6 +286,21 @@ def test_configurations_by_readme(preparation: Preparation, hub: Hub) -> None:
     assert "has no split check; set dataset.validationSplit to one of its splits: train" in said
 
 
+def test_a_readme_tells_of_splits_beside_one_that_is_not_asked_for_and_cannot_be_read(
+    preparation: Preparation, hub: Hub
+) -> None:
+    told = b"---\nconfigs:\n- data_files: {train: a.jsonl, validation: b.jsonl, test: c.csv}\n---\n"
+    dataset(hub, {
+        "README.md": told,
+        "a.jsonl": lines(*texts()[:4]),
+        "b.jsonl": lines(*texts()[4:6]),
+        "c.csv": b"text\nnever\n",
+        "other.jsonl": lines("never"),
+    })  # fmt: skip
+    assert preparation.run("hf://owner/data").documents == 6
+    assert not {"c.csv", "other.jsonl"} & {name for name, _ in hub.downloads()}
+
+
 def test_the_hubs_own_parquet_files_of_a_dataset_of_another_layout(preparation: Preparation, hub: Hub) -> None:
     import io
 

@@ -145,9 +145,7 @@ class HubSource:
             return None
         text = self.fetch([listed[CARD]])[0].read_text(encoding="utf-8", errors="replace")
         found = readme.files_of(readme.header(text, self._where), listed, dataset, self._where)
-        if found is None or not all(is_text(name) for files in found.values() for name in files):
-            return None
-        return found
+        return None if found is None or readme.unreadable(found, dataset) else found
 
     def _by_folder(self, listed: dict[str, SourceFile], dataset: DatasetConfig) -> dict[str, list[str]] | None:
         """By the names of the data files themselves; a configuration is a folder."""

@@ -86,7 +86,7 @@ class LocalSource:
                 "header; remove dataset.config, or name the folder of the files that it means"
             )
         if found is not None:
-            readme.check_kinds(found, (dataset.train_split, dataset.validation_split or "validation"), self._where)
+            readme.check_kinds(found, dataset, self._where)
         return found
 
     def _by_names(self, dataset: DatasetConfig) -> dict[str, list[str]]:

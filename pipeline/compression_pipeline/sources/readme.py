@@ -1,7 +1,7 @@
 """What a dataset's README.md says of its files: `configs` in its header, as Hugging Face's `datasets` reads them."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -69,15 +69,20 @@ def files_of(configs: Any, names: Collection[str], dataset: DatasetConfig, where
     return found
 
 
-def check_kinds(found: Mapping[str, Sequence[str]], wanted: Iterable[str], where: str) -> None:
-    """Raises UserError for a file of the wanted splits that can't be read."""
-    for split in wanted:
-        strange = next((name for name in found.get(split, ()) if not is_text(name)), None)
-        if strange is not None:
-            raise UserError(
-                f"{where}: {strange}, which {CARD} names for the split {split}, is of an unsupported type; give one of "
-                f"{', '.join(FORMATS)}"
-            )
+def unreadable(found: Mapping[str, Sequence[str]], dataset: DatasetConfig) -> tuple[str, str] | None:
+    """The first split and file of those asked for that can't be read; None where all can."""
+    asked = (dataset.train_split, dataset.validation_split or "validation")
+    return next(((split, name) for split in asked for name in found.get(split, ()) if not is_text(name)), None)
+
+
+def check_kinds(found: Mapping[str, Sequence[str]], dataset: DatasetConfig, where: str) -> None:
+    """Raises UserError for a file of the splits that are asked for which can't be read."""
+    if strange := unreadable(found, dataset):
+        split, name = strange
+        raise UserError(
+            f"{where}: {name}, which {CARD} names for the split {split}, is of an unsupported type; give one of "
+            f"{', '.join(FORMATS)}"
+        )
 
 
 def _matching(pattern: str, names: Collection[str], where: str) -> list[str]:
