@@ -81,3 +81,13 @@ def test_prometheus_may_say_otherwise_who_it_is() -> None:
 def test_without_a_certificate_it_is_refused() -> None:
     with pytest.raises(Refused, match=r"metrics\.secure\.certificateSecret is not set: name the Secret"):
         render({"metrics": {"secure": {"enabled": True}}})
+
+
+def test_a_port_that_the_service_has_already_is_refused() -> None:
+    """A Service has each port once."""
+    given: Body = {"metrics": {"secure": {"enabled": True, "certificateSecret": "tls", "port": 9000}}}
+    with pytest.raises(
+        Refused, match=r"metrics\.secure\.port and service\.port are both 9000: give one of them another"
+    ):
+        render({**given, "service": {"port": 9000}})
+    render({"metrics": {"secure": {"port": 8080}}})
