@@ -48,6 +48,11 @@ class ObjectMeta(BaseModel):
     labels: dict[str, LabelValue] = {}
     annotations: dict[str, str] = {}
 
+    @property
+    def key(self) -> str:
+        """What queues and logs know the run by."""
+        return f"{self.namespace}/{self.name}"
+
 
 class CompressionRun(ConfigModel):
     """Compresses a large language model into smaller students: teacher correction, pruning, distillation, export."""

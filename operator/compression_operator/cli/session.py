@@ -12,7 +12,7 @@ from compression_operator.api.status import RunPhase
 from compression_operator.core.controller import Backoff, Controller, Reconcile
 from compression_operator.core.jobs import Decision, Notice
 from compression_operator.local.backend import LocalBackend, Place
-from compression_operator.local.runs import LocalRuns, key_of
+from compression_operator.local.runs import LocalRuns
 from compression_operator.local.workdir import Workdir
 
 from .view import View
@@ -46,7 +46,7 @@ class Session:
         self._backend = LocalBackend(place, now=now, wake=lambda _: self._look(), warned=self._warn)
         self._view = view
         self._look_seconds = look_seconds
-        self._key = key_of(run)
+        self._key = run.metadata.key
         self._controller = Controller(
             self._runs,
             self._backend,

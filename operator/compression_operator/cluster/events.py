@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 REMEMBERED = 1024
 """Events whose repetitions are recognised; the longest unused is forgotten first."""
 
+WINDOW = timedelta(minutes=10)
+"""Time since an Event was last told within which its repetition counts it up, instead of making a new one."""
+
 NOTE_LIMIT = 1024
 """Bytes that the API server takes in an Event's note."""
 
@@ -42,13 +45,11 @@ class EventRecorder:
         instance: str,
         now: Callable[[], datetime],
         denials: Denials,
-        window: timedelta = timedelta(minutes=10),
     ) -> None:
         self._kube = kube
         self._denials = denials
         self._instance = instance
         self._now = now
-        self._window = window
         self._series: OrderedDict[_Kind, _Series] = OrderedDict()
 
     async def record(self, about: ObjectMeta, notice: Notice) -> None:
@@ -56,7 +57,7 @@ class EventRecorder:
         now, key = self._now(), _kind(about, notice)
         known = self._series.pop(key, None)
         try:
-            if known is not None and now - known.last < self._window:
+            if known is not None and now - known.last < WINDOW:
                 known.count, known.last = known.count + 1, now
                 with self._denials.without(about.namespace, "Events that repeat are not counted"):
                     await self._kube.patch(EVENTS, about.namespace, known.name, _repetition(known))

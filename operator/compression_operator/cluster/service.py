@@ -229,7 +229,7 @@ class Service:
         decision = watched(reconcile(run, observed, now, words), observed)
         decision = advised(run, decision, self._claims.about(run), told=self._claims.told(run))
         decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
-        key = f"{run.metadata.namespace}/{run.metadata.name}"
+        key = run.metadata.key
         found = (self._lasting.trouble(key, error) for error in unmade.values())
         troubles = [trouble for trouble in found if trouble is not None]
         troubles += self._undeleted.about(key, decision)
@@ -245,12 +245,12 @@ class Service:
 
     def _left_alone(self, about: ObjectMeta, notice: Notice) -> None:
         """Another installation looks after the run, and listens to its jobs."""
-        self._logs.follow(f"{about.namespace}/{about.name}", {})
+        self._logs.follow(about.key, {})
         self._notice(about, notice)
 
     def _notice(self, about: ObjectMeta, notice: Notice) -> None:
         level = logging.WARNING if notice.type == "Warning" else logging.INFO
-        context = {"run": f"{about.namespace}/{about.name}", "step": notice.step, "job": notice.job}
+        context = {"run": about.key, "step": notice.step, "job": notice.job}
         logger.log(level, "%s", notice.message, extra={**context, "reason": notice.reason})
         self._later(lambda: self._recorder.record(about, notice))
 

@@ -268,7 +268,7 @@ def _ended(job: ObservedJob, now: datetime) -> datetime:
     return min(seconds(job.ended), now) if job.ended else now
 
 
-def _record(step: Step, job: ObservedJob, exit_class: ExitClass, now: datetime, message: str) -> dict[str, Any]:
+def _record(job: ObservedJob, exit_class: ExitClass, now: datetime, message: str) -> dict[str, Any]:
     """What every attempt leaves that did not succeed."""
     record = AttemptRecord(
         attempt=job.attempt,
@@ -290,7 +290,7 @@ def _record(step: Step, job: ObservedJob, exit_class: ExitClass, now: datetime, 
 
 
 def _failed(step: Step, job: ObservedJob, exit_class: ExitClass, now: datetime, message: str) -> Step:
-    left = _record(step, job, exit_class, now, message)
+    left = _record(job, exit_class, now, message)
     left |= {"state": StepState.FAILED, "completion_time": _ended(job, now)}
     return step.model_copy(update=left)
 
@@ -302,7 +302,7 @@ def _passing(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetim
     if failures > limit:
         over = f"{message} (passing fault {failures}, retryLimit is {limit})" if limit else message
         return _failed(step, job, ExitClass.TRANSIENT, now, over).model_copy(update={"failures": failures})
-    left = _record(step, job, ExitClass.TRANSIENT, now, message)
+    left = _record(job, ExitClass.TRANSIENT, now, message)
     left |= {"state": StepState.PENDING, "failures": failures, "retry_time": _ended(job, now) + _pause(failures)}
     return step.model_copy(update=left)
 
@@ -315,7 +315,7 @@ def _missing(step: Step, job: ObservedJob, now: datetime) -> Step:
         look = "look for what removes or changes artifacts"
         why = f"{_message(job)} (made again {step.remakes} times, and gone or changed again: {look})"
         return _failed(step, job, ExitClass.TRANSIENT, now, why)
-    left = _record(step, job, ExitClass.TRANSIENT, now, _message(job))
+    left = _record(job, ExitClass.TRANSIENT, now, _message(job))
     remakes = step.remakes + 1
     left |= {"state": StepState.PENDING, "remakes": remakes, "retry_time": _ended(job, now) + _pause(remakes)}
     return step.model_copy(update=left)
@@ -332,7 +332,7 @@ def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
     # What was done to it says more than where it stopped for that.
     told = [_deleted(deletions) if job.deleting else job.message, job.termination.message if job.termination else ""]
     said = "; ".join(filter(None, told if job.interrupted or job.deleting else [_said(job)]))
-    left = _record(step, job, ExitClass.INTERRUPTED, now, f"interrupted: {said}" if said else "interrupted")
+    left = _record(job, ExitClass.INTERRUPTED, now, f"interrupted: {said}" if said else "interrupted")
     begun = job.started or job.created
     again = seconds(begun) + INTERRUPTION_PACE if begun else None
     if times > 1:

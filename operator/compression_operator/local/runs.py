@@ -20,11 +20,6 @@ from compression_pipeline.config import Phase
 from .workdir import Workdir, WorkdirError, unwritable
 
 
-def key_of(run: CompressionRun) -> str:
-    """The controller's key of a run."""
-    return f"{run.metadata.namespace}/{run.metadata.name}"
-
-
 class LocalRuns:
     """The one run of a work directory, as the controller wants it. Use it while holding the directory's lock."""
 
@@ -40,11 +35,11 @@ class LocalRuns:
 
     async def keys(self) -> list[str]:
         """The one key."""
-        return [key_of(self._run)]
+        return [self._run.metadata.key]
 
     async def get(self, key: str) -> CompressionRun | None:
         """The run; asked to stop where the command was."""
-        if key != key_of(self._run):
+        if key != self._run.metadata.key:
             return None
         if not self.suspended:
             return self._run
@@ -53,7 +48,7 @@ class LocalRuns:
     async def write_status(self, run: CompressionRun, status: CompressionRunStatus) -> CompressionRun:
         """Store the status. Raises Conflict where the run was written since it was read, OSError where it can't be."""
         if run.metadata.resource_version != self._run.metadata.resource_version:
-            raise Conflict(key_of(run))
+            raise Conflict(run.metadata.key)
         stored = _written(self._run, status=status)
         self._workdir.write(stored)
         self._run = stored
@@ -121,7 +116,7 @@ def forget(workdir: Workdir, run: CompressionRun, steps: Collection[str]) -> Com
 def _applied(
     workdir: Workdir, stored: CompressionRun, manifest: CompressionRun, annotations: Mapping[str, str], retry: str
 ) -> CompressionRun:
-    if key_of(stored) != key_of(manifest):
+    if stored.metadata.key != manifest.metadata.key:
         raise WorkdirError(
             f"{workdir.root} belongs to run {stored.metadata.name}, the manifest is of {manifest.metadata.name}; "
             "use another --workdir"

@@ -95,7 +95,7 @@ class ClaimAdvice:
                 if error.passing or error.denied:
                     return  # asked again in the next pass
                 # Where it does not exist the scheduler says so, on the run too.
-                logger.warning("cannot read claim %s: %s", claim, error, extra={"run": f"{meta.namespace}/{meta.name}"})
+                logger.warning("cannot read claim %s: %s", claim, error, extra={"run": meta.key})
         _remember(self._known, meta.uid, (meta.generation, sentence))
 
     def about(self, run: CompressionRun) -> str:
