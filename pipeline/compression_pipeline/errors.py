@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from .config import ExitClass
@@ -42,6 +43,11 @@ class Interrupted(PhaseError):
     """Told to stop (SIGTERM); whatever was trained is in a checkpoint."""
 
     exit_class = ExitClass.INTERRUPTED
+
+
+def one_of(names: Sequence[str]) -> str:
+    """What to choose from, in words; of a long list the first 50 names."""
+    return names[0] if len(names) == 1 else f"one of {', '.join(names[:50])}"
 
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

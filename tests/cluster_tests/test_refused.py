@@ -44,7 +44,9 @@ def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Names
         until(lambda: len(namespace.jobs()) == 3, "the third job")
         status = until(lambda: with_trouble(namespace, "QuotaExceeded"), "the trouble")
         refused = next(
-            step for step in status["steps"] if step.get("message", "").startswith("waits, for its job cannot be made")
+            step
+            for step in status["steps"]
+            if step.get("message", "").startswith("waits because its job cannot be made")
         )
         assert (refused["phase"], refused["state"], refused.get("attempt", 0)) == ("prune", "Pending", 0)
         assert condition_of(status, "Progressing")["status"] == "True" and status["phase"] == "Pruning"

@@ -150,7 +150,7 @@ def test_the_card(store: Store) -> None:
         f"| Teacher, corrected on this data | {distilled['teacherLoss']:.4f} |",
         f"| Student, pruned | {distilled['prunedLoss']:.4f} |",
         f"| **Student, distilled (this model, bfloat16)** | {distilled['roundedLosses']['bfloat16']:.4f} |",
-        "of the validation split, computed in FP32.",
+        "of the validation split, computed in float32.",
         "| Teacher | `hf://someone/Tiny-Llama` | `abc123` | `d1` |",
         "| Data | `file:texts` |  | `d2` |",
         "Kept: layers 1, 3 of 3 (counted from 1)",

@@ -36,17 +36,17 @@ def settled(tokenizer: TeacherTokenizer, generation: dict[str, Any] | None = Non
 @pytest.mark.parametrize(
     ("key", "given", "made", "said"),
     [
-        ("pad_token_id", -1, None, "pad_token_id is -1, and the embedding has rows 0 to 511; students get none"),
-        ("pad_token_id", 512, None, "pad_token_id is 512, and the embedding has rows 0 to 511; students get none"),
-        ("bos_token_id", 128_000, 5, "bos_token_id is 128000, and the embedding has rows 0 to 511; students get 5, as"),
-        ("eos_token_id", 512, 0, "eos_token_id is 512, and the embedding has rows 0 to 511; students get 0, as the"),
-        ("eos_token_id", [600, 0, 7], [0, 7], "eos_token_id is [600, 0, 7], and the embedding has rows 0 to 511; "
+        ("pad_token_id", -1, None, "pad_token_id is -1, but the embedding has rows 0 to 511; students get no"),
+        ("pad_token_id", 512, None, "pad_token_id is 512, but the embedding has rows 0 to 511; students get no"),
+        ("bos_token_id", 128_000, 5, "bos_token_id is 128000, but the embedding has rows 0 to 511; students get 5, as"),
+        ("eos_token_id", 512, 0, "eos_token_id is 512, but the embedding has rows 0 to 511; students get 0, as the"),
+        ("eos_token_id", [600, 0, 7], [0, 7], "eos_token_id is [600, 0, 7], but the embedding has rows 0 to 511; "
          "students get [0, 7]"),
-        ("eos_token_id", [], 0, "eos_token_id is [], and"),
+        ("eos_token_id", [], 0, "eos_token_id is [], but"),
         ("pad_token_id", [3, 4], 3, "pad_token_id is [3, 4]; it may be one only; students get 3"),
-        ("pad_token_id", "0", None, 'pad_token_id is "0", and'),
-        ("pad_token_id", True, None, "pad_token_id is true, and"),
-        ("bos_token_id", 5.0, 5, "bos_token_id is 5.0, and"),
+        ("pad_token_id", "0", None, 'pad_token_id is "0", but'),
+        ("pad_token_id", True, None, "pad_token_id is true, but"),
+        ("bos_token_id", 5.0, 5, "bos_token_id is 5.0, but"),
     ],
 )  # fmt: skip
 def test_ids_that_are_no_tokens(tokenizer: TeacherTokenizer, key: str, given: Any, made: Any, said: str) -> None:

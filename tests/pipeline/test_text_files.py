@@ -47,9 +47,10 @@ def test_a_number_in_another_field_is_none_of_the_texts(tmp_path: Path, number: 
     ("lines", "sentence"),
     [
         (['{"text": "a"}', '{"text": null}', '{"id": 7}'], "a.json:3: the row has no text, as the rows before it have"),
-        (['{"id": 7}', '{"text": "a"}'], "a.json:1: there is no column text; set dataset.textColumn to one of id"),
+        (['{"id": 7}', '{"text": "a"}'], "a.json:1: there is no column text; set dataset.textColumn to id"),
         (['{"text": %s}' % ("7" * 5000)], "a.json:1: text is no string"),
         (['{"text": %s' % ("7" * 5000)], "a.json:1: is not JSON"),
+        (['{"text": "a'], "a.json:1: is not JSON (Unterminated string starting at column 10)"),
         (['{"text": "a", "x": ' + "[" * 100_000], "a.json:1: is nested too deeply"),
         (["{", '  "text": "a"', "}"], "a.json has a JSON object over several lines; write one object a line"),
         (["[", '{"text": "a"}', "]"], "a.json is one JSON array"),

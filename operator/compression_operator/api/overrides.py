@@ -60,6 +60,8 @@ def _changed(node: Json, steps: list[str | int], value: Json, path: str) -> Json
     step, rest = steps[0], steps[1:]
     if isinstance(step, str) and not step.startswith("["):
         if node is not None and not isinstance(node, dict):
+            if isinstance(node, list):
+                raise InvalidOverride(f"{path} is a list, so it has no {step}; write {path}[0] for its first item")
             raise InvalidOverride(f"{path or 'the manifest'} is no object, so it has no {step}")
         child = _changed((node or {}).get(step), rest, value, f"{path}.{step}" if path else step)
         others = {key: other for key, other in (node or {}).items() if key != step}
@@ -78,7 +80,7 @@ def _index(items: list[Json], step: str | int, path: str) -> int:
     if isinstance(step, int):
         if step < len(items):
             return step
-        raise InvalidOverride(f"{path} has {len(items)} items, counted from 0; there is no item {step}")
+        raise InvalidOverride(f"{path} has no item {step}: it has {len(items)}, counted from 0")
     name = step[1:-1]
     names = [str(item.get("name")) for item in items if isinstance(item, dict)]
     if name in names:

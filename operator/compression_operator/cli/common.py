@@ -100,8 +100,8 @@ def find_workdir(given: Path | None) -> tuple[Workdir, CompressionRun]:
     if given is None:
         found = sorted(file.parent for file in OUT.glob("*/run.yaml"))
         if len(found) != 1:
-            which = f"one of {', '.join(str(path) for path in found)}" if found else "there is none in out/"
-            raise WorkdirError(f"say which work directory is meant: {which}")
+            several = f"out/ holds several runs; choose one with --workdir: {', '.join(str(path) for path in found)}"
+            raise WorkdirError(several if found else "out/ holds no run; name its work directory with --workdir")
         given = found[0]
     workdir = Workdir(given)
     run = workdir.read()

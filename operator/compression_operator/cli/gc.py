@@ -51,10 +51,17 @@ def _listed(file: Path) -> list[CompressionRun]:
         lists: list[Any] = [found["items"] if "items" in found else [found] for found in documents]  # noqa: SIM401 (any type)
         return [cluster_run(item) for items in lists for item in items]
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise WorkdirError(
-            f"{file}: cannot be read ({why}); give what kubectl get compressionruns -A -o yaml prints"
+            f"{file}: cannot be read ({_why(error)}); give what kubectl get compressionruns -A -o yaml prints"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, yaml.YAMLError):
+        return f"it is no YAML: {str(error).partition(chr(10))[0]}"
+    return "it holds something that is no CompressionRun"
 
 
 def _remove(store: Path, found: list[Unused], *, dry_run: bool) -> int:

@@ -145,8 +145,8 @@ class Schedule:
     def _why_skipped(self, planned: PlannedStep) -> str | None:
         failed = next((name for name in planned.dependencies if self._ended_badly(name)), None)
         if self._limits.faults and planned.phase is not Phase.PREPARE:
-            return f"not started, for {' and '.join(self._limits.faults)} cannot be made of this teacher"
-        return f"not started, for {failed} did not succeed" if failed else None
+            return f"not started because {' and '.join(self._limits.faults)} cannot be made of this teacher"
+        return f"not started because {failed} did not succeed" if failed else None
 
     def _ended_badly(self, name: str) -> bool:
         return self.steps[name].state in (StepState.FAILED, StepState.SKIPPED)
@@ -157,7 +157,7 @@ class Schedule:
         if missing or planned.fingerprint is None:
             return _Wait(f"waits for {missing[0] if missing else 'prepare'}")
         if self._limits.suspended:
-            return _Wait("waits, for the run is suspended")
+            return _Wait("waits because the run is suspended")
         if not due(step, now):
             return _Wait(f"tries again at {step.retry_time:%H:%M:%S} UTC, after: {_last_words(step)}")
         others = self._others(step)
@@ -172,7 +172,7 @@ class Schedule:
         if name in self._limits.foreign:
             return _Wait(_not_ours(name), for_a_job=True, for_a_name=True)
         if name in self._limits.unmade:
-            return _Wait(cut(f"waits, for its job cannot be made: {self._limits.unmade[name]}"))
+            return _Wait(cut(f"waits because its job cannot be made: {self._limits.unmade[name]}"))
         return None
 
     def _full(self, planned: PlannedStep, now: datetime) -> _Wait | None:

@@ -68,6 +68,8 @@ def read_kubeconfig(context: str = "") -> Configuration:
             ).load_and_set(found)
     except NoCluster:
         raise
+    except (TypeError, AttributeError, KeyError) as error:  # the client takes for granted what the file is made of
+        raise NoCluster(f"{place} is no kubeconfig; write one as `kubectl config view` prints it") from error
     except Exception as error:  # of the client's, or of any library under it
         why = " ".join(str(error).split()) or type(error).__name__
         raise NoCluster(f"the kubeconfig {place} cannot be used: {why}") from error

@@ -146,7 +146,8 @@ def _losses(ancestry: Ancestry, export: ExportConfig) -> list[tuple[str, ...]]:
 
 
 def _arithmetic(ancestry: Ancestry) -> str:
-    return f", computed in {ancestry.arithmetic}" if ancestry.arithmetic else ""
+    used = ancestry.arithmetic
+    return f", computed in {Precision(used).words}" if used else ""
 
 
 def _phases(ancestry: Ancestry) -> list[str]:

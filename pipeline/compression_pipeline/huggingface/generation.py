@@ -160,9 +160,9 @@ def _with_sound_ids(
             continue
         several = isinstance(given, list) and key in _LISTS
         made[key] = (sound if several else sound[0]) if sound else instead.get(key)
-        got = "none" if made[key] is None else f"{made[key]}{'' if sound else ', as the tokenizer has it'}"
+        got = f"no {key}" if made[key] is None else f"{made[key]}{'' if sound else ', as the tokenizer has it'}"
         many = "" if key in _LISTS or sound != given else "; it may be one only"
-        wrong = many or f", and the embedding has rows 0 to {rows - 1}"
+        wrong = many or f", but the embedding has rows 0 to {rows - 1}"
         said.append(f"{file}: {key} is {_short(given)}{wrong}; students get {got}")
     return made
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from compression_pipeline.config import DatasetConfig
-from compression_pipeline.errors import UserError
+from compression_pipeline.errors import UserError, one_of
 
 KEYWORDS: Mapping[str, Sequence[str]] = {
     "train": ("train", "training"),
@@ -84,13 +84,13 @@ def choose(known: list[str], wanted: str | None, where: str, default: str | None
     if wanted is not None:
         if wanted in known:
             return wanted
-        raise UserError(f"{where} has no configuration {wanted}; set dataset.config to one of {', '.join(known[:50])}")
+        raise UserError(f"{where} has no configuration {wanted}; set dataset.config to {one_of(known)}")
     if default is None and "default" in known:
         default = "default"
     if default is None and len(known) == 1:
         default = known[0]
     if default is None:
-        raise UserError(f"{where} has several configurations; set dataset.config to one of {', '.join(known[:50])}")
+        raise UserError(f"{where} has several configurations; set dataset.config to {one_of(known)}")
     return default
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression_pipeline.errors import UserError
+from compression_pipeline.errors import UserError, one_of
 
 from .documents import Document, Long
 
@@ -177,9 +177,8 @@ def _json_row(text: str, file: TextFile, number: int) -> dict[str, Any]:
             raise UserError(
                 f"{file.name} has a JSON object over several lines; write one object a line (JSON Lines)"
             ) from error
-        raise UserError(
-            f"{file.name}:{number}: is not JSON ({error.msg} at column {error.colno}); correct or remove the line"
-        ) from error
+        why = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        raise UserError(f"{file.name}:{number}: is not JSON ({why}); correct or remove the line") from error
     if not isinstance(found, dict):
         raise UserError(f"{file.name}:{number}: is not a JSON object; write one object a line")
     return found
@@ -315,7 +314,7 @@ def _decoded(line: bytes, file: TextFile, number: int) -> str:
 
 
 def _no_column(where: str, column: str, names: list[str]) -> str:
-    return f"{where}: there is no column {column}; set dataset.textColumn to one of {', '.join(names[:50])}"
+    return f"{where}: there is no column {column}; set dataset.textColumn to {one_of(names)}"
 
 
 def _first_line(error: BaseException) -> str:

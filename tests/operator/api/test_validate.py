@@ -179,9 +179,10 @@ def test_overrides_are_judged_like_the_file() -> None:
     [
         ("distill.steps", "should be path=value, e.g. distill.steps=200"),
         ("=5", "should be path=value, e.g. distill.steps=200"),
-        ("students[1].name=a", "spec.students has 1 items, counted from 0; there is no item 1"),
+        ("students[1].name=a", "spec.students has no item 1: it has 1, counted from 0"),
         ("students[deep].name=a", "spec.students has no item named deep; it has width"),
-        ("students.name=a", "spec.students is no object, so it has no name"),
+        ("students.name=a", "spec.students is a list, so it has no name; write spec.students[0] for its first item"),
+        ("distill.steps.x=a", "spec.distill.steps is no object, so it has no x"),
         ("distill[0]=a", "spec.distill is no list"),
         ("distill..steps=a", "distill..steps is no path; write it like students[0].prune.hiddenSize"),
         ("distillsteps]=a", "distillsteps] is no path; write it like students[0].prune.hiddenSize"),

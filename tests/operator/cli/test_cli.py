@@ -256,14 +256,14 @@ def test_which_work_directory_is_meant(
     monkeypatch.chdir(tmp_path)
     bench = Bench(tmp_path)
     assert bench.call("status") == 2
-    assert capsys.readouterr().err == "say which work directory is meant: there is none in out/\n"
+    assert capsys.readouterr().err == "out/ holds no run; name its work directory with --workdir\n"
     assert bench.call("run", bench.file) == 0
     assert bench.call("status") == 0, "the only one in out/"
     bench.write(name="second")
     assert bench.call("run", bench.file) == 0
     capsys.readouterr()
     assert bench.call("status") == 2
-    assert capsys.readouterr().err == "say which work directory is meant: one of out/demo, out/second\n"
+    assert capsys.readouterr().err == "out/ holds several runs; choose one with --workdir: out/demo, out/second\n"
     assert bench.call("status", "--workdir", tmp_path / "teacher") == 2
     assert "teacher holds no run; `compression run FILE --workdir" in capsys.readouterr().err
 

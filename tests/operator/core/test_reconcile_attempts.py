@@ -175,7 +175,7 @@ def test_one_student_that_fails_does_not_stop_the_other(world: World) -> None:
     world.look()
     assert states(world) | {"prune-depth": "Running"} == states(world)
     assert states(world)["prune-width"] == "Failed"
-    assert step(world, "distill-width").message == "not started, for prune-width did not succeed"
+    assert step(world, "distill-width").message == "not started because prune-width did not succeed"
     assert world.status.phase is RunPhase.PRUNING
     assert condition(world, "Degraded").reason == "PruneFailed"
     world.drive()

@@ -189,7 +189,7 @@ def test_a_student_that_cannot_be_made_stops_the_run_before_any_gpu_is_asked_for
     )
     assert step(world, "prune-wide").message == stalled.message
     assert states(world)["prune-good"] == "Skipped"
-    assert step(world, "finetune").message == "not started, for wide cannot be made of this teacher"
+    assert step(world, "finetune").message == "not started because wide cannot be made of this teacher"
     world.edit(students=[students[0], student("wide", hiddenSize=192)])
     assert created(world.look()) == ["finetune"]
     world.drive()

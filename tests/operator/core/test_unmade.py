@@ -31,7 +31,7 @@ def test_its_step_waits_and_what_came_before_is_told(world: World) -> None:
     for student in ("width", "depth"):
         waits = step(world, f"prune-{student}")
         assert (waits.state, waits.attempt, waits.job_name) == ("Pending", 0, None)
-        assert waits.message == "waits, for its job cannot be made: the quota is used up"
+        assert waits.message == "waits because its job cannot be made: the quota is used up"
     assert world.status.phase is RunPhase.PRUNING
     assert sorted(created(world.look())) == ["prune-depth", "prune-width"], "and is asked for in every pass"
 
@@ -71,7 +71,7 @@ def test_a_job_that_vanished_and_cannot_be_made_again_is_missed(world: World) ->
         world.look(refused=[Phase.FINETUNE])
         lost = step(world, "finetune")
         assert (lost.state, lost.attempt, lost.deletions) == ("Pending", 1, 1)
-        assert lost.message == "waits, for its job cannot be made: the quota is used up"
+        assert lost.message == "waits because its job cannot be made: the quota is used up"
         assert lost.last_failure and lost.last_failure.message == "interrupted: the job was deleted by somebody"
         world.pass_time(40)
     assert created(world.look()) == ["finetune"], "no pause: it was deleted once"

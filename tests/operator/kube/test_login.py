@@ -131,6 +131,8 @@ def test_of_several_files_the_first_one_says_which_cluster(tmp_path: Path, monke
         (None, "there is no kubeconfig .*config. Set KUBECONFIG, or run in a pod."),
         ("", "config cannot be used: Invalid kube-config"),
         ("[", "config cannot be used: while parsing"),
+        ("nonsense", "config is no kubeconfig; write one as `kubectl config view` prints it"),
+        ("- 1", "config is no kubeconfig; write one as `kubectl config view` prints it"),
         ("{}", "has no current context; choose one with kubectl config use-context"),
         ("{current-context: x}", "has no context x; it has none"),
     ],

@@ -153,13 +153,29 @@ def test_the_runs_of_a_cluster_are_told_as_kubectl_lists_them(
     assert tree(volume) == needed
 
 
-@pytest.mark.parametrize("content", ["[", "items: 3", "- 1", "items: [{}]", "kind: Pod"])
-def test_a_list_of_runs_that_is_none(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+NO_RUN = "it holds something that is no CompressionRun"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[", "it is no YAML: while parsing a flow node"),
+        ("items: 3", NO_RUN),
+        ("- 1", NO_RUN),
+        ("items: [{}]", NO_RUN),
+        ("kind: Pod", NO_RUN),
+        ("nonsense", NO_RUN),
+    ],
+)
+def test_a_list_of_runs_that_is_none(
+    tmp_path: Path, content: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench = Bench(tmp_path)
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "runs.yaml").write_text(content)
     assert bench.call("gc", "--store", tmp_path, "--runs", tmp_path / "runs.yaml") == 2
-    assert "give what kubectl get compressionruns -A -o yaml prints" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.endswith(f"cannot be read ({why}); give what kubectl get compressionruns -A -o yaml prints\n")
 
 
 def test_where_a_job_works_nothing_is_touched(edited: Edited, capsys: pytest.CaptureFixture[str]) -> None:
