@@ -91,9 +91,9 @@ def _columns() -> list[dict[str, Any]]:
     return [
         column("Phase", ".status.phase", "string", "Phase of the earliest unfinished step."),
         column("Ready", f"{ready}.status", "string", "Whether every student has been exported."),
-        column("Reason", f"{ready}.reason", "string", "Why it is ready, or is not."),
+        column("Reason", f"{ready}.reason", "string", "Reason of the Ready condition."),
         column("Teacher", ".spec.teacher.model", "string", "The model to compress.", wide=True),
-        column("Message", f"{ready}.message", "string", "What a person should know.", wide=True),
+        column("Message", f"{ready}.message", "string", "Message of the Ready condition.", wide=True),
         column("Age", ".metadata.creationTimestamp", "date", "Time since the run was created."),
     ]
 

@@ -75,7 +75,7 @@ class PersistentVolumeClaimRef(ConfigModel):
         default=None,
         min_length=1,
         max_length=1024,
-        description="Folder of the volume to use as the store. Default: the root of the volume.",
+        description="Folder of the volume that holds the artifacts. Default: the root of the volume.",
     )
 
 
@@ -103,15 +103,17 @@ class Toleration(ConfigModel):
         max_length=317,
         pattern=QUALIFIED,
         examples=["nvidia.com/gpu"],
-        description="Key of the taint. Default: every taint.",
+        description="Key of the taint. Matches every taint if not set.",
     )
     operator: Operator | None = Field(
-        default=None, description="Equal compares value, Exists takes any value. Default: Equal."
+        default=None, description="Equal compares the value; Exists matches any value. Default: Equal."
     )
-    value: LabelValue | None = Field(default=None, description="Value of the taint, where operator is Equal.")
-    effect: TaintEffect | None = Field(default=None, description="Effect of the taint. Default: every effect.")
+    value: LabelValue | None = Field(default=None, description="Value of the taint, if operator is Equal.")
+    effect: TaintEffect | None = Field(
+        default=None, description="Effect of the taint. Matches every effect if not set."
+    )
     toleration_seconds: int | None = Field(
-        default=None, description="Seconds that a NoExecute taint is tolerated. Default: for ever."
+        default=None, description="Seconds that a NoExecute taint is tolerated. Default: forever."
     )
 
 
@@ -122,9 +124,9 @@ class Resources(TypedDict, total=False):
 
     requests: Annotated[
         dict[str, Quantity],
-        Field(max_length=32, description="What the node must have free, e.g. cpu: 8, memory: 64Gi."),
+        Field(max_length=32, description="Resources that are reserved for the container, e.g. cpu: 8, memory: 64Gi."),
     ]
     limits: Annotated[
         dict[str, Quantity],
-        Field(max_length=32, description="What the container may use at most. GPUs come from gpusPerNode."),
+        Field(max_length=32, description="Most that the container may use. GPUs come from gpusPerNode."),
     ]

@@ -32,7 +32,7 @@ def spec_rules() -> tuple[Rule, ...]:
         ),
         Rule.of(
             "evaluate",
-            "was renamed; write validation, with the same fields",
+            "was renamed to validation; the fields are the same",
             lambda spec: spec.evaluate is None,
             "!has(self.evaluate)",
         ),
@@ -50,7 +50,7 @@ def spec_rules() -> tuple[Rule, ...]:
     )
 
 
-_UNDISTILLED = "is required, for student %s brings no distill of its own"
+_UNDISTILLED = "is required, because student %s has no distill of its own"
 _STORAGE = "is required on a cluster; name the claim that keeps artifacts: persistentVolumeClaim.claimName"
 
 

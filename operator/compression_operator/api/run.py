@@ -60,9 +60,9 @@ class CompressionRun(ConfigModel):
     api_version: Literal["modelcompression.io/v1alpha1"] = API_VERSION
     kind: Literal["CompressionRun"] = KIND
     metadata: ObjectMeta = Field(description="Name, namespace, labels and annotations.")
-    spec: CompressionRunSpec = Field(description="What to make: a teacher, the text, and the students.")
+    spec: CompressionRunSpec = Field(description="Desired result: a teacher, a dataset and the students to make.")
     status: CompressionRunStatus = Field(
-        default=CompressionRunStatus(), description="What the operator has seen and done; never written by hand."
+        default=CompressionRunStatus(), description="Observed state of the run. Only the operator writes it."
     )
 
 

@@ -46,8 +46,8 @@ class Teacher(TeacherConfig):
 
     secret_ref: SecretKeyRef | None = Field(
         default=None,
-        description="Hub token for a gated teacher or dataset; only prepare sees it. White space around it is left "
-        f"out. Local runs take {in_words(needed_secrets(), ' and ')} from the environment.",
+        description="Secret with the Hub token for a gated teacher or dataset. Only prepare receives the token. White "
+        f"space around it is removed. Local runs take {in_words(needed_secrets(), ' and ')} from the environment.",
     )
 
 
@@ -61,9 +61,10 @@ class Student(ConfigModel):
         examples=["width"],
         description="Name of the student; unique within the run.",
     )
-    prune: PruneConfig = Field(description="What the student keeps of the teacher.")
+    prune: PruneConfig = Field(description="Sizes that the student keeps of the teacher.")
     distill: DistillConfig | None = Field(
-        default=None, description="Distillation of this student alone; replaces spec.distill as a whole."
+        default=None,
+        description="Distillation of this student only. It replaces spec.distill as a whole; nothing is merged.",
     )
 
 
@@ -71,7 +72,8 @@ class Storage(ConfigModel):
     """Where artifacts and checkpoints live. Local runs keep them under their work directory."""
 
     persistent_volume_claim: PersistentVolumeClaimRef = Field(
-        description="Claim that every pod mounts at /compression. ReadWriteMany, unless all pods share one node."
+        description="Claim that every pod mounts at /compression. Its access mode must be ReadWriteMany unless all "
+        "pods run on one node."
     )
 
 
@@ -100,34 +102,36 @@ class JobTemplate(ConfigModel):
         default=None,
         min_length=1,
         max_length=1024,
-        description="Pipeline image. Default: the one that the operator was installed with when it first looked at the "
-        "run. It stands in status.image. An upgrade of the operator alone does not change it; after an edit that plans "
-        "a step anew it is the one that the operator has by then.",
+        description="Pipeline image. Default: the operator's pipelineImage at the time it first saw the run, recorded "
+        "in status.image. An upgrade of the operator does not change it. If an edit of the run plans a step anew, "
+        "the run switches to the operator's current pipelineImage.",
     )
     image_pull_policy: ImagePullPolicy | None = Field(
         default=None,
-        description="When the image is pulled. Default: Always for the tag latest, IfNotPresent otherwise.",
+        description="When the image is pulled. Default: Always for the tag latest, otherwise IfNotPresent.",
     )
     image_pull_secrets: list[LocalObjectReference] = Field(
         default=[],
         max_length=16,
-        description="Secrets of the run's namespace that open the image's registry.",
+        description="Secrets in the run's namespace for pulling the image.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     node_selector: dict[str, LabelValue] = Field(
-        default={}, max_length=64, description="Labels that nodes must have, e.g. nvidia.com/gpu.product: NVIDIA-H200."
+        default={},
+        max_length=64,
+        description="Labels that a node must have to run the pods, e.g. nvidia.com/gpu.product: NVIDIA-H200.",
     )
     tolerations: list[Toleration] = Field(
         default=[],
         max_length=32,
-        description="Taints that the pods tolerate. For how long they tolerate node.kubernetes.io/unreachable (300 s "
-        "unless given) is for how long a step waits for a node that does not answer.",
+        description="Taints that the pods tolerate. A step waits for an unreachable node for as long as its pods "
+        "tolerate node.kubernetes.io/unreachable (300 s unless set here).",
     )
-    affinity: Untyped | None = Field(default=None, description="Affinity of the pods, as in a pod.")
+    affinity: Untyped | None = Field(default=None, description="Affinity of the pods, as in a pod spec.")
     gpu_resource: Resource | None = Field(
         default=None,
-        description="Resource by which pods ask for their GPUs, e.g. amd.com/gpu or nvidia.com/mig-3g.40gb. Default: "
-        "the one that the operator was installed with, nvidia.com/gpu unless told otherwise.",
+        description="Resource name with which pods request GPUs, e.g. amd.com/gpu or nvidia.com/mig-3g.40gb. Default: "
+        "the operator's setting, nvidia.com/gpu unless changed at installation.",
     )
     labels: dict[str, LabelValue] = Field(
         default={}, max_length=64, description="Labels of the jobs and their pods, e.g. for cost centres and policies."
@@ -138,7 +142,7 @@ class JobTemplate(ConfigModel):
         description="Annotations of the jobs and their pods, e.g. for an autoscaler.",
     )
     topology_spread_constraints: list[Untyped] = Field(
-        default=[], max_length=16, description="How the pods spread over nodes and zones, as in a pod."
+        default=[], max_length=16, description="How the pods spread over nodes and zones, as in a pod spec."
     )
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of the pods.")
     shared_memory: str | None = Field(
@@ -147,16 +151,17 @@ class JobTemplate(ConfigModel):
         max_length=32,
         pattern=QUANTITY,
         examples=["16Gi"],
-        description="Size of /dev/shm, a memory volume, e.g. 16Gi. It counts against the memory limit. Default: what "
-        "the node allows.",
+        description="Size limit of /dev/shm, which is a memory volume, e.g. 16Gi. What is written there counts "
+        "against the memory limit. Default: no limit of its own.",
     )
     pod_template: Untyped | None = Field(
         default=None,
-        description="A pod template (metadata and spec) merged under the operator's own and the fields beside this "
-        "one. It may say what the restricted Pod Security Standard allows, e.g. runAsUser, runAsGroup and fsGroup (not "
-        "0) for an NFS volume's group. Anything else (service account, host namespaces, hostPath, the command and "
-        "image of the container pytorch, ...) is refused by name, in the run's conditions and by compression validate "
-        "--cluster; the operator's administrator may allow more, or less.",
+        description="Pod template (metadata and spec) for the jobs' pods. The operator's own values and the fields "
+        "beside this one take precedence. It may set what the restricted Pod Security Standard allows, e.g. "
+        "runAsUser, runAsGroup and fsGroup (not 0) for the group of an NFS volume. Other fields (e.g. the service "
+        "account, host namespaces, hostPath, the command and image of the container pytorch) are refused. The run's "
+        "conditions and compression validate --cluster name each refused field. The operator's administrator can "
+        "allow more or less.",
     )
 
 
@@ -164,73 +169,86 @@ class PhaseSettings(ConfigModel):
     """How the jobs of one phase run. The phases that train take any number of nodes and GPUs."""
 
     nodes: int = Field(
-        default=1, ge=1, le=1024, description="Pods of the job: a master and nodes - 1 workers. One in a local run."
+        default=1,
+        ge=1,
+        le=1024,
+        description="Number of pods of the job: a master and nodes - 1 workers. Local runs use one node.",
     )
     gpus_per_node: int = Field(
         default=8,
         ge=0,
         le=16,
-        description="GPUs of one pod, and so its ranks; 0 runs on CPU. Local runs take the GPUs that they find.",
+        description="GPUs of one pod. Each GPU runs one rank. 0 runs on CPU. Local runs use the GPUs of the machine.",
     )
-    gpu_resource: Resource | None = Field(default=None, description="In place of jobTemplate.gpuResource.")
+    gpu_resource: Resource | None = Field(default=None, description="Replaces jobTemplate.gpuResource for this phase.")
     processes_per_node: int = Field(
-        default=1, ge=1, le=64, description="Ranks of one pod that has no GPUs. Without effect where it has some."
+        default=1, ge=1, le=64, description="Ranks of one pod if it has no GPUs. Ignored if gpusPerNode is above 0."
     )
     resources: Resources | None = Field(
         default=None,
-        description="Requests and limits of the container, as in a pod; GPUs are added. Local runs ignore it.",
+        description="Requests and limits of the container, as in a pod spec. The operator adds the GPUs. Local runs "
+        "ignore it.",
     )
     retry_limit: int = Field(
         default=3,
         ge=0,
         le=100,
-        description="Passing faults that are retried, with growing pauses; one more and the step has failed. "
-        "Interruptions (eviction, a lost node) do not count, mistakes in the manifest are not retried.",
+        description="Number of retries after transient failures, with increasing delays. The next transient failure "
+        "fails the step. Interruptions (an eviction, a lost node) do not count. Mistakes in the manifest are not "
+        "retried.",
     )
     active_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
         le=31_536_000,
-        description="Running time after which an attempt has failed; waiting does not count. Default: no limit.",
+        description="Running time after which an attempt fails, in seconds. Time spent waiting does not count. "
+        "Default: no limit.",
     )
     progress_deadline_seconds: int = Field(
         default=1800,
         ge=60,
         le=604_800,
-        description="Silence of a running job after which it counts as hung: it is stopped and retried. A job says "
-        "nothing while it starts (its imports alone take half a minute) or loads a large model.",
+        description="Seconds without progress after which a running job counts as hung and is stopped and retried. A "
+        "job reports nothing while it starts (imports alone take half a minute) or loads a large model.",
     )
     rendezvous_timeout_seconds: int = Field(
         default=600,
         ge=10,
         le=604_800,
-        description="Time for which the pods of a job of several keep their places while others of it have none. Then "
-        "the attempt gives them back, and the next one comes after a pause: it counts as interrupted, not as failed.",
+        description="Seconds that the running pods of a job wait for its other pods to be scheduled. After that the "
+        "attempt ends, which frees their resources, and a new attempt starts after a delay. It counts as an "
+        "interruption, not as a failure.",
     )
     termination_grace_period_seconds: int = Field(
-        default=300, ge=1, le=86_400, description="Time to write a checkpoint when a job is stopped."
+        default=300, ge=1, le=86_400, description="Seconds that a stopped job has to write a checkpoint."
     )
     node_selector: dict[str, LabelValue] | None = Field(
         default=None,
         max_length=64,
-        description="In place of jobTemplate.nodeSelector; {} lets the phase run on any node, e.g. without GPUs.",
+        description="Replaces jobTemplate.nodeSelector for this phase. {} lets the phase run on any node, e.g. one "
+        "without GPUs.",
     )
     tolerations: list[Toleration] | None = Field(
-        default=None, max_length=32, description="In place of jobTemplate.tolerations."
+        default=None, max_length=32, description="Replaces jobTemplate.tolerations for this phase."
     )
-    affinity: Untyped | None = Field(default=None, description="In place of jobTemplate.affinity.")
+    affinity: Untyped | None = Field(default=None, description="Replaces jobTemplate.affinity for this phase.")
     pod_template: Untyped | None = Field(
-        default=None, description="A pod template merged over jobTemplate.podTemplate; what holds for that holds here."
+        default=None, description="Pod template merged over jobTemplate.podTemplate, under the same restrictions."
     )
 
 
 class SingleProcessSettings(PhaseSettings):
     """How the jobs of a phase run that is one process, without a GPU unless asked for."""
 
-    nodes: int = Field(default=1, ge=1, le=1, description="Pods of the job. This phase is a single process: always 1.")
-    gpus_per_node: int = Field(default=0, ge=0, le=1, description="GPUs of the pod. The phase needs none.")
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=1,
+        description="Number of pods of the job. Always 1, because this phase is a single process.",
+    )
+    gpus_per_node: int = Field(default=0, ge=0, le=1, description="GPUs of the pod. This phase does not need one.")
     processes_per_node: int = Field(
-        default=1, ge=1, le=1, description="Ranks of the pod. This phase is a single process: always 1."
+        default=1, ge=1, le=1, description="Ranks of the pod. Always 1, because this phase is a single process."
     )
 
 
@@ -241,7 +259,7 @@ class PruneSettings(SingleProcessSettings):
         default=1,
         ge=0,
         le=1,
-        description="GPUs of the pod; 0 runs on CPU. Pruning is a single process, so one GPU holds the teacher.",
+        description="GPUs of the pod. 0 runs on CPU. Pruning is a single process, so the teacher must fit on one GPU.",
     )
 
 
@@ -249,13 +267,19 @@ class PhaseSettingsByPhase(ConfigModel):
     """Settings of each phase's jobs."""
 
     prepare: SingleProcessSettings = Field(
-        default=SingleProcessSettings(), description="Jobs that fetch the teacher and tokenize the text."
+        default=SingleProcessSettings(),
+        description="Settings of the jobs that fetch the teacher and tokenize the text.",
     )
-    finetune: PhaseSettings = Field(default=PhaseSettings(), description="Jobs that correct the teacher.")
-    prune: PruneSettings = Field(default=PruneSettings(), description="Jobs that cut the students out of the teacher.")
-    distill: PhaseSettings = Field(default=PhaseSettings(), description="Jobs that train the students.")
+    finetune: PhaseSettings = Field(
+        default=PhaseSettings(), description="Settings of the jobs that correct the teacher."
+    )
+    prune: PruneSettings = Field(
+        default=PruneSettings(), description="Settings of the jobs that prune the teacher into students."
+    )
+    distill: PhaseSettings = Field(default=PhaseSettings(), description="Settings of the jobs that train the students.")
     export: SingleProcessSettings = Field(
-        default=SingleProcessSettings(), description="Jobs that write the students as Hugging Face checkpoints."
+        default=SingleProcessSettings(),
+        description="Settings of the jobs that write the students as Hugging Face checkpoints.",
     )
 
 
@@ -265,72 +289,83 @@ class CompressionRunSpec(ConfigModel):
     rules: ClassVar[tuple[Rule, ...]] = spec_rules()
 
     teacher: Teacher = Field(description="The model to compress.")
-    dataset: DatasetConfig = Field(description="The text that the teacher is corrected on and the students learn from.")
+    dataset: DatasetConfig = Field(description="Text for correcting the teacher and distilling the students.")
     finetune: FinetuneConfig | None = Field(
-        default=None, description="Teacher correction before pruning: a short training on the dataset. Absent: skipped."
+        default=None,
+        description="Teacher correction: a short training of the teacher on the dataset, before "
+        "pruning. Skipped if not set.",
     )
     students: Annotated[list[Student], Field(min_length=1, max_length=32)] = Field(
-        description="The students to make. All share one prepared dataset and one corrected teacher.",
+        description="Students to make. All share one prepared dataset and one corrected teacher.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     distill: DistillConfig | None = Field(
-        default=None, description="Distillation of every student that does not bring its own."
+        default=None,
+        description="Distillation of every student that has no distill of its own. Required unless all "
+        "students have one.",
     )
-    export: ExportConfig = Field(default=ExportConfig(), description="The Hugging Face checkpoints to write.")
+    export: ExportConfig = Field(
+        default=ExportConfig(), description="How the students are written as Hugging Face checkpoints."
+    )
     validation: ValidationConfig = Field(default=ValidationConfig(), description="How validation loss is measured.")
-    evaluate: ValidationConfig | None = Field(default=None, description="Renamed to validation; refused.")
+    evaluate: ValidationConfig | None = Field(
+        default=None, description="Renamed to validation. Runs that set it are refused."
+    )
     storage: Storage | None = Field(
         default=None,
-        description="Where artifacts live. Required on a cluster; local runs keep them under their work directory.",
+        description="Where artifacts and checkpoints are kept. Required on a cluster. Local runs keep them in their "
+        "work directory.",
     )
     cache: Cache = Field(
         default=Cache.STORE,
-        description="Whose artifacts steps take instead of making them. Store: any that lies on the storage and holds "
-        "what its manifest says; whoever may write the volume can write both. Run: only what this very run (its UID) "
-        "has made, by the digests in its status, which no writer of the volume can change. Its artifacts get names of "
-        "their own, all of each input is read before a step, and what the status does not tell of is made again. In "
-        "both cases a step takes no other input than the one that this run has seen made. A change makes all steps run "
-        "again.",
+        description="Which existing artifacts steps reuse. Store: any artifact in the storage whose files match its "
+        "manifest. Whoever can write to the volume can change both. Run: only artifacts that this run (its UID) "
+        "made, verified against the digests in its status, which cannot be changed through the volume. With Run, "
+        "artifacts have names of their own, each step reads all files of its inputs first, and artifacts that the "
+        "status does not list are made again. In both modes, a step accepts an input only with the digest that was "
+        "recorded when the run made or reused it. Changing this field makes all steps run again.",
     )
     job_template: JobTemplate = Field(
         default=JobTemplate(),
-        description="What every job's pods share. The run's own Kueue labels, like kueue.x-k8s.io/queue-name, are "
-        "carried over to its jobs, and so are the labels and annotations that the operator was told to. Local runs "
-        "ignore it.",
+        description="Settings shared by the pods of all jobs. The jobs also get the run's Kueue labels (e.g. "
+        "kueue.x-k8s.io/queue-name), and those of its labels and annotations that the operator is configured to pass "
+        "on. Local runs ignore it.",
     )
     phases: PhaseSettingsByPhase = Field(
         default=PhaseSettingsByPhase(),
-        description="Per phase: nodes, GPUs, resources, retries, deadlines, and where its pods run.",
+        description="Settings of each phase's jobs: nodes, GPUs, resources, retries, deadlines and scheduling.",
     )
     backend: Annotated[str, AfterValidator(known_job_kind)] = Field(
         default=DEFAULT_JOB_KIND,
-        description="What runs the jobs on a cluster.",
+        description="Kind of job that runs the phases on a cluster.",
         json_schema_extra=lambda schema: schema.update(enum=[*JOB_KINDS]),
     )
     suspend: bool = Field(
-        default=False, description="Stops running jobs at a checkpoint and starts no more, until it is false again."
+        default=False,
+        description="Whether to suspend the run. Running jobs write a checkpoint and stop, and no new "
+        "ones start until it is false again.",
     )
     max_parallel_jobs: int = Field(
         default=2,
         ge=1,
         le=32,
-        description="Jobs of this run that may run at once. One that waits for a GPU leaves its place to one "
-        "that needs none.",
+        description="Most jobs of this run that run at once. A job that waits for a GPU does not keep one that needs "
+        "no GPU from starting.",
     )
     job_history_limit: int = Field(
         default=3,
         ge=0,
         le=100,
-        description="Ended jobs of each step that stay to be looked at (kubectl logs), the newest ones. What they told "
-        "stands in the status. A job that a sidecar keeps alive goes a minute after its step is done. Local runs keep "
+        description="Number of ended jobs to keep per step, newest first, e.g. for kubectl logs. The status keeps "
+        "their results. A job that a sidecar keeps alive is deleted a minute after its step is done. Local runs keep "
         "every log.",
     )
     ttl_seconds_after_finished: int = Field(
         default=604_800,
         ge=0,
         le=315_360_000,
-        description="Time after its end when a job is removed with its pods. Artifacts and the run itself always stay. "
-        "Default: a week. Local runs keep every log.",
+        description="Seconds after which an ended job is deleted together with its pods. Artifacts and the run itself "
+        "are kept. Local runs keep every log.",
     )
 
     def trainings(self) -> dict[str, TrainingConfig]:

@@ -62,91 +62,112 @@ status, which would carry the ownership of every field of every entry.
 class Condition(Record):
     """metav1.Condition."""
 
-    type: str = Field(max_length=316, description="What the condition is about.")
+    type: str = Field(max_length=316, description="Type of the condition, e.g. Ready.")
     status: str = Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")
     observed_generation: int = Field(
-        default=0, ge=0, description="metadata.generation of the spec that the condition speaks of."
+        default=0, ge=0, description="metadata.generation of the spec that the condition was set for."
     )
-    last_transition_time: datetime = Field(description="When status changed last.")
-    reason: str = Field(min_length=1, max_length=1024, description="Why, in one word for programs.")
-    message: str = Field(default="", max_length=32768, description="Why, in a sentence for people.")
+    last_transition_time: datetime = Field(description="Last time the status changed from one value to another.")
+    reason: str = Field(
+        min_length=1, max_length=1024, description="Reason for the last transition, as one CamelCase word for programs."
+    )
+    message: str = Field(
+        default="", max_length=32768, description="Details of the last transition, as a sentence for people."
+    )
 
 
 class Progress(Record):
     """Where a step stands; numbers that aren't finite are left out."""
 
-    step: int = Field(description="What is done; optimizer steps where the phase trains.")
-    total_steps: int = Field(description="What there is to do, in the same unit.")
+    step: int = Field(description="Work done so far. Optimizer steps if the phase trains.")
+    total_steps: int = Field(description="All work of the step, in the unit of step.")
     loss: float | None = Field(default=None, description="Newest training loss.")
-    tokens_per_second: float | None = Field(default=None, description="Tokens a second, over all ranks.")
-    documents_per_second: float | None = Field(default=None, description="Documents a second, where text is tokenized.")
-    eta_seconds: int | None = Field(default=None, description="Seconds left at the present speed.")
-    time: datetime | None = Field(default=None, description="When the job said so.")
+    tokens_per_second: float | None = Field(
+        default=None, description="Throughput over all ranks, in tokens per second."
+    )
+    documents_per_second: float | None = Field(
+        default=None, description="Throughput in documents per second, while text is tokenized."
+    )
+    eta_seconds: int | None = Field(default=None, description="Estimated seconds left, at the current throughput.")
+    time: datetime | None = Field(default=None, description="Time the job reported this progress.")
 
 
 class AttemptRecord(Record):
     """Evidence of an attempt that did not succeed."""
 
     attempt: int = Field(description="Number of the attempt.")
-    job_name: str = Field(description="Name of its job.")
-    exit_class: str = Field(description="UserError, Transient or Interrupted.")
-    message: str = Field(default="", description="What went wrong, in the attempt's own words.")
-    pod: str | None = Field(default=None, description="The pod that told it.")
-    node: str | None = Field(default=None, description="The node that the pod ran on.")
-    completion_time: datetime | None = Field(default=None, description="When it ended.")
+    job_name: str = Field(description="Name of the attempt's job.")
+    exit_class: str = Field(
+        description="UserError (not retried), Transient (retried, and counted against retryLimit) "
+        "or Interrupted (resumed, and not counted)."
+    )
+    message: str = Field(default="", description="What went wrong, as the attempt reported it.")
+    pod: str | None = Field(default=None, description="Pod that reported the failure.")
+    node: str | None = Field(default=None, description="Node that the pod ran on.")
+    completion_time: datetime | None = Field(default=None, description="Time the attempt ended.")
 
 
 class Step(Record):
     """One step of the plan: a phase, for one student or for all of them."""
 
     name: str = Field(description="Name of the step, e.g. distill-width; unique within the run.")
-    phase: Phase = Field(description="What the step does.")
-    student: str | None = Field(default=None, description="The student that it is for; none where it is for all.")
-    state: StepState = Field(default=StepState.PENDING, description="Where the step stands.")
-    attempt: int = Field(default=0, description="The newest attempt; 0 before the first.")
+    phase: Phase = Field(description="Phase that the step runs.")
+    student: str | None = Field(
+        default=None, description="Student that the step is for. Unset if it is for all students."
+    )
+    state: StepState = Field(default=StepState.PENDING, description="State of the step.")
+    attempt: int = Field(default=0, description="Number of the newest attempt. 0 before the first.")
     failures: int = Field(default=0, description="Attempts that count against retryLimit.")
     interruptions: int = Field(
-        default=0, description="Attempts in a row that were interrupted before they came further than any earlier one."
+        default=0,
+        description="Attempts in a row that were interrupted without progress beyond that of earlier attempts.",
     )
     deletions: int = Field(
-        default=0, description="How many of these interruptions were a job that somebody else deleted."
+        default=0, description="How many of these interruptions happened because something else deleted the job."
     )
-    furthest: int = Field(default=0, description="The highest progress.step of all attempts.")
-    job_name: str | None = Field(default=None, description="Job of the newest attempt.")
-    fingerprint: str | None = Field(default=None, description="Unknown until the step's inputs are known.")
-    artifact: str | None = Field(default=None, description="<phase>-<key> in the store, once published.")
+    furthest: int = Field(default=0, description="Highest progress.step of all attempts.")
+    job_name: str | None = Field(default=None, description="Name of the newest attempt's job.")
+    fingerprint: str | None = Field(
+        default=None,
+        description="Hash of the settings and inputs that shape the step's result. Unset until all inputs are known.",
+    )
+    artifact: str | None = Field(
+        default=None, description="Name of the published artifact in the store: <phase>-<key>."
+    )
     digest: str | None = Field(
         default=None,
-        description="SHA-256 of the artifact's manifest.json, and so of all that is in it, as told by the job that "
-        "made or adopted it. Later steps take no other; none where an older image told none.",
+        description="SHA-256 of the artifact's manifest.json, which lists the digests of all its files. The job that "
+        "made or adopted the artifact reports it. Later steps accept the artifact only with this digest. Unset if an "
+        "older image reported none.",
     )
     lost_attempt: int = Field(
         default=0,
-        description="The attempt whose artifact is gone from the store, or changed; it and those before count no more.",
+        description="Attempt whose artifact is missing from the store or was changed. That attempt and earlier ones "
+        "no longer count.",
     )
-    remakes: int = Field(default=0, description="How often an artifact that the step needs had to be made again.")
-    cached: bool = Field(default=False, description="Whether the artifact was there already.")
+    remakes: int = Field(default=0, description="Number of times an input of the step had to be made again.")
+    cached: bool = Field(default=False, description="Whether the artifact already existed in the store.")
     unseen_since: datetime | None = Field(
         default=None,
-        description="When the newest attempt's job was asked for; gone with the first write after the job was seen.",
+        description="Time the job was created; cleared once it was observed.",
     )
-    start_time: datetime | None = Field(default=None, description="When the newest attempt's first process ran.")
-    completion_time: datetime | None = Field(default=None, description="When the step ended.")
-    retry_time: datetime | None = Field(default=None, description="When the next attempt may start.")
+    start_time: datetime | None = Field(default=None, description="Time the newest attempt's first process started.")
+    completion_time: datetime | None = Field(default=None, description="Time the step ended.")
+    retry_time: datetime | None = Field(default=None, description="Earliest time of the next attempt.")
     message: str = Field(default="", description="What the step waits for, or why it failed.")
     waiting_reason: str | None = Field(
         default=None,
-        description="What keeps the job's pods from running, once that has lasted: Unschedulable, NodeUnreachable, "
-        "ImagePullFailed, ContainerConfigError, ContainerCreating, ContainerStartFailed or PodsNotCreated; or the job "
-        "from being made: JobNameTaken. Also the reason of Degraded.",
+        description="Why the job's pods have not been running for some time: Unschedulable, NodeUnreachable, "
+        "ImagePullFailed, ContainerConfigError, ContainerCreating, ContainerStartFailed or PodsNotCreated. "
+        "JobNameTaken if the job itself cannot be created. The condition Degraded has the same reason.",
     )
     name_taken_since: datetime | None = Field(
         default=None,
-        description="Since when the name of the next attempt's job is that of another's; after a while that attempt's "
-        "number is passed over.",
+        description="Time since which another object has had the name of the next attempt's job. After a while the "
+        "step skips that attempt number.",
     )
-    progress: Progress | None = Field(default=None, description="Where the running attempt stands.")
-    last_failure: AttemptRecord | None = Field(default=None, description="The newest attempt that did not succeed.")
+    progress: Progress | None = Field(default=None, description="Progress of the running attempt.")
+    last_failure: AttemptRecord | None = Field(default=None, description="Newest attempt that did not succeed.")
 
     @model_validator(mode="before")
     @classmethod
@@ -164,19 +185,19 @@ class Step(Record):
 
 
 class ValidationLoss(Record):
-    """Mean nats per token over the same validation sequences."""
+    """Validation losses, in mean nats per token over the same sequences."""
 
-    teacher: float | None = Field(default=None, description="Of the teacher as it came.")
-    corrected_teacher: float | None = Field(default=None, description="Of the teacher after correction.")
-    pruned: float | None = Field(default=None, description="Of the student as pruning left it.")
-    distilled: float | None = Field(default=None, description="Of the student after distillation.")
+    teacher: float | None = Field(default=None, description="Loss of the original teacher.")
+    corrected_teacher: float | None = Field(default=None, description="Loss of the corrected teacher.")
+    pruned: float | None = Field(default=None, description="Loss of the pruned student, before distillation.")
+    distilled: float | None = Field(default=None, description="Loss of the distilled student.")
     rounded: dict[str, float] | None = Field(
         default=None,
         max_length=8,
-        description="Of the distilled student's weights rounded to each type that an export may have.",
+        description="Loss of the distilled student with its weights rounded to each dtype that export supports.",
     )
     exported: float | None = Field(
-        default=None, description="Of the exported weights, which are the student's rounded to export.dtype."
+        default=None, description="Loss of the exported checkpoint, whose weights are rounded to export.dtype."
     )
 
     @property
@@ -192,16 +213,18 @@ class StudentStatus(Record):
     parameters: int | None = Field(default=None, description="Number of parameters.")
     compression_ratio: float | None = Field(default=None, description="Student parameters / teacher parameters.")
     validation_loss: ValidationLoss = Field(
-        default=ValidationLoss(), description="Mean nats per token over the same validation sequences."
+        default=ValidationLoss(), description="Validation losses, in mean nats per token over the same sequences."
     )
-    tokens_per_second: float | None = Field(default=None, description="Distillation's mean throughput.")
+    tokens_per_second: float | None = Field(
+        default=None, description="Mean throughput of distillation over all ranks, in tokens per second."
+    )
     artifact: str | None = Field(
         default=None,
-        description="The exported checkpoint, <store>/artifacts/<this>/model, and its report beside it, "
-        "report/index.html.",
+        description="Name of the exported artifact. In the store, artifacts/<name>/model is the checkpoint and "
+        "artifacts/<name>/report/index.html its report.",
     )
-    dtype: ExportDtype | None = Field(default=None, description="Type of the exported weights.")
-    sample: str | None = Field(default=None, max_length=1000, description="A generated sentence.")
+    dtype: ExportDtype | None = Field(default=None, description="Data type of the exported weights.")
+    sample: str | None = Field(default=None, max_length=1000, description="Text that the exported student generated.")
 
 
 class TeacherStatus(Architecture):
@@ -209,46 +232,60 @@ class TeacherStatus(Architecture):
 
     rope_scaling: dict[str, Any] | None = Field(
         default=None,
-        description="Hugging Face's rope_scaling, as it is.",
+        description="rope_scaling of the Hugging Face configuration, unchanged.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
     parameter_count: int = Field(description="Number of parameters, tied embeddings counted once.")
-    validation_loss: float | None = Field(default=None, description="Of the teacher as it came, where finetune ran.")
-    corrected_validation_loss: float | None = Field(default=None, description="Of the teacher that finetune made.")
+    validation_loss: float | None = Field(
+        default=None, description="Validation loss of the original teacher. Unset if finetune did not run."
+    )
+    corrected_validation_loss: float | None = Field(
+        default=None, description="Validation loss of the corrected teacher. Unset if finetune did not run."
+    )
 
 
 class Resolved(Record):
     """What the sources turned out to be; the keys of all later steps rest on it."""
 
-    key: str = Field(description="Key of prepare's artifact.")
-    teacher: ResolvedSource = Field(description="The teacher that was found.")
-    dataset: ResolvedSource = Field(description="The dataset that was found.")
-    train_tokens: int | None = Field(default=None, description="Tokens of text to train on.")
-    validation_tokens: int | None = Field(default=None, description="Tokens of held-out text.")
+    key: str = Field(description="Key of the artifact that prepare made.")
+    teacher: ResolvedSource = Field(description="The resolved teacher.")
+    dataset: ResolvedSource = Field(description="The resolved dataset.")
+    train_tokens: int | None = Field(default=None, description="Tokens in the training split.")
+    validation_tokens: int | None = Field(default=None, description="Tokens in the validation split.")
 
 
 class CompressionRunStatus(Record):
     """Everything the operator knows of the run."""
 
     phase: RunPhase = Field(default=RunPhase.PENDING, description="Phase of the earliest unfinished step.")
-    observed_generation: int = Field(default=0, description="metadata.generation of the spec that was planned last.")
-    conditions: list[Condition] = Field(
-        default=[], json_schema_extra=BY_TYPE, description="Ready and its kin, for people and programs."
+    observed_generation: int = Field(
+        default=0, description="metadata.generation of the spec that the operator planned last."
     )
-    start_time: datetime | None = Field(default=None, description="When the run was planned first.")
-    completion_time: datetime | None = Field(default=None, description="When the last step ended.")
-    teacher: TeacherStatus | None = Field(default=None, description="The teacher as prepare found it.")
-    resolved: Resolved | None = Field(default=None, description="What the sources turned out to be.")
-    image: str | None = Field(default=None, description="Image of the jobs, kept when the operator is upgraded.")
+    conditions: list[Condition] = Field(
+        default=[],
+        json_schema_extra=BY_TYPE,
+        description="Ready, Progressing, Degraded, Suspended, Reconciling and Stalled.",
+    )
+    start_time: datetime | None = Field(default=None, description="Time the run was first planned.")
+    completion_time: datetime | None = Field(default=None, description="Time the last step ended.")
+    teacher: TeacherStatus | None = Field(default=None, description="Architecture of the teacher, as prepare found it.")
+    resolved: Resolved | None = Field(
+        default=None, description="Exact versions of the sources, as prepare resolved them."
+    )
+    image: str | None = Field(
+        default=None, description="Image of the jobs. An upgrade of the operator does not change it."
+    )
     managed_by: str | None = Field(
         default=None,
-        description="The installation of the operator that looks after the run: namespace and name of its lease. Every "
-        "other one leaves it alone.",
+        description="Installation of the operator that manages the run, as namespace/name of its lease. Other "
+        "installations ignore the run.",
     )
-    handled_retry: str | None = Field(default=None, description="Last value of the retry annotation acted on.")
-    steps: list[Step] = Field(default=[], json_schema_extra=WHOLE, description="The steps of the plan.")
+    handled_retry: str | None = Field(
+        default=None, description="Last value of the retry annotation that the operator acted on."
+    )
+    steps: list[Step] = Field(default=[], json_schema_extra=WHOLE, description="Steps of the plan, in order.")
     students: list[StudentStatus] = Field(
-        default=[], json_schema_extra=WHOLE, description="The figures of each student."
+        default=[], json_schema_extra=WHOLE, description="Sizes, losses and artifacts of the students."
     )
 
     @model_validator(mode="before")

@@ -23,18 +23,22 @@ class Architecture(Record):
     family: Family = Field(description="Model family.")
     layers: int = Field(ge=1, description="Number of transformer layers.")
     hidden_size: int = Field(ge=1, description="Width of the residual stream.")
-    ffn_hidden_size: int = Field(ge=1, description="Width of the feed-forward block (intermediate_size in HF).")
+    ffn_hidden_size: int = Field(
+        ge=1, description="Width of the feed-forward block (intermediate_size in Hugging Face)."
+    )
     attention_heads: int = Field(ge=1, description="Number of query heads.")
     query_groups: int = Field(ge=1, description="Number of key/value heads.")
-    head_dim: int = Field(ge=1, description="Channels of one head.")
-    vocabulary_size: int = Field(ge=1, description="Rows of the embedding.")
+    head_dim: int = Field(ge=1, description="Number of channels of one head.")
+    vocabulary_size: int = Field(ge=1, description="Number of rows of the embedding.")
     tied_embeddings: bool = Field(default=False, description="Whether the output layer shares the embedding's weights.")
     qkv_bias: bool = Field(default=False, description="Whether query, key and value projections have biases.")
     qk_norm: bool = Field(default=False, description="Whether queries and keys are normalized per head.")
-    norm_epsilon: float = Field(default=1e-5, gt=0, description="Added to the variance in RMSNorm.")
+    norm_epsilon: float = Field(default=1e-5, gt=0, description="Epsilon of RMSNorm, added to the variance.")
     rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
-    rope_scaling: dict[str, Any] | None = Field(default=None, description="Hugging Face's rope_scaling, as it is.")
-    max_position_embeddings: int = Field(default=2048, ge=1, description="Longest sequence, in tokens.")
+    rope_scaling: dict[str, Any] | None = Field(
+        default=None, description="rope_scaling of the Hugging Face configuration, unchanged."
+    )
+    max_position_embeddings: int = Field(default=2048, ge=1, description="Longest supported sequence, in tokens.")
 
     @property
     def parameters(self) -> int:

@@ -81,20 +81,21 @@ class ImportanceConfig(ConfigModel):
 
     hidden: Annotated[str, MethodOf(Axis.HIDDEN)] = Field(
         default="ActivationMagnitude",
-        description="What hidden channels are ranked by. ActivationMagnitude: of the outputs of all norms.",
+        description="Method for hidden channels. ActivationMagnitude ranks them by the outputs of all norm layers.",
     )
     ffn: Annotated[str, MethodOf(Axis.FFN)] = Field(
         default="ActivationMagnitude",
-        description="What feed-forward neurons are ranked by. ActivationMagnitude: of the down projection's input.",
+        description="Method for feed-forward neurons. ActivationMagnitude ranks them by the input of the down "
+        "projection.",
     )
     heads: Annotated[str, MethodOf(Axis.HEADS)] = Field(
         default="ActivationMagnitude",
-        description="What attention heads are ranked by, within their key/value group. ActivationMagnitude: of the "
-        "output projection's input.",
+        description="Method for attention heads, within each key/value group. ActivationMagnitude ranks them by the "
+        "input of the output projection.",
     )
     depth: Annotated[str, MethodOf(Axis.LAYERS)] = Field(
         default="BlockInfluence",
-        description="What layers are ranked by. BlockInfluence: how much each changes what passes through it.",
+        description="Method for layers. BlockInfluence ranks them by how much each changes its input.",
     )
 
     def by_axis(self) -> dict[Axis, str]:

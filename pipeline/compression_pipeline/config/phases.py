@@ -229,21 +229,21 @@ def _bytes_of_training(training: TrainingConfig, parameters: int) -> int:
 
 
 class ResolvedSource(Record):
-    """What a source turned out to be."""
+    """A source, resolved to an exact version."""
 
     source: str = Field(description="The source as the manifest names it.")
-    revision: str | None = Field(default=None, description="Commit on the Hub.")
+    revision: str | None = Field(default=None, description="Commit on the Hub. Unset for other sources.")
     digest: str = Field(description="Digest of the content.")
 
 
 class StepResult(Record):
     """What every phase reports."""
 
-    cached: bool = Field(default=False, description="Whether the artifact was there already.")
+    cached: bool = Field(default=False, description="Whether the artifact already existed in the store.")
     digest: str | None = Field(
         default=None,
-        description="SHA-256 of the artifact's manifest.json, and so of all that is in it. What the job tells of it no "
-        "later writer of the volume can change.",
+        description="SHA-256 of the artifact's manifest.json, which lists the digests of all its files. No later "
+        "writer of the volume can change what the job reported.",
     )
 
 

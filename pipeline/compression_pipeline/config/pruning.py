@@ -8,7 +8,7 @@ from pydantic import Field
 from .base import ConfigModel, Operational, Rule, Unordered, cel_indivisible, indivisible
 from .importance import ImportanceConfig
 
-LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer; the first is 1.")]
+LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer. The first is 1.")]
 
 
 def _divisible(path: str, size: Callable[["PruneConfig"], int | None]) -> Rule:
@@ -42,7 +42,7 @@ class PruneConfig(ConfigModel):
         _divisible("ffnHiddenSize", lambda prune: prune.ffn_hidden_size),
         Rule.of(
             "dropLayers",
-            "excludes layers; name the layers to drop or say how many to keep, not both",
+            "cannot be combined with layers; list the layers to drop or give the number to keep",
             lambda prune: prune.layers is None or prune.drop_layers is None,
             "!has(self.layers) || !has(self.dropLayers)",
         ),
@@ -55,41 +55,48 @@ class PruneConfig(ConfigModel):
         ),
     )
 
-    hidden_size: int | None = Field(default=None, ge=1, le=1_048_576, description="Width of the residual stream.")
+    hidden_size: int | None = Field(
+        default=None, ge=1, le=1_048_576, description="Width of the residual stream. Default: the teacher's."
+    )
     ffn_hidden_size: int | None = Field(
-        default=None, ge=1, le=4_194_304, description="Width of the feed-forward block (intermediate_size)."
+        default=None,
+        ge=1,
+        le=4_194_304,
+        description="Width of the feed-forward block (intermediate_size). Default: the teacher's.",
     )
     attention_heads: int | None = Field(
         default=None,
         ge=1,
         le=4096,
-        description="Query heads. A multiple of the teacher's key/value heads; each group of heads keeps equally many.",
+        description="Number of query heads, a multiple of the teacher's key/value heads. Each key/value group keeps "
+        "equally many. Default: the teacher's.",
     )
     layers: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="Layers to keep, the most important by importance.depth. Excludes dropLayers.",
+        description="Number of layers to keep. The method importance.depth selects the most important ones. Cannot be "
+        "combined with dropLayers.",
     )
     drop_layers: Annotated[list[LayerNumber] | None, Unordered()] = Field(
         default=None,
         min_length=1,
         max_length=1023,
         json_schema_extra={"x-kubernetes-list-type": "set"},
-        description="Layers to drop, counted from 1. Of 32 layers, 16 to 31 leaves 1 to 15 and 32, the last. "
-        "Excludes layers.",
+        description="Layers to drop, counted from 1. Dropping 16 to 31 of 32 layers keeps 1 to 15 and 32, the last. "
+        "Cannot be combined with layers.",
     )
     divisor: Annotated[int, Operational()] = Field(
         default=64,
         ge=1,
         le=4096,
-        description="hiddenSize and ffnHiddenSize must be multiples of it. 64 suits tensor cores; lower it for small "
-        "models.",
+        description="Number that hiddenSize and ffnHiddenSize must be multiples of. 64 suits tensor cores. Lower it "
+        "for small models.",
     )
 
     importance: ImportanceConfig = Field(
-        default=ImportanceConfig(), description="By which method the parts of each axis are ranked."
+        default=ImportanceConfig(), description="Methods that rank channels, neurons, heads and layers by importance."
     )
     calibration_samples: int = Field(
-        default=1024, ge=1, le=1_048_576, description="Training sequences that importance is measured on."
+        default=1024, ge=1, le=1_048_576, description="Number of training sequences for measuring importance."
     )

@@ -58,14 +58,15 @@ class TeacherConfig(ConfigModel):
     model: str = Field(
         min_length=1,
         max_length=1024,
-        description=f"Hugging Face checkpoint to compress: {forms_with_notes('model')}. Safetensors only; code from "
-        "the Hub is never run.",
+        description=f"Hugging Face checkpoint to compress: {forms_with_notes('model')}. Only safetensors "
+        "files are read, and code from the Hub is never run.",
     )
     revision: str | None = Field(
         default=None,
         min_length=1,
         max_length=256,
-        description="Branch, tag or commit on the Hub. Prepare resolves it to a commit and records that.",
+        description="Branch, tag or commit on the Hub. Prepare resolves it to a commit and records the commit in "
+        "status.resolved.",
     )
 
 
@@ -76,7 +77,7 @@ class DatasetConfig(ConfigModel):
         *_source_rules("source", "dataset"),
         Rule.of(
             "validationSplit",
-            "is the training split; validation would measure what was trained on",
+            "is the training split; name a split that is not trained on",
             lambda dataset: dataset.validation_split != dataset.train_split,
             "!has(self.validationSplit) || self.validationSplit != self.trainSplit",
         ),
@@ -85,17 +86,17 @@ class DatasetConfig(ConfigModel):
     source: str = Field(
         min_length=1,
         max_length=1024,
-        description=f"Where the text is: {forms('dataset')}. A file, a folder or a glob of .txt (one document a file), "
-        ".jsonl, .json (JSON Lines, too) or .parquet; .gz and .zst of those but the last. Files belong to splits as "
-        "Hugging Face's datasets reads them: by configs in the header of the folder's "
-        "README.md where it has such, else by their names.",
+        description=f"Source of the text: {forms('dataset')}. A file, a folder or a glob of .txt (one document per "
+        "file), .jsonl, .json (also JSON Lines) or .parquet files; all but .parquet may end in .gz or .zst. Splits are "
+        "assigned as by Hugging Face's datasets: by configs in the header of the folder's README.md if there are any, "
+        "otherwise by file names.",
     )
     config: str | None = Field(
         default=None,
         min_length=1,
         max_length=256,
-        description="Configuration (subset) of a dataset, e.g. wikitext-103-v1: one of those in its README.md, or one "
-        "that the Hub knows of.",
+        description="Configuration (subset) of the dataset, e.g. wikitext-103-v1. It must be listed in the dataset's "
+        "README.md or known to the Hub.",
     )
     revision: str | None = Field(
         default=None, min_length=1, max_length=256, description="Branch, tag or commit on the Hub."
@@ -106,26 +107,31 @@ class DatasetConfig(ConfigModel):
         default=None,
         min_length=1,
         max_length=256,
-        description="Split to validate on. Default: the split named validation where the source has one; otherwise "
-        "validationFraction of the training documents is held out.",
+        description="Split to validate on. Default: the split named validation if there is one, otherwise a held-out "
+        "share of the training documents (validationFraction).",
     )
     validation_fraction: float = Field(
         default=0.01,
         gt=0,
         lt=1,
-        description="Share of the training documents held out for validation where the source has no such split.",
+        description="Share of the training documents that is held out for validation if the source has no validation "
+        "split.",
     )
     documents: DocumentFormat = Field(
         default=DocumentFormat.AUTO,
-        description="How rows become documents. Rows: one document a row. WikiTextArticles: lines are joined into "
-        "articles at level-1 headings. Auto: WikiTextArticles where the text begins as WikiText does (lines after a "
-        "space, ' = Title = ' first) and, on the Hub, the repository's name contains wikitext; else Rows.",
+        description="How rows become documents. Rows: one document per row. WikiTextArticles: rows are lines, joined "
+        "into one article per level-1 heading. Auto: WikiTextArticles if the text begins like WikiText (a line ' = "
+        "Title = ', each line after a space) and, on the Hub, the repository's name contains wikitext; otherwise "
+        "Rows.",
     )
     # Tokenized text is the same for every length; the phases that train take it into their own fingerprints.
     sequence_length: Annotated[int, Operational()] = Field(
-        default=8192, ge=8, le=1_048_576, description="Tokens in one training sequence (context length)."
+        default=8192, ge=8, le=1_048_576, description="Length of one training sequence (context length), in tokens."
     )
-    seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed of the choice of held-out documents.")
+    seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed for choosing the held-out documents.")
     workers: Annotated[int | None, Operational()] = Field(
-        default=None, ge=1, le=1024, description="Processes that tokenize. Default: the processors of the pod."
+        default=None,
+        ge=1,
+        le=1024,
+        description="Number of processes that tokenize. Default: the processors of the pod.",
     )

@@ -29,7 +29,7 @@ class Precision(StrEnum):
 
 
 _PARTIAL = "%d is not divisible by microBatchSize (%d)"
-_WARMS_TOO_LONG = "%d must be less than steps (%d), at most: %d; where you give none, the default counts"
+_WARMS_TOO_LONG = "%d must be less than steps (%d), at most: %d; the default applies if it is not set"
 
 
 def _whole_micro_batches(training: "TrainingConfig") -> str | None:
@@ -69,32 +69,45 @@ class TrainingConfig(ConfigModel):
         ),
     )
 
-    steps: int = Field(ge=1, le=10_000_000, description="Optimizer steps.")
+    steps: int = Field(ge=1, le=10_000_000, description="Number of optimizer steps.")
     global_batch_size: int = Field(
-        default=1152, ge=1, le=1_048_576, description="Sequences in one optimizer step, over all ranks."
+        default=1152, ge=1, le=1_048_576, description="Number of sequences in one optimizer step, over all ranks."
     )
     micro_batch_size: Annotated[int, Operational()] = Field(
-        default=1, ge=1, le=65_536, description="Sequences in one forward pass of one rank. Lower it to save memory."
+        default=1,
+        ge=1,
+        le=65_536,
+        description="Number of sequences in one forward pass of one rank. Lower it to save memory.",
     )
     learning_rate: float = Field(default=1e-4, gt=0, le=1, description="Peak learning rate, reached after warm-up.")
     min_learning_rate: float = Field(
         default=1e-5, ge=0, le=1, description="Learning rate at the end of the cosine schedule."
     )
-    warmup_steps: int = Field(default=40, ge=0, le=10_000_000, description="Steps of linear warm-up, fewer than steps.")
-    weight_decay: float = Field(default=0.1, ge=0, le=10, description="AdamW weight decay.")
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first moment decay.")
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's second moment decay.")
-    clip_gradient: float = Field(default=1.0, ge=0, le=1e6, description="Global gradient norm limit; 0 turns it off.")
-    seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed of the order of the training sequences.")
-    precision: Precision = Field(default=Precision.AUTO, description="BF16 or FP32. Auto: BF16 on GPU, FP32 on CPU.")
+    warmup_steps: int = Field(
+        default=40, ge=0, le=10_000_000, description="Number of linear warm-up steps. Must be less than steps."
+    )
+    weight_decay: float = Field(default=0.1, ge=0, le=10, description="Weight decay of AdamW.")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay rate of AdamW's first moment.")
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay rate of AdamW's second moment.")
+    clip_gradient: float = Field(
+        default=1.0, ge=0, le=1e6, description="Maximum global norm of the gradients. 0 turns clipping off."
+    )
+    seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed for the order of the training sequences.")
+    precision: Precision = Field(
+        default=Precision.AUTO,
+        description="Arithmetic of the forward and backward pass: "
+        "BF16 or FP32. Auto is BF16 on GPU and FP32 on CPU. Master weights are always FP32.",
+    )
     deterministic: Annotated[bool, Operational()] = Field(
-        default=False, description="Deterministic GPU kernels, for bit-exact resume on GPU. CPU runs always are."
+        default=False,
+        description="Whether to use deterministic GPU kernels, for bit-exact resume. Training on CPU "
+        "is always deterministic.",
     )
     checkpoint_interval: Annotated[int, Operational()] = Field(
         default=100, ge=1, le=10_000_000, description="Steps between checkpoints."
     )
     keep_checkpoints: Annotated[int, Operational()] = Field(
-        default=2, ge=1, le=1000, description="Checkpoints kept while the phase runs."
+        default=2, ge=1, le=1000, description="Number of checkpoints to keep while the phase runs."
     )
     validation_interval: Annotated[int, Operational()] = Field(
         default=100, ge=1, le=10_000_000, description="Steps between validations."
@@ -115,7 +128,7 @@ class FinetuneConfig(TrainingConfig):
         default=2e-6, ge=0, le=1, description="Learning rate at the end of the cosine schedule."
     )
     warmup_steps: int = Field(
-        default=120, ge=0, le=10_000_000, description="Steps of linear warm-up, fewer than steps."
+        default=120, ge=0, le=10_000_000, description="Number of linear warm-up steps. Must be less than steps."
     )
 
 
@@ -127,8 +140,8 @@ class DistillConfig(TrainingConfig):
         min_length=1,
         max_length=8,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
-        description="What the student is trained to match: the sum of these, each a mean over tokens times its weight. "
-        "LogitsKL alone, at temperature 1, is the published recipe.",
+        description="Losses that the student is trained to lower. The training loss is the sum of each one's mean "
+        "over tokens times its weight. The published recipe is LogitsKL alone, at temperature 1.",
     )
 
 
@@ -139,6 +152,6 @@ class ValidationConfig(ConfigModel):
         default=256,
         ge=1,
         le=1_048_576,
-        description="Validation sequences, always the same ones, that every validation loss is a mean over. All, "
-        "where the split has fewer.",
+        description="Number of validation sequences for every validation loss. They are always the same ones. If the "
+        "split has fewer, all are used.",
     )

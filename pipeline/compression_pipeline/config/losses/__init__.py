@@ -13,7 +13,7 @@ from .logits_kl import LogitsKL
 
 LOSSES: dict[str, type[LossConfig]] = table(LogitsKL)
 
-LossField = Annotated[LossConfig, OneOf(LOSSES, "What is compared, and how.")]
+LossField = Annotated[LossConfig, OneOf(LOSSES, "Kind of loss.")]
 
 
 def losses_in_words(losses: Sequence[LossConfig]) -> str:

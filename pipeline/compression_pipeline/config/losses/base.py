@@ -28,7 +28,7 @@ class LossConfig(Member):
     implementation: ClassVar[str]
     """`module:class` of its other half, a `compression_pipeline.losses.Loss`."""
 
-    weight: float = Field(default=1, gt=0, le=1e6, description="Factor of this loss in the sum.")
+    weight: float = Field(default=1, gt=0, le=1e6, description="Weight of this loss in the sum.")
 
     @property
     @abstractmethod

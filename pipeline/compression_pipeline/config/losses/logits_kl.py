@@ -18,7 +18,7 @@ class LogitsKL(LossConfig):
         default=1,
         gt=0,
         le=1000,
-        description="Divides the logits of both models; the loss is not multiplied by its square.",
+        description="Number that divides the logits of both models. The loss is not multiplied by its square.",
     )
 
     @property
