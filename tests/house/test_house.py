@@ -81,6 +81,35 @@ def test_the_pipeline_takes_nothing_from_the_operator(path: Path) -> None:
     assert not [name for name in imported(path, PIPELINE) if name.startswith("compression_operator")]
 
 
+@pytest.mark.parametrize("path", sources(PIPELINE / "megatron"), ids=lambda path: path.name)
+def test_private_names_of_megatron_and_modelopt_stand_in_one_module(path: Path) -> None:
+    if path.name == "private.py":
+        return
+    assert not [name for name in imported(path, PIPELINE) if name.startswith("unittest")], "patch in private.py"
+    foreign = {
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and re.match(r"_[^_]", node.attr)
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }
+    foreign |= {
+        name
+        for name in imported(path, PIPELINE)
+        if name.split(".")[0] in ("megatron", "modelopt", "torch") and "._" in name
+    }
+    assert not foreign
+
+
+def test_private_names_are_those_of_the_locked_versions() -> None:
+    [pins] = [
+        ast.literal_eval(node.value)
+        for node in ast.parse((PIPELINE / "megatron" / "private.py").read_text()).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PINNED"
+    ]
+    assert pins == {name: locked("pipeline")[name] for name in pins}
+
+
 def test_every_module_of_the_operator_has_a_folder() -> None:
     assert {path.name for path in OPERATOR.glob("*.py")} == {"__init__.py", "__main__.py"}
     folders = {path.name for path in OPERATOR.iterdir() if path.is_dir() and any(path.rglob("*.py"))}

@@ -12,6 +12,7 @@ from compression_operator.api.spec import PhaseSettings
 from compression_pipeline.config import Precision
 from compression_pipeline.errors import UserError
 from compression_pipeline.launcher.main import LOST_PEER_SECONDS
+from compression_pipeline.megatron import private
 from compression_pipeline.megatron.runtime import GROUP_TIMEOUT, Runtime, runtime
 
 
@@ -35,6 +36,26 @@ def test_bf16_without_a_gpu_is_refused() -> None:
         runtime(finetune_job(), precision=Precision.BF16),
     ):
         pass
+
+
+@pytest.mark.parametrize(("pinned", "found"), [("megatron-core", "0.15.3"), ("nvidia-modelopt", "0.43.0")])
+def test_a_version_whose_private_names_are_not_known_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pinned: str, found: str
+) -> None:
+    monkeypatch.setitem(private.PINNED, pinned, "9.9.9")
+    with (
+        pytest.raises(UserError, match=f"private names of {pinned} 9.9.9 and finds {found}; use"),
+        runtime(finetune_job()),
+    ):
+        pass
+
+
+def test_one_that_is_not_installed_is_named_and_a_suffix_of_a_build_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(private.PINNED, "megatron-lm-of-nobody", "1.0")
+    with pytest.raises(UserError, match=r"megatron-lm-of-nobody 1\.0 and finds none"):
+        private.check_versions()
+    monkeypatch.setattr(private, "version", lambda name: f"{private.PINNED[name]}+cu130")
+    private.check_versions()
 
 
 def test_everything_is_put_back_and_the_compiler_is_never_imported() -> None:

@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import private
 from .data import Batch
 from .modelopt import modelopt
 from .objective import Objective
-
-NOT_THE_STUDENT = ("_teacher_model.", "_loss_modules.")
-"""What names of parameters begin with that ModelOpt adds to the student's: the teacher's, and the losses' own."""
 
 
 def combine(student: Any, teacher: Any, objective: Objective) -> Any:
@@ -41,7 +39,7 @@ def combine(student: Any, teacher: Any, objective: Objective) -> Any:
 
 def of_student(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Those of a combined model's parameters that are the student's, by their names in a plain GPTModel."""
-    return {name: tensor for name, tensor in parameters if not name.startswith(NOT_THE_STUDENT)}
+    return {name: tensor for name, tensor in parameters if not name.startswith(private.ADDED)}
 
 
 class DistillationLoss:
@@ -82,6 +80,4 @@ class StudentAlone:
         self._model.train(mode)
 
     def __call__(self, *arguments: Any, **named: Any) -> Tensor:
-        # The instance's own forward, ModelOpt's, runs the teacher whatever the flag says; the class's heeds it.
-        with self._model.only_student_forward():
-            return type(self._model).forward(self._model, *arguments, **named)
+        return private.student_forward(self._model, *arguments, **named)

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from compression_pipeline.config import Architecture
 from compression_pipeline.huggingface.conversion import megatron_shapes
 from compression_pipeline.importance import Choice
 
+from . import private
 from .modelopt import modelopt
 
 
@@ -53,34 +53,28 @@ def check(parameters: Mapping[str, Tensor], student: Architecture) -> None:
 
 
 def _prune(model: Any, teacher: Architecture, choice: Choice, targets: dict[str, int], divisor: int) -> None:
-    # ModelOpt unpickles the scores, so they lie where nobody else may write.
     with modelopt(), tempfile.TemporaryDirectory(prefix="order-") as folder:
         import modelopt.torch.prune as mtp
-        import modelopt.torch.utils.distributed as modelopt_dist
         from modelopt.torch.prune.plugins.mcore_minitron import get_mcore_minitron_config
 
-        scores = Path(folder)
         device = next(model.parameters()).device
-        rank = torch.distributed.get_rank()
-        # The name that ModelOpt gives the file of a rank in a folder.
-        torch.save(_search_state(teacher, choice, device), scores / f"rank{rank}.pth")
+        layers = {index + 1: float(index in choice.layers) for index in range(teacher.layers)}
+        private.write_search(Path(folder), _activations(teacher, choice, device), layers)
         mode = get_mcore_minitron_config(
             hidden_size_divisor=divisor, ffn_hidden_size_divisor=divisor, num_layers_divisor=1
         )
-        # For pipeline stages without an embedding ModelOpt broadcasts rank 0's hidden size, but to all ranks: data-
-        # parallel ones would lose the tie between their embedding's width and their layers'. Every rank has its own.
-        with mock.patch.object(modelopt_dist, "broadcast", lambda value, src=0, group=None: value):
+        with private.own_hidden_size():
             mtp.prune(
                 model,
                 mode=[("mcore_minitron", mode)],  # pyright: ignore[reportArgumentType]  # modes may carry their config
                 constraints={"export_config": targets},  # pyright: ignore[reportArgumentType]  # wider than it says
                 dummy_input=None,  # pyright: ignore[reportArgumentType]  # Minitron measures no latency
-                config={"scores_path": str(scores)},
+                config={"scores_path": folder},
             )
 
 
-def _search_state(teacher: Architecture, choice: Choice, device: torch.device) -> dict[str, Any]:
-    """The state of ModelOpt's search after its forward loop (one pipeline stage); its scores order as `choice`."""
+def _activations(teacher: Architecture, choice: Choice, device: torch.device) -> dict[str, Any]:
+    """Squared scores by name of the module, which order as `choice`."""
     activations: dict[str, Any] = {"": {0: _in_order(choice.hidden, teacher.hidden_size, device)}}
     for index in range(teacher.layers):
         name = f"decoder.layers.{index}."
@@ -91,12 +85,7 @@ def _search_state(teacher: Architecture, choice: Choice, device: torch.device) -
         channels = torch.zeros(teacher.attention_heads, teacher.head_dim, device=device)
         channels[:, 0] = _in_order(heads, teacher.attention_heads, device)
         activations[name + "self_attention"] = channels.flatten()
-    return {
-        "activations_per_rank": [activations],
-        "layer_scores": {index + 1: float(index in choice.layers) for index in range(teacher.layers)},
-        "sorted_layers": None,
-        "top_k_candidates_per_constraint": {},
-    }
+    return activations
 
 
 def _in_order(kept: Tensor | None, size: int, device: torch.device) -> Tensor:

@@ -10,7 +10,8 @@ import io
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+
+from . import private
 
 OPTIONAL = ("transformers", "diffusers", "peft", "accelerate", "deepspeed")
 """Libraries that ModelOpt has plugins for and does without where they are not installed."""
@@ -36,25 +37,4 @@ def _import() -> None:
                 stack.callback(sys.modules.pop, name)
         importlib.import_module("modelopt.torch.prune.plugins.mcore_minitron")
         importlib.import_module("modelopt.torch.distill.plugins.megatron")
-    _register_rms_norm()
-
-
-def _register_rms_norm() -> None:
-    """ModelOpt knows the norms of Transformer Engine and Apex; the local layer spec has torch's."""
-    from modelopt.torch.nas.modules import _DynamicLayerNorm
-    from modelopt.torch.nas.registry import DMRegistry
-    from torch import nn
-
-    if nn.RMSNorm in DMRegistry:
-        return
-
-    @DMRegistry.register({nn.RMSNorm: "nn.RMSNorm"})
-    class _DynamicRMSNorm(_DynamicLayerNorm):  # pyright: ignore[reportUnusedClass]  # registered by its decorator
-        """torch.nn.RMSNorm whose width is shared with the residual stream."""
-
-        def _setup(self, *, num_features: Any) -> None:
-            narrow: Any = self._cut_to_active_features
-            shape: Any = self._get_normalized_shape
-            self._register_hparam("num_features", num_features)
-            self._register_dynamic_attribute("weight", narrow)
-            self._register_dynamic_attribute("normalized_shape", shape)
+    private.register_rms_norm()

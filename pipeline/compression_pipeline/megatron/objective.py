@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.loss import _Loss  # what ModelOpt takes for a criterion
 
 from compression_pipeline.config import Architecture, LossConfig, Needs
 from compression_pipeline.losses import Loss, Signals, build_loss
 
+from .private import Criterion
 from .runtime import Runtime
 
 
-class Objective(_Loss):
+class Objective(Criterion):
     """The criterion of a distillation in ModelOpt's sense: given both models' logits, the loss as a scalar.
 
     What else its losses need it captures by hooks, and only while a training step's forward pass runs (`captured`).

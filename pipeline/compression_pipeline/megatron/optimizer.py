@@ -8,11 +8,9 @@ ranks can read them.
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
-from unittest import mock
 
 import torch
 import torch.distributed as dist
-from megatron.core import optimizer as megatron_optimizer
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -20,6 +18,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from compression_pipeline.config import TrainingConfig
 
+from . import private
 from .runtime import Runtime
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ class Optimizer:
         )
         self._settings = settings
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
-        # Named, since Megatron would choose by what it finds in the image.
-        with mock.patch.object(megatron_optimizer, "Adam", torch.optim.AdamW):
+        with private.torchs_adamw():
             self._chained = cast("ChainedOptimizer", get_megatron_optimizer(config, cast("Any", [model])))
         self._parts = [cast("DistributedOptimizer", part) for part in self._chained.chained_optimizers]
         for part in self._parts:
@@ -137,11 +135,9 @@ class Optimizer:
     def _shards(self) -> Iterator[tuple[torch.nn.Parameter, int, torch.Tensor, dict[str, torch.Tensor]]]:
         """Per parameter that this rank has a piece of: it, the piece's start, master weights, torch's state of them."""
         for part in self._parts:
-            for parameter in part.model_param_gbuf_map:
-                group, order = part.model_param_group_index_map[parameter]
-                master = part.optimizer.param_groups[group]["params"][order]
+            for parameter, start, master in private.shards(part):
                 moments = part.optimizer.state[master]
                 if not moments:
                     moments["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
                     moments.update({name: torch.zeros_like(master) for name in MOMENTS})
-                yield parameter, part._get_model_param_range_map(parameter)["param"].start, master, moments
+                yield parameter, start, master, moments

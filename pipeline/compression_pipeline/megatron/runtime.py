@@ -2,8 +2,8 @@
 
 This is the one module that knows that there may be no GPU. On a machine with one it starts NCCL and touches nothing of
 Megatron's. Without one the same training code runs on the CPU over gloo, and Megatron, which takes a CUDA device for
-granted in a dozen places, is told where it is (`_cpu_adaptations`). Nothing wraps tensor operations, so the training
-loop pays nothing for it.
+granted in a dozen places, is told where it is (`private.cpu_adaptations`). Nothing wraps tensor operations, so the
+training loop pays nothing for it.
 
 Modules that import Megatron at their top are best imported inside a `runtime` block: without a GPU the first import of
 Megatron is made there, without torch's compiler, which saves two seconds and changes nothing (it is off on CPU).
@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.machine import processors
 
-from . import foundation
+from . import foundation, private
 
 GROUP_TIMEOUT = timedelta(hours=2)
 """How long a rank waits for another one in a collective before it gives up by itself.
@@ -83,9 +82,10 @@ def runtime(
     process without them is a world of its own and opens no port. `tell` hears first of all what the engine stands on.
 
     Raises:
-        UserError: the precision can't be had on this device.
+        UserError: other versions of Megatron or ModelOpt are installed, or the precision can't be had on this device.
         TransientError: the ranks could not meet (the port is taken, a peer did not come).
     """
+    private.check_versions()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     gpu = torch.cuda.is_available()
@@ -103,7 +103,7 @@ def runtime(
         stack.enter_context(_threads(threads))
         stack.enter_context(foundation.alone())
         _import_megatron(gpu)
-        stack.enter_context(_gpu_settings(device, deterministic) if gpu else _cpu_adaptations())
+        stack.enter_context(_gpu_settings(device, deterministic) if gpu else private.cpu_adaptations())
         stack.enter_context(_process_group(device, rank, world_size))
         stack.enter_context(_parallel_state())
         _seed(seed, gpu)
@@ -165,7 +165,7 @@ def _import_megatron(gpu: bool) -> None:
             # Megatron decorates functions with torch.compile when it is imported. With dynamo off that would give the
             # plain functions back, after importing the compiler.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-            _replace(stack, torch, "compile", lambda model=None, **_: model or (lambda function: function))
+            private.replace(stack, torch, "compile", lambda model=None, **_: model or (lambda function: function))
         for module in ("models.gpt.gpt_layer_specs", "optimizer", "pipeline_parallel.schedules"):
             importlib.import_module(f"megatron.core.{module}")
 
@@ -231,75 +231,3 @@ def _seed(seed: int, gpu: bool) -> None:
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
         model_parallel_cuda_manual_seed(seed)
-
-
-class _CpuTorch(ModuleType):
-    """`torch` as those Megatron modules see it that write `device="cuda"`: here that means the CPU."""
-
-    def __init__(self) -> None:
-        super().__init__("torch")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    @staticmethod
-    def zeros(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
-        return torch.zeros(*size, **options)
-
-    @staticmethod
-    def tensor(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
-        return torch.tensor(data, **options)
-
-
-@contextlib.contextmanager
-def _cpu_adaptations() -> Iterator[None]:
-    """Tell Megatron (and ModelOpt's Megatron plugins) that the current device is the CPU.
-
-    What is replaced, and why: `torch.cuda.current_device`, `set_device`, `synchronize`, `Tensor.cuda` and
-    `Module.cuda` name or move to the device that isn't there; four modules write `device="cuda"`; optimizer and
-    gradient clipping recognise float32 parameters by `Tensor.type() == "torch.cuda.FloatTensor"`; dropout, which is
-    off, asks for the CUDA random generator; gloo refuses to gather tensors of no dimension.
-    """
-    from megatron.core import utils
-    from megatron.core.optimizer import clip_grads, optimizer
-    from megatron.core.pipeline_parallel import schedules
-    from megatron.core.tensor_parallel import random as megatron_random
-
-    with contextlib.ExitStack() as stack:
-        cpu = torch.device("cpu")
-        _replace(stack, torch.cuda, "current_device", lambda: cpu)
-        _replace(stack, torch.cuda, "set_device", lambda device: None)
-        _replace(stack, torch.cuda, "synchronize", lambda device=None: None)
-        _replace(stack, torch.nn.Module, "cuda", lambda self, device=None: self)
-        _replace(stack, torch.Tensor, "cuda", lambda self, *_, **__: self)
-
-        type_of = torch.Tensor.type
-
-        def cuda_type_of(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-            found = type_of(tensor, *arguments, **options)
-            return found.replace("torch.", "torch.cuda.", 1) if isinstance(found, str) else found
-
-        _replace(stack, torch.Tensor, "type", cuda_type_of)
-
-        cpu_torch = _CpuTorch()
-        for module in (clip_grads, optimizer, schedules, utils):
-            _replace(stack, module, "torch", cpu_torch)
-        tracker = megatron_random.CudaRNGStatesTracker
-        _replace(stack, tracker, "fork", lambda self, *_, **__: contextlib.nullcontext())
-
-        gather = dist.all_gather_into_tensor
-
-        def gather_any(output: torch.Tensor, source: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-            return gather(output, source.reshape(1) if source.dim() == 0 else source, *arguments, **options)
-
-        _replace(stack, dist, "all_gather_into_tensor", gather_any)
-        yield
-
-
-def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute for as long as `stack` is open."""
-    if name in vars(owner):
-        stack.callback(setattr, owner, name, vars(owner)[name])
-    else:  # inherited (torch.Tensor's methods are its C base's)
-        stack.callback(delattr, owner, name)
-    setattr(owner, name, value)

@@ -1,0 +1,195 @@
+"""What the engine leans on that Megatron-Core and ModelOpt don't promise: names, file formats, replaced functions.
+
+All of it stands here, and holds for the pinned versions alone (`check_versions`). Who raises a pin reads this file.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+
+from compression_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+PINNED = {"megatron-core": "0.15.3", "nvidia-modelopt": "0.43.0"}
+"""Versions whose private names these are."""
+
+ADDED = ("_teacher_model.", "_loss_modules.")
+"""Prefixes of the parameters that ModelOpt's distillation adds to a student: the teacher's, and the losses'."""
+
+Criterion = _Loss
+"""What ModelOpt takes for a distillation criterion."""
+
+
+def check_versions() -> None:
+    """Raises UserError where another version than the pinned one is installed; nothing is imported."""
+    for name, pinned in PINNED.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "none"
+        if found.partition("+")[0] != pinned:  # a build's own suffix, as in 0.15.3+cu130, changes no name
+            raise UserError(
+                f"the engine uses private names of {name} {pinned} and finds {found}; use the image of this release, "
+                "or install requirements/pipeline.txt"
+            )
+
+
+class _CpuTorch(ModuleType):
+    """`torch` as those Megatron modules see it that write `device="cuda"`: here that means the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        return torch.zeros(*size, **options)
+
+    @staticmethod
+    def tensor(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
+        return torch.tensor(data, **options)
+
+
+@contextlib.contextmanager
+def cpu_adaptations() -> Iterator[None]:
+    """Tell Megatron (and ModelOpt's Megatron plugins) that the current device is the CPU.
+
+    What is replaced, and why: `torch.cuda.current_device`, `set_device`, `synchronize`, `Tensor.cuda` and
+    `Module.cuda` name or move to the device that isn't there; four modules write `device="cuda"`; optimizer and
+    gradient clipping recognise float32 parameters by `Tensor.type() == "torch.cuda.FloatTensor"`; dropout, which is
+    off, asks for the CUDA random generator; gloo refuses to gather tensors of no dimension.
+    """
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.pipeline_parallel import schedules
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    with contextlib.ExitStack() as stack:
+        cpu = torch.device("cpu")
+        replace(stack, torch.cuda, "current_device", lambda: cpu)
+        replace(stack, torch.cuda, "set_device", lambda device: None)
+        replace(stack, torch.cuda, "synchronize", lambda device=None: None)
+        replace(stack, torch.nn.Module, "cuda", lambda self, device=None: self)
+        replace(stack, torch.Tensor, "cuda", lambda self, *_, **__: self)
+
+        type_of = torch.Tensor.type
+
+        def cuda_type_of(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            found = type_of(tensor, *arguments, **options)
+            return found.replace("torch.", "torch.cuda.", 1) if isinstance(found, str) else found
+
+        replace(stack, torch.Tensor, "type", cuda_type_of)
+
+        cpu_torch = _CpuTorch()
+        for module in (clip_grads, optimizer, schedules, utils):
+            replace(stack, module, "torch", cpu_torch)
+        tracker = megatron_random.CudaRNGStatesTracker
+        replace(stack, tracker, "fork", lambda self, *_, **__: contextlib.nullcontext())
+
+        gather = dist.all_gather_into_tensor
+
+        def gather_any(output: torch.Tensor, source: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            return gather(output, source.reshape(1) if source.dim() == 0 else source, *arguments, **options)
+
+        replace(stack, dist, "all_gather_into_tensor", gather_any)
+        yield
+
+
+def replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute for as long as `stack` is open."""
+    if name in vars(owner):
+        stack.callback(setattr, owner, name, vars(owner)[name])
+    else:  # inherited (torch.Tensor's methods are its C base's)
+        stack.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def torchs_adamw() -> Iterator[None]:
+    """Megatron makes torch's AdamW inside this block, whichever Adam it found when it was imported."""
+    from megatron.core import optimizer
+
+    with mock.patch.object(optimizer, "Adam", torch.optim.AdamW):
+        yield
+
+
+def shards(part: "DistributedOptimizer") -> Iterator[tuple[nn.Parameter, int, Tensor]]:
+    """Per parameter that this rank has a piece of: it, where the piece starts in it, and the piece's master weights."""
+    for parameter in part.model_param_gbuf_map:
+        group, order = part.model_param_group_index_map[parameter]
+        start = part._get_model_param_range_map(parameter)["param"].start
+        yield parameter, start, part.optimizer.param_groups[group]["params"][order]
+
+
+def register_rms_norm() -> None:
+    """Teach ModelOpt's pruning torch's RMSNorm, which the local layer spec has. It knows those of Apex and Transformer
+    Engine. Call it after ModelOpt was imported.
+    """
+    from modelopt.torch.nas.modules import _DynamicLayerNorm
+    from modelopt.torch.nas.registry import DMRegistry
+
+    if nn.RMSNorm in DMRegistry:
+        return
+
+    @DMRegistry.register({nn.RMSNorm: "nn.RMSNorm"})
+    class _DynamicRMSNorm(_DynamicLayerNorm):  # pyright: ignore[reportUnusedClass]  # registered by its decorator
+        """torch.nn.RMSNorm whose width is shared with the residual stream."""
+
+        def _setup(self, *, num_features: Any) -> None:
+            narrow: Any = self._cut_to_active_features
+            shape: Any = self._get_normalized_shape
+            self._register_hparam("num_features", num_features)
+            self._register_dynamic_attribute("weight", narrow)
+            self._register_dynamic_attribute("normalized_shape", shape)
+
+
+def write_search(folder: Path, activations: Mapping[str, Any], layers: Mapping[int, float]) -> None:
+    """Write the state of Minitron's search after its forward loop (one pipeline stage), for this rank to resume from.
+
+    Args:
+        folder: `scores_path` of the search. ModelOpt unpickles what lies there: nobody else may write into it.
+        activations: by name of the module: its squared scores. "" has the hidden channels', as {0: scores}.
+        layers: by number, counted from 1: the layer's score.
+    """
+    state = {
+        "activations_per_rank": [activations],
+        "layer_scores": layers,
+        "sorted_layers": None,
+        "top_k_candidates_per_constraint": {},
+    }
+    torch.save(state, folder / f"rank{dist.get_rank()}.pth")
+
+
+@contextlib.contextmanager
+def own_hidden_size() -> Iterator[None]:
+    """Minitron lets every rank keep its own hidden size inside this block.
+
+    For pipeline stages without an embedding ModelOpt broadcasts rank 0's, but to all ranks: data-parallel ones would
+    lose the tie between their embedding's width and their layers'.
+    """
+    from modelopt.torch.utils import distributed
+
+    with mock.patch.object(distributed, "broadcast", lambda value, src=0, group=None: value):
+        yield
+
+
+def student_forward(model: Any, *arguments: Any, **named: Any) -> Tensor:
+    """The forward pass of a combined model's student alone.
+
+    The instance's own forward, ModelOpt's, runs the teacher whatever the flag says; the class's heeds it.
+    """
+    with model.only_student_forward():
+        return type(model).forward(model, *arguments, **named)
