@@ -15,6 +15,7 @@ from .backends.pods.platform_defaults import PLAIN, job_defaults
 from .cluster.health import MISSED_SECONDS
 from .cluster.kopf_wiring import operate
 from .cluster.log_format import LOG_FORMATS, configure
+from .cluster.resync import StateWentBack
 from .cluster.secure_metrics import NoCertificate, SecureMetrics
 from .cluster.service import Options, Service
 from .core.controller import WORKERS
@@ -86,7 +87,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until told to stop. Exit code 1 where leadership was lost: Kubernetes starts a fresh process."""
+    """Run until told to stop. Exit code 1 where leadership was lost, or the cluster went back in time:
+    Kubernetes starts a fresh process.
+    """
     given = parse(arguments)
     configure(given.log_format, given.log_level)
     options = Options(
@@ -114,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     code = 0
     try:
         asyncio.run(_operate(options))
-    except* (LeadershipLost, NoCertificate, NoCluster) as group:
+    except* (LeadershipLost, NoCertificate, NoCluster, StateWentBack) as group:
         logger.error("%s", group.exceptions[0])
         code = 1
     except* Exception as group:  # in the log's own format too, for whoever reads that by machine

@@ -1,17 +1,14 @@
 """Watches that end for good, each for a reason that passes: they are started anew, and nothing else ends with them."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from api import CRD, Api
+from bare import bare
 from kubelets import NOWHERE, kubelet
 from operators import FINAL, Namespace, Operator
 from proxy import GONE, NO_LEADER, Answer, Asked, Fault, proxy
-from tests.cluster.down import down
-from tests.cluster.paths import State
-from tests.cluster.up import up_bare
 from tests.support.waiting import until
 
 DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/compressionruns.modelcompression.io"
@@ -53,21 +50,9 @@ def test_a_watch_that_ends_for_good_is_started_anew_and_ends_nothing_else(
         assert not [line for line in operator.lines() if "traceback" in line or line["level"] == "critical"]
 
 
-@pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Api]:
-    """An API server of our own, with PyTorchJobs and without CompressionRuns; nobody acts on what is written there."""
-    state = State.at(tmp_path / "cluster")
-    cluster = up_bare(state, lambda sentence: None)
-    try:
-        yield Api(cluster.kubeconfig)
-    finally:
-        down(state, lambda sentence: None)
-
-
-def test_a_crd_that_is_missing_is_waited_for_and_so_is_one_that_goes(bare: Api, tmp_path: Path) -> None:
+def test_a_crd_that_is_missing_is_waited_for_and_so_is_one_that_goes(tmp_path: Path) -> None:
     folder = tmp_path / "namespace"
     folder.mkdir()
-    namespace = Namespace.create(bare, "waits", folder)
     words = "install the CRD with `kubectl apply -f crds/`, or with the chart (crds.install)"
 
     def unready(operator: Operator) -> bool:
@@ -78,18 +63,19 @@ def test_a_crd_that_is_missing_is_waited_for_and_so_is_one_that_goes(bare: Api, 
     def has_job(namespace: Namespace, run: str) -> bool:
         return any(job["metadata"]["labels"]["modelcompression.io/run"] == run for job in namespace.jobs())
 
-    with proxy(bare) as before:
+    with bare(tmp_path) as cluster, proxy(cluster.api) as before:
+        namespace = Namespace.create(cluster.api, "waits", folder)
         operator = namespace.start("localhost/none:1", "--resync-seconds", "2", server=before.url)
         try:
             for name in ("first", "second"):
                 until(lambda: unready(operator), "/readyz to tell what is missing")
                 assert operator.ask("/healthz")[0] == 200
                 before.asked.clear()
-                bare.apply_crd(CRD)
+                cluster.api.apply_crd(CRD)
                 operator.wait_ready()
                 namespace.submit(name, jobTemplate=NOWHERE)
                 until(functools.partial(has_job, namespace, name), "its job")
                 until(functools.partial(before.watched, namespace.name), "all to be watched")
-                bare.delete(DEFINITION)
+                cluster.api.delete(DEFINITION)
         finally:
             operator.kill()

@@ -49,11 +49,6 @@ class WatchHealth:
         """Expect nothing more of the watch than what LISTs show from now on."""
         self._missed.clear()
 
-    def start_over(self) -> None:
-        """Expect to be told of everything: versions are lower than they were, and the watch begins anew."""
-        self._told.clear()
-        self._missed.clear()
-
     def lag(self, now: float) -> float:
         """Seconds for which the oldest missed change is overdue; 0 where the watch has told all."""
         return max((now - since for _, since in self._missed.values()), default=0.0)

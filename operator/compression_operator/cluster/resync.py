@@ -34,6 +34,13 @@ def selector_of(resource: Resource) -> str | None:
     return None if resource == RUNS else SELECTOR
 
 
+class StateWentBack(Exception):
+    """The cluster is in an older state than it was, e.g. because etcd was restored from a backup. Nothing of what is
+    remembered holds: jobs may be gone, and later states have lower versions than those that are known. Kubernetes
+    recommends to start every controller anew then, and so does this: the process ends, and the next one knows nothing.
+    """
+
+
 @dataclass(frozen=True)
 class _Denial:
     """What keeps us from seeing a place."""
@@ -58,8 +65,8 @@ class Resync:
     ) -> None:
         """Of these namespaces; without any: of the whole cluster. The caches are compared in their order; pods come
         last: what a job tells of its pods is never newer than what is known of them. `returned` is told when the
-        watches have to begin anew: there is a resource that the cluster did not know before, a kind of job that it
-        does not have, or the cluster's state is an older one again.
+        watches have to begin anew: there is a resource that the cluster did not know before, or a kind of job that it
+        does not have.
         """
         self._kube = kube
         self._caches = caches
@@ -112,16 +119,16 @@ class Resync:
         """Put the caches right; `judge`: hold what is found against the watches.
 
         Raises ApiError where something failed that passes by itself; every other namespace has been compared by then.
+        Raises StateWentBack at once.
         """
         failed: ApiError | None = None
-        went_back = False
         for place in self._places:
             listed = False
             try:
                 without: set[Resource] = set()
                 for resource in self._caches:
                     try:
-                        went_back |= await self._compare(resource, place, judge)
+                        await self._compare(resource, place, judge)
                     except ApiError as error:
                         self._do_without(resource, place, error, without)
                 listed = True
@@ -138,9 +145,6 @@ class Resync:
                 logger.info("namespace %s is there again", place or "(all)")
             if denial is not None and not denial.forbidden:
                 self._returned()
-        if went_back:
-            # kopf would go on from the newest version that it has seen, and be told nothing until that comes again.
-            self._returned()
         if failed is not None:
             raise failed
 
@@ -161,25 +165,25 @@ class Resync:
             for body in self._caches[RUNS].forget(place):
                 self._gone(RUNS, body)
 
-    async def _compare(self, resource: Resource, place: Place, judge: bool) -> bool:
-        """Compare one kind; whether its state is an older one again.
+    async def _compare(self, resource: Resource, place: Place, judge: bool) -> None:
+        """Compare one kind. Raises StateWentBack.
 
         A LIST that names no version is of a state no older than its request, from whichever API server: one that is
-        older than what was known by then says that the state has gone back, e.g. that etcd was restored from a backup.
+        older than what was known by then says that the state has gone back. Once the versions have caught up, each
+        object still tells by its own.
         """
         cache, newest = self._caches[resource], self._listed.get((resource, place), 0)
         known = {body["metadata"]["uid"]: version_of(body) for body in cache.all()}
         found = await self._kube.list(resource, place, selector=selector_of(resource), keep=cache.keep)
         self._listed[resource, place] = found.version
         older = (version_of(body) < known.get(body["metadata"]["uid"], 0) for body in found.items)
-        went_back = found.version < newest or any(older)
-        if went_back:
-            words = "the %s in namespace %s are in an older state than they were, now of version %d. Was etcd restored?"
-            logger.warning(words, resource.plural, place or "(all)", found.version)
-            self._watches[resource, place].start_over()
-            changed, gone = cache.go_back_to(found.items, place)
-        else:
-            changed, gone = cache.replace_all(found.items, found.version, place)
+        if found.version < newest or any(older):
+            where = f"namespace {place}" if place else "the cluster"
+            raise StateWentBack(
+                f"the {resource.plural} in {where} are in an older state than they were (resourceVersion "
+                f"{found.version}), as after etcd was restored from a backup: the operator starts anew"
+            )
+        changed, gone = cache.replace_all(found.items, found.version, place)
         for body in gone:
             self._gone(resource, body)
         for body in (*changed, *gone):
@@ -188,7 +192,6 @@ class Resync:
             there = {body["metadata"]["uid"]: version_of(body) for body in found.items}
             listed = {uid: shown for uid, shown in there.items() if not cache.has_gone(uid)}
             self._watches[resource, place].compare(listed, found.version, time.monotonic())
-        return went_back
 
     async def _try_watches(self, place: Place, without: set[Resource]) -> None:
         """Raises ApiError where a watch is refused: kopf tries again for ever, and tells nobody but the log."""

@@ -1,6 +1,5 @@
 """CompressionRuns on a cluster, as the controller wants them: read from the cache, status written with a guard."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,13 +15,10 @@ from compression_operator.core.jobs import Notice
 from compression_operator.core.managers import Manager
 from compression_operator.core.plan import plan_of
 from compression_operator.core.troubles import UNREADABLE, Trouble, told
-from compression_operator.kube.cache import Body, Cache, Key, version_of
+from compression_operator.kube.cache import Body, Cache, Key
 from compression_operator.kube.client import RUNS, ApiError, Kube
 
 from .served_schema import OutdatedCRD, decisive
-
-logger = logging.getLogger(__name__)
-
 
 AGAIN = timedelta(hours=1)
 """After which an unfinished run that is another installation's is told of again: Events last as long by default."""
@@ -195,23 +191,13 @@ class ClusterRuns:
         return written
 
     async def _read_again(self, key: Key) -> None:
-        """The cache is behind: ask for the newest state. Or ahead: a read is of a state no older than its request, so
-        one that is older than what was known by then says that the API server's state has gone back.
-        """
-        known = self._cache.get(*key)
+        """Ask for the newest state, because the cache is behind."""
         try:
-            found = await self._kube.get(RUNS, *key)
+            self._cache.put(await self._kube.get(RUNS, *key))
         except ApiError as error:
             # A 409 also says that the run was deleted and made anew under its name; a later event tells.
             if error.code != 404:
                 raise
-            return
-        if known is not None and version_of(found) < version_of(known) and self._cache.get(*key) is known:
-            was, now = version_of(known), version_of(found)
-            logger.warning("run %s/%s is older than it was: version %d, not %d. Was etcd restored?", *key, now, was)
-            self._cache.go_back(found)
-        else:
-            self._cache.put(found)
 
     def _read(self, key: Key, body: Body) -> CompressionRun:
         known = self._parsed.get(key)

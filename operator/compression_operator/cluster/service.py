@@ -91,9 +91,7 @@ class Service:
         self._unwatched: str | None = "the watches are not open yet"
         self._look = asyncio.Event()  # at the cluster, now and not when the period is over
         self.resources_returned = asyncio.Event()
-        """Set when there is a resource that the cluster did not know before: kopf asks once, when it starts. Also when
-        the cluster's state is an older one again: kopf would wait for what comes after the newest that it has seen.
-        """
+        """Set when there is a resource that the cluster did not know before: kopf asks once, when it starts."""
         self._stopping = asyncio.Event()
         self._controlling: asyncio.Task[None] | None = None
         self._chores: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(CHORES)
@@ -316,7 +314,7 @@ class Service:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Serve the endpoints, wait to lead, then reconcile until `stop`. Raises LeadershipLost."""
+        """Serve the endpoints, wait to lead, then reconcile until `stop`. Raises LeadershipLost and StateWentBack."""
         probes, options = Probes(self._live, self._ready, self._metrics.exposition), self._options
         first = asyncio.FIRST_COMPLETED
         server = await listen(probes, options.host, options.port, options.secure_metrics, self._metrics.request)

@@ -83,17 +83,6 @@ class Cache:
             self._groups[group].add(key)
         return changed
 
-    def go_back(self, body: Body) -> None:
-        """Take note of an object as it is, though it was known newer, or gone: the API server's state is an older one
-        again, e.g. after etcd was restored from a backup.
-        """
-        key = key_of(body)
-        known = self._objects.pop(key, None)
-        if known is not None:
-            self._ungroup(key, known)
-        self._deleted.pop(str(body["metadata"].get("uid")), None)
-        self.put(body)
-
     def remove(self, body: Body) -> bool:
         """Take note that an object is gone as of its resourceVersion; False where it was not known, or another one has
         its name now, or it has come back since.
@@ -132,19 +121,6 @@ class Cache:
             if uid not in there and namespace in (None, place):
                 self._deleted[uid] = (place, max(since, version))  # what happened to it in between is past, too
         return [body for body in listed if self.put(body)], gone
-
-    def go_back_to(self, listed: Sequence[Body], namespace: str | None = None) -> tuple[list[Body], list[Body]]:
-        """Know what a LIST (of a namespace, or of all) holds and nothing else, whatever was known newer, or gone: the
-        state of the API server is an older one again. Returns what it held, and what had been known and is not in it.
-        """
-        known = [body for key, body in self._objects.items() if namespace in (None, key[0])]
-        for body in known:
-            self._ungroup(key_of(body), body)
-            del self._objects[key_of(body)]
-        self._deleted = {uid: since for uid, since in self._deleted.items() if namespace not in (None, since[0])}
-        there = {body["metadata"].get("uid") for body in listed}
-        changed = [body for body in listed if self.put(body)]
-        return changed, [body for body in known if body["metadata"].get("uid") not in there]
 
     def _remove(self, body: Body, version: int) -> bool:
         key, uid = key_of(body), str(body["metadata"].get("uid"))

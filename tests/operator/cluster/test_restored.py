@@ -1,21 +1,19 @@
-"""An etcd that was restored from a backup: what is known goes back with the cluster, and the watches begin anew."""
+"""An etcd that was restored from a backup: the operator ends, so that the next one begins with what is there."""
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Any
 
 import kopf
 import pytest
 from api_world import RUN, ApiWorld, Operator, world
-from cached_objects import body, cache
 from http_server import served
 from jobs_world import manifest
 from test_resync import Comparing, play
-from tests.support.waiting import until_async
+from tests.support.waiting import until_async, within
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
-from compression_operator.cluster.health import WatchHealth
+from compression_operator.cluster.resync import StateWentBack
 from compression_operator.kube.cache import version_of
 from compression_operator.kube.client import RUNS, Kube, Listing, Resource
 
@@ -31,57 +29,25 @@ def path(name: str) -> str:
     return PYTORCHJOBS.path("default", name)
 
 
-def known(it: Comparing) -> dict[str, str]:
-    return {found["metadata"]["name"]: found["status"]["phase"] for found in it.caches[PYTORCHJOBS].all()}
-
-
 @pytest.mark.parametrize("place", ["default", None])
-@pytest.mark.parametrize("later", [0, 100])
-def test_what_is_known_goes_back_with_the_cluster(place: str | None, later: int) -> None:
+@pytest.mark.parametrize(("later", "words"), [(0, "in an older state"), (100, "pytorchjobs")])
+def test_a_cluster_that_went_back_is_seen_by_the_next_list(place: str | None, later: int, words: str) -> None:
     """Jobs stayed as they were known, though they were gone, or had ended, until the versions had caught up. Where a
     LIST comes `later`, and the cluster's version has by then, each object tells by its own.
     """
 
     async def scenario(it: Comparing) -> None:
         it.api.put(path("old"), job("old", "Pending"))
-        it.api.put(path("lost"), job("lost", "Running"))
         backup = it.api.backup()
         it.api.put(path("old"), job("old", "Running"))
-        it.api.put(path("new"), job("new", "Running"))
-        lost = it.api.objects.pop(path("lost"))
         await it.look()
-        lost["metadata"]["resourceVersion"] = str(it.api.version)
-        it.caches[PYTORCHJOBS].remove(lost)
-        assert known(it) == {"old": "Running", "new": "Running"}
+        await it.look()
         it.api.restore(backup)
         it.api.version += later
-        await it.look()
-        assert known(it) == {"old": "Pending", "lost": "Running"}
-        assert it.gone == ["new"] and it.returned == 1
-        assert {"old", "lost"} <= {*it.changed}
-        ended = it.api.put(path("old"), job("old", "Succeeded"))
-        assert it.caches[PYTORCHJOBS].put(ended) and known(it)["old"] == "Succeeded", "as a watch tells"
-        await it.look()
-        assert it.returned == 1 and not it.gone, "once"
+        with pytest.raises(StateWentBack, match=words):
+            await it.look()
 
     play(scenario, place=place)
-
-
-def test_a_watch_that_goes_on_from_the_versions_of_before_is_found_silent_and_one_that_begins_anew_is_not() -> None:
-    async def scenario(it: Comparing) -> None:
-        backup = it.api.backup()
-        told = it.api.touch(RUN)
-        it.resync.told(RUNS, None, told)
-        await it.look()
-        assert it.resync.silent(0.0) is None
-        it.api.restore(backup)
-        await it.look()
-        await it.look()
-        assert "compressionruns" in (it.resync.silent(0.0) or ""), "it has told of none of these"
-        it.resync.told(RUNS, None, it.api.objects[RUN])
-        assert it.resync.silent(0.0) is None
-
-    play(scenario)
 
 
 class Late(Kube):
@@ -100,7 +66,7 @@ class Late(Kube):
         return found
 
 
-def test_an_answer_that_comes_late_is_no_state_that_went_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_comes_late_is_no_state_that_went_back() -> None:
     async def scenario(api: ApiWorld, url: str) -> None:
         it = Comparing(api, Late(url))
         assert isinstance(it.kube, Late)
@@ -112,10 +78,10 @@ def test_an_answer_that_comes_late_is_no_state_that_went_back(caplog: pytest.Log
         it.kube.arrives.set()
         await late
         assert [version_of(found) for found in it.caches[RUNS].all()] == [api.version]
-        assert not it.returned and not it.gone and "etcd" not in caplog.text
+        assert not it.returned and not it.gone
         await it.kube.close()
 
-    with served(ApiWorld()) as (api, url), caplog.at_level(logging.WARNING):
+    with served(ApiWorld()) as (api, url):
         assert isinstance(api, ApiWorld)
         api.put(RUN, {"metadata": {"name": "demo", "namespace": "default", "uid": "uid-1"}})
         asyncio.run(scenario(api, url))
@@ -124,51 +90,30 @@ def test_an_answer_that_comes_late_is_no_state_that_went_back(caplog: pytest.Log
 def test_a_run_whose_jobs_were_lost_is_looked_after_as_it_is_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operator knew of a job that had never been, and waited for it."""
+    """The operator knew of a job that had never been, and waited for it. It ends, and the one that Kubernetes starts in
+    its place knows nothing.
+    """
 
     async def scenario(api: ApiWorld) -> None:
         backup, jobs = api.backup(), PYTORCHJOBS.path("default")
-        async with Operator(resync_seconds=0.1) as service:
+
+        async def has_job() -> None:
             await until_async(
                 lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0], "a job, and the condition Ready"
             )
-            assert api.requests("POST", jobs) == 1
-            service.resources_returned.clear()
-            api.restore(backup)
-            await until_async(
-                lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0], "another job, and the condition Ready"
-            )
-            await until_async(service.resources_returned.is_set, "all that the watches look at to be listed again")
-            assert api.requests("POST", jobs) == 2
+
+        operator = Operator(resync_seconds=0.1)
+        with pytest.raises(ExceptionGroup) as ended:
+            async with operator:
+                await has_job()
+                api.restore(backup)
+                await within(operator.ended(), "the operator to end")
+        assert ended.value.subgroup(StateWentBack)
+        async with Operator(resync_seconds=0.1):
+            await has_job()
+        assert api.requests("POST", jobs) == 2
 
     spec = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
     with world(tmp_path, spec) as (api, config):
         monkeypatch.setenv("KUBECONFIG", str(config))
         asyncio.run(scenario(api))
-
-
-def test_a_cache_that_goes_back_keeps_what_is_elsewhere() -> None:
-    held = cache()
-    held.put(body("a", 9, run="x"))
-    held.put(body("b", 9, run="x"))
-    held.put(body("c", 9))
-    held.put(body("there", 9, run="x", namespace="other"))
-    held.remove(body("c", 10))
-    held.remove(body("gone", 10, namespace="other"))
-    listed = [body("a", 3, run="y"), body("b", 4, "another", run="x"), body("c", 2)]
-    changed, gone = held.go_back_to(listed, "ns")
-    assert changed == listed and [found["metadata"]["uid"] for found in gone] == ["uid-b"]
-    assert [found["metadata"]["name"] for found in held.members("x")] == ["b", "there"]
-    assert not held.has_gone("uid-c") and held.has_gone("uid-gone")
-
-
-def test_a_watch_that_starts_over_owes_everything() -> None:
-    watch = WatchHealth()
-    watch.told("a", 990)
-    watch.compare({"a": 990, "b": 995}, 1000, 100.0)
-    watch.start_over()
-    assert watch.lag(200.0) == 0.0
-    watch.compare({"a": 500}, 510, 200.0)
-    assert watch.lag(203.0) == 3.0
-    watch.told("a", 500)
-    assert watch.lag(203.0) == 0.0

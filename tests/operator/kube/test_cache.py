@@ -28,18 +28,6 @@ def test_what_is_gone_stays_gone_until_another_has_its_name() -> None:
     assert held.has_gone("one") and not held.has_gone("two")
 
 
-def test_a_state_that_went_back_is_taken_for_what_it_is() -> None:
-    held = cache()
-    held.put(body("a", 5, run="x"))
-    held.put(body("b", 5))
-    held.remove(body("b", 6))
-    for name in "ab":
-        held.go_back(body(name, 3, run="y"))
-        assert held.get("ns", name) == body(name, 3, run="y") and not held.has_gone(f"uid-{name}")
-    assert held.members("x") == [] and len(held.members("y")) == 2
-    assert held.put(body("a", 4)) and not held.put(body("a", 3))
-
-
 def test_what_left_the_watch_for_its_labels_comes_back_with_them() -> None:
     held = cache()
     held.put(body("a", 5))

@@ -156,6 +156,10 @@ class Operator:
         self._task = asyncio.create_task(self.service.run())
         return self.service
 
+    async def ended(self) -> None:
+        """Wait until it ends by itself, of whatever."""
+        await asyncio.wait((self._task,))
+
     async def __aexit__(self, *_: object) -> None:
         self.service.stop()
         await self._task
