@@ -52,7 +52,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--leader-election", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
-        "--workers", type=int, default=WORKERS, help="runs that are looked at at once; half as many of one namespace"
+        "--workers", type=int, default=WORKERS, help="runs that are looked at at once; of one namespace a quarter"
     )
     parser.add_argument("--resync-seconds", type=float, default=60.0, help="a lost event costs this long at most")
     parser.add_argument(

@@ -13,7 +13,7 @@ from compression_operator.backends.pods.platform_defaults import PLAIN, RESERVED
 def test_the_arguments_are_the_operators() -> None:
     options = parse(container(render(everything()))["args"])
     assert options.image == "registry.example/pipeline:2.0"
-    assert (options.workers, options.resync_seconds) == (16, 120)
+    assert (options.workers, options.resync_seconds) == (32, 120)
     assert (options.missed_seconds, options.progress_seconds) == (90, 10)
     assert (options.log_format, options.log_level) == ("text", "debug")
     assert options.per_run_metrics is False

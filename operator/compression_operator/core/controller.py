@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 Reconcile = Callable[[CompressionRun, Sequence[ObservedJob], datetime, Mapping[str, Exception]], Decision]
 """Run, observed jobs, now, and by name the jobs that could not be made: the decision takes them for not there."""
 
-WORKERS = 8
-"""Runs that are looked at at once; of one namespace half as many (see workqueue)."""
+WORKERS = 16
+"""Runs that are looked at at once; of one namespace a quarter as many (see workqueue)."""
 
 CONFLICTS = 2
 """Conflicts in a row after which a key is looked at again at once; from the next one on, after pauses."""

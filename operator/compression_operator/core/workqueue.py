@@ -1,7 +1,8 @@
 """A queue of keys for level-triggered work: adding says "look at this again", never what happened."""
 
 import asyncio
-from collections import Counter, deque
+import math
+from collections import Counter
 
 URGENT, ROUTINE = 1, 2
 """What goes first; among a namespace's equals, what came first."""
@@ -11,21 +12,24 @@ class QueueClosed(Exception):
     """The queue was closed and hands out no more keys."""
 
 
+def share_of_one_namespace(workers: int) -> int:
+    """How many of the workers one namespace may have at once."""
+    return math.ceil(workers / 4)
+
+
 class WorkQueue:
     """Keys `namespace/name` to look at, each handed to one worker at a time.
 
     A key added while a worker has it is handed out again once that worker is done; a key added several times before it
     is handed out counts once. Not thread-safe: one event loop.
 
-    Namespaces take turns, and one gets a worker only while it has fewer than are free (as a switch shares its buffer:
-    Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998). So one whose passes
-    take long, e.g. at an admission webhook that does not answer, never has more than half of the workers, rounded up;
-    with k such namespaces there is still one free for the next where there are 2^k workers.
+    Namespaces take turns, and none has more than a quarter of the workers, rounded up. So three whose passes take long,
+    e.g. at an admission webhook that does not answer, hold up no other.
     """
 
     def __init__(self, workers: int) -> None:
-        """`workers`: how many there are to ask for keys; half of them, rounded up, serve a namespace that is alone."""
-        self._free = workers
+        """`workers`: how many there are to ask for keys."""
+        self._share = share_of_one_namespace(workers)
         # How urgently -> namespaces, in the order of their turns -> keys to be handed out, the oldest first.
         self._waiting: dict[int, dict[str, dict[str, None]]] = {URGENT: {}, ROUTINE: {}}
         # To be handed out (waiting, or again after the worker that has it) -> how urgently.
@@ -33,7 +37,7 @@ class WorkQueue:
         self._active: set[str] = set()
         self._busy: Counter[str] = Counter()  # namespace -> workers that it has
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._askers: deque[asyncio.Future[None]] = deque()  # workers that wait for a key
+        self._changed = asyncio.Event()  # set when a worker that waits may find a key
         self._closed = False
 
     def __len__(self) -> int:
@@ -51,7 +55,7 @@ class WorkQueue:
                 self._take(key, before)
             self._put(key, wish)
         self._dirty[key] = wish
-        self._wake()
+        self._changed.set()
 
     def add_after(self, key: str, seconds: float) -> None:
         """Ask for `key` to be looked at in `seconds` at the latest; an earlier wish for it stands."""
@@ -69,7 +73,8 @@ class WorkQueue:
     async def get(self) -> str:
         """The next key; the worker calls `done` when finished with it. Raises QueueClosed."""
         while (found := self._next()) is None and not self._closed:
-            await self._called()
+            self._changed.clear()
+            await self._changed.wait()
         if self._closed or found is None:
             raise QueueClosed
         wish, key = found
@@ -77,12 +82,10 @@ class WorkQueue:
         del self._dirty[key]
         self._active.add(key)
         self._busy[_namespace(key)] += 1
-        self._free -= 1
         # Whoever looks now sees everything up to now, and says anew when to look again.
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()
-        self._wake()  # by a worker that was done several keys may have come to be due
         return key
 
     def done(self, key: str) -> None:
@@ -92,10 +95,9 @@ class WorkQueue:
         self._busy[namespace] -= 1
         if not self._busy[namespace]:
             del self._busy[namespace]
-        self._free += 1
         if key in self._dirty:
             self._put(key, self._dirty[key])
-        self._wake()
+        self._changed.set()
 
     def close(self) -> None:
         """Hand out nothing more; waiting workers get QueueClosed."""
@@ -103,43 +105,15 @@ class WorkQueue:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        while self._askers:
-            self._call()
-
-    async def _called(self) -> None:
-        """Wait until there may be a key."""
-        asker = asyncio.get_running_loop().create_future()
-        self._askers.append(asker)
-        try:
-            await asker
-        except asyncio.CancelledError:
-            if asker in self._askers:
-                self._askers.remove(asker)
-            else:
-                self._wake()  # this one was called: another has to come in its place
-            raise
+        self._changed.set()
 
     def _next(self) -> tuple[int, str] | None:
         """How urgent the next key is, and the key; None where there is none that may be handed out."""
-        if self._free <= 0:
-            return None
         for wish, namespaces in self._waiting.items():
             for namespace, keys in namespaces.items():
-                if self._busy[namespace] < self._free:
+                if self._busy[namespace] < self._share:
                     return wish, next(iter(keys))
         return None
-
-    def _wake(self) -> None:
-        """Have a worker come for the next key, if there is one and one waits."""
-        if self._askers and self._next() is not None:
-            self._call()
-
-    def _call(self) -> None:
-        while self._askers:
-            asker = self._askers.popleft()
-            if not asker.done():  # it was cancelled
-                asker.set_result(None)
-                return
 
     def _put(self, key: str, wish: int) -> None:
         self._waiting[wish].setdefault(_namespace(key), {})[key] = None
