@@ -50,6 +50,9 @@ IN_VAIN = 3
 """Interruptions in a row, without progress in between, that are no longer taken for a cluster's everyday life."""
 
 
+MOST_FIGURES = 64
+"""Figures of one student that no field of the status is made for; its report and its artifacts hold all of them."""
+
 BY_TYPE: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 """As metav1 conditions are: a map by type, of which others may own entries."""
 
@@ -225,6 +228,11 @@ class StudentStatus(Record):
     )
     dtype: ExportDtype | None = Field(default=None, description="Data type of the exported weights.")
     sample: str | None = Field(default=None, max_length=1000, description="Text that the exported student generated.")
+    figures: dict[str, float] | None = Field(
+        default=None,
+        max_length=MOST_FIGURES,
+        description="Numbers of phases that have no status field of their own, by <phase>.<figure>.",
+    )
 
 
 class TeacherStatus(Architecture):

@@ -31,21 +31,32 @@ HEADINGS = (
 ABREAST = 3
 """Students beside each other in a narrow terminal."""
 
+PADDING = 3
+"""Columns of a terminal between two columns of the table."""
+
 
 def print_students(console: "Console", run: CompressionRun) -> None:
     """The table of students, a row each or in a narrow terminal a column each, and the sentence that each wrote."""
     from rich.text import Text
 
-    rows = [HEADINGS, *(tuple(_row(student)) for student in run.status.students)]
-    if console.width >= WIDE:
+    students = run.status.students
+    # Of phases that this table knows nothing of.
+    others = tuple(dict.fromkeys(name for student in students for name in student.figures or {}))
+    rows = [(*HEADINGS, *others), *((*_row(student), *_figures(student, others)) for student in students)]
+    if console.width >= WIDE + sum(len(name) + PADDING for name in others):
         console.print(_table(rows))
     else:
         for first in range(1, len(rows), ABREAST):
-            console.print(_table(list(zip(HEADINGS, *rows[first : first + ABREAST], strict=True))))
+            console.print(_table(list(zip(rows[0], *rows[first : first + ABREAST], strict=True))))
     for student in run.status.students:
         if student.sample:
             text = Text.assemble((f"{student.name}: ", "bold"), " ".join(student.sample.split()))
             console.print(text, soft_wrap=True)
+
+
+def _figures(student: StudentStatus, names: Sequence[str]) -> Iterator[str]:
+    for value in map((student.figures or {}).get, names):
+        yield ABSENT if value is None else f"{value:,.5g}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> "Table":
@@ -53,7 +64,7 @@ def _table(rows: Sequence[Sequence[str]]) -> "Table":
     from rich.table import Table
 
     table = Table(header_style="bold", title=None)
-    table.add_column(rows[0][0])
+    table.add_column(rows[0][0], overflow="fold")
     for heading in rows[0][1:]:
         table.add_column(heading, justify="right", overflow="fold")
     for row in rows[1:]:

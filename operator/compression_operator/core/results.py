@@ -6,13 +6,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from compression_operator.api.status import (
+    MOST_FIGURES,
     CompressionRunStatus,
     Step,
     StepState,
     StudentStatus,
     ValidationLoss,
 )
-from compression_pipeline.config import PHASES, ExitClass, Phase, StepResult
+from compression_pipeline.config import PHASES, ExitClass, Phase, StepResult, figures_of
 
 from .jobs import ObservedJob
 from .phase_steps import STEPS
@@ -42,12 +43,26 @@ def record(status: CompressionRunStatus, step: Step, result: StepResult) -> Comp
     """The status with the figures of a step that has just succeeded."""
     steps = STEPS[step.phase]
     recorded = steps.record(status, result)
-    if step.student is None or not steps.student_figures:
+    if step.student is None:
         return recorded
+    student = recorded.student(step.student) or StudentStatus(name=step.student)
     figures = {name: read(result, step) for name, read in steps.student_figures.items()}
-    updated = (recorded.student(step.student) or StudentStatus(name=step.student)).model_copy(update=figures)
+    if not figures:
+        kept = {**_figures_without(student, step.phase), **_numbers(step.phase, result)}
+        figures = {"figures": dict(list(kept.items())[:MOST_FIGURES]) or None}
+    updated = student.model_copy(update=figures)
     others = [student for student in recorded.students if student.name != step.student]
     return recorded.model_copy(update={"students": [*others, updated]})
+
+
+def _numbers(phase: Phase, result: StepResult) -> dict[str, float]:
+    """What a phase without fields of its own in the status reported."""
+    numbers = ((figure.name, figure.value) for figure in figures_of(result))
+    return {f"{phase}.{name}": value for name, value in numbers if not isinstance(value, str | bool)}
+
+
+def _figures_without(student: StudentStatus, *phases: Phase) -> dict[str, float]:
+    return {name: value for name, value in (student.figures or {}).items() if name.partition(".")[0] not in phases}
 
 
 def figures_that_stand(status: CompressionRunStatus, students: list[str]) -> CompressionRunStatus:
@@ -65,14 +80,10 @@ def _is_done(status: CompressionRunStatus, phase: Phase, student: str | None) ->
 
 
 def _standing(status: CompressionRunStatus, student: StudentStatus) -> StudentStatus:
-    undone = [
-        name
-        for phase, steps in STEPS.items()
-        if PHASES[phase].per_student and not _is_done(status, phase, student.name)
-        for name in steps.student_figures
-    ]
+    undone = [phase for phase in STEPS if PHASES[phase].per_student and not _is_done(status, phase, student.name)]
     blank = StudentStatus(name=student.name)
-    stands = student.model_copy(update={name: getattr(blank, name) for name in undone})
+    changes = {name: getattr(blank, name) for phase in undone for name in STEPS[phase].student_figures}
+    stands = student.model_copy(update=changes | {"figures": _figures_without(student, *undone) or None})
     return stands.model_copy(update={"validation_loss": _with_derived_losses(status, stands)})
 
 

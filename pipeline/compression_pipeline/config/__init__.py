@@ -7,7 +7,7 @@ from .architecture import Architecture, Family
 from .base import ConfigModel, Operational, Record, Rule
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
-from .figures import human_bytes, number_runs, won_back
+from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .importance import METHODS, Axis, ImportanceConfig, Method, method_words
 from .losses import LogitsKL, LossConfig, Needs, loss_faults, losses_in_words
@@ -65,6 +65,7 @@ __all__ = [
     "ExportJob",
     "ExportResult",
     "Family",
+    "Figure",
     "FinetuneConfig",
     "FinetuneJob",
     "FinetuneResult",
@@ -93,6 +94,7 @@ __all__ = [
     "TrainingConfig",
     "ValidationConfig",
     "digest",
+    "figures_of",
     "fingerprint",
     "human_bytes",
     "loss_faults",

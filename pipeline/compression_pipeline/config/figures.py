@@ -1,6 +1,11 @@
 """Figures that jobs and the control plane compute, or say, alike."""
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .base import Record
+from .phases import StepResult
 
 
 def won_back(teacher: float | None, pruned: float | None, distilled: float | None) -> float | None:
@@ -34,3 +39,48 @@ def number_runs(numbers: Iterable[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number or word that a phase reports."""
+
+    name: str
+    """As in JSON, e.g. bitsPerByte; of a map with the entry's own name behind it, e.g. accuracy.hellaswag."""
+    value: float | str
+    meaning: str
+    """What the result's model says of it."""
+
+    @property
+    def label(self) -> str:
+        """The name in words: "bits per byte"."""
+        field, dot, entry = self.name.partition(".")
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", field).lower() + (f": {entry}" if dot else "")
+
+    @property
+    def text(self) -> str:
+        """The value for people: thousands apart, five digits of a fraction."""
+        if isinstance(self.value, bool):
+            return "yes" if self.value else "no"
+        if isinstance(self.value, str):
+            return self.value
+        return f"{self.value:,}" if isinstance(self.value, int) else f"{self.value:,.5g}"
+
+
+def figures_of(result: Record) -> list[Figure]:
+    """The numbers and words of a phase's result, in the order of its fields; what every phase reports is none of them.
+
+    So card, report and status show what a phase measured without knowing the phase.
+    """
+    found: list[Figure] = []
+    for field, told in type(result).model_fields.items():
+        if field in StepResult.model_fields:
+            continue
+        value, name = getattr(result, field), told.alias or field
+        entries = {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+        found += [
+            Figure(key, entry, told.description or "")
+            for key, entry in entries.items()
+            if isinstance(entry, int | float | str)
+        ]
+    return found

@@ -17,7 +17,7 @@ from compression_operator.cli.summary import print_students
 from compression_operator.cli.view import LiveView
 from compression_pipeline.config import Phase
 
-FIGURES = ["1,082,112,000", "60.0%", "4.0000", "3.8000", "4.8000", "3.9000", "90.0%", "123,456"]
+FIGURES = ["1,082,112,000", "60.0%", "4.0000", "3.8000", "4.8000", "3.9000", "90.0%", "123,456", "1.0625"]
 
 
 def with_status(**status: object) -> CompressionRun:
@@ -32,11 +32,12 @@ def student(name: str) -> StudentStatus:
         compression_ratio=0.6,
         validation_loss=ValidationLoss(teacher=4.0, corrected_teacher=3.8, pruned=4.8, distilled=3.9),
         tokens_per_second=123456.0,
+        figures={"weigh.bitsPerByte": 1.0625},
     )
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
-@pytest.mark.parametrize("width", [80, 109, 110, 140])
+@pytest.mark.parametrize("width", [80, 109, 110, 129, 130, 140])
 def test_the_results_are_whole(count: int, width: int) -> None:
     from rich.console import Console
 
@@ -47,7 +48,7 @@ def test_the_results_are_whole(count: int, width: int) -> None:
     assert "…" not in shown and max(map(len, shown.splitlines())) <= width
     assert all(shown.count(figure) == count for figure in FIGURES)
     assert all(name in shown for name in names)
-    assert "loss: teacher" in shown and "recovered" in shown
+    assert "weigh.bitsPerByte" in shown and "loss: teacher" in shown and "recovered" in shown
 
 
 @pytest.mark.parametrize("name", ["width", "a-student-with-the-longest-name-that-one-may-give-it"])

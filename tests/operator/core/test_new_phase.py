@@ -19,7 +19,9 @@ ADDED = {
 
 
 class WeighResult(StepResult):
-    speed: float
+    speed: float = Field(description="Tokens a second of the weighed student.")
+    ratings: dict[str, float] = {}
+    notes: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,6 @@ class PhaseSpec:""",
             Phase.WEIGH,
             inputs=lambda spec: {"exported": Phase.EXPORT},
             configuration=lambda spec, student, precision: {},
-            student_figures={"tokens_per_second": lambda result, step: result.speed},
         ),
         PhaseSteps(
             Phase.EXPORT,""",
@@ -76,11 +77,12 @@ done = [Step(name=s.name, phase=s.phase, student=s.student, state=StepState.SUCC
 assert run_phase(done, suspended=False) == "Succeeded"
 last = done[-1].model_copy(update={"state": StepState.RUNNING})
 assert run_phase([*done[:-1], last], suspended=False) == "Weighing", "a run has succeeded once all of its steps have"
-result = PHASES[Phase.WEIGH].result(speed=3.0)
+result = PHASES[Phase.WEIGH].result(speed=3.0, ratings={"taste": 2.5}, notes=["none"])
 status = record(CompressionRunStatus(steps=done), next(s for s in done if s.name == "weigh-width"), result)
-assert figures_that_stand(status, ["width"]).student("width").tokens_per_second == 3.0
+figures = {"weigh.speed": 3.0, "weigh.ratings.taste": 2.5}
+assert figures_that_stand(status, ["width"]).student("width").figures == figures
 undone = status.model_copy(update={"steps": []})
-assert figures_that_stand(undone, ["width"]).student("width").tokens_per_second is None
+assert figures_that_stand(undone, ["width"]).student("width").figures is None
 """
 
 
