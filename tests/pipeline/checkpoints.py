@@ -35,9 +35,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
     "qwen2": {"model_type": "qwen2", "num_key_value_heads": 1},
     "qwen2-tied": {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1000000.0},
+    "nemotron": {"model_type": "nemotron", "norm_eps": 1e-5, "intermediate_size": 128, "head_dim": 16},
+    "nemotron-quarter": {"model_type": "nemotron", "norm_eps": 1e-6, "partial_rotary_factor": 0.25, "head_dim": 16},
     "qwen3": {"model_type": "qwen3", "head_dim": 20, "tie_word_embeddings": True},
 }
-"""One of every kind that has to round-trip: grouped heads or not, tied or not, head_dim of its own, biases, qk-norm."""
+"""One of every kind that has to round-trip: grouped heads or not, tied or not, head_dim of its own, biases, qk-norm, no
+gate, layernorm1p, heads that are rotated in part.
+"""
 
 
 def save_model(
@@ -49,12 +53,14 @@ def save_model(
 
     values = {**BASE, **MODELS[kind], **fields}
     dtype = values.pop("dtype", torch.float32)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values), dtype=dtype)
+    model_type = values.pop("model_type")
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values), dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.08
-            parameter.copy_(noise + 1 if "norm" in name else noise)
+            around_one = name.endswith("norm.weight") and model_type != "nemotron"  # whose norms are stored minus 1
+            parameter.copy_(noise + 1 if around_one else noise)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 

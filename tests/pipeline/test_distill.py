@@ -350,7 +350,7 @@ def test_an_interruption_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.parametrize("kind", ["llama31", "llama-wide-heads", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama31", "llama-wide-heads", "mistral", "qwen2", "qwen3", "nemotron"])
 def test_reference_logits_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
     store = pruned_store(tmp_path, kind)
     _, artifact, _ = run(store, steps=2)

@@ -30,7 +30,7 @@ def batches(vocabulary: int, count: int = 5, size: int = 3, length: int = 32) ->
     return [(torch.randint(0, vocabulary, (size, length), generator=generator), positions) for _ in range(count)]
 
 
-@pytest.fixture(params=["llama3", "llama-wide-heads", "qwen2-tied", "qwen3"])
+@pytest.fixture(params=["llama3", "llama-wide-heads", "qwen2-tied", "qwen3", "nemotron"])
 def teacher(request: pytest.FixtureRequest, tmp_path: Path, engine: Runtime) -> Iterator[Teacher]:
     folder = save_model(tmp_path / "model", request.param, num_attention_heads=6)
     architecture = read_architecture(folder)

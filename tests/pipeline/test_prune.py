@@ -95,7 +95,11 @@ def sliced(teacher: Weights, architecture: Architecture, chosen: dict[str, Any])
     def channels(heads: list[int]) -> torch.Tensor:
         return torch.cat([torch.arange(head * d, (head + 1) * d) for head in heads])
 
-    made = {name: teacher[name][..., hidden] for name in ("model.embed_tokens.weight", "model.norm.weight")}
+    made = {
+        name: teacher[name][..., hidden]
+        for name in ("model.embed_tokens.weight", "model.norm.weight", "model.norm.bias")
+        if name in teacher
+    }
     if "lm_head.weight" in teacher:
         made["lm_head.weight"] = teacher["lm_head.weight"][:, hidden]
     for new, number in enumerate(chosen["layers"]):
@@ -134,7 +138,7 @@ STUDENTS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["llama31", "llama-wide-heads", "mistral", "qwen2-tied", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama31", "llama-wide-heads", "mistral", "qwen2-tied", "qwen3", "nemotron"])
 def test_the_student_is_the_chosen_part_of_the_teacher(tmp_path: Path, kind: str) -> None:
     store = make_store(tmp_path, kind, num_attention_heads=8)
     student = PruneConfig(**STUDENTS["everything"], divisor=8, calibration_samples=9)

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field, model_validator
 
-from compression_pipeline.config import PHASES, Architecture, ExportDtype, Family, Phase, Record, ResolvedSource
+from compression_pipeline.config import (
+    PHASES,
+    Activation,
+    Architecture,
+    ExportDtype,
+    Family,
+    Normalization,
+    Phase,
+    Record,
+    ResolvedSource,
+)
 
 
 class RunPhase(StrEnum):
@@ -307,7 +317,7 @@ class CompressionRunStatus(Record):
         known = dict(cast(dict[str, Any], stored))
         if not _is_one_of(RunPhase, known.get("phase")):
             del known["phase"]
-        if not _is_one_of(Family, _field(known.get("teacher"), "family")):
+        if not all(_is_one_of(words, _field(known.get("teacher"), name)) for name, words in _TEACHERS_WORDS):
             del known["teacher"]
         if isinstance(known.get("steps"), list):
             known["steps"] = [step for step in known["steps"] if _is_one_of(Phase, _field(step, "phase"))]
@@ -320,6 +330,9 @@ class CompressionRunStatus(Record):
     def student(self, name: str) -> StudentStatus | None:
         """The student of this name."""
         return next((student for student in self.students if student.name == name), None)
+
+
+_TEACHERS_WORDS = (("family", Family), ("activation", Activation), ("normalization", Normalization))
 
 
 def _is_one_of(words: type[StrEnum], word: Any) -> bool:

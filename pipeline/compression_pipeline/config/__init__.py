@@ -3,7 +3,7 @@
 The control plane imports nothing else from the pipeline.
 """
 
-from .architecture import Architecture, Family
+from .architecture import Activation, Architecture, Family, Normalization
 from .base import ConfigModel, Operational, Record, Rule
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
@@ -50,6 +50,7 @@ __all__ = [
     "PRECISION_VARIABLE",
     "TERMINATION_MESSAGE_LIMIT",
     "TERMINATION_VARIABLE",
+    "Activation",
     "Architecture",
     "Axis",
     "Cache",
@@ -75,6 +76,7 @@ __all__ = [
     "LossConfig",
     "Method",
     "Needs",
+    "Normalization",
     "Operational",
     "Passes",
     "Phase",

@@ -15,6 +15,31 @@ class Family(StrEnum):
     MISTRAL = "Mistral"
     QWEN2 = "Qwen2"
     QWEN3 = "Qwen3"
+    NEMOTRON = "Nemotron"
+
+
+class Activation(StrEnum):
+    """What is between the matrices of the feed-forward block."""
+
+    SWIGLU = "SwiGLU"
+    SQUARED_RELU = "SquaredReLU"
+
+    @property
+    def gated(self) -> bool:
+        """Whether a matrix of its own makes a gate, so that the block has three."""
+        return self is Activation.SWIGLU
+
+
+class Normalization(StrEnum):
+    """How the residual stream is normalized before each block."""
+
+    RMS_NORM = "RMSNorm"
+    LAYER_NORM_1P = "LayerNorm1P"
+
+    @property
+    def biased(self) -> bool:
+        """Whether it adds a bias."""
+        return self is Normalization.LAYER_NORM_1P
 
 
 class Architecture(Record):
@@ -33,8 +58,16 @@ class Architecture(Record):
     tied_embeddings: bool = Field(default=False, description="Whether the output layer shares the embedding's weights.")
     qkv_bias: bool = Field(default=False, description="Whether query, key and value projections have biases.")
     qk_norm: bool = Field(default=False, description="Whether queries and keys are normalized per head.")
-    norm_epsilon: float = Field(default=1e-5, gt=0, description="Epsilon of RMSNorm, added to the variance.")
+    activation: Activation = Field(
+        default=Activation.SWIGLU, description="Activation of the feed-forward block; SwiGLU has a gate."
+    )
+    normalization: Normalization = Field(
+        default=Normalization.RMS_NORM,
+        description="Normalization of the residual stream; LayerNorm1P has a bias and stores its weight minus 1.",
+    )
+    norm_epsilon: float = Field(default=1e-5, gt=0, description="Epsilon of the normalization, added to the variance.")
     rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
+    rotary_fraction: float = Field(default=1.0, gt=0, le=1, description="Rotated share of a head's channels.")
     rope_scaling: dict[str, Any] | None = Field(
         default=None, description="rope_scaling of the Hugging Face configuration, unchanged."
     )
@@ -48,6 +81,17 @@ class Architecture(Record):
         attention = h * (q + 2 * kv) + q * h
         attention += (q + 2 * kv) if self.qkv_bias else 0
         attention += 2 * d if self.qk_norm else 0
-        layer = attention + 3 * h * self.ffn_hidden_size + 2 * h
+        norm = 2 * h if self.normalization.biased else h
+        layer = attention + self.ffn_matrices * h * self.ffn_hidden_size + 2 * norm
         embeddings = self.vocabulary_size * h * (1 if self.tied_embeddings else 2)
-        return self.layers * layer + embeddings + h
+        return self.layers * layer + embeddings + norm
+
+    @property
+    def ffn_matrices(self) -> int:
+        """Matrices of hidden_size x ffn_hidden_size in a feed-forward block: up, down and, if it is gated, the gate."""
+        return 3 if self.activation.gated else 2
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of one head that are rotated."""
+        return int(self.head_dim * self.rotary_fraction)

@@ -1,7 +1,8 @@
 """Hugging Face's tensors to Megatron's (local layer specification) and back, bit for bit.
 
 Megatron fuses what Hugging Face keeps apart. `linear_qkv` holds, for each KV group in turn, the group's query heads,
-its key head and its value head, each `head_dim` rows; `linear_fc1` holds the gate's rows, then the up projection's.
+its key head and its value head, each `head_dim` rows; `linear_fc1` holds the gate's rows, if there is a gate, then the
+up projection's.
 Rotary embeddings rotate halves on both sides, so no rows are permuted within a head.
 """
 
@@ -19,16 +20,8 @@ from .files import inspect
 from .names import EMBEDDING, FINAL_NORM, OUTPUT, expected_shapes, layer_prefix
 from .writer import write_checkpoint
 
-# Megatron's name -> Hugging Face's, where one tensor is one tensor.
-WHOLE = {EMBEDDING: "embedding.word_embeddings.weight", FINAL_NORM: "decoder.final_layernorm.weight"}
-LAYER_WHOLE = {
-    "input_layernorm.weight": "input_layernorm.weight",
-    "post_attention_layernorm.weight": "pre_mlp_layernorm.weight",
-    "self_attn.o_proj.weight": "self_attention.linear_proj.weight",
-    "self_attn.q_norm.weight": "self_attention.q_layernorm.weight",
-    "self_attn.k_norm.weight": "self_attention.k_layernorm.weight",
-    "mlp.down_proj.weight": "mlp.linear_fc2.weight",
-}
+MEGATRON_EMBEDDING = "embedding.word_embeddings.weight"
+MEGATRON_FINAL_NORM = "decoder.final_layernorm"
 QKV = "self_attention.linear_qkv"
 FC1 = "mlp.linear_fc1.weight"
 MEGATRON_OUTPUT = "output_layer.weight"
@@ -52,40 +45,61 @@ def split_qkv(fused: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor
     return query, key, value
 
 
+def _whole(architecture: Architecture) -> Iterator[tuple[str, str]]:
+    """(Hugging Face's name, Megatron's) of what is one tensor of a layer on both sides."""
+    for kind in _kinds(architecture.normalization.biased):
+        yield f"input_layernorm.{kind}", f"input_layernorm.{kind}"
+        yield f"post_attention_layernorm.{kind}", f"pre_mlp_layernorm.{kind}"
+    yield "self_attn.o_proj.weight", "self_attention.linear_proj.weight"
+    if architecture.qk_norm:
+        yield "self_attn.q_norm.weight", "self_attention.q_layernorm.weight"
+        yield "self_attn.k_norm.weight", "self_attention.k_layernorm.weight"
+    yield "mlp.down_proj.weight", "mlp.linear_fc2.weight"
+
+
+def _kinds(biased: bool) -> tuple[str, ...]:
+    return ("weight", "bias") if biased else ("weight",)
+
+
 def to_megatron(architecture: Architecture, tensor: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) in Megatron's layout; `tensor` gives Hugging Face's by name, and is asked for each once."""
-    yield WHOLE[EMBEDDING], tensor(EMBEDDING)
+    yield MEGATRON_EMBEDDING, tensor(EMBEDDING)
     for layer in range(architecture.layers):
         source, target = layer_prefix(layer), f"decoder.layers.{layer}."
-        for theirs, ours in LAYER_WHOLE.items():
-            if architecture.qk_norm or not theirs.endswith(("q_norm.weight", "k_norm.weight")):
-                yield target + ours, tensor(source + theirs)
-        for kind in ("weight", "bias") if architecture.qkv_bias else ("weight",):
+        for theirs, ours in _whole(architecture):
+            yield target + ours, tensor(source + theirs)
+        for kind in _kinds(architecture.qkv_bias):
             parts = (tensor(f"{source}self_attn.{part}_proj.{kind}") for part in "qkv")
             yield f"{target}{QKV}.{kind}", fuse_qkv(*parts, architecture=architecture)
-        gate, up = tensor(f"{source}mlp.gate_proj.weight"), tensor(f"{source}mlp.up_proj.weight")
-        yield target + FC1, torch.cat((gate, up))
-    yield WHOLE[FINAL_NORM], tensor(FINAL_NORM)
+        up = f"{source}mlp.up_proj.weight"
+        if architecture.activation.gated:
+            yield target + FC1, torch.cat((tensor(f"{source}mlp.gate_proj.weight"), tensor(up)))
+        else:
+            yield target + FC1, tensor(up)
+    for kind in _kinds(architecture.normalization.biased):
+        yield f"{MEGATRON_FINAL_NORM}.{kind}", tensor(f"{FINAL_NORM}.{kind}")
     if not architecture.tied_embeddings:
         yield MEGATRON_OUTPUT, tensor(OUTPUT)
 
 
 def to_huggingface(architecture: Architecture, tensor: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) in Hugging Face's layout; `tensor` gives Megatron's by name."""
-    yield EMBEDDING, tensor(WHOLE[EMBEDDING])
+    yield EMBEDDING, tensor(MEGATRON_EMBEDDING)
     for layer in range(architecture.layers):
         source, target = f"decoder.layers.{layer}.", layer_prefix(layer)
-        for theirs, ours in LAYER_WHOLE.items():
-            if architecture.qk_norm or not theirs.endswith(("q_norm.weight", "k_norm.weight")):
-                yield target + theirs, tensor(source + ours)
-        for kind in ("weight", "bias") if architecture.qkv_bias else ("weight",):
+        for theirs, ours in _whole(architecture):
+            yield target + theirs, tensor(source + ours)
+        for kind in _kinds(architecture.qkv_bias):
             parts = split_qkv(tensor(f"{source}{QKV}.{kind}"), architecture)
             for part, value in zip("qkv", parts, strict=True):
                 yield f"{target}self_attn.{part}_proj.{kind}", value
-        gate, up = tensor(source + FC1).chunk(2)
-        yield f"{target}mlp.gate_proj.weight", gate
+        up = tensor(source + FC1)
+        if architecture.activation.gated:
+            gate, up = up.chunk(2)
+            yield f"{target}mlp.gate_proj.weight", gate
         yield f"{target}mlp.up_proj.weight", up
-    yield FINAL_NORM, tensor(WHOLE[FINAL_NORM])
+    for kind in _kinds(architecture.normalization.biased):
+        yield f"{FINAL_NORM}.{kind}", tensor(f"{MEGATRON_FINAL_NORM}.{kind}")
     if not architecture.tied_embeddings:
         yield OUTPUT, tensor(MEGATRON_OUTPUT)
 

@@ -7,7 +7,7 @@ from compression_pipeline.config import Architecture
 Shape = tuple[int, ...]
 
 EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
+FINAL_NORM = "model.norm"
 OUTPUT = "lm_head.weight"
 
 
@@ -20,7 +20,7 @@ def layer_shapes(architecture: Architecture) -> Iterator[tuple[str, Shape]]:
     """(name without the layer's prefix, shape) of every tensor of one layer."""
     h, f, d = architecture.hidden_size, architecture.ffn_hidden_size, architecture.head_dim
     q, kv = architecture.attention_heads * d, architecture.query_groups * d
-    yield "input_layernorm.weight", (h,)
+    yield from _norm("input_layernorm", architecture)
     for name, rows in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
         yield f"self_attn.{name}.weight", (rows, h)
         if architecture.qkv_bias:
@@ -29,10 +29,16 @@ def layer_shapes(architecture: Architecture) -> Iterator[tuple[str, Shape]]:
         yield "self_attn.q_norm.weight", (d,)
         yield "self_attn.k_norm.weight", (d,)
     yield "self_attn.o_proj.weight", (h, q)
-    yield "post_attention_layernorm.weight", (h,)
-    yield "mlp.gate_proj.weight", (f, h)
+    yield from _norm("post_attention_layernorm", architecture)
+    if architecture.activation.gated:
+        yield "mlp.gate_proj.weight", (f, h)
     yield "mlp.up_proj.weight", (f, h)
     yield "mlp.down_proj.weight", (h, f)
+
+
+def _norm(name: str, architecture: Architecture) -> Iterator[tuple[str, Shape]]:
+    for kind in ("weight", "bias") if architecture.normalization.biased else ("weight",):
+        yield f"{name}.{kind}", (architecture.hidden_size,)
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, Shape]:
@@ -42,7 +48,7 @@ def expected_shapes(architecture: Architecture) -> dict[str, Shape]:
     for layer in range(architecture.layers):
         for name, shape in layer_shapes(architecture):
             expected[layer_prefix(layer) + name] = shape
-    expected[FINAL_NORM] = (h,)
+    expected.update(_norm(FINAL_NORM, architecture))
     if not architecture.tied_embeddings:
         expected[OUTPUT] = (v, h)
     return expected

@@ -39,7 +39,7 @@ def forward_flops(architecture: Architecture, sequence_length: int) -> float:
     """
     h, d = architecture.hidden_size, architecture.head_dim
     queries, keys = architecture.attention_heads * d, architecture.query_groups * d
-    layer = h * (queries + 2 * keys) + queries * h + 3 * h * architecture.ffn_hidden_size
+    layer = h * (queries + 2 * keys) + queries * h + architecture.ffn_matrices * h * architecture.ffn_hidden_size
     weights = architecture.layers * layer + architecture.vocabulary_size * h
     attention = architecture.layers * 4 * queries * (sequence_length + 1) / 2
     return 2 * weights + attention

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as functional
 
-from compression_pipeline.config import Architecture, sequence_fault
+from compression_pipeline.config import Activation, Architecture, Normalization, sequence_fault
 from compression_pipeline.errors import UserError
 
 from .runtime import Runtime
@@ -28,8 +28,11 @@ def transformer_config(architecture: Architecture, runtime: Runtime) -> "Transfo
     No dropout, and no fusions that need Transformer Engine or Apex. Weights are left uninitialised: they always come
     from a checkpoint.
     """
+    from megatron.core.activations import squared_relu
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    activations = {Activation.SWIGLU: functional.silu, Activation.SQUARED_RELU: squared_relu}
+    normalizations = {Normalization.RMS_NORM: "RMSNorm", Normalization.LAYER_NORM_1P: "LayerNorm"}
     return TransformerConfig(
         num_layers=architecture.layers,
         hidden_size=architecture.hidden_size,
@@ -37,10 +40,10 @@ def transformer_config(architecture: Architecture, runtime: Runtime) -> "Transfo
         num_attention_heads=architecture.attention_heads,
         num_query_groups=architecture.query_groups,
         kv_channels=architecture.head_dim,
-        normalization="RMSNorm",
+        normalization=normalizations[architecture.normalization],
         layernorm_epsilon=architecture.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=functional.silu,
+        gated_linear_unit=architecture.activation.gated,
+        activation_func=activations[architecture.activation],
         add_bias_linear=False,
         add_qkv_bias=architecture.qkv_bias,
         qk_layernorm=architecture.qk_norm,
@@ -81,6 +84,7 @@ def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int)
         max_sequence_length=sequence_length,
         share_embeddings_and_output_weights=architecture.tied_embeddings,
         position_embedding_type="rope",
+        rotary_percent=architecture.rotary_fraction,
         rotary_base=architecture.rope_theta,  # type: ignore[arg-type]  # Megatron says int and takes any number
     )
     # Megatron's own scaling knows one parameter of Llama 3.1's four.
@@ -97,25 +101,28 @@ def _layers(architecture: Architecture) -> "TransformerBlockSubmodules":
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
     from .attention import FusedAttention
+    from .norms import LayerNorm1P
 
+    norm: Any = LayerNorm1P if architecture.normalization is Normalization.LAYER_NORM_1P else WrappedTorchNorm
     spec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
     parts, attention = spec.submodules, spec.submodules.self_attention.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = WrappedTorchNorm
+    parts.input_layernorm = parts.pre_mlp_layernorm = norm
     if architecture.qk_norm:
         attention.q_layernorm = attention.k_layernorm = WrappedTorchNorm
     attention.core_attention = FusedAttention
-    return TransformerBlockSubmodules(layer_specs=[spec] * architecture.layers, layer_norm=ModuleSpec(WrappedTorchNorm))
+    return TransformerBlockSubmodules(layer_specs=[spec] * architecture.layers, layer_norm=ModuleSpec(norm))
 
 
 def rope_frequencies(architecture: Architecture) -> torch.Tensor:
-    """Inverse frequencies of the rotary embedding, [head_dim / 2], float32, as Hugging Face computes them.
+    """Inverse frequencies of the rotary embedding, [rotary_dim / 2], float32, as Hugging Face computes them.
 
     Source: transformers 4.57, modeling_rope_utils.py (`default`, `linear` and `llama3`).
 
     Raises:
         UserError: `rope_scaling` is of another kind, or one of its fields is missing.
     """
-    exponents = torch.arange(0, architecture.head_dim, 2, dtype=torch.int64).to(torch.float32) / architecture.head_dim
+    channels = architecture.rotary_dim
+    exponents = torch.arange(0, channels, 2, dtype=torch.int64).to(torch.float32) / channels
     frequencies = 1.0 / (architecture.rope_theta**exponents)
     scaling = architecture.rope_scaling or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))

@@ -37,4 +37,4 @@ def _import() -> None:
                 stack.callback(sys.modules.pop, name)
         importlib.import_module("modelopt.torch.prune.plugins.mcore_minitron")
         importlib.import_module("modelopt.torch.distill.plugins.megatron")
-    private.register_rms_norm()
+    private.register_norms()

@@ -134,25 +134,29 @@ def shards(part: "DistributedOptimizer") -> Iterator[tuple[nn.Parameter, int, Te
         yield parameter, start, part.optimizer.param_groups[group]["params"][order]
 
 
-def register_rms_norm() -> None:
-    """Teach ModelOpt's pruning torch's RMSNorm, which the local layer spec has. It knows those of Apex and Transformer
-    Engine. Call it after ModelOpt was imported.
+def register_norms() -> None:
+    """Teach ModelOpt's pruning the norms of the local layer spec, torch's and ours. It knows those of Apex and
+    Transformer Engine. Call it after ModelOpt was imported.
     """
     from modelopt.torch.nas.modules import _DynamicLayerNorm
     from modelopt.torch.nas.registry import DMRegistry
 
+    from .norms import LayerNorm1P
+
     if nn.RMSNorm in DMRegistry:
         return
 
-    @DMRegistry.register({nn.RMSNorm: "nn.RMSNorm"})
-    class _DynamicRMSNorm(_DynamicLayerNorm):  # pyright: ignore[reportUnusedClass]  # registered by its decorator
-        """torch.nn.RMSNorm whose width is shared with the residual stream."""
+    @DMRegistry.register({nn.RMSNorm: "nn.RMSNorm", LayerNorm1P: "LayerNorm1P"})
+    class _DynamicNorm(_DynamicLayerNorm):  # pyright: ignore[reportUnusedClass]  # registered by its decorator
+        """A norm whose width is shared with the residual stream."""
 
         def _setup(self, *, num_features: Any) -> None:
             narrow: Any = self._cut_to_active_features
             shape: Any = self._get_normalized_shape
             self._register_hparam("num_features", num_features)
             self._register_dynamic_attribute("weight", narrow)
+            if hasattr(self, "bias"):
+                self._register_dynamic_attribute("bias", narrow)
             self._register_dynamic_attribute("normalized_shape", shape)
 
 

@@ -88,11 +88,12 @@ def test_fields_of_another_version_are_read_over(model: type[Record], data: st.D
 # -- a status that holds words of another version ---------------------------------------------------------------------
 
 
-def test_a_run_goes_on_after_the_operator_went_back_to_an_older_version() -> None:
+@pytest.mark.parametrize("word", ["family", "activation", "normalization"])
+def test_a_run_goes_on_after_the_operator_went_back_to_an_older_version(word: str) -> None:
     world = at(World(), *FINETUNED)
     status = world.status.model_dump(by_alias=True)
     status["phase"] = "Verifying"
-    status["teacher"]["family"] = "Mamba"
+    status["teacher"][word] = "Mamba"
     status["steps"][2]["state"] = "Verifying"
     status["steps"][3]["state"] = "Queued"
     del status["steps"][3]["jobName"]

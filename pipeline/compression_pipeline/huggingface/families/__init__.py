@@ -9,10 +9,11 @@ from compression_pipeline.errors import UserError
 from .base import HuggingFaceFamily
 from .llama import Llama
 from .mistral import Mistral
+from .nemotron import Nemotron
 from .qwen2 import Qwen2
 from .qwen3 import Qwen3
 
-FAMILIES: tuple[HuggingFaceFamily, ...] = (Llama(), Mistral(), Qwen2(), Qwen3())
+FAMILIES: tuple[HuggingFaceFamily, ...] = (Llama(), Mistral(), Qwen2(), Qwen3(), Nemotron())
 
 __all__ = ["FAMILIES", "HuggingFaceFamily", "family_of_config", "member"]
 
@@ -51,7 +52,7 @@ def _what_it_is(config: Mapping[str, Any], name: str) -> str:
     if any(key in config for key in ("vision_config", "audio_config", "text_config", "thinker_config")):
         return " (it takes more than text)"
     if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")) or "Moe" in name:
-        return " (a mixture of experts)"
+        return " (a mixture of experts, which would need scores for experts and a router that is cut with them)"
     if config.get("is_encoder_decoder") or name.endswith(("ForConditionalGeneration", "ForSeq2SeqLM")):
         return " (an encoder and a decoder)"
     if name.endswith(("Classification", "RewardModel", "QuestionAnswering")):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
-from compression_pipeline.config import Architecture, Family
+from compression_pipeline.config import Activation, Architecture, Family, Normalization
 from compression_pipeline.errors import UserError
 
 from . import rotary
@@ -50,7 +50,7 @@ NO_WINDOW: Mapping[str, Any] = {"sliding_window": None, "use_sliding_window": Fa
 
 
 class HuggingFaceFamily:
-    """One family of decoder-only transformers: RMSNorm, gated SiLU, rotary positions, grouped-query attention.
+    """One family of decoder-only transformers with rotary positions and grouped-query attention.
 
     Subclasses give names, the defaults of their configuration class in transformers (config.json may leave fields out),
     and the faults that are theirs.
@@ -62,6 +62,12 @@ class HuggingFaceFamily:
     defaults: ClassVar[Mapping[str, Any]]
     qkv_bias: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
+    activation: ClassVar[Activation] = Activation.SWIGLU
+    normalization: ClassVar[Normalization] = Normalization.RMS_NORM
+    partial_rotary: ClassVar[bool] = False
+    """Whether config.json says how much of each head is rotated."""
+    hidden_act: ClassVar[str] = "silu"
+    epsilon_key: ClassVar[str] = "rms_norm_eps"
 
     def value(self, config: Mapping[str, Any], key: str) -> Any:
         """A field of config.json, or the default of the family's configuration class; null is no value."""
@@ -75,13 +81,13 @@ class HuggingFaceFamily:
             if config.get(key):
                 yield f"the checkpoint is quantized ({_method(config, key)}); use the unquantized one"
         activation = self.value(config, "hidden_act")
-        if activation != "silu":
-            yield f"hidden_act is {activation}, only silu is supported; use another model"
+        if activation != self.hidden_act:
+            yield f"hidden_act is {activation}, only {self.hidden_act} is supported; use another model"
         for key in ("attention_bias", "mlp_bias", "pruned_heads", "attention_chunk_size"):
             if config.get(key):
                 told = "true" if config[key] is True else config[key]
                 yield f"{key} is {told}, which this family is not supported with; use another model"
-        yield from rotary.faults(config)
+        yield from rotary.faults(config, partial=self.partial_rotary)
         yield from self._window_faults(config)
 
     def window(self, config: Mapping[str, Any]) -> int | None:
@@ -102,7 +108,7 @@ class HuggingFaceFamily:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < (key in WHOLE_NUMBERS):
                 yield f"{key} is wrong ({value!r} is not a whole number above 0); {again}"
-        for key in ("rms_norm_eps", "rope_theta"):
+        for key in (self.epsilon_key, "rope_theta"):
             value = self.value(config, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 yield f"{key} is wrong ({value!r} is not a number above 0); {again}"
@@ -147,7 +153,10 @@ class HuggingFaceFamily:
                 tied_embeddings=bool(self.value(config, "tie_word_embeddings")),
                 qkv_bias=self.qkv_bias,
                 qk_norm=self.qk_norm,
-                norm_epsilon=self.value(config, "rms_norm_eps"),
+                activation=self.activation,
+                normalization=self.normalization,
+                norm_epsilon=self.value(config, self.epsilon_key),
+                rotary_fraction=rotary.fraction(config, self.defaults.get("partial_rotary_factor", 1.0)),
                 rope_theta=rotary.theta(config, self.defaults["rope_theta"]),
                 rope_scaling=rotary.scaling(config),
                 max_position_embeddings=self.value(config, "max_position_embeddings"),
@@ -186,11 +195,13 @@ class HuggingFaceFamily:
             "head_dim": architecture.head_dim,
             "vocab_size": architecture.vocabulary_size,
             "tie_word_embeddings": architecture.tied_embeddings,
-            "rms_norm_eps": architecture.norm_epsilon,
+            self.epsilon_key: architecture.norm_epsilon,
             "rope_theta": architecture.rope_theta,
             "max_position_embeddings": architecture.max_position_embeddings,
-            "hidden_act": "silu",
+            "hidden_act": self.hidden_act,
         }
+        if self.partial_rotary:
+            made["partial_rotary_factor"] = architecture.rotary_fraction
         # One spelling, which every version of transformers reads: 4 does not know `rope_parameters`.
         if architecture.rope_scaling is not None or "rope_scaling" in made:
             made["rope_scaling"] = architecture.rope_scaling

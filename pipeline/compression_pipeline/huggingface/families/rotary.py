@@ -20,7 +20,7 @@ def scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
     for found in _told(config):
         if _kind(found) != "default":
             rest = {key: value for key, value in found.items() if key not in ("type", "rope_theta", "rope_type")}
-            rest.pop("partial_rotary_factor", None)  # 1: any other is a fault
+            rest.pop("partial_rotary_factor", None)  # has a place of its own
             return {**rest, "rope_type": _kind(found)}
     return None
 
@@ -30,8 +30,15 @@ def theta(config: Mapping[str, Any], default: float) -> float:
     return next(iter(_thetas(config).values()), default)
 
 
-def faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """Reasons, as clauses, why positions would not be computed here as the model was trained with."""
+def fraction(config: Mapping[str, Any], default: float) -> float:
+    """The share of a head's channels that is rotated."""
+    return next(iter(_fractions(config)), default)
+
+
+def faults(config: Mapping[str, Any], *, partial: bool) -> Iterator[str]:
+    """Reasons, as clauses, why positions would not be computed here as the model was trained with. `partial`: whether
+    models of the family may rotate a part of each head.
+    """
     for place in PLACES:
         found = config.get(place)
         if found is not None and not isinstance(found, Mapping):
@@ -41,12 +48,14 @@ def faults(config: Mapping[str, Any]) -> Iterator[str]:
         if any(isinstance(value, Mapping) for value in found.values()):
             yield "rope_parameters differ by type of layer, which is not supported; use another model"
             return
-    for value in (
-        config.get("partial_rotary_factor"),
-        *(found.get("partial_rotary_factor") for found in _told(config)),
-    ):
-        if value not in (None, 1):
-            yield f"partial_rotary_factor is {value}, and only whole heads are rotated here; use another model"
+    fractions = _fractions(config)
+    for value in fractions:
+        if not partial and value != 1:
+            yield f"partial_rotary_factor is {value}, and this family rotates whole heads; use another model"
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            yield f"partial_rotary_factor is {value!r}, not a number above 0 and up to 1; {_SOURCE}"
+    if len(set(map(str, fractions))) > 1:
+        yield f"partial_rotary_factor is told twice ({' and '.join(map(str, fractions))}); keep the right one"
     bases = _thetas(config)
     if len(set(bases.values())) > 1:
         said = " and ".join(f"{place} says {value}" for place, value in bases.items())
@@ -77,6 +86,11 @@ def _scaling_faults(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _told(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [config[place] for place in PLACES if config.get(place)]
+
+
+def _fractions(config: Mapping[str, Any]) -> list[Any]:
+    found = [config.get("partial_rotary_factor"), *(told.get("partial_rotary_factor") for told in _told(config))]
+    return [value for value in found if value is not None]
 
 
 def _kind(found: Mapping[str, Any]) -> Any:
