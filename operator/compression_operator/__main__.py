@@ -13,8 +13,8 @@ from typing import NoReturn
 from .backends.log_watcher import PERIOD_SECONDS
 from .backends.pods.platform_defaults import PLAIN, job_defaults
 from .cluster.health import MISSED_SECONDS
-from .cluster.kopf_wiring import operate
 from .cluster.log_format import LOG_FORMATS, configure
+from .cluster.process import operate
 from .cluster.resync import StateWentBack
 from .cluster.secure_metrics import NoCertificate, SecureMetrics
 from .cluster.service import Options, Service
@@ -131,8 +131,8 @@ async def _operate(options: Options) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. Where a watch has not left its thread yet (watch_thread.LEAVING_SECONDS), without Python's own
-    end: that takes the interpreter away from under the thread, and what the process ended by was a segmentation fault.
+    """End the process. A watch may not have left its thread yet (see LEAVING_SECONDS). Then Python's own end is left out:
+    it takes the interpreter away from under the thread, and the process ended by a segmentation fault.
     """
     if any(thread.daemon for thread in threading.enumerate()):
         sys.stdout.flush()

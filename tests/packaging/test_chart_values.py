@@ -11,7 +11,7 @@ from tests.packaging.helm import CHART, IMAGES, Body, Refused, everything, kinds
 
 from compression_operator.cluster.service import DRAIN_SECONDS, TELLING_SECONDS
 from compression_operator.kube.leader import RELEASE_SECONDS
-from compression_operator.kube.watch_thread import LEAVING_SECONDS
+from compression_operator.kube.watching.thread import LEAVING_SECONDS
 
 VALUES: Body = yaml.safe_load((CHART / "values.yaml").read_text())
 FREE = {  # objects that Kubernetes defines, not the chart

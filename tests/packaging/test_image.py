@@ -153,7 +153,7 @@ def test_it_starts_as_its_user_and_has_no_torch(root: Path) -> None:
     helped = run(root, "python", "-m", "compression_operator", "--help")
     assert helped.returncode == 0, helped.stderr
     assert "--lease-namespace" in helped.stdout
-    loaded = run(root, "python", "-c", "import compression_operator.cluster.kopf_wiring, compression_pipeline.config")
+    loaded = run(root, "python", "-c", "import compression_operator.cluster.process, compression_pipeline.config")
     assert loaded.returncode == 0, loaded.stderr
     assert "No module named 'torch'" in run(root, "python", "-c", "import torch").stderr
     assert "No module named pip" in run(root, "python", "-m", "pip", "--version").stderr

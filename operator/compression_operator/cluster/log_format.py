@@ -54,7 +54,7 @@ def configure(log_format: str, level: str) -> None:
 
 def _unraisable(args: "sys.UnraisableHookArgs") -> None:
     """What Python could raise nowhere, in the log's format. Of a coroutine it is no news: its loop was thrown away (see
-    kube/watch_thread.py).
+    kube/watching/).
     """
     where: object = args.object
     level = logging.DEBUG if inspect.iscoroutine(where) else logging.WARNING
@@ -62,7 +62,7 @@ def _unraisable(args: "sys.UnraisableHookArgs") -> None:
 
 
 def _needless(record: logging.LogRecord) -> bool:
-    """What kopf says of the end of each of its tasks is said once by whoever starts it anew (kube/watch_thread.py);
+    """What kopf says of the end of each of its tasks is said once by whoever starts it anew (kube/watching/);
     and signals are none of its business, in a thread of its own.
     """
     end = bool(record.exc_info) and record.funcName == "guard"

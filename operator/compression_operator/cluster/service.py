@@ -177,7 +177,7 @@ class Service:
             self._enqueue_owner(resource, body)
 
     def watching(self, problem: str | None) -> None:
-        """Why nothing is watched just now, None where all is: see watch_thread.Health."""
+        """Why nothing is watched just now, None where all is: see kube.watching."""
         self._unwatched = problem
         if problem is not None:
             self._look.set()  # it may be the first sign of a resource that is gone

@@ -16,9 +16,10 @@ import kopf
 import pytest
 
 from compression_operator.cluster.health import MISSED_SECONDS
-from compression_operator.cluster.kopf_wiring import operate, settings_for
+from compression_operator.cluster.process import operate
+from compression_operator.cluster.resync import selector_of
 from compression_operator.kube.client import RUNS, Resource
-from compression_operator.kube.watch_thread import Retries
+from compression_operator.kube.watching.kopf_run import Retries, settings_for
 
 
 class Part(dict[str, Any]):
@@ -30,7 +31,7 @@ class Part(dict[str, Any]):
 
 def test_nothing_of_an_object_is_copied_to_tell_later_what_changed() -> None:
     # kopf asks these for every event, though raw handlers have no use for the answer (processing.py, _detect_causes).
-    kept = settings_for(()).persistence
+    kept = settings_for((), selector_of).persistence
     meta = Part(name="a", namespace="default", labels=Part(a="b"), annotations=Part(c="d"))
     raw: Any = {"metadata": meta, "spec": Part(replicas=1), "status": Part(phase="Running")}
     body = kopf.Body(raw)
@@ -102,7 +103,7 @@ def kubeconfig(folder: Path, port: int = 1) -> Path:
 
 def test_a_watch_that_is_refused_is_tried_again_for_ever() -> None:
     """kopf gives up when its pauses are used up, and takes the watches of all other namespaces with it."""
-    pauses = settings_for(()).networking.error_backoffs
+    pauses = settings_for((), selector_of).networking.error_backoffs
     assert isinstance(pauses, Retries) and max(itertools.islice(iter(pauses), 10_000)) < MISSED_SECONDS
 
 
@@ -165,10 +166,10 @@ def test_a_watch_that_does_not_leave_its_thread_cannot_break_the_end_of_the_proc
     program = """
 import atexit, sys, time
 from compression_operator import __main__
-from compression_operator.cluster import kopf_wiring as main
+from compression_operator.cluster import process
 async def stays(*_):
     time.sleep(600)
-main._watch_all = stays
+process.watch_all = stays
 atexit.register(print, "Python's own end")
 __main__.leave(__main__.main(sys.argv[1:]))
 """

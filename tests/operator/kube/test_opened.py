@@ -15,9 +15,10 @@ from tests.support.waiting import until_async, within
 from yarl import URL
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
-from compression_operator.cluster.kopf_wiring import operate
+from compression_operator.cluster.process import operate
 from compression_operator.kube.client import PODS, RUNS, Resource
-from compression_operator.kube.watch_session import Openings
+from compression_operator.kube.watching import kopf_run
+from compression_operator.kube.watching.session import Openings
 
 JSON = {"Content-Type": "application/json"}
 KINDS = {RUNS: "CompressionRun", PYTORCHJOBS: "PyTorchJob", PODS: "Pod"}
@@ -113,14 +114,16 @@ def watch(monkeypatch: pytest.MonkeyPatch, play: Callable[[Listener, Api], Any],
             return tasks
 
         monkeypatch.setattr(kopf, "spawn_tasks", spawned)
-        monkeypatch.setattr("compression_operator.cluster.kopf_wiring.connect", lambda: kopf.ConnectionInfo(server=url))
+        monkeypatch.setattr(
+            "compression_operator.kube.watching.kopf_run.connect", lambda: kopf.ConnectionInfo(server=url)
+        )
         listener: Any = Listener(lambda self: play(self, api))
         asyncio.run(operate(listener, ()))
     return listener.problems
 
 
 def test_a_watch_that_is_refused_for_ever_is_not_said_to_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compression_operator.kube.watch_thread.LASTING_SECONDS", 0.01)
+    monkeypatch.setattr("compression_operator.kube.watching.thread.LASTING_SECONDS", 0.01)
 
     async def play(listener: Listener, api: Api) -> None:
         tries = f"{PODS.path()}?watch=true"
@@ -137,8 +140,8 @@ def test_a_watch_that_is_refused_for_ever_is_not_said_to_be_open(monkeypatch: py
 
 def test_what_discovery_does_not_know_yet_is_looked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """kopf warns once of what it cannot find, and watches the rest."""
-    monkeypatch.setattr("compression_operator.kube.watch_thread.LASTING_SECONDS", 0.01)
-    monkeypatch.setattr("compression_operator.cluster.kopf_wiring.FINDING_SECONDS", 0.1)
+    monkeypatch.setattr("compression_operator.kube.watching.thread.LASTING_SECONDS", 0.01)
+    monkeypatch.setattr(kopf_run, "FINDING_SECONDS", 0.1)
 
     async def play(listener: Listener, api: Api) -> None:
         await until_async(lambda: listener.problems, "word of the watches")
@@ -154,7 +157,7 @@ def test_what_discovery_does_not_know_yet_is_looked_for_anew(monkeypatch: pytest
 
 def test_lists_and_watches_may_take_as_long_as_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large or busy cluster; a watch whose answer a proxy holds back until there is something to tell."""
-    monkeypatch.setattr("compression_operator.cluster.kopf_wiring.FINDING_SECONDS", 0.3)
+    monkeypatch.setattr(kopf_run, "FINDING_SECONDS", 0.3)
 
     async def play(listener: Listener, _: Api) -> None:
         await until_async(lambda: listener.problems, "word of the watches")
@@ -174,15 +177,15 @@ def test_a_login_that_fails_is_told_without_a_traceback_and_tried_again_soon() -
     program = """
 import asyncio, io, sys
 log = sys.stderr = io.StringIO()
-from compression_operator.cluster import kopf_wiring as main
+from compression_operator.cluster.process import operate as watch_and_work
 from compression_operator.cluster.log_format import configure
-from compression_operator.kube import watch_thread as watches
+from compression_operator.kube.watching import kopf_run, thread
 from compression_operator.kube.login import NoCluster
 configure("json", "info")
 def connect():
     raise NoCluster("the token is not there")
-main.connect, main.LOGIN_PAUSE_SECONDS = connect, 0.01
-watches.LEAVING_SECONDS = 240  # Python takes itself down afterwards
+kopf_run.connect, kopf_run.LOGIN_PAUSE_SECONDS = connect, 0.01
+thread.LEAVING_SECONDS = 240  # Python takes itself down afterwards
 class Service:
     def __init__(self):
         self.resources_returned = asyncio.Event()
@@ -195,7 +198,7 @@ class Service:
         return {}
     watching = watched = stop = fed
 async def operate():
-    await main.operate(Service(), ())
+    await watch_and_work(Service(), ())
 asyncio.run(operate())
 print(log.getvalue())
 """

@@ -9,14 +9,23 @@ from collections.abc import Callable
 import pytest
 from tests.support.waiting import until_async
 
-from compression_operator.kube.watch_thread import LASTING_SECONDS, RETRY_SECONDS, Retries, keep_watching
+from compression_operator.kube.client import Resource
+from compression_operator.kube.watching.kopf_run import RETRY_SECONDS, Retries
+from compression_operator.kube.watching.thread import LASTING_SECONDS, keep_watching
 
 
 class Told:
     """Remembers what it is told of the watches."""
 
     def __init__(self) -> None:
+        self.resources_returned = asyncio.Event()
         self.problems: list[str | None] = []
+
+    def watched(self) -> dict[str | None, list[Resource]]:
+        return {}
+
+    def fed(self, *_: object) -> None:
+        pass
 
     def watching(self, problem: str | None) -> None:
         self.problems.append(problem)
@@ -29,7 +38,7 @@ def pauses(records: list[logging.LogRecord]) -> list[float]:
 def test_a_watch_that_dies_is_started_anew_after_a_pause_and_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compression_operator.kube.watch_thread.RETRY_SECONDS", (0.001, 0.002, 0.003))
+    monkeypatch.setattr("compression_operator.kube.watching.kopf_run.RETRY_SECONDS", (0.001, 0.002, 0.003))
     told, lives, threads = Told(), itertools.count(1), set[int]()
     enough = threading.Event()
 
@@ -45,7 +54,7 @@ def test_a_watch_that_dies_is_started_anew_after_a_pause_and_told(
 
     async def main() -> str:
         ours = asyncio.create_task(asyncio.sleep(0.05, "untouched"))
-        watching = asyncio.create_task(keep_watching(watch, told, asyncio.Event()))
+        watching = asyncio.create_task(keep_watching(watch, told))
         await until_async(enough.is_set, "enough lives")
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
@@ -59,7 +68,7 @@ def test_a_watch_that_dies_is_started_anew_after_a_pause_and_told(
 
 def test_one_that_does_not_open_is_not_told_to_work_however_long_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     """kopf lives on while nothing can be reached, its login fails, or there is no such resource."""
-    monkeypatch.setattr("compression_operator.kube.watch_thread.LASTING_SECONDS", 0.01)
+    monkeypatch.setattr("compression_operator.kube.watching.thread.LASTING_SECONDS", 0.01)
     told, tell = Told(), threading.Event()
 
     async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
@@ -68,7 +77,7 @@ def test_one_that_does_not_open_is_not_told_to_work_however_long_it_lives(monkey
         await stop.wait()
 
     async def main() -> None:
-        watching = asyncio.create_task(keep_watching(watch, told, asyncio.Event()))
+        watching = asyncio.create_task(keep_watching(watch, told))
         await asyncio.sleep(0.2)
         assert not told.problems
         tell.set()
@@ -83,8 +92,8 @@ def test_one_that_does_not_open_is_not_told_to_work_however_long_it_lives(monkey
 def test_a_watch_that_lasts_is_told_to_work_and_its_pauses_begin_anew(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compression_operator.kube.watch_thread.RETRY_SECONDS", (0.001, 0.002, 0.003))
-    monkeypatch.setattr("compression_operator.kube.watch_thread.LASTING_SECONDS", 0.2)
+    monkeypatch.setattr("compression_operator.kube.watching.kopf_run.RETRY_SECONDS", (0.001, 0.002, 0.003))
+    monkeypatch.setattr("compression_operator.kube.watching.thread.LASTING_SECONDS", 0.2)
     told, lives = Told(), itertools.count(1)
     die = threading.Event()
 
@@ -94,7 +103,7 @@ def test_a_watch_that_lasts_is_told_to_work_and_its_pauses_begin_anew(
             await asyncio.to_thread(die.wait)
 
     async def main() -> None:
-        watching = asyncio.create_task(keep_watching(watch, told, asyncio.Event()))
+        watching = asyncio.create_task(keep_watching(watch, told))
         await until_async(lambda: None in told.problems, "word that it works")
         await asyncio.sleep(0.5)
         die.set()
@@ -116,8 +125,8 @@ def test_it_looks_anew_when_asked_to_and_at_once() -> None:
         await stop.wait()
 
     async def main() -> None:
-        again = asyncio.Event()
-        watching = asyncio.create_task(keep_watching(watch, told, again))
+        again = told.resources_returned
+        watching = asyncio.create_task(keep_watching(watch, told))
         for life in (1, 2, 3):
             await until_async(lambda life=life: len(lives) >= life, f"life {life}")
             again.set()
@@ -130,7 +139,7 @@ def test_it_looks_anew_when_asked_to_and_at_once() -> None:
 
 
 def test_one_that_does_not_leave_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compression_operator.kube.watch_thread.LEAVING_SECONDS", 0.01)
+    monkeypatch.setattr("compression_operator.kube.watching.thread.LEAVING_SECONDS", 0.01)
     began, leave = threading.Event(), threading.Event()
 
     async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
@@ -138,7 +147,7 @@ def test_one_that_does_not_leave_holds_nobody_up(monkeypatch: pytest.MonkeyPatch
         leave.wait()  # holds its whole loop up
 
     async def main() -> None:
-        watching = asyncio.create_task(keep_watching(watch, Told(), asyncio.Event()))
+        watching = asyncio.create_task(keep_watching(watch, Told()))
         await until_async(began.is_set, "it to begin")
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
@@ -150,7 +159,7 @@ def test_one_that_does_not_leave_holds_nobody_up(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_left_of_a_watch_is_over_before_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LEAVING_SECONDS", "LEFT_SECONDS"):  # whatever else the machine does meanwhile
-        monkeypatch.setattr(f"compression_operator.kube.watch_thread.{name}", 240)
+        monkeypatch.setattr(f"compression_operator.kube.watching.thread.{name}", 240)
     events: list[str] = []
 
     async def lingers() -> None:
@@ -166,8 +175,9 @@ def test_what_is_left_of_a_watch_is_over_before_the_next_one_begins(monkeypatch:
         await stop.wait()
 
     async def main() -> None:
-        again = asyncio.Event()
-        watching = asyncio.create_task(keep_watching(watch, Told(), again))
+        told = Told()
+        again = told.resources_returned
+        watching = asyncio.create_task(keep_watching(watch, told))
         for life in (1, 2, 3):
             await until_async(lambda life=life: events.count("began") >= life, f"life {life}")
             if life < 3:

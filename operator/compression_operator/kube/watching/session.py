@@ -1,6 +1,4 @@
-"""Which watches are open. kopf does not tell: it tries for ever what is refused, and warns of what it cannot find. So
-it gets an HTTP session of ours (`kopf.AiohttpSession`), which hears of every request and of every answer.
-"""
+"""The HTTP session that kopf gets, which tells which watches are open. See the folder's docstring."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +8,7 @@ import aiohttp
 import kopf
 from yarl import URL
 
-from .client import Resource
+from compression_operator.kube.client import Resource
 
 
 class Openings:

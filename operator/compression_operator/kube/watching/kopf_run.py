@@ -1,26 +1,18 @@
-"""kopf wiring, and nothing else: what the watches tell goes to the service, which decides what it means.
-
-Raw event handlers only. kopf's change handlers, daemons and timers would write finalizers and annotations onto the
-users' resources; `on.event` writes nothing.
-"""
+"""One life of kopf: its handlers, settings and login. See the folder's docstring."""
 
 import asyncio
 import functools
 import itertools
-import signal
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import kopf
 
 from compression_operator.kube.cache import Body
 from compression_operator.kube.client import Resource
 from compression_operator.kube.login import connect
-from compression_operator.kube.watch_session import Openings, Session, session
-from compression_operator.kube.watch_thread import Retries, keep_watching
 
-from .resync import selector_of
-from .service import Service
+from .session import Openings, Session, session
 
 STREAM_SECONDS = 600
 """A watch is closed by the API server and opened anew this often."""
@@ -38,11 +30,48 @@ FINDING_SECONDS = 60.0
 resource a while before it says that it has it. How long its lists and watches take then is no matter.
 """
 
+RETRY_SECONDS = (1, 1, 2, 3, 5, 8, 13, 21, 30)
+"""Pauses between the tries of what is refused or fails; the last one for ever."""
+
 IDENTITY: Any = "compression-operator"
+
+
+SelectorOf = Callable[[Resource], str | None]
+"""The label selector by which a resource is watched."""
+
+
+class Retries:
+    """Pauses between the tries of what is refused or fails. They have no end: after the last one kopf itself would end,
+    and with it the watches of all namespaces.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain(RETRY_SECONDS, itertools.repeat(RETRY_SECONDS[-1]))
 
 
 class NotFound(Exception):
     """kopf has not found what is to be watched."""
+
+
+class Listener(Protocol):
+    """Who is told of what is watched, and of how that goes."""
+
+    resources_returned: asyncio.Event
+    """Set to have looked at anew what there is to be watched."""
+
+    def watched(self) -> Mapping[str | None, Sequence[Resource]]:
+        """What there is to be watched, by namespace; under None where that is the whole cluster. Called from the
+        watches' thread.
+        """
+        ...
+
+    def fed(self, resource: Resource, kind: str | None, body: Body) -> None:
+        """An event of a watch: `kind` is ADDED, MODIFIED, DELETED, or None for what was there at first."""
+        ...
+
+    def watching(self, problem: str | None) -> None:
+        """Why nothing is watched just now; None once it is."""
+        ...
 
 
 def registry_for(
@@ -61,7 +90,7 @@ def registry_for(
     return registry
 
 
-def settings_for(resources: Iterable[Resource]) -> kopf.OperatorSettings:
+def settings_for(resources: Iterable[Resource], selector_of: SelectorOf) -> kopf.OperatorSettings:
     """kopf's settings: watch what we ask for, write nothing, look at nothing else."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -96,7 +125,7 @@ class NoDiffs(kopf.DiffBaseStorage):
 
 
 class NoProgress(kopf.ProgressStorage):
-    """Keeps no progress of handlers, for raw event handlers make none (see NoDiffs)."""
+    """Keeps no progress of handlers, because raw event handlers make none (see NoDiffs)."""
 
     def fetch(self, *, key: str, body: kopf.Body) -> None:
         return None
@@ -114,45 +143,24 @@ class NoProgress(kopf.ProgressStorage):
         return essence
 
 
-async def operate(service: Service, namespaces: tuple[str, ...]) -> None:
-    """Watch and work until SIGTERM or SIGINT. Raises LeadershipLost, and whatever the service dies of."""
-    loop = asyncio.get_running_loop()
-    watching = asyncio.create_task(
-        keep_watching(
-            lambda stop, opened: _watch_all(service, namespaces, loop, stop, opened),
-            service,
-            service.resources_returned,
-        ),
-        name="watches",
-    )
-    working = asyncio.create_task(service.run(), name="service")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.stop)
-    await asyncio.wait((watching, working), return_when=asyncio.FIRST_COMPLETED)
-    service.stop()
-    watching.cancel()
-    for result in await asyncio.gather(working, watching, return_exceptions=True):
-        if isinstance(result, Exception):
-            raise result
-
-
-async def _watch_all(
-    service: Service,
+async def watch_all(
+    listener: Listener,
     namespaces: tuple[str, ...],
+    selector_of: SelectorOf,
     loop: asyncio.AbstractEventLoop,
     stop: asyncio.Event,
     opened: Callable[[], None],
 ) -> None:
-    """kopf, in this loop; what it tells goes to the service in that one. Raises whatever a watch dies of, at once:
+    """kopf, in this loop; what it tells goes to the listener in that one. Raises whatever a watch dies of, at once:
     `kopf.operator` waits then until every other watch has ended, and one that waits for credentials never does. Raises
     NotFound where there is no place of which all has been asked for after FINDING_SECONDS.
     """
-    watched = service.watched()
+    watched = listener.watched()
     resources = list(dict.fromkeys(itertools.chain(*watched.values())))
     openings = Openings(watched, opened)
     tasks = await kopf.spawn_tasks(
-        registry=registry_for(resources, functools.partial(loop.call_soon_threadsafe, service.fed), openings),
-        settings=settings_for(resources),
+        registry=registry_for(resources, functools.partial(loop.call_soon_threadsafe, listener.fed), openings),
+        settings=settings_for(resources, selector_of),
         clusterwide=not namespaces,
         namespaces=namespaces,
         standalone=True,
