@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.matchers import has_condition, has_step
+from tests.support.runs import a_run
 from tests.support.waiting import until, until_async, within
 
 TESTS = Path(__file__).parents[1]
@@ -42,6 +44,37 @@ def test_what_does_not_come_is_named() -> None:
     with pytest.raises(TimeoutError, match="for ever") as raised:
         asyncio.run(within(asyncio.sleep(600), "ever", seconds=0.01))
     assert isinstance(raised.value.__cause__, TimeoutError)
+
+
+STATUS = {
+    "conditions": [{"type": "Ready", "status": "False", "reason": "Pruning", "message": "prune-width runs"}],
+    "steps": [{"name": "prune-width", "state": "Running", "attempt": 2, "jobName": "job-2"}],
+}
+
+
+def test_a_matcher_tells_what_there_is() -> None:
+    assert has_condition(STATUS, "Ready", "False", reason="Pruning", message="prune-width runs", says="runs")
+    assert has_condition({"status": STATUS}, "Ready") and has_step({"status": STATUS}, "prune-width", job_name="job-2")
+    for missing in (
+        has_condition(STATUS, "Ready", "True"),
+        has_condition(STATUS, "Ready", says="walks"),
+        has_condition(STATUS, "Ready", message="runs"),
+        has_condition(STATUS, "Stalled"),
+    ):
+        assert not missing and "there is Ready False (Pruning: prune-width runs)" in repr(missing)
+    assert "'state': 'Running'" in repr(has_step(STATUS, "prune-width", state="Pending"))
+    assert repr(has_step(STATUS, "prepare")) == "step prepare of any kind; there is step prune-width"
+    assert not has_step({"spec": {}}, "prepare"), "of a run without a status"
+    with pytest.raises(TimeoutError, match="for it: condition Ready with status 'True'; there is Ready False"):
+        until(lambda: has_condition(STATUS, "Ready", "True"), "it", seconds=0)
+
+
+def test_a_builder_leaves_what_it_was_made_of_alone() -> None:
+    one = a_run().student("width", hiddenSize=64).distill(steps=3)
+    two = one.student("depth", distill={"steps": 5}, layers=2).claim("models")
+    assert [student.name for student in one.model().spec.students] == ["width"] and one.model().spec.storage is None
+    assert [student.name for student in two.model().spec.students] == ["width", "depth"]
+    assert two.body()["spec"]["students"][1] == {"name": "depth", "prune": {"layers": 2}, "distill": {"steps": 5}}
 
 
 def test_what_comes_is_returned() -> None:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from tests.support.matchers import Match
+
 PATIENCE_SECONDS = 300.0
 """How long to wait unless a test knows better, on a machine that has much else to do."""
 
@@ -22,7 +24,7 @@ def until(holds: Callable[[], Any], what: What, *, seconds: float = PATIENCE_SEC
     end, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while not (found := holds()):
         if time.monotonic() > end:
-            raise _late(what, seconds)
+            raise _late(what, seconds, found)
         time.sleep(min(pause, every))
         pause *= 2
     return found
@@ -36,7 +38,7 @@ async def until_async(
     end, pause = clock() + seconds, _FIRST_PAUSE
     while not (found := await _answer(holds)):
         if clock() > end:
-            raise _late(what, seconds)
+            raise _late(what, seconds, found)
         await asyncio.sleep(min(pause, every))
         pause *= 2
     return found
@@ -58,5 +60,6 @@ async def _answer(holds: Callable[[], Any]) -> Any:
     return await answer if asyncio.iscoroutine(answer) else answer
 
 
-def _late(what: What, seconds: float) -> TimeoutError:
-    return TimeoutError(f"waited {seconds:g} s for {what if isinstance(what, str) else what()}")
+def _late(what: What, seconds: float, last: Any = None) -> TimeoutError:
+    there = f": {last}" if isinstance(last, Match) else ""
+    return TimeoutError(f"waited {seconds:g} s for {what if isinstance(what, str) else what()}{there}")

@@ -8,6 +8,7 @@ import kopf
 import pytest
 from api_world import CLAIM, RUN, ApiWorld, Operator, refused, world
 from jobs_world import START, World, manifest
+from looks import condition
 from tests.support.waiting import until_async
 
 from compression_operator.api.run import CompressionRun
@@ -62,8 +63,7 @@ def test_it_is_told_once_a_generation_and_stays_in_the_message() -> None:
     after = one.run.model_copy(update={"status": first.status})
     second = advised(after, reconcile(after, [], START), "claim c is small")
     assert second.status == first.status and not [n for n in second.notices if n.reason == REASON]
-    (progressing,) = [c for c in second.status.conditions if c.type == "Progressing"]
-    assert progressing.message.endswith("note that claim c is small")
+    assert condition(second, "Progressing").message.endswith("note that claim c is small")
     metadata = after.metadata.model_copy(update={"generation": 2})
     edited = after.model_copy(update={"metadata": metadata})
     third = advised(edited, reconcile(edited, [], START), "claim c is small")
@@ -82,7 +82,6 @@ QUOTA = 'pytorchjobs.kubeflow.org "x" is forbidden: exceeded quota: q, used: cou
 
 def test_it_is_told_once_of_a_run_that_is_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its conditions tell what holds it up, and each pass took that for a warning that was not told yet."""
-    spec = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
     jobs = PYTORCHJOBS.path("default")
 
     async def scenario(api: ApiWorld) -> None:
@@ -101,7 +100,7 @@ def test_it_is_told_once_of_a_run_that_is_held_up(tmp_path: Path, monkeypatch: p
                 )
             assert api.events.count(REASON) == 2, "it may have been edited for the warning's sake"
 
-    with world(tmp_path, spec) as (api, config):
+    with world(tmp_path) as (api, config):
         monkeypatch.setenv("KUBECONFIG", str(config))
         api.put(CLAIM, {"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}})
         api.fault = lambda method, path: refused(403, QUOTA) if (method, path) == ("POST", jobs) else None

@@ -1,12 +1,11 @@
 """Network policies of jobs: whom their pods may speak with, and that they are there before the pods are."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, refused, world
-from jobs_world import manifest
+from api_world import RUN, ApiWorld, Operator, refused, run_in_world
 from test_render import a_run, jobs, pods
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.backends.pods.network_policy import NETWORK_POLICIES, network_policy
@@ -57,7 +56,7 @@ def test_a_policy_comes_before_its_job_and_no_job_without_it(tmp_path: Path, mon
         api.fault = lambda method, path: refused(403, DENIED) if path == POLICIES else None
         async with Operator(jobs=JobDefaults(network_policy=True)) as service:
             await until_async(
-                lambda: api.condition("Degraded") == ("True", "Forbidden"),
+                lambda: has_condition(api, "Degraded", "True", reason="Forbidden"),
                 "the run to tell that it may not make policies",
             )
             assert not api.names(PYTORCHJOBS)
@@ -65,13 +64,10 @@ def test_a_policy_comes_before_its_job_and_no_job_without_it(tmp_path: Path, mon
             api.fault = lambda method, path: (409, {"reason": "AlreadyExists"}, {}) if path == POLICIES else None
             service.fed(RUNS, "MODIFIED", api.touch(RUN))
             await until_async(
-                lambda: api.names(PYTORCHJOBS) and api.condition("Degraded")[0] == "False",
+                lambda: api.names(PYTORCHJOBS) and has_condition(api, "Degraded", "False"),
                 "the job, and the run to be well",
             )
             posted = [path for method, path, *_ in list(api.asked) if method == "POST"]
             assert posted.index(POLICIES) < posted.index(PYTORCHJOBS.path("default"))
 
-    storage = {"persistentVolumeClaim": {"claimName": "data"}}
-    with world(tmp_path, manifest(storage=storage).spec.to_json()) as (api, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(scenario(api))
+    run_in_world(scenario, tmp_path, monkeypatch)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from api_world import RUN, ApiWorld, Operator, world
-from jobs_world import manifest
+from api_world import ON_A_CLAIM, RUN, ApiWorld, Operator, world
+from looks import condition
+from tests.support.matchers import has_condition
 from tests.support.schemas import schema_made_anew
 from tests.support.waiting import until_async
 
@@ -18,7 +19,7 @@ from compression_operator.api import validate
 from compression_operator.api.crd import custom_resource_definition
 from compression_operator.api.job_kinds import JOB_KINDS, JobKindInfo
 from compression_operator.api.rules import World
-from compression_operator.api.run import API_VERSION, KIND, CompressionRun
+from compression_operator.api.run import CompressionRun
 from compression_operator.api.templates import CONTAINER
 from compression_operator.backends.kind import Condition, JobKind, JobView
 from compression_operator.backends.kinds import KINDS
@@ -103,8 +104,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def written(**spec: Any) -> str:
     """A manifest as a user writes it."""
-    body = manifest(storage=STORAGE).spec.model_dump(mode="json", by_alias=True, exclude_unset=True) | spec
-    return to_yaml({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "demo"}, "spec": body})
+    return to_yaml(ON_A_CLAIM.spec(**spec).body())
 
 
 def pod(api: ApiWorld, job: str, name: str, **status: Any) -> Body:
@@ -186,7 +186,7 @@ def test_it_is_created_and_observed_and_the_status_tells_of_it(tmp_path: Path, m
             await until_async(lambda: api.objects[RUN]["status"]["phase"] == "Failed", "the run to have failed")
             assert "the teacher is no model" in prepare_of(api)["message"]
 
-    with world(tmp_path, manifest(storage=STORAGE, backend="TrainSet").spec.to_json()) as (api, config):
+    with world(tmp_path, ON_A_CLAIM.spec(backend="TrainSet")) as (api, config):
         monkeypatch.setenv("KUBECONFIG", str(config))
         asyncio.run(scenario(api))
 
@@ -206,7 +206,7 @@ def test_a_job_of_a_run_whose_backend_was_edited_is_still_looked_after(
             api.edit(RUN, suspend=True)
             await until_async(lambda: not api.names(PYTORCHJOBS), "the job to be stopped")
 
-    with world(tmp_path, manifest(storage=STORAGE).spec.to_json()) as (api, config):
+    with world(tmp_path) as (api, config):
         monkeypatch.setenv("KUBECONFIG", str(config))
         asyncio.run(scenario(api))
 
@@ -229,13 +229,13 @@ def test_a_cluster_without_it_is_usable_for_runs_of_another_kind(
             (job,) = api.names(PYTORCHJOBS)
             api.objects.pop(job)  # it is asked for under every kind that it may be of
             await until_async(lambda: "unseenSince" in prepare_of(api), "the job to be missed")
-            assert api.condition("Degraded")[0] == "False"
+            assert has_condition(api, "Degraded", "False")
             service.resources_returned.clear()
             api.fault = lambda method, path: None
             await until_async(lambda: TRAINSETS in service.watched()[None], "the watches to look for it")
             assert service.resources_returned.is_set()
 
-    with world(tmp_path, manifest(storage=STORAGE).spec.to_json()) as (api, config):
+    with world(tmp_path) as (api, config):
         monkeypatch.setenv("KUBECONFIG", str(config))
         asyncio.run(scenario(api))
 
@@ -246,11 +246,11 @@ def test_a_run_of_it_tells_what_to_install(tmp_path: Path, monkeypatch: pytest.M
         missing = 404, "404 page not found", {}
         api.fault = lambda method, path: missing if "/trainsets" in path else None
         async with Operator(resync_seconds=0.1):
-            await until_async(lambda: api.condition("Degraded") == ("True", "Refused"), "the run to tell")
-            told = next(c for c in api.objects[RUN]["status"]["conditions"] if c["type"] == "Degraded")["message"]
+            await until_async(lambda: has_condition(api, "Degraded", "True", reason="Refused"), "the run to tell")
+            told = condition(api, "Degraded").message
             assert told == "the API server does not know trainsets.example.org: install the crew of example.org"
 
-    with world(tmp_path, manifest(storage=STORAGE, backend="TrainSet").spec.to_json()) as (api, config):
+    with world(tmp_path, ON_A_CLAIM.spec(backend="TrainSet")) as (api, config):
         monkeypatch.setenv("KUBECONFIG", str(config))
         asyncio.run(scenario(api))
 

@@ -1,17 +1,16 @@
 """How a run owns its jobs: so that its foreground deletion waits for them, where the operator may ask for that."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
-from api_world import ApiWorld, Body, Operator, refused, world
+from api_world import ApiWorld, Body, Operator, refused, run_in_world
 from http_server import Answer
-from jobs_world import manifest
+from looks import condition
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 
-SPEC = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
 WORDS = (
     'pytorchjobs.kubeflow.org "x" is forbidden: cannot set blockOwnerDeletion if an ownerReference refers to a '
     "resource you can't set finalizers on: , <nil>"
@@ -27,12 +26,12 @@ def owner(api: ApiWorld) -> Body:
 def test_a_job_blocks_the_deletion_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(api: ApiWorld) -> None:
         async with Operator():
-            await until_async(lambda: api.names(PYTORCHJOBS) and api.condition("Degraded")[0], "the job and the status")
-        assert owner(api)["blockOwnerDeletion"] is True and api.condition("Degraded") == ("False", "AsExpected")
+            await until_async(
+                lambda: api.names(PYTORCHJOBS) and has_condition(api, "Degraded"), "the job and the status"
+            )
+        assert owner(api)["blockOwnerDeletion"] is True and has_condition(api, "Degraded", "False", reason="AsExpected")
 
-    with world(tmp_path, SPEC) as (api, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(scenario(api))
+    run_in_world(scenario, tmp_path, monkeypatch)
 
 
 def test_a_job_that_may_not_block_it_is_made_all_the_same_and_the_right_is_named(
@@ -50,16 +49,10 @@ def test_a_job_that_may_not_block_it_is_made_all_the_same_and_the_right_is_named
 
         api.fault = may_not_block
         async with Operator():
-            await until_async(lambda: api.condition("Degraded") == ("True", "Forbidden"), "what is missing")
+            await until_async(lambda: has_condition(api, "Degraded", "True", reason="Forbidden"), "what is missing")
         assert "blockOwnerDeletion" not in owner(api)
-        told = next(c["message"] for c in conditions(api) if c["type"] == "Degraded")
+        told = condition(api, "Degraded").message
         assert told.startswith("a foreground deletion of a run does not wait for its jobs: the operator may not ")
         assert "not update compressionruns/finalizers in namespace default: add this to the Role" in told
 
-    with world(tmp_path, SPEC) as (api, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(scenario(api))
-
-
-def conditions(api: ApiWorld) -> list[Body]:
-    return next(body["status"]["conditions"] for path, body in api.objects.items() if path.endswith("/demo"))
+    run_in_world(scenario, tmp_path, monkeypatch)

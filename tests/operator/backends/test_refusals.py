@@ -8,9 +8,10 @@ from typing import Any
 
 import kopf
 import pytest
-from api_world import RUN, ApiWorld, Operator, refused, world
+from api_world import RUN, ApiWorld, Operator, refused, run_in_world
 from http_server import Server, served
 from jobs_world import manifest
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.backends.pods import refusals
@@ -130,21 +131,18 @@ def test_a_run_tells_why_and_says_which_right_it_lacks_to_know(tmp_path: Path, m
             answers = [refused(403, DENIED)]
             api.fault = lambda method, path: answers[0] if method == "GET" and path.startswith(listing) else None
             await until_async(
-                lambda: api.condition("Degraded") == ("True", "Forbidden"),
+                lambda: has_condition(api, "Degraded", "True", reason="Forbidden"),
                 "the run to tell that it may not read Events",
             )
             answers[0] = 200, {"metadata": {"resourceVersion": "1"}, "items": [told]}, {}
             await until_async(
                 lambda: QUOTA in str(api.objects[RUN]["status"]["steps"]), "the step to tell of the quota"
             )
-            await until_async(lambda: api.condition("Degraded")[0] == "False", "the run to be well again")
+            await until_async(lambda: has_condition(api, "Degraded", "False"), "the run to be well again")
             await until_async(
                 lambda: TRIED_AGAIN in api.objects[job]["metadata"].get("annotations", {}),
                 "the job to be marked as tried again",
             )
 
     monkeypatch.setattr(refusals, "LOOK", timedelta(seconds=1))
-    storage = {"persistentVolumeClaim": {"claimName": "data"}}
-    with world(tmp_path, manifest(storage=storage).spec.to_json()) as (api, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(scenario(api))
+    run_in_world(scenario, tmp_path, monkeypatch)

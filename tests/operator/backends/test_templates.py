@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
-from api_world import RUN, Operator, world
+from api_world import ON_A_CLAIM, RUN, Operator, run_in_world
 from test_render import a_run, jobs, pods
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.api.manifest import InvalidManifest, World, load
@@ -273,27 +274,22 @@ async def _told_and_healed(told: Any) -> None:
     async with Operator() as service:
         service.fed(RUNS, "ADDED", told.objects[RUN])
         await until_async(
-            lambda: told.condition("Degraded") == ("True", "PodTemplateRefused"), "the template to be refused"
+            lambda: has_condition(told, "Degraded", "True", reason="PodTemplateRefused"), "the template to be refused"
         )
-        conditions = {c["type"]: c for c in told.objects[RUN]["status"]["conditions"]}
-        assert conditions["Ready"]["status"] == "False"
-        assert f"{SPEC}.hostNetwork is not allowed" in conditions["Degraded"]["message"]
+        assert has_condition(told, "Ready", "False")
+        assert has_condition(told, "Degraded", says=f"{SPEC}.hostNetwork is not allowed")
         assert not told.names(PYTORCHJOBS)
         await until_async(lambda: told.events.count("PodTemplateRefused") == 1, "one Event of it")
         service.fed(RUNS, "MODIFIED", told.edit(RUN, jobTemplate={}))
         await until_async(lambda: told.names(PYTORCHJOBS), "the job")
-        await until_async(lambda: told.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
+        await until_async(
+            lambda: has_condition(told, "Degraded", "False", reason="AsExpected"), "the run to be well again"
+        )
         assert told.events.count("PodTemplateRefused") == 1
 
 
 def test_a_stored_run_whose_template_is_refused_says_so_and_heals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
-    spec = yaml.safe_load((EVERYTHING.parent / "minimal.yaml").read_text())["spec"]
-    spec |= {"storage": {"persistentVolumeClaim": {"claimName": "c"}}}
-    spec |= {"jobTemplate": {"podTemplate": {"spec": {"hostNetwork": True}}}}
-    with world(tmp_path, spec) as (told, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(_told_and_healed(told))
+    refused = ON_A_CLAIM.spec(jobTemplate={"podTemplate": {"spec": {"hostNetwork": True}}})
+    run_in_world(_told_and_healed, tmp_path, monkeypatch, refused)

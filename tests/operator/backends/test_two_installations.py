@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 from api_world import RUN, ApiWorld, Operator, world
-from jobs_world import World, manifest
+from jobs_world import World
 from looks import at, open_jobs, step
 from test_progress import TIME, Cluster, line
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.api.status import Progress
 from compression_operator.backends.log_watcher import newest
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.core.jobs import JobState, ObservedJob
-
-SPEC = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
 
 
 def manager(api: ApiWorld) -> str:
@@ -32,7 +31,7 @@ def test_a_run_is_left_alone_by_all_but_one_and_taken_over_where_that_is_said(
                 lambda: "ManagedElsewhere" in api.events, "one of them to tell that the other manages the run"
             )
         first = manager(api)
-        assert first in ("default/one", "default/two") and api.condition("Ready")[0]
+        assert first in ("default/one", "default/two") and has_condition(api, "Ready")
         assert len(api.names(PYTORCHJOBS)) == 1
         told, before = api.events.count("ManagedElsewhere"), api.edit(RUN, maxParallelJobs=1)
         async with Operator(resync_seconds=0.1, lease_name="three"):
@@ -44,7 +43,7 @@ def test_a_run_is_left_alone_by_all_but_one_and_taken_over_where_that_is_said(
             )
         assert manager(api) == "default/three" and len(api.names(PYTORCHJOBS)) == 1
 
-    with world(tmp_path, SPEC) as (api, config):
+    with world(tmp_path) as (api, config):
         monkeypatch.setenv("KUBECONFIG", str(config))
         asyncio.run(scenario(api))
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs_world import World, manifest, student
-from looks import at, condition, finish, open_jobs, states, step, told
+from looks import at, finish, open_jobs, states, step, told
 from recordings import UID, Body, Seen, replay
 from recordings import states as recorded
+from tests.support.matchers import has_condition, verdicts
 
 from compression_operator.api.status import RunPhase
 from compression_operator.backends.observe import observe_job
@@ -218,28 +219,22 @@ def stuck(world: World, name: str, reason: WaitReason = WaitReason.UNSCHEDULABLE
     return wait
 
 
-def reasons(world: World) -> dict[str, tuple[str, str]]:
-    return {kind: (condition(world, kind).status, condition(world, kind).reason) for kind in KINDS}
-
-
-KINDS = ("Ready", "Degraded", "Progressing", "Reconciling", "Stalled")
-
-
 def test_what_lasts_degrades_the_run_and_is_told_once() -> None:
     world = World()
     world.look()
     (name,) = open_jobs(world)
     stuck(world, name)
     decision = world.look()
-    assert reasons(world)["Degraded"] == ("False", "AsExpected") and decision.notices == ()
-    assert WHY in condition(world, "Progressing").message, "said at once"
+    assert has_condition(world, "Degraded", "False", reason="AsExpected") and decision.notices == ()
+    assert has_condition(world, "Progressing", says=WHY), "said at once"
     assert decision.look_again_seconds == PATIENCE.total_seconds(), "nobody else would wake the run up then"
     world.pass_time(PATIENCE.total_seconds())
     (notice,) = world.look().notices
     assert (notice.type, notice.reason, notice.job) == ("Warning", "Unschedulable", name)
     assert notice.message == f"prepare, attempt 1: {WHY}"
-    assert condition(world, "Degraded").message == f"prepare: {WHY}"
-    assert reasons(world) == {
+    assert has_condition(world, "Degraded", message=f"prepare: {WHY}")
+    assert verdicts(world) == {
+        "Suspended": ("False", "NotSuspended"),
         "Ready": ("False", "Unschedulable"),
         "Degraded": ("True", "Unschedulable"),
         "Progressing": ("True", "Unschedulable"),
@@ -262,7 +257,9 @@ def test_what_resolves_itself_leaves_nothing_behind() -> None:
     world.start(name)
     world.look()
     assert step(world, "prepare").waiting_reason is None
-    assert reasons(world)["Degraded"] == ("False", "AsExpected") and reasons(world)["Ready"][1] == "Preparing"
+    assert has_condition(world, "Degraded", "False", reason="AsExpected") and has_condition(
+        world, "Ready", reason="Preparing"
+    )
 
 
 def test_another_reason_is_told_anew() -> None:
@@ -273,9 +270,9 @@ def test_another_reason_is_told_anew() -> None:
     world.pass_time(3600)
     assert told(world.look()) == ["Unschedulable"]
     stuck(world, name, WaitReason.IMAGE_PULL_FAILED, "the image cannot be pulled")
-    assert told(world.look()) == [] and reasons(world)["Degraded"][0] == "False"
+    assert told(world.look()) == [] and has_condition(world, "Degraded", "False")
     world.pass_time(60)
-    assert told(world.look()) == ["ImagePullFailed"] and reasons(world)["Ready"][1] == "ImagePullFailed"
+    assert told(world.look()) == ["ImagePullFailed"] and has_condition(world, "Ready", reason="ImagePullFailed")
 
 
 def test_while_another_student_goes_on_only_degraded_tells() -> None:
@@ -288,7 +285,9 @@ def test_while_another_student_goes_on_only_degraded_tells() -> None:
     world.pass_time(60)
     world.look()
     assert world.status.phase is RunPhase.PRUNING and sorted(states(world).values()).count("Running") == 1
-    assert reasons(world)["Ready"][1] == "Pruning" and reasons(world)["Degraded"] == ("True", "Unschedulable")
+    assert has_condition(world, "Ready", reason="Pruning") and has_condition(
+        world, "Degraded", "True", reason="Unschedulable"
+    )
 
 
 def test_a_job_that_goes_takes_its_reason_along() -> None:
@@ -300,7 +299,9 @@ def test_a_job_that_goes_takes_its_reason_along() -> None:
     world.look()
     world.edit(suspend=True)
     world.look()
-    assert step(world, "prepare").waiting_reason is None and reasons(world)["Degraded"] == ("False", "AsExpected")
+    assert step(world, "prepare").waiting_reason is None and has_condition(
+        world, "Degraded", "False", reason="AsExpected"
+    )
 
 
 @settings(max_examples=30)
@@ -318,7 +319,7 @@ def test_whatever_a_job_waits_for_a_second_look_tells_nothing_new(waits: list[tu
             assert again is not None and again <= PATIENCE.total_seconds()
         world.pass_time(passed)
         world.look()
-        assert reasons(world)["Degraded"][0] == str(counts and passed >= PATIENCE.total_seconds())
+        assert has_condition(world, "Degraded", str(counts and passed >= PATIENCE.total_seconds()))
     world.update(name, waiting=None, message="")
     world.drive()
     assert world.status.phase in FINISHED

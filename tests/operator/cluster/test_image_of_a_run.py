@@ -1,12 +1,11 @@
 """Which image the jobs of a run on a cluster have, as its status tells."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, world
-from jobs_world import manifest
+from api_world import RUN, ApiWorld, Operator, run_in_world
 from local_jobs import a_run
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.api.run import CompressionRun
@@ -77,11 +76,9 @@ def test_no_job_has_an_image_that_is_not_allowed(
                 await until_async(lambda: api.names(PYTORCHJOBS), "the job")
             else:
                 await until_async(
-                    lambda: api.condition("Degraded") == ("True", "PodTemplateRefused"), "the image to be refused"
+                    lambda: has_condition(api, "Degraded", "True", reason="PodTemplateRefused"),
+                    "the image to be refused",
                 )
                 assert not api.names(PYTORCHJOBS)
 
-    storage = {"persistentVolumeClaim": {"claimName": "data"}}
-    with world(tmp_path, manifest(storage=storage).spec.to_json()) as (api, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(scenario(api))
+    run_in_world(scenario, tmp_path, monkeypatch)

@@ -1,15 +1,14 @@
 """What should have passed by itself and has not: told once, by its cause, and over as soon as it is."""
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, world
+from api_world import RUN, ApiWorld, Operator, run_in_world
 from http_server import Answer
-from jobs_world import manifest
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
@@ -94,10 +93,7 @@ def play(
                 await scenario(api, service)
 
         monkeypatch.setattr("compression_operator.cluster.lasting.PATIENCE", timedelta(seconds=1))
-        storage = {"persistentVolumeClaim": {"claimName": "data"}}
-        with world(tmp_path, manifest(storage=storage).spec.to_json()) as (api, config):
-            monkeypatch.setenv("KUBECONFIG", str(config))
-            asyncio.run(whole(api))
+        run_in_world(whole, tmp_path, monkeypatch)
 
     return run
 
@@ -106,15 +102,17 @@ def test_jobs_that_cannot_be_made_for_a_webhook_is_down(play: Callable[..., None
     async def scenario(api: ApiWorld, service: Service) -> None:
         api.fault = lambda method, path: DOWN if method == "POST" and "pytorchjobs" in path else None
         await until_async(
-            lambda: api.condition("Degraded") == ("True", WEBHOOK_UNAVAILABLE), "the run to tell of the webhook"
+            lambda: has_condition(api, "Degraded", "True", reason=WEBHOOK_UNAVAILABLE), "the run to tell of the webhook"
         )
-        assert api.condition("Ready") == ("False", WEBHOOK_UNAVAILABLE)
+        assert has_condition(api, "Ready", "False", reason=WEBHOOK_UNAVAILABLE)
         await until_async(lambda: WEBHOOK_UNAVAILABLE in api.events, "an Event of it")
         tries = api.requests("POST", PYTORCHJOBS.path("default"))
         await until_async(lambda: api.requests("POST", PYTORCHJOBS.path("default")) > tries, "another try")
         api.fault = lambda method, path: None
         await until_async(lambda: api.names(PYTORCHJOBS), "the job")
-        await until_async(lambda: api.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
+        await until_async(
+            lambda: has_condition(api, "Degraded", "False", reason="AsExpected"), "the run to be well again"
+        )
         assert api.events.count(WEBHOOK_UNAVAILABLE) == 1
 
     play(scenario)
@@ -126,7 +124,7 @@ def test_jobs_that_cannot_be_deleted(play: Callable[..., None]) -> None:
         api.fault = lambda method, path: DOWN if method == "DELETE" else None
         service.fed(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
         await until_async(
-            lambda: api.condition("Degraded") == ("True", WEBHOOK_UNAVAILABLE), "the run to tell of the webhook"
+            lambda: has_condition(api, "Degraded", "True", reason=WEBHOOK_UNAVAILABLE), "the run to tell of the webhook"
         )
         api.fault = lambda method, path: None
         await until_async(lambda: not api.names(PYTORCHJOBS), "the job to go")
@@ -147,6 +145,8 @@ def test_a_status_that_cannot_be_written_is_told_by_an_event(play: Callable[...,
                     and asked[2]["reason"] == API_SERVER_UNAVAILABLE]  # fmt: skip
         assert event["type"] == "Warning" and "database space exceeded" in event["note"]
         api.fault = lambda method, path: None
-        await until_async(lambda: api.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
+        await until_async(
+            lambda: has_condition(api, "Degraded", "False", reason="AsExpected"), "the run to be well again"
+        )
 
     play(scenario)

@@ -2,17 +2,16 @@
 told.
 """
 
-import asyncio
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from api_world import RUN, ApiWorld, Body, Operator, world
+from api_world import RUN, ApiWorld, Body, Operator, run_in_world
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs_world import manifest
+from looks import condition
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator import __version__
@@ -21,7 +20,6 @@ from compression_operator.api.schema import structural_schema
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.served_schema import DOCUMENT, decisive, lacking, sentence
 
-SPEC = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
 OWN = structural_schema(CompressionRun)
 
 
@@ -88,14 +86,7 @@ def serve(api: ApiWorld, schema: Body) -> None:
 
 
 def message(api: ApiWorld) -> str:
-    conditions: list[Body] = api.objects[RUN]["status"]["conditions"]
-    return next(c["message"] for c in conditions if c["type"] == "Degraded")
-
-
-def played(folder: Path, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[ApiWorld], Any]) -> None:
-    with world(folder, SPEC) as (api, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(scenario(api))
+    return condition(api, "Degraded").message
 
 
 def test_nothing_is_made_for_a_run_that_cannot_be_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,17 +96,17 @@ def test_nothing_is_made_for_a_run_that_cannot_be_claimed(tmp_path: Path, monkey
         put = api.put
         pruning(api, "managedBy")
         async with Operator(lease_name="one"), Operator(lease_name="two"):
-            await until_async(lambda: api.condition("Degraded") == ("True", "CRDOutdated"), "it to be told")
+            await until_async(lambda: has_condition(api, "Degraded", "True", reason="CRDOutdated"), "it to be told")
             await until_async(lambda: "CRDOutdated" in api.events, "the Event")
-            assert api.condition("Ready") == ("False", "CRDOutdated") and api.condition("Stalled") == ("", "")
+            assert has_condition(api, "Ready", "False", reason="CRDOutdated") and not has_condition(api, "Stalled")
             assert message(api).endswith(f"apply crds/ of version {__version__} (kubectl apply --server-side -f crds/)")
             assert "it has no status.managedBy" in message(api) and not api.names(PYTORCHJOBS)
             api.put = put  # type: ignore[method-assign]
-            well = ("False", "AsExpected")
-            await until_async(lambda: api.names(PYTORCHJOBS) and api.condition("Degraded") == well, "it to heal")
+            await until_async(lambda: api.names(PYTORCHJOBS), "its job")
+            await until_async(lambda: has_condition(api, "Degraded", "False", reason="AsExpected"), "it to heal")
         assert len(api.names(PYTORCHJOBS)) == 1 and api.objects[RUN]["status"]["managedBy"]
 
-    played(tmp_path, monkeypatch, scenario)
+    run_in_world(scenario, tmp_path, monkeypatch)
 
 
 def test_a_claim_is_stored_before_a_job_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +116,7 @@ def test_a_claim_is_stored_before_a_job_is_made(tmp_path: Path, monkeypatch: pyt
         asked = [(method, path) for method, path, *_ in api.asked]
         assert asked.index(("PUT", f"{RUN}/status")) < asked.index(("POST", PYTORCHJOBS.path("default")))
 
-    played(tmp_path, monkeypatch, scenario)
+    run_in_world(scenario, tmp_path, monkeypatch)
 
 
 def test_what_the_schema_lacks_is_said_before_anything_is_written(
@@ -137,7 +128,7 @@ def test_what_the_schema_lacks_is_said_before_anything_is_written(
         serve(api, without("status.steps[].remakes"))
         operator = Operator(resync_seconds=0.2)
         async with operator as service:
-            await until_async(lambda: api.condition("Degraded") == ("True", "CRDOutdated"), "it to be told")
+            await until_async(lambda: has_condition(api, "Degraded", "True", reason="CRDOutdated"), "it to be told")
             assert "it has no status.steps[].remakes;" in message(api) and not api.names(PYTORCHJOBS)
             assert "it has no status.steps[].remakes;" in (service._ready() or "")  # what /readyz says
             assert b"compression_crd_outdated 1.0" in service._metrics.exposition()
@@ -145,7 +136,7 @@ def test_what_the_schema_lacks_is_said_before_anything_is_written(
             await until_async(lambda: api.names(PYTORCHJOBS), "the job")
             assert b"compression_crd_outdated 0.0" in service._metrics.exposition()
 
-    played(tmp_path, monkeypatch, scenario)
+    run_in_world(scenario, tmp_path, monkeypatch)
 
 
 def test_a_schema_that_lacks_what_is_only_shown_holds_nothing_up(
@@ -157,7 +148,7 @@ def test_a_schema_that_lacks_what_is_only_shown_holds_nothing_up(
             await until_async(lambda: api.names(PYTORCHJOBS), "the job")
             assert b"compression_crd_outdated 1.0" in service._metrics.exposition()
 
-    played(tmp_path, monkeypatch, scenario)
+    run_in_world(scenario, tmp_path, monkeypatch)
 
 
 def test_a_run_that_is_being_deleted_is_nobodys_to_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,4 +159,4 @@ def test_a_run_that_is_being_deleted_is_nobodys_to_claim(tmp_path: Path, monkeyp
             await until_async(lambda: none not in service._metrics.exposition(), "a pass over it")
         assert not api.requests("PUT", RUN)
 
-    played(tmp_path, monkeypatch, scenario)
+    run_in_world(scenario, tmp_path, monkeypatch)

@@ -6,10 +6,10 @@ from typing import Any
 
 import kopf
 import pytest
-from api_world import RUN, ApiWorld, Operator, world
+from api_world import RUN, ApiWorld, Operator, run_in_world
 from http_server import served
-from jobs_world import manifest
 from test_resync import Comparing, play
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async, within
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
@@ -99,7 +99,7 @@ def test_a_run_whose_jobs_were_lost_is_looked_after_as_it_is_now(
 
         async def has_job() -> None:
             await until_async(
-                lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0], "a job, and the condition Ready"
+                lambda: api.names(PYTORCHJOBS) and has_condition(api, "Ready"), "a job, and the condition Ready"
             )
 
         operator = Operator(resync_seconds=0.1)
@@ -113,7 +113,4 @@ def test_a_run_whose_jobs_were_lost_is_looked_after_as_it_is_now(
             await has_job()
         assert api.requests("POST", jobs) == 2
 
-    spec = manifest(storage={"persistentVolumeClaim": {"claimName": "data"}}).spec.to_json()
-    with world(tmp_path, spec) as (api, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(scenario(api))
+    run_in_world(scenario, tmp_path, monkeypatch)

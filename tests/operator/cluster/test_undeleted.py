@@ -1,13 +1,13 @@
 """Jobs that cannot be deleted: told once, for as long as they are to go, and then no more."""
 
-import asyncio
 import copy
 from pathlib import Path
 
 import pytest
-from api_world import RUN, ApiWorld, Operator, refused, world
-from jobs_world import START, World, manifest
+from api_world import RUN, ApiWorld, Operator, refused, run_in_world
+from jobs_world import START, World
 from looks import at, open_jobs
+from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
@@ -28,16 +28,13 @@ GOING = Decision(World().status, tuple(DeleteJob(name, "prepare", "") for name i
 
 def test_a_job_that_cannot_be_deleted_is_told_once_and_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pass wrote that all was well, and took it back when the deletion was refused."""
-    storage = {"persistentVolumeClaim": {"claimName": "data"}}
-    with world(tmp_path, manifest(storage=storage).spec.to_json()) as (api, config):
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        asyncio.run(stuck(api))
+    run_in_world(stuck, tmp_path, monkeypatch)
 
 
 async def stuck(api: ApiWorld) -> None:
     async with Operator() as service:
         await until_async(
-            lambda: api.names(PYTORCHJOBS) and api.condition("Ready")[0], "a job, and the condition Ready"
+            lambda: api.names(PYTORCHJOBS) and has_condition(api, "Ready"), "a job, and the condition Ready"
         )
         (job,) = api.names(PYTORCHJOBS)
         api.fault = lambda method, path: refused(403, WORDS) if method == "DELETE" else None
@@ -48,12 +45,9 @@ async def stuck(api: ApiWorld) -> None:
             "five tries to delete it, and an Event",
         )
         assert api.requests("PUT", RUN) - written == 2, "that it is suspended, and what keeps its job from going"
-        told = {kind: api.condition(kind) for kind in ("Suspended", "Degraded", "Ready")}
-        assert told == {
-            "Suspended": ("True", "Suspended"),
-            "Degraded": ("True", FORBIDDEN),
-            "Ready": ("False", FORBIDDEN),
-        }
+        assert has_condition(api, "Suspended", "True", reason="Suspended")
+        assert has_condition(api, "Degraded", "True", reason=FORBIDDEN)
+        assert has_condition(api, "Ready", "False", reason=FORBIDDEN)
         assert api.events.count(FORBIDDEN) == 1
         body = copy.deepcopy(api.objects[job])
         api.fault = lambda method, path: None
@@ -61,7 +55,9 @@ async def stuck(api: ApiWorld) -> None:
         await until_async(lambda: not api.names(PYTORCHJOBS), "the job to go")
         body["metadata"]["resourceVersion"] = str(api.version)
         service.fed(PYTORCHJOBS, "DELETED", body)
-        await until_async(lambda: api.condition("Degraded") == ("False", "AsExpected"), "the run to be well again")
+        await until_async(
+            lambda: has_condition(api, "Degraded", "False", reason="AsExpected"), "the run to be well again"
+        )
 
 
 def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> None:
@@ -69,8 +65,8 @@ def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> 
     world.drive()
     refusal = Trouble(FORBIDDEN, WORDS * 20)
     first = held_up(world.run, reconcile(world.run, world.listing(), world.now), refusal, world.now)
-    said = {c.type: (c.status, c.reason) for c in first.status.conditions}
-    assert (said["Ready"], said["Degraded"]) == (("True", "Succeeded"), ("True", FORBIDDEN))
+    assert has_condition(first, "Ready", "True", reason="Succeeded")
+    assert has_condition(first, "Degraded", "True", reason=FORBIDDEN)
     run = world.run.model_copy(update={"status": first.status})
     world.pass_time(60)
     again = held_up(run, reconcile(run, world.listing(), world.now), refusal, world.now)

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from jobs_world import World, manifest
 from looks import PREPARED, at, condition, created, open_jobs, step
+from tests.support.matchers import has_condition, has_step
 
 from compression_operator.api.status import CompressionRunStatus, Progress, RunPhase
 from compression_operator.core.conditions import FINISHED
@@ -51,9 +52,8 @@ def test_a_node_that_refuses_every_pod_makes_no_storm_and_is_told(world: World) 
         world.pass_time(decision.look_again_seconds or 1)
     assert attempts < 15
     assert told[:3] == [(["Normal"], "AsExpected"), (["Normal"], "AsExpected"), (["Warning"], "Interrupted")]
-    degraded = condition(world, "Degraded")
-    assert degraded.status == "True" and REFUSED in degraded.message
-    assert f"finetune: {attempts} attempts in a row were interrupted" in degraded.message
+    assert has_condition(world, "Degraded", "True", says=REFUSED)
+    assert has_condition(world, "Degraded", says=f"finetune: {attempts} attempts in a row were interrupted")
     assert step(world, "finetune").failures == 0 and world.status.phase not in FINISHED
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
@@ -75,7 +75,7 @@ def test_evictions_with_progress_in_between_are_resumed_at_once(world: World) ->
         come_to(world, 10 * number)
         decision = interrupt(world)
         assert (created(decision), kinds(decision)) == (["finetune"], ["Normal"])
-        assert condition(world, "Degraded").status == "False"
+        assert has_condition(world, "Degraded", "False")
         assert step(world, "finetune").interruptions == 1
 
 
@@ -87,10 +87,10 @@ def test_progress_that_was_made_before_is_none(world: World) -> None:
         world.look()
         come_to(world, 20)
     assert step(world, "finetune").interruptions == 3
-    assert condition(world, "Degraded").reason == "Interrupted"
+    assert has_condition(world, "Degraded", reason="Interrupted")
     come_to(world, 21)
     assert step(world, "finetune").interruptions == 0
-    assert condition(world, "Degraded").status == "False", "it goes on"
+    assert has_condition(world, "Degraded", "False"), "it goes on"
 
 
 def test_an_edit_starts_at_once_whatever_was_interrupted(world: World) -> None:
@@ -128,9 +128,8 @@ def test_a_clean_up_that_deletes_every_job_makes_no_storm_and_is_told(world: Wor
     assert told[0].endswith("interrupted: the job was deleted by somebody")
     assert "deleted by somebody 4 times in a row: look for what deletes jobs here" in told[3]
     assert told[3].endswith(f"; again at {times(told[3])} UTC")
-    degraded = condition(world, "Degraded")
-    assert (degraded.status, degraded.reason) == ("True", "Interrupted")
-    assert f"deleted by somebody {waits.deletions} times in a row" in degraded.message
+    often = f"deleted by somebody {waits.deletions} times in a row"
+    assert has_condition(world, "Degraded", "True", reason="Interrupted", says=often)
     assert waits.failures == 0 and world.status.phase not in FINISHED
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
@@ -162,7 +161,7 @@ def test_jobs_that_are_deleted_after_they_came_further_come_again_at_once(world:
         come_to(world, 10 * number)
         delete_all(world)
         assert created(world.look()) == ["finetune"]
-        assert (step(world, "finetune").deletions, condition(world, "Degraded").status) == (1, "False")
+        assert has_step(world, "finetune", deletions=1) and has_condition(world, "Degraded", "False")
         world.start(open_jobs(world)[0])
 
 

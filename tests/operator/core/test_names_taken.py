@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 from jobs_world import START, World
-from looks import condition, created, open_jobs, step
+from looks import created, open_jobs, step
+from tests.support.matchers import has_condition
 
 from compression_operator.api.status import RunPhase
 from compression_operator.core.jobs import CreateJob, Notice
@@ -41,11 +42,11 @@ def test_a_name_that_stays_taken_is_told_and_another_one_is_tried(world: World) 
             break
         again = decision.look_again_seconds
         assert again is not None
-        degraded = condition(world, "Degraded").status == "True"
+        degraded = bool(has_condition(world, "Degraded", "True"))
         world.pass_time(again)
         assert degraded == (world.now - START > timedelta(seconds=60))
     assert created(decision) == ["prepare"] and step(world, "prepare").attempt == 3
-    assert condition(world, "Degraded").status == "False"
+    assert has_condition(world, "Degraded", "False")
     said = [(notice.type, notice.message) for notice in told if notice.reason == "JobNameTaken"]
     assert said == [("Warning", f"prepare: waits for job {job.name} to be removed, which is not this run's")]
     world.drive()

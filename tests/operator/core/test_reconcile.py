@@ -4,6 +4,7 @@ import pytest
 from jobs_results import loss, number
 from jobs_world import START, World, manifest, student
 from looks import FINETUNED, PREPARED, at, condition, created, deleted, finish, open_jobs, states, step, told
+from tests.support.matchers import has_condition
 
 from compression_operator.api.status import RunPhase, StepState
 from compression_operator.core.conditions import KINDS
@@ -32,9 +33,8 @@ def test_a_run_goes_from_phase_to_phase(world: World) -> None:
         finish(world)
     assert phases == ["Preparing", "Finetuning", "Pruning", "Distilling", "Exporting"]
     assert world.status.phase is RunPhase.SUCCEEDED
-    assert condition(world, "Ready").status == "True"
-    assert condition(world, "Ready").message == "2 students are exported"
-    assert condition(world, "Reconciling").status == condition(world, "Stalled").status == "False"
+    assert has_condition(world, "Ready", "True", message="2 students are exported")
+    assert has_condition(world, "Reconciling", "False") and has_condition(world, "Stalled", "False")
     assert world.status.completion_time is not None
     assert len(world.names) == 8
 
@@ -115,7 +115,7 @@ def test_a_pending_job_is_not_called_running(world: World) -> None:
     world.look()
     assert step(world, "prepare").state is StepState.STARTING
     assert step(world, "prepare").message == "0/3 nodes have nvidia.com/gpu free"
-    assert "0/3 nodes" in condition(world, "Progressing").message
+    assert has_condition(world, "Progressing", says="0/3 nodes")
     assert step(world, "prepare").start_time is None
     world.start(name)
     world.beat(name)

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from jobs_world import World, manifest
 from looks import FINETUNED, PREPARED, at, condition, created, deleted, open_jobs, states, step, told
+from tests.support.matchers import has_condition
 
 from compression_operator.api.run import RETRY_ANNOTATION
 from compression_operator.api.status import RunPhase, StepState
@@ -27,9 +28,8 @@ def test_a_users_mistake_is_not_tried_again(world: World) -> None:
     assert states(world)["export-depth"] == "Skipped"
     assert world.status.phase is RunPhase.FAILED
     assert told(decision) == ["StepFailed", "RunFailed"]
-    stalled = condition(world, "Stalled")
-    assert (stalled.status, stalled.reason) == ("True", "FinetuneFailed")
-    assert stalled.message.startswith(f"finetune: UserError of {step(world, 'finetune').job_name}")
+    assert has_condition(world, "Stalled", "True", reason="FinetuneFailed")
+    assert condition(world, "Stalled").message.startswith(f"finetune: UserError of {step(world, 'finetune').job_name}")
     world.pass_time(100_000)
     assert world.look().actions == ()
 
@@ -48,7 +48,7 @@ def test_a_passing_fault_is_tried_again_after_growing_pauses(how: ExitClass | No
         assert waiting.retry_time == ended + timedelta(seconds=pause)
         assert decision.look_again_seconds == pause - 3
         assert "StepRetrying" in told(decision)
-        assert condition(world, "Degraded").status == "True"
+        assert has_condition(world, "Degraded", "True")
         world.pass_time(pause - 4)
         assert created(world.look()) == []
         world.pass_time(1)
@@ -177,7 +177,7 @@ def test_one_student_that_fails_does_not_stop_the_other(world: World) -> None:
     assert states(world)["prune-width"] == "Failed"
     assert step(world, "distill-width").message == "not started because prune-width did not succeed"
     assert world.status.phase is RunPhase.PRUNING
-    assert condition(world, "Degraded").reason == "PruneFailed"
+    assert has_condition(world, "Degraded", reason="PruneFailed")
     world.drive()
     assert world.status.phase is RunPhase.FAILED
     assert states(world)["export-depth"] == "Succeeded"

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from jobs_world import World
+from tests.support.matchers import has_condition, verdicts
 
 from compression_operator.api.run import GROUP
 from compression_operator.backends.kinds import PERMISSIONS
@@ -14,13 +15,9 @@ TIME = datetime(2026, 11, 1, 12, tzinfo=UTC)
 TROUBLE = Trouble(FORBIDDEN, "cannot create")
 
 
-def conditions(status: dict) -> dict[str, tuple[str, str]]:
-    return {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
-
-
 def test_a_run_under_way_is_held_up_by_it() -> None:
     status = told({"phase": "Preparing", "steps": [1]}, TROUBLE, generation=3, now=TIME)
-    assert conditions(status) == {
+    assert verdicts(status) == {
         "Degraded": ("True", FORBIDDEN),
         "Ready": ("False", FORBIDDEN),
         "Progressing": ("False", FORBIDDEN),
@@ -48,7 +45,7 @@ def test_a_finished_run_stays_what_it_is_and_heals() -> None:
     world.drive()
     assert world.status.phase == "Succeeded"
     troubled = told(world.status.to_json(), TROUBLE, generation=1, now=TIME)
-    assert conditions(troubled)["Ready"][0] == "True" and conditions(troubled)["Degraded"] == ("True", FORBIDDEN)
+    assert has_condition(troubled, "Ready", "True") and has_condition(troubled, "Degraded", "True", reason=FORBIDDEN)
     run = world.run.model_copy(update={"status": type(world.status).model_validate(troubled)})
     healed = reconcile(run, [], world.now).status
     assert [(c.type, c.status, c.reason, c.message) for c in healed.conditions] == [

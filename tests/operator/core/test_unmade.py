@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 from jobs_world import START, World
-from looks import FINETUNED, PREPARED, at, created, deleted, open_jobs, states, step, told
+from looks import FINETUNED, PREPARED, at, condition, created, deleted, open_jobs, states, step, told
+from tests.support.matchers import has_condition, has_step, verdicts
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
@@ -29,9 +30,8 @@ def test_its_step_waits_and_what_came_before_is_told(world: World) -> None:
     decision = world.look(refused=[Phase.PRUNE])
     assert states(world)["finetune"] == "Succeeded" and told(decision) == ["StepSucceeded"]
     for student in ("width", "depth"):
-        waits = step(world, f"prune-{student}")
-        assert (waits.state, waits.attempt, waits.job_name) == ("Pending", 0, None)
-        assert waits.message == "waits because its job cannot be made: the quota is used up"
+        why = "waits because its job cannot be made: the quota is used up"
+        assert has_step(world, f"prune-{student}", state="Pending", attempt=0, job_name=None, message=why)
     assert world.status.phase is RunPhase.PRUNING
     assert sorted(created(world.look())) == ["prune-depth", "prune-width"], "and is asked for in every pass"
 
@@ -59,8 +59,8 @@ def test_how_an_attempt_ended_is_told_though_the_next_cannot_be_made(world: Worl
     world.pass_time(60)
     world.fail(name, ExitClass.INTERRUPTED)
     world.look(refused=[Phase.FINETUNE])
+    assert has_step(world, "finetune", state="Pending", attempt=1, job_name=name)
     waits = step(world, "finetune")
-    assert (waits.state, waits.attempt, waits.job_name) == ("Pending", 1, name)
     assert waits.last_failure and waits.last_failure.job_name == name
 
 
@@ -103,10 +103,6 @@ def test_its_place_is_another_steps(world: World) -> None:
     assert created(decision) == ["prune-depth"] and states(world)["distill-width"] == "Pending"
 
 
-def conditions(decision: Decision) -> dict[str, tuple[str, str]]:
-    return {c.type: (c.status, c.reason) for c in decision.status.conditions}
-
-
 def seen(run: CompressionRun, decision: Decision) -> CompressionRun:
     return run.model_copy(update={"status": decision.status})
 
@@ -115,7 +111,7 @@ def test_a_run_that_nothing_goes_on_in_is_held_up_told_once_and_heals(world: Wor
     name = created_name(world)
     refused = {name: TROUBLE.message}
     first = held_up(world.run, reconcile(world.run, [], START, refused), TROUBLE, START)
-    assert conditions(first) == {
+    assert verdicts(first) == {
         "Ready": ("False", QUOTA_EXCEEDED),
         "Progressing": ("False", QUOTA_EXCEEDED),
         "Degraded": ("True", QUOTA_EXCEEDED),
@@ -128,7 +124,8 @@ def test_a_run_that_nothing_goes_on_in_is_held_up_told_once_and_heals(world: Wor
     again = held_up(run, reconcile(run, [], later, refused), TROUBLE, later)
     assert again.status == first.status and not again.notices, "nothing to write, nothing to tell"
     healed = reconcile(run, [], later)
-    assert conditions(healed)["Degraded"] == ("False", "AsExpected") and conditions(healed)["Progressing"][0] == "True"
+    assert has_condition(healed, "Degraded", "False", reason="AsExpected")
+    assert has_condition(healed, "Progressing", "True")
 
 
 def created_name(world: World) -> str:
@@ -141,12 +138,12 @@ def test_a_run_in_which_other_jobs_go_on_is_under_way_and_degraded(world: World)
     at(world, *FINETUNED)
     decision = replace(world.look(), notices=())
     found = held_up(world.run, decision, TROUBLE, world.now)
-    assert conditions(found)["Progressing"] == ("True", "Pruning")
-    assert conditions(found)["Degraded"] == ("True", QUOTA_EXCEEDED)
+    assert has_condition(found, "Progressing", "True", reason="Pruning")
+    assert has_condition(found, "Degraded", "True", reason=QUOTA_EXCEEDED)
     world.fail(open_jobs(world)[0], None)
     shaky = held_up(world.run, world.look(), TROUBLE, world.now)
-    degraded = next(c for c in shaky.status.conditions if c.type == "Degraded")
-    assert degraded.message.startswith("the quota is used up; prune-") and "attempt 1 failed" in degraded.message
+    assert has_condition(shaky, "Degraded", says="attempt 1 failed")
+    assert condition(shaky, "Degraded").message.startswith("the quota is used up; prune-")
 
 
 def test_a_job_that_was_deleted_and_whose_name_is_taken_gets_another(world: World) -> None:

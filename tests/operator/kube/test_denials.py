@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 from jobs_world import START, World, manifest
+from looks import condition
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus
@@ -65,7 +66,8 @@ def test_one_that_is_answered_with_not_found_is_denied_no_more() -> None:
 
 
 def degraded(status: CompressionRunStatus) -> tuple[str, str, str]:
-    return next((c.status, c.reason, c.message) for c in status.conditions if c.type == "Degraded")
+    found = condition(status, "Degraded")
+    return found.status, found.reason, found.message
 
 
 def after(run: CompressionRun, decision: Decision) -> CompressionRun:

@@ -7,20 +7,23 @@ import asyncio
 import copy
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from http_server import Answer, Server, served
+from tests.support.runs import Run, two_students
 
 from compression_operator.backends.kinds import KINDS
 from compression_operator.cluster.service import Options, Service
 from compression_operator.kube.client import EVENTS, RUNS, Resource
 
 Body = dict[str, Any]
+ON_A_CLAIM = two_students().claim("data")
 RUN = RUNS.path("default", "demo")
 CLAIM = "/api/v1/namespaces/default/persistentvolumeclaims/data"
 
@@ -119,22 +122,22 @@ class ApiWorld(Server):
         ]
         return [*posted, *again]
 
-    def condition(self, kind: str) -> tuple[str, str]:
-        """Status and reason."""
-        conditions = self.objects[RUN].get("status", {}).get("conditions", [])
-        return next(((c["status"], c["reason"]) for c in conditions if c["type"] == kind), ("", ""))
+    @property
+    def status(self) -> Body:
+        """The run's."""
+        return self.objects[RUN].get("status", {})
 
     def names(self, resource: Resource) -> list[str]:
         return [path for path in list(self.objects) if path.startswith(f"{resource.path('default')}/")]
 
 
 @contextmanager
-def world(folder: Path, spec: Body) -> Iterator[tuple[ApiWorld, Path]]:
-    """A cluster with one run in it, and the kubeconfig that leads there."""
+def world(folder: Path, run: Run = ON_A_CLAIM) -> Iterator[tuple[ApiWorld, Path]]:
+    """A cluster with one run in it, defaults filled in, and the kubeconfig that leads there."""
     with served(ApiWorld()) as (told, url):
         assert isinstance(told, ApiWorld)
-        meta = {"name": "demo", "namespace": "default", "uid": "uid-1", "generation": 1}
-        told.put(RUN, {"apiVersion": RUNS.api_version, "kind": "CompressionRun", "metadata": meta, "spec": spec})
+        stored = run.named("demo", namespace="default", uid="uid-1", generation=1)
+        told.put(RUN, stored.body() | {"spec": stored.model().spec.to_json()})
         config = {
             "clusters": [{"name": "x", "cluster": {"server": url}}],
             "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
@@ -143,6 +146,18 @@ def world(folder: Path, spec: Body) -> Iterator[tuple[ApiWorld, Path]]:
         }
         (folder / "config").write_text(json.dumps(config))
         yield told, folder / "config"
+
+
+def run_in_world(
+    scenario: Callable[[ApiWorld], Coroutine[Any, Any, None]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run = ON_A_CLAIM,
+) -> None:
+    """Run the scenario in a cluster with one run in it."""
+    with world(folder, run) as (api, config):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        asyncio.run(scenario(api))
 
 
 class Operator:

@@ -13,6 +13,7 @@ from typing import Any
 import jobs_kept as kept
 from jobs_results import result
 from jobs_truth import Truth, adopts, jobs_wanted, leaves, takes
+from tests.support.runs import two_students
 
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Progress, StepState
@@ -32,19 +33,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 def manifest(**spec: Any) -> CompressionRun:
     """A run with two students."""
-    return CompressionRun.model_validate(
-        {
-            "metadata": {"name": "demo", "uid": "uid-1", "generation": 1},
-            "spec": {
-                "teacher": {"model": "hf://owner/teacher"},
-                "dataset": {"source": "hf://owner/text", "sequenceLength": 64},
-                "finetune": {"steps": 200},
-                "students": [student("width", hiddenSize=128), student("depth", dropLayers=[3])],
-                "distill": {"steps": 100},
-                **spec,
-            },
-        }
-    )
+    return two_students().named("demo", uid="uid-1", generation=1).spec(**spec).model()
 
 
 def student(name: str, distill: dict[str, Any] | None = None, **prune: Any) -> dict[str, Any]:

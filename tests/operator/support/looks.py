@@ -1,6 +1,9 @@
 """What the tests of the reconciler say: where a run stands, what was decided."""
 
+from typing import Any
+
 from jobs_world import World
+from tests.support.matchers import status_of
 
 from compression_operator.api.status import Condition, Step
 from compression_operator.core.jobs import CreateJob, Decision, DeleteJob
@@ -39,8 +42,10 @@ def states(world: World) -> dict[str, str]:
     return {step.name: step.state.value for step in world.status.steps}
 
 
-def condition(world: World, kind: str) -> Condition:
-    return next(found for found in world.status.conditions if found.type == kind)
+def condition(of: Any, kind: str) -> Condition:
+    """Of whatever has a status (see matchers.py)."""
+    (found,) = (one for one in status_of(of)["conditions"] if one["type"] == kind)
+    return Condition.model_validate(found)
 
 
 def created(decision: Decision) -> list[str]:
