@@ -131,8 +131,8 @@ async def _operate(options: Options) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. A watch may not have left its thread yet (LEAVING_SECONDS). Then Python's own end is left out: it
-    takes the interpreter away from under the thread, and the process ended by a segmentation fault.
+    """End the process. A watch may not have left its thread yet (LEAVING_SECONDS). Then Python's own end is left out,
+    because it takes the interpreter away from under the thread, and the process ended by a segmentation fault.
     """
     if any(thread.daemon for thread in threading.enumerate()):
         sys.stdout.flush()
