@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from stores import DATA, TEACHER, context
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compression_pipeline.ancestry import short_number
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import (
     Architecture,
@@ -32,6 +31,7 @@ from compression_pipeline.huggingface.writer import save_tensors
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export as phase
 from compression_pipeline.proof import FILE, Reference
+from compression_pipeline.report.ancestry import short_number
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,25 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import save_model
+from pages import Page
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, ImportanceConfig, PruneConfig, student_architecture
+from compression_pipeline.config import (
+    Architecture,
+    ImportanceConfig,
+    PruneConfig,
+    number_runs,
+    student_architecture,
+)
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.importance import Choice, choose, measure, scorers
-from compression_pipeline.importance.plot import plot
 from compression_pipeline.importance.ranking import descending
 from compression_pipeline.megatron.minitron import cut
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.modelopt import modelopt
 from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases.prune import write_scores
 
 Teacher = tuple[Any, Architecture, Path]
 AXES = scorers(ImportanceConfig())
@@ -220,7 +227,7 @@ def test_choosing() -> None:
     assert choose(scores, made_up(), PruneConfig(drop_layers=[1])).layers == [1]
 
 
-def test_plot(tmp_path: Path) -> None:
+def test_a_page_shows_scores_and_choice_and_is_the_same_every_time(tmp_path: Path) -> None:
     teacher = made_up(layers=20, heads=8)
     generator = torch.Generator().manual_seed(0)
     scores = {
@@ -230,9 +237,14 @@ def test_plot(tmp_path: Path) -> None:
         "layers": torch.rand(20, generator=generator),
     }
     prune = PruneConfig(hidden_size=2, ffn_hidden_size=2, attention_heads=4, layers=9)
-    plot(scores, choose(scores, teacher, prune), teacher, tmp_path, depth="block influence")
-    assert (tmp_path / "importance.png").read_bytes().startswith(b"\x89PNG")
-    first = (tmp_path / "importance.svg").read_bytes()
-    assert b"</svg>" in first
-    plot(scores, choose(scores, teacher, prune), teacher, tmp_path, depth="block influence")
-    assert (tmp_path / "importance.svg").read_bytes() == first
+    pages: list[str] = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        write_scores(scores, choose(scores, teacher, prune), teacher, prune, folder)
+        pages.append((folder / "importance.html").read_text(encoding="utf-8"))
+    assert pages[0] == pages[1]
+    text = " ".join(Page(pages[0]).text.split())
+    for panel in ("block influence (log scale)", "Attention heads", "2 channels kept", "2 neurons a layer kept"):
+        assert panel in text
+    kept = choose(scores, teacher, prune).layers
+    assert f"kept: {number_runs(layer + 1 for layer in kept)} of 20" in text

@@ -184,7 +184,7 @@ def test_every_axis_alone_and_all_together(tmp_path: Path, student: str) -> None
         assert result.kept_layers == sorted(scores["layers"].topk(2).indices.add(1).tolist())
     if student == "named":
         assert result.kept_layers == [1, 3]
-    assert {path.name for path in artifact.path.iterdir()} >= {"importance.png", "importance.svg", "chosen.json"}
+    assert {path.name for path in artifact.path.iterdir()} >= {"importance.html", "chosen.json"}
     assert [event["step"] for event in seen if event["event"] == "progress"] == [9]
     assert artifact.manifest.metrics["calibrationTokens"] == 9 * 32
     assert (artifact.model / "tokenizer.json").is_file()

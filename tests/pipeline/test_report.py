@@ -82,8 +82,8 @@ def test_page_and_picture_stand_on_their_own(tmp_path: Path, report: Callable[[R
     assert "<script" not in html
     assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
     assert "prefers-color-scheme: dark" in html
-    assert (tmp_path / "report" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["index.html", "loss.png"]
+    assert (tmp_path / "report" / "loss.svg").read_bytes().startswith(b"<svg")
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["index.html", "loss.svg"]
 
 
 def test_how_to_reproduce_it_is_complete(tmp_path: Path, report: Callable[[Run], Page]) -> None:
@@ -192,7 +192,7 @@ def test_a_run_that_only_just_began_has_a_page(tmp_path: Path, report: Callable[
     run = Run(tmp_path, phase="Pending")
     resource = run.resource()
     (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "loss.png").touch()  # of the run as it was before an edit
+    (tmp_path / "report" / "loss.svg").touch()  # of the run as it was before an edit
     for left_out in ({"status"}, set()):
         kept = {key: value for key, value in resource.items() if key not in left_out}
         if "status" in kept:
@@ -203,7 +203,7 @@ def test_a_run_that_only_just_began_has_a_page(tmp_path: Path, report: Callable[
         run.run_yaml.write_text(yaml.safe_dump(kept))
         page = report(run)
         assert "Not finished" in page.text
-        assert not (tmp_path / "report" / "loss.png").exists()
+        assert not (tmp_path / "report" / "loss.svg").exists()
 
 
 def test_what_a_damaged_artifact_would_have_told_is_left_out(tmp_path: Path, report: Callable[[Run], Page]) -> None:

@@ -15,12 +15,12 @@ from stores import DATA, TEACHER, context
 from compression_operator.api.spec import CompressionRunSpec
 from compression_operator.api.status import Resolved
 from compression_operator.core.plan import plan
-from compression_pipeline.ancestry import Ancestry
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import Architecture, DistillResult, ExportDtype, ExportResult, ResolvedSource
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export
 from compression_pipeline.report import words
+from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.data import Exported
 from compression_pipeline.report.page import render
 from compression_pipeline.report.student import load_student

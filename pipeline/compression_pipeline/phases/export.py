@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
-from compression_pipeline.ancestry import Ancestry
 from compression_pipeline.config import Architecture, ExportDtype, ExportJob, ExportResult
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
-from compression_pipeline.huggingface.card import model_card
 from compression_pipeline.huggingface.conversion import CheckpointReader
 from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.huggingface.names import expected_shapes
@@ -23,6 +21,8 @@ from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.machine import processors
 from compression_pipeline.proof import Reference, relative_error
 from compression_pipeline.report import PAGE
+from compression_pipeline.report.ancestry import Ancestry
+from compression_pipeline.report.card import model_card
 from compression_pipeline.report.data import Exported
 
 TOLERANCE = 1e-4
@@ -44,8 +44,9 @@ def run(job: ExportJob, context: Context) -> ExportResult:
     Raises UserError where the type can't hold the weights, or where plain transformers doesn't compute from the files
     what the trained student computes.
     """
-    data, teacher, pruned, distilled = map(context.store.open, (job.data, job.teacher, job.pruned, job.distilled))
-    ancestry = Ancestry.read(data, teacher, pruned, distilled)
+    inputs = {name: context.store.open(name) for name in job.inputs}
+    data, teacher, distilled = (inputs[name] for name in (job.data, job.teacher, job.distilled))
+    ancestry = Ancestry.read(*inputs.values())
     torch.set_num_threads(job.threads or processors())
     reference = Reference.read(distilled.path)
     reader = CheckpointReader(distilled.model)
@@ -96,7 +97,7 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         )
         published = draft.publish(
             config=job.to_json(),
-            inputs={"data": job.data, "teacher": job.teacher, "pruned": job.pruned, "distilled": job.distilled},
+            inputs={role: name for role in job.roles if (name := getattr(job, role, None))},
             result=result.to_json(),
         )
     return published.result(ExportResult)  # another job's, where that was first

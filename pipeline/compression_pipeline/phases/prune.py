@@ -16,7 +16,6 @@ from compression_pipeline.config import (
     PruneConfig,
     PruneJob,
     PruneResult,
-    method_words,
     student_architecture,
     student_faults,
 )
@@ -28,9 +27,9 @@ from compression_pipeline.huggingface.files import CheckpointFiles, inspect
 from compression_pipeline.huggingface.writer import save_tensors
 from compression_pipeline.importance import Choice, Scores, choose, measure, scorers
 from compression_pipeline.importance.base import Batches
-from compression_pipeline.importance.plot import plot
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
+from compression_pipeline.report.write import write_importance
 
 CALIBRATION_TOKENS = 8192
 """Tokens in one forward pass of the calibration, about; at least one sequence."""
@@ -42,7 +41,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     """Make the student `job.prune` of the teacher and publish it.
 
     The artifact: `model/`, `importance.safetensors` (scores by axis), `chosen.json` (what was kept), and
-    `importance.png` and `.svg`.
+    `importance.html`, which shows both.
 
     Raises UserError, before anything is loaded, where the teacher can't give such a student, or where the GPU can't be
     used whose arithmetic the step's key counts on.
@@ -190,8 +189,8 @@ class Calibration:
 
 
 def write_scores(scores: Scores, choice: Choice, teacher: Architecture, prune: PruneConfig, folder: Path) -> None:
-    """Scores, choice, methods and picture, beside the model."""
+    """Scores, choice, methods and the page that shows them, beside the model."""
     save_tensors(scores, folder / "importance.safetensors")
     methods = {axis.value: name for axis, name in prune.importance.by_axis().items()}
     (folder / "chosen.json").write_text(json.dumps({**choice.to_json(), "methods": methods}) + "\n")
-    plot(scores, choice, teacher, folder, depth=method_words(methods["layers"]))
+    write_importance(folder, teacher, prune, [layer + 1 for layer in choice.layers])

@@ -14,7 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m compression_pipeline.report", description="Write a run's report.")
     parser.add_argument("--run", type=Path, required=True, help="the run's resource with its status (run.yaml)")
     parser.add_argument("--store", type=Path, required=True, help="the store with the run's artifacts")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write index.html and loss.png into")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write index.html and loss.svg into")
     arguments = parser.parse_args()
     try:
         page = write_report(arguments.run, arguments.store, arguments.output)

@@ -1,4 +1,4 @@
-"""Geometry of the report's charts: numbers in, SVG path data and label positions out. No drawing library, no I/O.
+"""Geometry of all charts: numbers in, SVG path data and label positions out. No drawing library, no I/O.
 
 A chart's plot area is an SVG of `SPAN` x `SPAN` units that is stretched to whatever space there is (lines keep their
 width, see report.css), and every label is HTML that is placed in per cent of that area. So text has the same size on a
@@ -8,8 +8,12 @@ phone and on a desk, in the light and in the dark.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 SPAN = 1000
+COLOURS = 6
+"""Entries of palette.css; more students begin anew."""
+
 MOST_POINTS = 400
 LABEL_HEIGHT = 7.5  # per cent of a chart's height that one line of text needs
 
@@ -67,6 +71,7 @@ class Line:
 class LineChart:
     """Everything that the template needs to draw a line chart."""
 
+    kind: ClassVar = "line"
     title: str
     note: str
     x_label: str
@@ -79,9 +84,20 @@ class LineChart:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """Figures in a table: name, value, meaning."""
+
+    kind: ClassVar = "figures"
+    title: str
+    note: str
+    rows: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
 class Area:
     """A ranked distribution, drawn as two areas: what was kept and what was cut."""
 
+    kind: ClassVar = "area"
     title: str
     note: str
     kept: str
@@ -106,6 +122,7 @@ class Cell:
 class Grid:
     """Rows of cells, e.g. heads by layer; or one row of bars, e.g. layers."""
 
+    kind: ClassVar = "grid"
     title: str
     note: str
     rows: Sequence[tuple[str, Sequence[Cell]]] = field(default=())

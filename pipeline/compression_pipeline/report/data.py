@@ -5,15 +5,19 @@ A run's report is made from its resource and the store (run.py), a student's own
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from compression_pipeline.config import Architecture, PrepareResult, won_back
+from compression_pipeline.config import Architecture, Phase, PrepareResult, StepResult, won_back
 
 from .importance import Importance
+from .resource import Step
 
 Curve = Sequence[tuple[float, float]]
+
+Results = Mapping[Phase, StepResult]
+"""What phases reported, as far as they have run."""
 
 
 @dataclass(frozen=True)
@@ -22,30 +26,6 @@ class History:
 
     loss: Curve = ()
     validation: Curve = ()
-
-
-@dataclass(frozen=True)
-class StepData:
-    """One step as the status has it."""
-
-    name: str
-    phase: str
-    student: str | None
-    state: str
-    attempt: int
-    failures: int
-    cached: bool
-    artifact: str | None
-    fingerprint: str | None
-    message: str
-    start: datetime | None
-    end: datetime | None
-    progress: Mapping[str, Any]
-
-    @property
-    def seconds(self) -> float | None:
-        """Running time, where it has ended."""
-        return (self.end - self.start).total_seconds() if self.start and self.end else None
 
 
 @dataclass(frozen=True)
@@ -79,9 +59,10 @@ class StudentData:
     export: Exported | None
     load: str | None  # folder to load it from, within RunData.place
     sample: str | None
-    steps: Sequence[StepData]
+    steps: Sequence[Step]
     precision: str | None = None  # the arithmetic of its distillation
     sequences: int | None = None  # that its losses are means over
+    results: Results = field(default_factory=dict)
 
     @property
     def recovered(self) -> float | None:
@@ -112,15 +93,15 @@ class RunData:
     name: str
     title: str
     phase: str
-    generation: int | None
     start: datetime | None
     end: datetime | None
     message: str
     spec: Mapping[str, Any]
     teacher: TeacherData
     students: Sequence[StudentData]
-    steps: Sequence[StepData]
+    steps: Sequence[Step]
     versions: Mapping[str, str]
     gaps: Sequence[str]
     place: str  # where the students lie, in words
     manifest_note: str = ""  # what to know of the manifest before it is run again
+    results: Results = field(default_factory=dict)  # of the phases that all students share

@@ -3,20 +3,43 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from compression_pipeline.ancestry import measured_over
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import DistillResult, FinetuneResult, Precision, PrepareResult, PruneResult
+from compression_pipeline.config import (
+    PHASES,
+    DistillResult,
+    FinetuneResult,
+    Phase,
+    Precision,
+    PrepareResult,
+    PruneResult,
+    StepResult,
+)
 
-from .data import Curve, Exported, History, StepData, StudentData, TeacherData
+from .ancestry import measured_over
+from .data import Curve, Exported, History, Results, StudentData, TeacherData
 from .importance import Importance, read_importance
+from .resource import Losses, Step, Student
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=StepResult)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Artifacts by the phase that made them, and what it reported as far as that can be read."""
+
+    artifacts: Mapping[Phase, Artifact]
+    results: Results
+
+    def result(self, phase: Phase, model: type[Model]) -> Model | None:
+        """What the phase reported, by its own model."""
+        found = self.results.get(phase)
+        return found if isinstance(found, model) else None
 
 
 class Reader:
@@ -38,32 +61,28 @@ class Reader:
             if version not in found:
                 found.append(version)
 
-    def result(self, artifact: Artifact | None, model: type[Model]) -> Model | None:
-        """What the phase reported."""
-        if artifact is None:
-            return None
-        try:
-            return model.model_validate(artifact.manifest.result)
-        except ValidationError:
-            self.gaps.append(f"{artifact.name} was made by another version; its result can't be read.")
-            return None
+    def chain(self, artifacts: Mapping[Phase, Artifact]) -> Chain:
+        """The artifacts with their results."""
+        results: dict[Phase, StepResult] = {}
+        for phase, artifact in artifacts.items():
+            try:
+                results[phase] = PHASES[phase].result.model_validate(artifact.manifest.result)
+            except ValidationError:
+                self.gaps.append(f"{artifact.name} was made by another version; its result can't be read.")
+        return Chain(artifacts, results)
 
-    def teacher(
-        self,
-        prepare: Artifact | None,
-        finetune: Artifact | None,
-        *,
-        parameters: int | None = None,
-        losses: Sequence[Mapping[str, float]] = (),
-    ) -> TeacherData:
-        """The teacher by its artifacts; `losses` (teacher, correctedTeacher) are what is known without finetune's."""
-        prepared = self.result(prepare, PrepareResult)
-        corrected = self.result(finetune, FinetuneResult)
+    def teacher(self, chain: Chain, *, parameters: int | None = None, losses: Sequence[Losses] = ()) -> TeacherData:
+        """The teacher by the artifacts that all students share; `losses` are what is known without finetune's."""
+        prepare, finetune = chain.artifacts.get(Phase.PREPARE), chain.artifacts.get(Phase.FINETUNE)
+        prepared = chain.result(Phase.PREPARE, PrepareResult)
+        corrected = chain.result(Phase.FINETUNE, FinetuneResult)
+        known = (each.teacher for each in losses if each.teacher is not None)
+        known_corrected = (each.corrected_teacher for each in losses if each.corrected_teacher is not None)
         return TeacherData(
             architecture=prepared.teacher if prepared else None,
             parameters=parameters or (prepared.teacher_parameters if prepared else None),
-            loss=corrected.teacher_loss if corrected else _first(losses, "teacher"),
-            corrected_loss=corrected.corrected_teacher_loss if corrected else _first(losses, "correctedTeacher"),
+            loss=corrected.teacher_loss if corrected else next(known, None),
+            corrected_loss=corrected.corrected_teacher_loss if corrected else next(known_corrected, None),
             history=self._history(finetune, prepared),
             tokens_per_second=corrected.tokens_per_second if corrected else None,
             checkpoint_bytes=weights(prepare),
@@ -74,38 +93,36 @@ class Reader:
 
     def student(
         self,
-        name: str,
-        prune: Artifact | None,
-        distill: Artifact | None,
+        chain: Chain,
         exported: Exported | None,
         *,
         teacher: TeacherData,
-        steps: Sequence[StepData],
+        steps: Sequence[Step],
         load: str | None,
-        figures: Mapping[str, Any] | None = None,
+        figures: Student,
     ) -> StudentData:
-        """A student by its artifacts; `figures` (its entry in a status) are what is known without them."""
-        figures = figures or {}
-        pruned = self.result(prune, PruneResult)
-        distilled = self.result(distill, DistillResult)
-        loss = figures.get("validationLoss") or {}
+        """A student by its artifacts; `figures`: its entry in a status, which has what is known without them."""
+        prune, distill = chain.artifacts.get(Phase.PRUNE), chain.artifacts.get(Phase.DISTILL)
+        pruned = chain.result(Phase.PRUNE, PruneResult)
+        distilled = chain.result(Phase.DISTILL, DistillResult)
+        loss = figures.validation_loss
         # Of the weights that are handed out; as distill measured them last, where export stands since before that.
         final = distilled.rounded_losses.get(exported.dtype) if exported and distilled else None
         if final is None:
-            final = exported.loss if exported else loss.get("exported")
+            final = exported.loss if exported else loss.exported
         if final is None:
-            final = distilled.distilled_loss if distilled else loss.get("distilled")
-        taught_by = loss.get("correctedTeacher", loss.get("teacher"))
+            final = distilled.distilled_loss if distilled else loss.distilled
+        taught_by = loss.taught_by
         if taught_by is None:
             taught_by = teacher.corrected_loss if teacher.corrected_loss is not None else teacher.loss
         return StudentData(
-            name=name,
-            parameters=figures.get("parameters") or (pruned.parameters if pruned else None),
-            ratio=figures.get("compressionRatio") or (pruned.compression_ratio if pruned else None),
+            name=figures.name,
+            parameters=figures.parameters or (pruned.parameters if pruned else None),
+            ratio=figures.compression_ratio or (pruned.compression_ratio if pruned else None),
             teacher_loss=distilled.teacher_loss if distilled else taught_by,
-            pruned_loss=distilled.pruned_loss if distilled else loss.get("pruned"),
+            pruned_loss=distilled.pruned_loss if distilled else loss.pruned,
             distilled_loss=final,
-            tokens_per_second=figures.get("tokensPerSecond") or (distilled.tokens_per_second if distilled else None),
+            tokens_per_second=figures.tokens_per_second or (distilled.tokens_per_second if distilled else None),
             architecture=pruned.student if pruned else None,
             kept_layers=pruned.kept_layers if pruned else [],
             importance=self._importance(prune),
@@ -113,10 +130,11 @@ class Reader:
             history=self._history(distill, teacher.prepared),
             export=exported,
             load=load,
-            sample=figures.get("sample") or (exported.sample if exported else None),
+            sample=figures.sample or (exported.sample if exported else None),
             steps=steps,
             precision=_precision(distill),
             sequences=measured_over(distill, teacher.prepared) if distill else None,
+            results=chain.results,
         )
 
     def comparable(
@@ -174,10 +192,6 @@ def weights(artifact: Artifact | None) -> int | None:
         return None
     files = artifact.manifest.files
     return sum(record.size for name, record in files.items() if name.endswith(".safetensors")) or None
-
-
-def _first(losses: Sequence[Mapping[str, float]], name: str) -> float | None:
-    return next((loss[name] for loss in losses if loss.get(name) is not None), None)
 
 
 def _precision(artifact: Artifact | None) -> str | None:

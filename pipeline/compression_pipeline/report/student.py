@@ -3,14 +3,18 @@
 It names no run and no student: two runs may share one export, each by names of its own.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
-from compression_pipeline.ancestry import Ancestry
-from compression_pipeline.artifact import versions
-from compression_pipeline.config import ConfigModel, ExportJob, Phase, Precision
+from pydantic.alias_generators import to_camel
 
-from .data import Exported, RunData, StepData
+from compression_pipeline.artifact import versions
+from compression_pipeline.config import PHASES, ConfigModel, ExportJob, JobConfig, Phase, Precision
+
+from .ancestry import Ancestry
+from .data import Exported, RunData
 from .reading import Reader
+from .resource import Losses, Step, Student
 
 NAME = "student"
 API_VERSION = "modelcompression.io/v1alpha1"
@@ -24,29 +28,28 @@ NOTE = (
 def load_student(ancestry: Ancestry, job: ExportJob, exported: Exported) -> RunData:
     """The student that `job` has exported but not yet published. The same artifacts give the same values."""
     reader = Reader()
-    for artifact in ancestry.artifacts.values():
+    found = {phase: made.artifact for phase, made in ancestry.made.items()}
+    for artifact in found.values():
         reader.saw(artifact.manifest.versions)
     reader.saw(versions())
-    found = ancestry.artifacts
-    result = ancestry.distill[1]
-    teacher = reader.teacher(found[Phase.PREPARE], found.get(Phase.FINETUNE), losses=[{"teacher": result.teacher_loss}])
+    shared = reader.chain({phase: artifact for phase, artifact in found.items() if not PHASES[phase].per_student})
+    own = reader.chain({phase: artifact for phase, artifact in found.items() if PHASES[phase].per_student})
+    teacher = reader.teacher(shared, losses=[Losses(teacher=ancestry.distill[1].teacher_loss)])
     steps = [_step(phase, artifact.manifest.config["fingerprint"], artifact.name) for phase, artifact in found.items()]
     steps.append(_step(Phase.EXPORT, job.fingerprint, f"{Phase.EXPORT}-{job.fingerprint}"))
     student = reader.student(
-        NAME,
-        found[Phase.PRUNE],
-        found[Phase.DISTILL],
+        own,
         exported,
         teacher=teacher,
-        steps=[step for step in steps if step.phase not in (Phase.PREPARE.value, Phase.FINETUNE.value)],
+        steps=[step for step in steps if PHASES[Phase(step.phase)].per_student],
         load="../model",
+        figures=Student(name=NAME),
     )
     teacher, students = reader.comparable(teacher, [student])
     return RunData(
         name=NAME,
         title=ancestry.title,
         phase="Succeeded",
-        generation=None,
         start=None,
         end=found[Phase.DISTILL].manifest.created,
         message="",
@@ -58,53 +61,50 @@ def load_student(ancestry: Ancestry, job: ExportJob, exported: Exported) -> RunD
         gaps=reader.gaps,
         place="this page's folder",
         manifest_note=NOTE,
+        results=shared.results,
     )
 
 
-def resource_of(run: RunData) -> dict[str, Any]:
-    """A resource that makes the student again."""
+def manifest_of(run: RunData) -> dict[str, Any]:
+    """A manifest that makes the student again."""
     return {"apiVersion": API_VERSION, "kind": "CompressionRun", "metadata": {"name": run.name}, "spec": run.spec}
 
 
 def spec_of(ancestry: Ancestry, job: ExportJob) -> dict[str, Any]:
-    """The spec of a run of this student alone: what its jobs were told, defaults left out, Hub commits resolved."""
-    prepare, told = ancestry.prepare, ancestry.prepared
-    teacher, dataset = _given(told.teacher), _given(told.dataset)
-    for source, resolved in ((teacher, prepare.resolved_teacher), (dataset, prepare.resolved_dataset)):
+    """The spec of a run of this student alone: what its jobs were told, defaults left out, Hub commits resolved.
+
+    A job is told a part of the spec by the name that it has there; prune alone, what stands with the student.
+    """
+    prepare = ancestry.prepare
+    blocks = {name: block for made in ancestry.made.values() for name, block in _blocks(made.job)} | dict(_blocks(job))
+    for name, resolved in (("teacher", prepare.resolved_teacher), ("dataset", prepare.resolved_dataset)):
         if resolved.revision:
-            source["revision"] = resolved.revision
-    distill = ancestry.distill[0]
+            blocks[name]["revision"] = resolved.revision
     # Text that was tokenized once serves every length.
-    spec: dict[str, Any] = {"teacher": teacher, "dataset": dataset | {"sequenceLength": distill.sequence_length}}
-    if ancestry.finetuned:
-        spec["finetune"] = _given(ancestry.finetuned[0].finetune)
-    spec["students"] = [{"name": NAME, "prune": _given(ancestry.prune[0].prune)}]
-    spec["distill"] = _given(distill.distill)
+    blocks["dataset"]["sequenceLength"] = ancestry.distill[0].sequence_length
+    student = {"name": NAME, "prune": blocks.pop("prune")}
     # A key of prune's counts on its device's arithmetic, which no setting says but whether it asks for a GPU.
-    planned = ancestry.artifacts[Phase.PRUNE].manifest.metrics.get("plannedPrecision")
+    planned = ancestry.made[Phase.PRUNE].artifact.manifest.metrics.get("plannedPrecision")
     phases = {"prune": {"gpusPerNode": 0}} if planned == Precision.FP32 else {}
-    optional = {"validation": _given(distill.validation), "export": _given(job.export), "phases": phases}
-    return spec | {name: settings for name, settings in optional.items() if settings}
+    first = {name: blocks.pop(name) for name in ("teacher", "dataset", "finetune") if name in blocks}
+    rest = {name: block for name, block in {**blocks, "phases": phases}.items() if block}
+    return {**first, "students": [student], **rest}
 
 
-def _step(phase: Phase, fingerprint: str, artifact: str) -> StepData:
+def _blocks(job: JobConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in type(job).model_fields:
+        settings = getattr(job, name)
+        if isinstance(settings, ConfigModel):
+            yield to_camel(name), settings.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def _step(phase: Phase, fingerprint: str, artifact: str) -> Step:
     """A step that succeeded; when, and at which attempt, is the business of the run that it was a part of."""
-    return StepData(
+    return Step(
         name=phase.value,
         phase=phase.value,
-        student=None,
         state="Succeeded",
         attempt=1,
-        failures=0,
-        cached=False,
         artifact=artifact,
         fingerprint=fingerprint,
-        message="",
-        start=None,
-        end=None,
-        progress={},
     )
-
-
-def _given(settings: ConfigModel) -> dict[str, Any]:
-    return settings.model_dump(mode="json", by_alias=True, exclude_defaults=True)

@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from compression_pipeline.config import human_bytes
 
-from .data import RunData, StepData, StudentData
+from .data import StudentData
+from .resource import Step
 
 WON_BACK = 0.8
 """Share of the lost validation loss that a student must win back to be called good."""
@@ -64,6 +65,11 @@ def perplexity(value: float | None) -> str:
     return DASH if value is None or value > 100 else f"{math.exp(value):,.1f}"
 
 
+def speed(value: float | None) -> str:
+    """Tokens per second."""
+    return f"{value:,.0f}" if value else DASH
+
+
 def duration(seconds: float | None) -> str:
     """A time that a person can compare: 48 s, 3 min 5 s, 2 h 10 min."""
     if seconds is None:
@@ -106,7 +112,7 @@ def _unfinished(student: StudentData) -> Verdict | None:
     """The finding on a student that has no exported checkpoint (yet)."""
     failed = next((step for step in student.steps if step.state == "Failed"), None)
     if failed is not None:
-        sentence = f"It failed in {failed.phase}: {failed.message or 'no reason is recorded'}"
+        sentence = f"It failed in {failed.phase}: {failed.reason or 'no reason is recorded'}"
         return Verdict(Tone.POOR, f"Failed in {failed.phase}", sentence)
     if any(step.state == "Skipped" for step in student.steps):
         return Verdict(Tone.POOR, "Never ran", "A step that it needs failed, so it was not made.")
@@ -116,7 +122,7 @@ def _unfinished(student: StudentData) -> Verdict | None:
     if waiting is None or waiting.state == "Pending":
         where = f"It waits for {waiting.phase}." if waiting else "Its steps are not planned yet."
         return Verdict(Tone.OPEN, "Not finished", where)
-    step, total = waiting.progress.get("step"), waiting.progress.get("totalSteps")
+    step, total = waiting.progress.step, waiting.progress.total_steps
     progress = f", step {step:,} of {total:,}" if step is not None and total else ""
     return Verdict(Tone.OPEN, "Not finished", f"It is in {waiting.phase}{progress}.")
 
@@ -140,43 +146,10 @@ def _details(student: StudentData, final: float, teacher: float) -> Iterator[str
         )
 
 
-def warnings(run: RunData) -> Iterator[str]:
-    """What a reader should know before trusting the figures."""
-    if run.phase not in ("Succeeded",):
-        yield f"The run is {run.phase}, so this page is not complete. {run.message}".strip()
-    teacher = run.teacher
-    if teacher.loss is not None and teacher.corrected_loss is not None and teacher.corrected_loss > teacher.loss:
-        yield (
-            f"Teacher correction made the teacher worse on the validation text ({loss(teacher.loss)} to "
-            f"{loss(teacher.corrected_loss)}): lower finetune.learningRate or finetune.steps."
-        )
-    for student in run.students:
-        yield from _training_warnings(student)
-    for step in run.steps:
-        if step.failures and step.state == "Succeeded":
-            times = "once" if step.failures == 1 else f"{step.failures} times"
-            yield f"{step.name} failed {times} before it succeeded in attempt {step.attempt}."
-    yield from run.gaps
-
-
-def _training_warnings(student: StudentData) -> Iterator[str]:
-    points = [y for _, y in student.history.validation]
-    if student.distilled_loss is None or len(points) < 3:
-        return
-    lowest, last = min(points), points[-1]
-    if last > lowest * 1.01:
-        yield (
-            f"{student.name}: validation loss rose again to {loss(last)} after a low of {loss(lowest)}: fewer "
-            "distill.steps, more text or a lower learning rate may do better."
-        )
-    elif points[-2] - last > 0.01 * last:
-        yield f"{student.name}: validation loss was still falling at the end; more distill.steps would win back more."
-
-
-def step_note(step: StepData) -> str:
+def step_note(step: Step) -> str:
     """What stands beside a step in the table of steps."""
     if step.cached:
         return "found in the store, not run again"
     if step.state == "Succeeded":
         return f"attempt {step.attempt}" if step.attempt > 1 else ""
-    return step.message
+    return step.reason

@@ -1,45 +1,57 @@
 """Make the report's files."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from compression_pipeline.ancestry import Ancestry
-from compression_pipeline.config import ExportJob
+from compression_pipeline.config import Architecture, ExportJob, PruneConfig
 
 from . import PAGE
+from .ancestry import Ancestry
 from .data import Exported
-from .page import distillation_series, manifest_of, render
-from .picture import draw
-from .run import load_run
-from .student import load_student, resource_of
+from .importance import read_importance
+from .page import as_yaml, render, render_chart, render_importance
+from .phases.distill import validation_chart
+from .resource import read_resource
+from .run import run_data
+from .student import load_student, manifest_of
 
-PICTURE = "loss.png"
+PICTURE = "loss.svg"
+IMPORTANCE = "importance.html"
 
 
 def write_report(run: Path, store: Path, output: Path) -> Path:
-    """Write `index.html` and, where a student was distilled, `loss.png` into the folder `output`; returns the page.
+    """Write `index.html` and, where a student was distilled, `loss.svg` into the folder `output`; returns the page.
 
     `run` is the run.yaml of a work directory, `store` the store that holds its artifacts. An unfinished run gets a page
     too. Raises UserError where `run` can't be read or is no CompressionRun.
     """
-    data = load_run(run, store)
-    manifest = manifest_of(yaml.safe_load(run.read_text(encoding="utf-8")))
-    page = render(data, manifest)
+    resource = read_resource(run)
+    data = run_data(resource, store)
+    files = {PAGE: render(data, as_yaml(resource.manifest))}
     output.mkdir(parents=True, exist_ok=True)
-    series, levels = distillation_series(data)
+    if chart := validation_chart(data):
+        files[PICTURE] = render_chart(chart)
+    else:
+        (output / PICTURE).unlink(missing_ok=True)  # of the run as it was: no longer true
     with tempfile.TemporaryDirectory(dir=output, prefix=".report-") as folder:
-        drafts = [Path(folder) / PAGE]
-        drafts[0].write_text(page, encoding="utf-8")
-        if any(line.points for line in series):
-            drafts.append(Path(folder) / PICTURE)
-            draw(drafts[1], series, levels)
-        else:
-            (output / PICTURE).unlink(missing_ok=True)  # of the run as it was: no longer true
-        for draft in drafts:
-            draft.replace(output / draft.name)
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        for name in files:
+            (Path(folder) / name).replace(output / name)
     return output / PAGE
+
+
+def write_importance(folder: Path, teacher: Architecture, prune: PruneConfig, kept_layers: Sequence[int]) -> Path:
+    """Write `importance.html` into the folder of prune's artifact, of the scores and the choice there; returns it.
+
+    `kept_layers` are counted from 1. The same scores make the same page, to the byte.
+    """
+    page, title = folder / IMPORTANCE, "What was kept, and why"
+    found = read_importance(folder)
+    named = bool(prune.drop_layers)
+    page.write_text(render_importance(teacher, kept_layers, found, named=named, title=title), encoding="utf-8")
+    return page
 
 
 def write_student_report(ancestry: Ancestry, job: ExportJob, exported: Exported, folder: Path) -> Path:
@@ -50,5 +62,5 @@ def write_student_report(ancestry: Ancestry, job: ExportJob, exported: Exported,
     data = load_student(ancestry, job, exported)
     page = folder / PAGE
     folder.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(data, manifest_of(resource_of(data))), encoding="utf-8")
+    page.write_text(render(data, as_yaml(manifest_of(data))), encoding="utf-8")
     return page

@@ -2,29 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from compression_pipeline.ancestry import Ancestry
 from compression_pipeline.artifact import versions
-from compression_pipeline.config import (
-    PACKING,
-    Architecture,
-    DistillJob,
-    ExportConfig,
-    FinetuneJob,
-    ImportanceConfig,
-    Phase,
-    Precision,
-    PrepareResult,
-    ResolvedSource,
-    TrainingConfig,
-    losses_in_words,
-    method_words,
-    number_runs,
-    passes,
-)
+from compression_pipeline.config import Architecture, ExportConfig, Precision, PrepareResult, ResolvedSource
 from compression_pipeline.config.schemes import scheme_of
+
+from . import markdown
+from .ancestry import Ancestry
+from .phases import all_phases
 
 SIZES = (
     ("Parameters", "parameters"),
@@ -35,17 +21,6 @@ SIZES = (
     ("Key/value heads", "query_groups"),
     ("Head dimension", "head_dim"),
     ("Vocabulary", "vocabulary_size"),
-)
-HYPERPARAMETERS = (
-    ("Steps", "steps"),
-    ("Global batch size (sequences)", "global_batch_size"),
-    ("Peak learning rate", "learning_rate"),
-    ("Final learning rate (cosine)", "min_learning_rate"),
-    ("Warm-up steps", "warmup_steps"),
-    ("Weight decay", "weight_decay"),
-    ("Adam betas", "adam_betas"),
-    ("Gradient clipping", "clip_gradient"),
-    ("Seed", "seed"),
 )
 
 
@@ -67,7 +42,7 @@ def model_card(
         "its parts, then distilled from the teacher (Minitron, [2407.14679](https://arxiv.org/abs/2407.14679) and "
         "[2408.11796](https://arxiv.org/abs/2408.11796)), by compression-operator.",
         "## Load it",
-        _code(
+        markdown.code(
             "python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             'folder = "."  # where this file lies, or the name of its repository\n'
@@ -77,14 +52,14 @@ def model_card(
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))",
         ),
         "A prompt and its greedy continuation:" if sample else "",
-        _code("text", sample) if sample else "",
+        markdown.code("text", sample) if sample else "",
         "## Sizes",
-        _table(("", "Teacher", "This model"), _sizes(teacher, student)),
+        markdown.table(("", "Teacher", "This model"), _sizes(teacher, student)),
         "## Validation loss",
         "Mean negative log-likelihood per token (nats), and its exponential, over the same "
         f"{ancestry.validation_sequences:,} sequences of {ancestry.distill[0].sequence_length:,} tokens of the "
         f"validation split{_arithmetic(ancestry)}.",
-        _table(("Model", "Loss", "Perplexity"), _losses(ancestry, export)),
+        markdown.table(("Model", "Loss", "Perplexity"), _losses(ancestry, export)),
         "The loss of the teacher as it came is not among them: it was measured over another number of sequences."
         if ancestry.teacher_loss is None
         else "",
@@ -93,9 +68,9 @@ def model_card(
         if report
         else "",
         "## How it was made",
-        *_phases(ancestry),
+        *(said for phase in all_phases() for said in phase.card(ancestry)),
         "## From what",
-        _table(("", "Source", "Revision", "Digest of the content"), _sources(ancestry.prepare)),
+        markdown.table(("", "Source", "Revision", "Digest of the content"), _sources(ancestry.prepare)),
         "The logits of these files in plain transformers were compared with those of the model that was trained "
         f"(float32 arithmetic, weights in {export.dtype.value}): relative error {relative_error:.1g}.",
         "Made with " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".",
@@ -150,77 +125,8 @@ def _arithmetic(ancestry: Ancestry) -> str:
     return f", computed in {Precision(used).words}" if used else ""
 
 
-def _phases(ancestry: Ancestry) -> list[str]:
-    (prune, pruned), (distill, _) = ancestry.prune, ancestry.distill
-    prepare = ancestry.prepare
-    parts = [
-        f"**Data.** {prepare.documents:,} documents, {prepare.train_tokens:,} tokens to train on and "
-        f"{prepare.validation_tokens:,} to validate on. {PACKING}."
-    ]
-    if ancestry.finetuned is not None:
-        job = ancestry.finetuned[0]
-        parts += [
-            f"**Teacher correction.** The teacher was trained on the data, sequences of {job.sequence_length} tokens.",
-            _table(("Setting", "Value"), _settings(ancestry, Phase.FINETUNE, job, job.finetune)),
-        ]
-    kept = pruned.kept_layers
-    layers = f"all {len(kept)} layers" if len(kept) == prepare.teacher.layers else f"layers {number_runs(kept)} of "
-    layers += "" if len(kept) == prepare.teacher.layers else f"{prepare.teacher.layers} (counted from 1)"
-    importance = prune.prune.importance
-    ranked = prune.prune.layers is not None and len(kept) < prepare.teacher.layers
-    how = f" by {method_words(importance.depth)}" if ranked else ""
-    parts += [
-        f"**Pruning.** NVIDIA ModelOpt's mcore_minitron; importance{_otherwise(importance)} from the activations of "
-        f"{ancestry.calibration_samples:,} sequences of {prune.sequence_length:,} tokens. "
-        f"Kept: {layers}{how}; the other sizes as in the table above.",
-        f"**Distillation.** {_losses_told(distill)}. Sequences of "
-        f"{distill.sequence_length} tokens; NVIDIA Megatron-Core and ModelOpt.",
-        _table(("Setting", "Value"), _settings(ancestry, Phase.DISTILL, distill, distill.distill)),
-    ]
-    return parts
-
-
-def _otherwise(importance: ImportanceConfig) -> str:
-    """Which axes were ranked by another method than the default."""
-    default = ImportanceConfig().by_axis()
-    others = [f"{axis} by {method_words(name)}" for axis, name in importance.by_axis().items() if name != default[axis]]
-    return f" ({', '.join(others)})" if others else ""
-
-
-def _losses_told(distill: DistillJob) -> str:
-    said = losses_in_words(distill.distill.losses)
-    alone = len(distill.distill.losses) == 1
-    return f"{said[0].upper()}{said[1:]}, {'mean over tokens; no other loss' if alone else 'each a mean over tokens'}"
-
-
-def _settings(
-    ancestry: Ancestry, phase: Phase, job: FinetuneJob | DistillJob, settings: TrainingConfig
-) -> list[tuple[str, ...]]:
-    values = {**settings.model_dump(), "adam_betas": f"{settings.adam_beta1}, {settings.adam_beta2}"}
-    seen = passes(
-        text_tokens=ancestry.prepare.train_tokens,
-        sequence_length=job.sequence_length,
-        sequences=settings.steps * settings.global_batch_size,
-    )
-    used = ancestry.artifacts[phase].manifest.metrics.get("precision", settings.precision)
-    rows = [(label, str(values[field])) for label, field in HYPERPARAMETERS]
-    return [*rows, ("Arithmetic", Precision(used).words), ("Trained on", str(seen))]
-
-
 def _sources(prepare: PrepareResult) -> list[tuple[str, ...]]:
     def row(label: str, source: ResolvedSource) -> tuple[str, ...]:
         return label, f"`{source.source}`", f"`{source.revision}`" if source.revision else "", f"`{source.digest}`"
 
     return [row("Teacher", prepare.resolved_teacher), row("Data", prepare.resolved_dataset)]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _code(language: str, text: str) -> str:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,27 @@
+"""What each phase adds to the report and to the card: one file a phase, one entry in `REPORTS`.
+
+A phase without an entry is there too, with the figures of its result.
+"""
+
+from collections.abc import Mapping
+
+from compression_pipeline.config import Phase
+
+from . import distill, export, finetune, prepare, prune
+from .base import PhaseReport, Row, plain
+
+REPORTS: Mapping[Phase, PhaseReport] = {
+    Phase.PREPARE: prepare.REPORT,
+    Phase.FINETUNE: finetune.REPORT,
+    Phase.PRUNE: prune.REPORT,
+    Phase.DISTILL: distill.REPORT,
+    Phase.EXPORT: export.REPORT,
+}
+
+
+def all_phases() -> list[PhaseReport]:
+    """Of every phase, in their order."""
+    return [REPORTS.get(phase) or plain(phase) for phase in Phase]
+
+
+__all__ = ["REPORTS", "PhaseReport", "Row", "all_phases"]

@@ -1,0 +1,117 @@
+"""distill: what a student won back, over the steps."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from compression_pipeline.config import DistillConfig, DistillJob, Phase, losses_in_words
+from compression_pipeline.report import words
+from compression_pipeline.report.ancestry import Ancestry
+from compression_pipeline.report.charts import COLOURS, Level, LineChart, Series, line_chart
+from compression_pipeline.report.data import RunData, StudentData
+
+from . import training
+from .base import Fact, Panel, PhaseReport, Spec
+
+
+def validation_chart(run: RunData) -> LineChart | None:
+    """Validation loss of every student over the steps of its distillation, and its teacher's, before and after."""
+    teacher = run.teacher
+    levels: list[Level] = []
+    if teacher.corrected_loss is not None:
+        levels.append(Level("corrected teacher", teacher.corrected_loss))
+    if teacher.loss is not None:
+        levels.append(Level("teacher", teacher.loss, strong=not levels))
+    histories = [(student.name, student.history.validation) for student in run.students]
+    return line_chart(
+        "Validation loss while distilling",
+        [
+            Series(name, points, number % COLOURS, dots=len(points) <= training.MOST_DOTS)
+            for number, (name, points) in enumerate(histories)
+        ],
+        note="nats per token, the same held-out text for every model; step 0 is the student straight after pruning",
+        levels=levels,
+    )
+
+
+def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel | None]:
+    yield line_chart(
+        "Distillation loss",
+        [Series("training", student.history.loss, colour)],
+        note="divergence from the teacher's predictions on the training text, nats per token",
+        name_lines=False,
+    )
+
+
+def _facts(run: RunData) -> Iterator[Fact]:
+    for whose, settings in _distillations(run.spec):
+        used = {student.precision for student in run.students if whose in ("", f" of {student.name}")}
+        said = training.in_words(run, settings, used.pop() if len(used) == 1 else None)
+        yield f"Distillation{whose}", f"{said}. Loss: {_losses(settings)}"
+
+
+def _losses(settings: Mapping[str, Any]) -> str:
+    """What students were trained to match, of a spec that an older or a newer version may have written."""
+    given = {"losses": settings["losses"]} if "losses" in settings else {}
+    try:
+        return losses_in_words(DistillConfig.model_validate({"steps": 1, "warmupSteps": 0, **given}).losses)
+    except ValidationError:
+        return ", ".join(str(loss.get("type")) for loss in settings["losses"])
+
+
+def _distillations(spec: Spec) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What students learn by, and whose it is: a student's own holds in place of the run's, which may be nobody's."""
+    students = spec.get("students") or []
+    if spec.get("distill") and not all(student.get("distill") for student in students):
+        yield "", spec["distill"]
+    for student in students:
+        if student.get("distill"):
+            yield f" of {student['name']}", student["distill"]
+
+
+def _seeds(spec: Spec) -> Iterator[tuple[str, Any]]:
+    for whose, settings in _distillations(spec):
+        yield f"distill{whose}", settings.get("seed", DistillConfig.model_fields["seed"].default)
+
+
+def _warnings(run: RunData) -> Iterator[str]:
+    for student in run.students:
+        points = [y for _, y in student.history.validation]
+        if student.distilled_loss is None or len(points) < 3:
+            continue
+        lowest, last = min(points), points[-1]
+        if last > lowest * 1.01:
+            yield (
+                f"{student.name}: validation loss rose again to {words.loss(last)} after a low of "
+                f"{words.loss(lowest)}: fewer distill.steps, more text or a lower learning rate may do better."
+            )
+        elif points[-2] - last > 0.01 * last:
+            yield (
+                f"{student.name}: validation loss was still falling at the end; more distill.steps would win back more."
+            )
+
+
+def _card(ancestry: Ancestry) -> Iterator[str]:
+    job = ancestry.distill[0]
+    yield (
+        f"**Distillation.** {_losses_told(job)}. Sequences of "
+        f"{job.sequence_length} tokens; NVIDIA Megatron-Core and ModelOpt."
+    )
+    yield training.card_table(ancestry, Phase.DISTILL, job, job.distill)
+
+
+def _losses_told(job: DistillJob) -> str:
+    said = losses_in_words(job.distill.losses)
+    alone = len(job.distill.losses) == 1
+    return f"{said[0].upper()}{said[1:]}, {'mean over tokens; no other loss' if alone else 'each a mean over tokens'}"
+
+
+REPORT = PhaseReport(
+    charts=lambda run: [validation_chart(run)],
+    panels=_panels,
+    facts=_facts,
+    seeds=_seeds,
+    warnings=_warnings,
+    card=_card,
+)

@@ -1,0 +1,60 @@
+"""prepare: the teacher as it came, and the text."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from compression_pipeline.config import PACKING, DatasetConfig
+from compression_pipeline.report import words
+from compression_pipeline.report.ancestry import Ancestry
+from compression_pipeline.report.data import RunData
+
+from .base import Fact, PhaseReport, Row, Spec
+from .training import length_of
+
+
+def _rows(run: RunData) -> Iterator[Row]:
+    teacher = run.teacher
+    yield Row(
+        "Teacher",
+        {
+            "Parameters": words.count(teacher.parameters),
+            "Of teacher": "100 %",
+            "Loss": words.loss(teacher.loss),
+            "Perplexity": words.perplexity(teacher.loss),
+            "Weights": words.size(teacher.checkpoint_bytes),
+        },
+    )
+
+
+def _facts(run: RunData) -> Iterator[Fact]:
+    prepared = run.teacher.prepared
+    if prepared is None:
+        return
+    shape = prepared.teacher
+    yield (
+        "Teacher",
+        f"{shape.family.value}, {words.count(prepared.teacher_parameters)} parameters: {shape.layers} layers, "
+        f"hidden {shape.hidden_size:,}, feed-forward {shape.ffn_hidden_size:,}, "
+        f"{shape.attention_heads} heads in {shape.query_groups} groups, vocabulary {shape.vocabulary_size:,}",
+    )
+    yield (
+        "Text",
+        f"{prepared.documents:,} documents: {prepared.train_tokens:,} tokens to train on, "
+        f"{prepared.validation_tokens:,} held out; sequences of {length_of(run.spec):,} tokens. {PACKING}",
+    )
+
+
+def _seeds(spec: Spec) -> Iterator[tuple[str, Any]]:
+    if spec.get("dataset"):
+        yield "dataset", spec["dataset"].get("seed", DatasetConfig.model_fields["seed"].default)
+
+
+def _card(ancestry: Ancestry) -> Iterator[str]:
+    prepare = ancestry.prepare
+    yield (
+        f"**Data.** {prepare.documents:,} documents, {prepare.train_tokens:,} tokens to train on and "
+        f"{prepare.validation_tokens:,} to validate on. {PACKING}."
+    )
+
+
+REPORT = PhaseReport(rows=_rows, facts=_facts, seeds=_seeds, card=_card)

@@ -1,0 +1,156 @@
+"""prune: what was measured, what was kept, and what was cut."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from compression_pipeline.config import METHODS, Architecture, ImportanceConfig, method_words, number_runs
+from compression_pipeline.report.ancestry import Ancestry
+from compression_pipeline.report.charts import Area, Cell, Grid, ranked_area
+from compression_pipeline.report.data import RunData, StudentData
+from compression_pipeline.report.importance import Axis, Importance
+
+from .base import Fact, Panel, PhaseReport, Spec
+
+MOST_HEAD_ROWS = 48
+
+RANKED = (
+    ("hiddenSize", "hidden", "hidden channels"),
+    ("ffnHiddenSize", "ffn", "feed-forward neurons"),
+    ("attentionHeads", "heads", "attention heads"),
+    ("layers", "depth", "layers"),
+)
+"""Fields of `prune` whose parts are ranked, the field of `prune.importance`, and what these parts are called."""
+
+
+def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel | None]:
+    found = student.importance or Importance()
+    named = bool(_settings(run.spec, student.name).get("dropLayers"))
+    return importance_panels(run.teacher.architecture, student.kept_layers, found, named=named)
+
+
+def importance_panels(
+    teacher: Architecture | None, kept_layers: Sequence[int], found: Importance, *, named: bool
+) -> Iterator[Panel | None]:
+    """A panel for every axis; None for what was not cut. `named`: the user said which layers go."""
+    yield _layers(teacher, kept_layers, found, named=named) if teacher and kept_layers else None
+    yield _heads(found)
+    yield _hidden(found)
+    yield _mean_axis("Feed-forward neurons", list(found.ffn.values()), "neurons a layer")
+
+
+def _layers(teacher: Architecture, kept_layers: Sequence[int], found: Importance, *, named: bool) -> Grid:
+    """One bar a layer of the teacher; `named`: by the user, and so not by what was measured."""
+    heights, by = _logarithmic(found.layers), method_words(found.depth)
+    kept = set(kept_layers)
+    cells = [
+        Cell(
+            label=str(number),
+            score=heights.get(number),
+            kept=number in kept,
+            hint=f"layer {number}: {'kept' if number in kept else 'dropped'}"
+            + (f", {by} {found.layers[number]:.4f}" if number in found.layers else ""),
+        )
+        for number in range(1, teacher.layers + 1)
+    ]
+    meaning = f": {METHODS[found.depth].meaning}" if found.depth in METHODS and METHODS[found.depth].meaning else ""
+    measured = f"{by} (log scale){meaning}; " if found.layers else ""
+    which = "all" if len(kept) == teacher.layers else number_runs(kept_layers)
+    chosen = "; the dropped ones are named in the manifest" if named else ""
+    return Grid("Layers", f"{measured}kept: {which} of {teacher.layers}{chosen}", [("", cells)])
+
+
+def _logarithmic(scores: Mapping[int, float]) -> dict[int, float]:
+    """Heights of bars on a logarithmic scale, the highest 1; the first layer's influence dwarfs all others'."""
+    positive = [score for score in scores.values() if score > 0]
+    if not positive:
+        return dict.fromkeys(scores, 0.0)
+    low, high = math.log(min(positive) / 2), math.log(max(positive))
+    return {n: (math.log(score) - low) / (high - low) if score > 0 else 0.0 for n, score in scores.items()}
+
+
+def _heads(found: Importance) -> Grid | None:
+    """A row of heads for every layer, where heads were pruned."""
+    if not any(len(axis.kept) < len(axis.scores) for axis in found.heads.values()):
+        return None
+    rows: list[tuple[str, Sequence[Cell]]] = []
+    for layer, axis in list(found.heads.items())[:MOST_HEAD_ROWS]:
+        highest, kept = max(axis.scores, default=0.0) or 1.0, set(axis.kept)
+        cells = [
+            Cell("", max(score, 0.0) / highest, i in kept, f"layer {layer}, head {i + 1}: {score:.4g}")
+            for i, score in enumerate(axis.scores)
+        ]
+        rows.append((str(layer), cells))
+    return Grid("Attention heads", "a row for every layer; the darker, the more important", rows)
+
+
+def _hidden(found: Importance) -> Area | None:
+    if found.hidden is None or len(found.hidden.kept) == len(found.hidden.scores):
+        return None
+    return _mean_axis("Hidden channels", [found.hidden], "channels")
+
+
+def _mean_axis(title: str, axes: Sequence[Axis], unit: str) -> Area | None:
+    """Ranked importance, a mean over layers (each scaled to its own sum); None where nothing was cut."""
+    cut = [axis for axis in axes if 0 < len(axis.kept) < len(axis.scores) and sum(axis.scores) > 0]
+    if not cut:
+        return None
+    totals = [sum(axis.scores) for axis in cut]
+    ranked = [[s / total for s in sorted(axis.scores, reverse=True)] for axis, total in zip(cut, totals, strict=True)]
+    scores = [sum(column) / len(ranked) for column in zip(*ranked, strict=False)]
+    shares = [kept for axis in cut if (kept := axis.kept_share) is not None]
+    held = f"{min(shares):.0%}" if max(shares) - min(shares) < 0.005 else f"{min(shares):.0%} to {max(shares):.0%}"
+    note = f"ranked by importance; the kept ones hold {held.replace('%', ' %')} of it"
+    return ranked_area(title, scores, len(cut[0].kept), unit, note)
+
+
+def _facts(run: RunData) -> Iterator[Fact]:
+    alone = len(run.students) == 1
+    for student in run.students:
+        if said := _pruning(_settings(run.spec, student.name), student):
+            yield "Pruning" if alone else f"Pruning of {student.name}", said
+
+
+def _settings(spec: Spec, student: str) -> Mapping[str, Any]:
+    """What the spec says of a student's sizes."""
+    return next((s.get("prune") or {} for s in spec.get("students") or [] if s.get("name") == student), {})
+
+
+def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
+    """What chose the parts that were kept: what was measured, or the user."""
+    told = settings.get("importance") or {}
+    default = ImportanceConfig()
+    ranked: dict[str, list[str]] = {}
+    for field, axis, name in RANKED:
+        if settings.get(field):
+            ranked.setdefault(method_words(told.get(axis, getattr(default, axis))), []).append(name)
+    parts = [f"{', '.join(names)} ranked by {by}" for by, names in ranked.items()]
+    if dropped := settings.get("dropLayers"):
+        parts.append(f"layers {number_runs(sorted(set(dropped)))} dropped, as the manifest names them, not ranked")
+    if parts and student.calibration_samples:
+        parts.append(f"importance measured on {student.calibration_samples:,} sequences of the training text")
+    return "; ".join(parts)
+
+
+def _card(ancestry: Ancestry) -> Iterator[str]:
+    (job, pruned), whole = ancestry.prune, ancestry.prepare.teacher.layers
+    kept = pruned.kept_layers
+    layers = f"all {whole} layers" if len(kept) == whole else f"layers {number_runs(kept)} of {whole} (counted from 1)"
+    importance = job.prune.importance
+    ranked = job.prune.layers is not None and len(kept) < whole
+    how = f" by {method_words(importance.depth)}" if ranked else ""
+    yield (
+        f"**Pruning.** NVIDIA ModelOpt's mcore_minitron; importance{_otherwise(importance)} from the activations of "
+        f"{ancestry.calibration_samples:,} sequences of {job.sequence_length:,} tokens. "
+        f"Kept: {layers}{how}; the other sizes as in the table above."
+    )
+
+
+def _otherwise(importance: ImportanceConfig) -> str:
+    """Which axes were ranked by another method than the default."""
+    default = ImportanceConfig().by_axis()
+    others = [f"{axis} by {method_words(name)}" for axis, name in importance.by_axis().items() if name != default[axis]]
+    return f" ({', '.join(others)})" if others else ""
+
+
+REPORT = PhaseReport(panels=_panels, facts=_facts, card=_card)

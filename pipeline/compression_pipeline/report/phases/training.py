@@ -1,0 +1,69 @@
+"""What the phases that train say alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compression_pipeline.config import (
+    DatasetConfig,
+    DistillConfig,
+    DistillJob,
+    FinetuneJob,
+    Phase,
+    Precision,
+    TrainingConfig,
+    passes,
+)
+from compression_pipeline.report import markdown, words
+from compression_pipeline.report.ancestry import Ancestry
+from compression_pipeline.report.data import RunData
+
+from .base import Spec
+
+HYPERPARAMETERS = (
+    ("Steps", "steps"),
+    ("Global batch size (sequences)", "global_batch_size"),
+    ("Peak learning rate", "learning_rate"),
+    ("Final learning rate (cosine)", "min_learning_rate"),
+    ("Warm-up steps", "warmup_steps"),
+    ("Weight decay", "weight_decay"),
+    ("Adam betas", "adam_betas"),
+    ("Gradient clipping", "clip_gradient"),
+    ("Seed", "seed"),
+)
+
+MOST_DOTS = 60
+"""Points of a curve that are each marked; of more, only the line is drawn."""
+
+
+def length_of(spec: Spec) -> int:
+    """Tokens of a sequence."""
+    default = DatasetConfig.model_fields["sequence_length"].default
+    return (spec.get("dataset") or {}).get("sequenceLength", default)
+
+
+def in_words(run: RunData, settings: Mapping[str, Any], precision: str | None) -> str:
+    """A training by its settings in the spec, and the arithmetic that it used."""
+    fields, length, prepared = DistillConfig.model_fields, length_of(run.spec), run.teacher.prepared
+    batch = settings.get("globalBatchSize", fields["global_batch_size"].default)
+    steps = settings.get("steps", 0)
+    rate = settings.get("learningRate")
+    peak = f", learning rate {float(rate):g} at its peak" if rate is not None else ""
+    seen = f"{words.count(steps * batch * length)} tokens"
+    if prepared is not None:
+        seen = str(passes(text_tokens=prepared.train_tokens, sequence_length=length, sequences=steps * batch))
+    used = f"; computed in {precision}" if precision else ""
+    return f"{steps:,} steps of {batch:,} sequences ({seen}){peak}{used}"
+
+
+def card_table(ancestry: Ancestry, phase: Phase, job: FinetuneJob | DistillJob, settings: TrainingConfig) -> str:
+    """The settings of a training as a table of the card."""
+    values = {**settings.model_dump(), "adam_betas": f"{settings.adam_beta1}, {settings.adam_beta2}"}
+    seen = passes(
+        text_tokens=ancestry.prepare.train_tokens,
+        sequence_length=job.sequence_length,
+        sequences=settings.steps * settings.global_batch_size,
+    )
+    used = ancestry.made[phase].artifact.manifest.metrics.get("precision", settings.precision)
+    rows = [(label, str(values[field])) for label, field in HYPERPARAMETERS]
+    rows += [("Arithmetic", Precision(used).words), ("Trained on", str(seen))]
+    return markdown.table(("Setting", "Value"), rows)
