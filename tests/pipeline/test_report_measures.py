@@ -1,12 +1,21 @@
 """Figures of a report that were measured at different times: the last ones are shown, and only what compares."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
+import pytest
+import yaml
 from pages import Page
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from report_run import CORRECTED_LOSS, DEPTH, TEACHER_LOSS, WIDTH, Run
 
+from compression_operator.api.run import CompressionRun
 from compression_pipeline.artifact import Store
+from compression_pipeline.errors import UserError
 from compression_pipeline.report import words
+from compression_pipeline.report.resource import Resource
 from compression_pipeline.report.write import write_report
 from compression_pipeline.store.published import Published
 
@@ -46,3 +55,35 @@ def test_models_that_were_measured_over_other_sequences_are_not_compared(tmp_pat
     losses = [row[head.index("Loss")] for row in (teacher, corrected, width, depth)]
     assert losses == [words.DASH, f"{CORRECTED_LOSS:.3f}", f"{WIDTH.distilled:.3f}", words.DASH]
     assert f"{DEPTH.name} was measured over 256 validation sequences and not over 512 as the others" in page.text
+
+
+def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def inner(annotation: Any) -> type[BaseModel] | None:
+    """The model in an optional, or in a sequence."""
+    parts = [annotation, *get_args(annotation)]
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+
+
+def unknown(read: type[BaseModel], written: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Fields that are read and that nobody writes."""
+    for name, field in fields(read).items():
+        there = fields(written).get(name)
+        if there is None:
+            yield f"{path}{name}"
+        elif (model := inner(field.annotation)) and (other := inner(there.annotation)):
+            yield from unknown(model, other, f"{path}{name}.")
+
+
+def test_what_is_read_of_a_resource_is_what_the_operator_writes() -> None:
+    assert list(unknown(Resource, CompressionRun)) == []
+
+
+def test_a_status_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    run = Run(tmp_path).write()
+    run.steps[0]["attempt"] = "often"
+    run.run_yaml.write_text(yaml.safe_dump(run.resource()))
+    with pytest.raises(UserError, match=r"run.yaml: status.steps.0.attempt can't be read \(.*\); give the run.yaml of"):
+        page_of(run)
