@@ -218,3 +218,12 @@ def test_the_readme_s_manifest_is_valid_everywhere(world: World, tmp_path: Path)
 
 def test_no_example_of_hypothesis_is_judged_by_the_clock() -> None:
     assert settings.default is not None and settings.default.deadline is None
+
+
+def test_no_phase_is_named_outside_the_tables() -> None:
+    """A phase is an entry of PHASES and one of STEPS: what depends on a phase asks one of these what it is like."""
+    table = OPERATOR / "core" / "phase_steps.py"
+    naming = [
+        str(path) for path in sources(OPERATOR) if path != table and re.search(r"\bPhase\.[A-Z]", path.read_text())
+    ]
+    assert naming == []

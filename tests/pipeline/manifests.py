@@ -43,7 +43,7 @@ def told(run: CompressionRun, step: str, job: type[Job]) -> Job:
     """What the job of a step is told, by way of its JSON."""
     source = {"source": "hf://owner/x", "digest": "d"}
     resolved = Resolved.model_validate({"key": "k" * 32, "teacher": source, "dataset": source})
-    steps = plan(run.spec, resolved=resolved)
+    steps = plan(run.spec, discovered={"prepare": resolved})
     planned = steps.get(step)
     assert planned
     return job.model_validate(steps.job(planned, run="demo", attempt=1).config.for_image())

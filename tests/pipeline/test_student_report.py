@@ -181,7 +181,8 @@ def test_what_was_pruned_without_a_gpu_is_found_where_there_is_one(copy: Store) 
         dataset=ResolvedSource(source="file:texts", digest="2"),
     )
     told = told.model_copy(update={"finetune": None})
-    here, there = (plan(told, resolved=resolved, gpus=gpus).get("prune-student") for gpus in (False, True))
+    found = {"prepare": resolved}
+    here, there = (plan(told, discovered=found, gpus=gpus).get("prune-student") for gpus in (False, True))
     assert here and there and here.artifact == there.artifact is not None
 
 

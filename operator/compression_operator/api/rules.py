@@ -75,11 +75,11 @@ def _unsplit(spec: CompressionRunSpec, phase: str, training: TrainingConfig | No
     """Whether a batch of whole micro-batches (anything else is told elsewhere) does not split over its ranks."""
     if training is None or training.global_batch_size % training.micro_batch_size:
         return False
-    return training.global_batch_size % (training.micro_batch_size * ranks(getattr(spec.phases, phase))) != 0
+    return training.global_batch_size % (training.micro_batch_size * ranks(spec.phases.of(phase))) != 0
 
 
 def _unsplit_sentence(spec: CompressionRunSpec, phase: str, training: TrainingConfig, *student: str) -> str:
-    batch, micro, count = training.global_batch_size, training.micro_batch_size, ranks(getattr(spec.phases, phase))
+    batch, micro, count = training.global_batch_size, training.micro_batch_size, ranks(spec.phases.of(phase))
     template = _unsplit_template(phase, of_student=bool(student))
     return indivisible(template, (*student, batch, micro, count), batch, micro * count)
 

@@ -1,10 +1,11 @@
 """`spec` of a CompressionRun: what the user asks for."""
 
 import re
+from copy import copy
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, create_model
 
 from compression_pipeline.config import (
     PHASES,
@@ -14,6 +15,7 @@ from compression_pipeline.config import (
     DistillConfig,
     ExportConfig,
     FinetuneConfig,
+    PhaseSpec,
     PruneConfig,
     Rule,
     TeacherConfig,
@@ -175,7 +177,7 @@ class PhaseSettings(ConfigModel):
         description="Number of pods of the job: a master and nodes - 1 workers. Local runs use one node.",
     )
     gpus_per_node: int = Field(
-        default=8,
+        default=0,
         ge=0,
         le=16,
         description="GPUs of one pod. Each GPU runs one rank. 0 runs on CPU. Local runs use the GPUs of the machine.",
@@ -238,7 +240,7 @@ class PhaseSettings(ConfigModel):
 
 
 class SingleProcessSettings(PhaseSettings):
-    """How the jobs of a phase run that is one process, without a GPU unless asked for."""
+    """How the jobs of a phase run that does not train: each is one process."""
 
     nodes: int = Field(
         default=1,
@@ -246,40 +248,44 @@ class SingleProcessSettings(PhaseSettings):
         le=1,
         description="Number of pods of the job. Always 1, because this phase is a single process.",
     )
-    gpus_per_node: int = Field(default=0, ge=0, le=1, description="GPUs of the pod. This phase does not need one.")
+    gpus_per_node: int = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="GPUs of the pod. 0 runs on CPU. One process does the work, so the teacher must fit on one GPU.",
+    )
     processes_per_node: int = Field(
         default=1, ge=1, le=1, description="Ranks of the pod. Always 1, because this phase is a single process."
     )
 
 
-class PruneSettings(SingleProcessSettings):
-    """How prune's jobs run: one process, on one GPU unless told otherwise."""
-
-    gpus_per_node: int = Field(
-        default=1,
-        ge=0,
-        le=1,
-        description="GPUs of the pod. 0 runs on CPU. Pruning is a single process, so the teacher must fit on one GPU.",
-    )
-
-
-class PhaseSettingsByPhase(ConfigModel):
+class SettingsByPhase(ConfigModel):
     """Settings of each phase's jobs."""
 
-    prepare: SingleProcessSettings = Field(
-        default=SingleProcessSettings(),
-        description="Settings of the jobs that fetch the teacher and tokenize the text.",
-    )
-    finetune: PhaseSettings = Field(
-        default=PhaseSettings(), description="Settings of the jobs that correct the teacher."
-    )
-    prune: PruneSettings = Field(
-        default=PruneSettings(), description="Settings of the jobs that prune the teacher into students."
-    )
-    distill: PhaseSettings = Field(default=PhaseSettings(), description="Settings of the jobs that train the students.")
-    export: SingleProcessSettings = Field(
-        default=SingleProcessSettings(),
-        description="Settings of the jobs that write the students as Hugging Face checkpoints.",
+    def of(self, phase: str) -> PhaseSettings:
+        """The settings of this phase's jobs."""
+        return getattr(self, phase)
+
+
+def _settings_field(spec: PhaseSpec) -> tuple[type[PhaseSettings], Any]:
+    """The field of PhaseSettingsByPhase that holds the settings of the phase: its type and default."""
+    general = PhaseSettings if spec.trains else SingleProcessSettings
+    gpus = copy(general.model_fields["gpus_per_node"])
+    gpus.default = spec.gpus
+    if not spec.gpus:
+        gpus.description = "GPUs of the pod. This phase does not need one."
+    kind = create_model(general.__name__, __base__=general, __doc__=general.__doc__, gpus_per_node=(int, gpus))
+    return kind, Field(default=kind(), description=f"Settings of the jobs that {spec.purpose}.")
+
+
+if TYPE_CHECKING:
+    PhaseSettingsByPhase = SettingsByPhase
+else:  # one field for each entry of PHASES
+    PhaseSettingsByPhase = create_model(
+        "PhaseSettingsByPhase",
+        __base__=SettingsByPhase,
+        __doc__=SettingsByPhase.__doc__,
+        **{phase.value: _settings_field(spec) for phase, spec in PHASES.items()},
     )
 
 

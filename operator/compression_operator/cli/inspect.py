@@ -12,9 +12,10 @@ from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
-from compression_operator.core.plan import Plan, PlannedStep, maker_of, plan
+from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
 from compression_operator.local import machine
 from compression_operator.local.workdir import Workdir, to_yaml
+from compression_pipeline.config import PHASES, Record
 
 from .common import Code, console, default_workdir, find_workdir, load_local, now, source_root, sources_digest
 from .invocation import how_to_go_on
@@ -24,7 +25,7 @@ from .view import step_seconds, step_word
 if TYPE_CHECKING:
     from compression_operator.backends.pods.platform_defaults import JobDefaults
 
-UNKNOWN = "unknown until prepare has run"
+UNKNOWN = f"unknown until {' and '.join(phase for phase, spec in PHASES.items() if spec.reads_sources)} has run"
 PLACEHOLDER = "0" * 32
 """Stands for a fingerprint that isn't known yet in what `render` prints."""
 
@@ -78,12 +79,16 @@ def _planned(run: CompressionRun, file: Path, workdir: Path) -> Plan:
     stored = Workdir(workdir).read()
     about = run if stored is None else run.model_copy(update={"metadata": stored.metadata})
     maker = maker_of(about)
-    first = plan(run.spec, sources=sources, gpus=gpus, maker=maker).steps[0]
-    if stored is None or stored.status.resolved is None:
-        return plan(run.spec, sources=sources, gpus=gpus, maker=maker)
-    done = next((step for step in stored.status.steps if step.name == first.name), None)
-    same = done is not None and done.fingerprint == first.fingerprint
-    return plan(run.spec, sources=sources, resolved=stored.status.resolved if same else None, gpus=gpus, maker=maker)
+    planned = plan(run.spec, sources=sources, gpus=gpus, maker=maker)
+    if stored is None:
+        return planned
+    known, still = discovered_in(stored.status), dict[str, Record]()
+    for name, found in known.items():
+        step, done = planned.get(name), stored.status.step(name)
+        if step is not None and done is not None and step.fingerprint == done.fingerprint:
+            still[name] = found
+            planned = plan(run.spec, discovered=still, sources=sources, gpus=gpus, maker=maker)
+    return planned
 
 
 def _step_json(step: PlannedStep) -> dict[str, Any]:

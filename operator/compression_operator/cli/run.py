@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase, Step, StepState
-from compression_operator.core.plan import plan_of
+from compression_operator.core.plan import discovered_in, plan_of
 from compression_operator.core.reconcile import reconcile
 from compression_operator.joblog.lines import duration
 from compression_operator.local import machine
@@ -88,7 +88,7 @@ def _without_gpu(run: CompressionRun, file: Path, gpus: Sequence[str]) -> Iterat
     """What needs a GPU and would get none: the engine refuses it too, but only after prepare and prune."""
     for path, training in run.spec.trainings().items():
         phase = path.rpartition(".")[2]
-        wanted = getattr(run.spec.phases, phase).gpus_per_node
+        wanted = run.spec.phases.of(phase).gpus_per_node
         if training.precision is Precision.BF16 and not (gpus and wanted):
             why = f"spec.phases.{phase}.gpusPerNode is 0" if gpus else "none was found on this machine"
             yield Fault(str(file), f"spec.{path}.precision", f"BF16 needs a GPU and {why}; set Auto or FP32")
@@ -104,7 +104,7 @@ def missing_steps(workdir: Workdir, run: CompressionRun) -> list[str]:
     states = {step.name: step for step in run.status.steps}
     same = run.status.observed_generation == run.metadata.generation
     kept = {step.name: step.fingerprint for step in states.values() if same and step.fingerprint}
-    planned = plan_of(run, resolved=run.status.resolved, kept=kept)
+    planned = plan_of(run, discovered=discovered_in(run.status), kept=kept)
     wanted: set[str] = set()  # steps that will run
     missing: list[str] = []
     for step in reversed(planned.steps):
@@ -202,7 +202,7 @@ def _view(out: "Console", cached: Cached, resumed: Resumed) -> View:
 def _remarks(run: CompressionRun, place: Place) -> Iterator[str]:
     """What the manifest asks for that one machine does otherwise."""
     for phase in Phase:
-        nodes = getattr(run.spec.phases, phase).nodes
+        nodes = run.spec.phases.of(phase).nodes
         if nodes > 1:
             yield f"spec.phases.{phase}.nodes: {nodes} is for clusters; a local run has one node"
     if not place.gpus:

@@ -65,7 +65,7 @@ def attempt_note(run: CompressionRun, step: Step, resumed: Resumed) -> str:
     """What a person should know of the attempt: that it goes on after an interruption, or follows a counted failure."""
     interrupted = step.last_failure is not None and step.last_failure.exit_class == ExitClass.INTERRUPTED.value
     if step.failures and not interrupted:
-        return f"retry {step.failures} of {getattr(run.spec.phases, step.phase).retry_limit}"
+        return f"retry {step.failures} of {run.spec.phases.of(step.phase).retry_limit}"
     return "resumed" if interrupted or resumed(step) else ""
 
 

@@ -13,7 +13,7 @@ from compression_operator.core.conditions import FINISHED
 from compression_operator.core.controller import Conflict
 from compression_operator.core.jobs import Notice
 from compression_operator.core.managers import Manager
-from compression_operator.core.plan import plan_of
+from compression_operator.core.plan import discovered_in, plan_of
 from compression_operator.core.troubles import UNREADABLE, Trouble, told
 from compression_operator.kube.cache import Body, Cache, Key
 from compression_operator.kube.client import RUNS, ApiError, Kube
@@ -221,13 +221,13 @@ def with_image(run: CompressionRun, default: str, policy: TemplatePolicy = ANYBO
 
 def starts_anew(run: CompressionRun) -> bool:
     """Whether an edit that the status does not know of yet plans a step anew. A run without steps was never planned, so
-    nothing of it was edited. While prepare goes on no later step is planned yet, so any edit counts.
+    nothing of it was edited. While the sources are looked at no later step is planned yet, so any edit counts.
     """
     status = run.status
     if not status.steps or status.observed_generation == run.metadata.generation:
         return False
     known = {step.name: step.fingerprint for step in status.steps}
-    planned = plan_of(run, resolved=status.resolved).steps
+    planned = plan_of(run, discovered=discovered_in(status)).steps
     return any(step.fingerprint is None or step.fingerprint != known.get(step.name) for step in planned)
 
 

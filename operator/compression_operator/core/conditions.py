@@ -39,8 +39,8 @@ def run_phase(steps: Sequence[Step], *, suspended: bool) -> RunPhase:
         return RunPhase.SUSPENDED
     order = list(Phase)
     first = min(unfinished, key=lambda step: order.index(step.phase))
-    untouched = first.phase is Phase.PREPARE and first.attempt == 0
-    return RunPhase.PENDING if untouched else RunPhase(PHASES[first.phase].under_way)
+    begun = any(step.attempt > 0 or step.state is not StepState.PENDING for step in steps)
+    return RunPhase(PHASES[first.phase].under_way) if begun else RunPhase.PENDING
 
 
 def summarized(status: CompressionRunStatus, situation: Situation, now: datetime) -> CompressionRunStatus:

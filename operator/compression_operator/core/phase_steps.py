@@ -3,18 +3,26 @@
 One entry per phase, beside its entry in the pipeline's `PHASES`. Pure.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from compression_operator.api.spec import CompressionRunSpec, Student
-from compression_operator.api.status import CompressionRunStatus, Resolved, Step, TeacherStatus, ValidationLoss
+from compression_operator.api.status import (
+    CompressionRunStatus,
+    Resolved,
+    Step,
+    StudentStatus,
+    TeacherStatus,
+    ValidationLoss,
+)
 from compression_pipeline.config import (
     DistillResult,
     FinetuneResult,
     Phase,
     Precision,
     PrepareResult,
+    Record,
     TeacherConfig,
     TrainingConfig,
 )
@@ -29,8 +37,16 @@ Figures = Mapping[str, Callable[[Any, Step], Any]]
 """By field of StudentStatus: its value, from the phase's result and the step that has just succeeded."""
 
 
+Discovered = Mapping[str, Record]
+"""By step: what it has found that other steps are planned by, as the status keeps it."""
+
+
 def _always(spec: CompressionRunSpec) -> bool:
     return True
+
+
+def _every_student(spec: CompressionRunSpec, discovered: Discovered) -> Sequence[Student]:
+    return spec.students
 
 
 def _unchanged(status: CompressionRunStatus) -> CompressionRunStatus:
@@ -39,6 +55,22 @@ def _unchanged(status: CompressionRunStatus) -> CompressionRunStatus:
 
 def _unread(status: CompressionRunStatus, result: Any) -> CompressionRunStatus:
     return status
+
+
+def _nothing_derived(status: CompressionRunStatus, student: StudentStatus) -> StudentStatus:
+    return student
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a step finds that other steps are planned by; `record` keeps it in the status."""
+
+    read: Callable[[CompressionRunStatus], Record | None]
+    """What the status keeps of it; None until it is found."""
+    forget: Callable[[CompressionRunStatus], CompressionRunStatus]
+    """The status without it."""
+    key: Callable[[Any], str | None] = lambda found: None
+    """Key of the step's artifact, if its job names it by what it finds."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +84,10 @@ class PhaseSteps:
     """`Precision` is the arithmetic of what computes on the phase's device and isn't told any."""
     wanted: Callable[[CompressionRunSpec], bool] = _always
     """Whether the run has such steps."""
+    students: Callable[[CompressionRunSpec, Discovered], Sequence[Student]] = _every_student
+    """For whom, if the phase has a step for each student. What an earlier step has found may add some."""
+    discovery: Discovery | None = None
+    """What its step finds that other steps are planned by. A phase of one step only."""
     depends_on_device: bool = False
     """Whether the device's arithmetic shapes the artifact although no setting says which."""
     student_figures: Figures = field(default_factory=dict[str, Callable[[Any, Step], Any]])
@@ -60,6 +96,8 @@ class PhaseSteps:
     """The status with what the result says of the whole run."""
     forget: Callable[[CompressionRunStatus], CompressionRunStatus] = _unchanged
     """The status without that, because the step isn't done (any more)."""
+    derive: Callable[[CompressionRunStatus, StudentStatus], StudentStatus] = _nothing_derived
+    """A student's figures with those that follow from other steps' figures, if the run has such steps."""
 
 
 def _teachers(spec: CompressionRunSpec) -> dict[str, Phase]:
@@ -123,6 +161,26 @@ def _corrected(status: CompressionRunStatus, result: FinetuneResult) -> Compress
     return _with_teacher_losses(status, result.teacher_loss, result.corrected_teacher_loss)
 
 
+def _learnt_from_the_corrected_teacher(status: CompressionRunStatus, student: StudentStatus) -> StudentStatus:
+    # Distillation measured the corrected teacher; the teacher as it came is known from the correction.
+    teacher = status.teacher
+    losses = {
+        "teacher": teacher.validation_loss if teacher else None,
+        "corrected_teacher": teacher.corrected_validation_loss if teacher else None,
+    }
+    return _with_losses(student, losses)
+
+
+def _loss_of_the_export(status: CompressionRunStatus, student: StudentStatus) -> StudentStatus:
+    # The export may stand while its weights were measured otherwise since: the figure is distillation's.
+    rounded = student.validation_loss.rounded or {}
+    return _with_losses(student, {"exported": rounded.get(student.dtype) if student.dtype else None})
+
+
+def _with_losses(student: StudentStatus, losses: Mapping[str, float | None]) -> StudentStatus:
+    return student.model_copy(update={"validation_loss": student.validation_loss.model_copy(update=losses)})
+
+
 def _uncorrected(status: CompressionRunStatus) -> CompressionRunStatus:
     return _with_teacher_losses(status, None, None)
 
@@ -146,7 +204,17 @@ def _losses(result: DistillResult, step: Step) -> ValidationLoss:
 STEPS: Mapping[Phase, PhaseSteps] = {
     steps.phase: steps
     for steps in (
-        PhaseSteps(Phase.PREPARE, inputs=lambda spec: {}, configuration=_prepared, record=_found),
+        PhaseSteps(
+            Phase.PREPARE,
+            inputs=lambda spec: {},
+            configuration=_prepared,
+            record=_found,
+            discovery=Discovery(
+                read=lambda status: status.resolved,
+                forget=lambda status: status.model_copy(update={"resolved": None}),
+                key=lambda found: found.key,
+            ),
+        ),
         PhaseSteps(
             Phase.FINETUNE,
             inputs=lambda spec: {"data": Phase.PREPARE, "teacher": Phase.PREPARE},
@@ -154,6 +222,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             wanted=lambda spec: spec.finetune is not None,
             record=_corrected,
             forget=_uncorrected,
+            derive=_learnt_from_the_corrected_teacher,
         ),
         PhaseSteps(
             Phase.PRUNE,
@@ -184,6 +253,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
                 "sample": lambda result, step: result.sample[:SAMPLE_LIMIT],
                 "dtype": lambda result, step: result.dtype,
             },
+            derive=_loss_of_the_export,
         ),
     )
 }

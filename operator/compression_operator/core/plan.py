@@ -1,14 +1,15 @@
 """From a spec to the steps that make its students: their order, their inputs, their fingerprints. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pydantic.alias_generators import to_camel
 
 from compression_operator.api.run import CPU, DEVICES_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from compression_operator.api.spec import CompressionRunSpec, PhaseSettings, Student
-from compression_operator.api.status import Resolved
+from compression_operator.api.status import CompressionRunStatus
 from compression_pipeline.config import (
     FORMER_NAMES,
     PHASES,
@@ -22,7 +23,9 @@ from compression_pipeline.config import (
 
 from .jobs import Job
 from .names import job_name
-from .phase_steps import STEPS, PhaseSteps
+from .phase_steps import STEPS, Discovered, PhaseSteps
+
+NOTHING_DISCOVERED: Discovered = MappingProxyType({})
 
 MEASURES = frozenset({"validation"})
 """Fields of jobs that only measure what is made."""
@@ -55,9 +58,9 @@ class PlannedStep:
 
     @property
     def key(self) -> str | None:
-        """Key of the artifact, where that is known and is not the fingerprint. Prepare's job finds its own."""
+        """Key of the artifact, if it is known and is not the fingerprint. None if the job finds its own."""
         key = self.artifact.removeprefix(f"{self.phase}-") if self.artifact else None
-        return key if key != self.fingerprint and self.phase is not Phase.PREPARE else None
+        return key if key != self.fingerprint and not PHASES[self.phase].reads_sources else None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Plan:
     """The steps of a run, each after its inputs."""
 
     steps: tuple[PlannedStep, ...]
+
+    @property
+    def students(self) -> list[str]:
+        """Every student that has steps."""
+        return list(dict.fromkeys(step.student for step in self.steps if step.student is not None))
 
     def get(self, name: str) -> PlannedStep | None:
         """The step of this name."""
@@ -112,7 +120,7 @@ class Plan:
 def plan(
     spec: CompressionRunSpec,
     *,
-    resolved: Resolved | None = None,
+    discovered: Discovered = NOTHING_DISCOVERED,
     sources: str | None = None,
     kept: Mapping[str, str] | None = None,
     gpus: bool = True,
@@ -121,28 +129,58 @@ def plan(
     """The steps of `spec`, breadth first: every student is pruned before the first is distilled, so that what cannot
     work shows early.
 
-    Fingerprints after prepare rest on the content that prepare found (`resolved`) and are None until it is known; equal
-    content gives equal fingerprints in any run. `sources` is a digest of the local files that the spec names: prepare
-    runs again when they change. `kept` holds fingerprints, by step, that stand as they are: those of the same spec
+    `discovered` is what steps have found (see `discovered_in`). The keys of all steps that read an artifact which is
+    named by what its job finds rest on that, and are None until it is known; equal content gives equal fingerprints in
+    any run. `sources` is a digest of the local files that the spec names: what reads them runs again when they change.
+    `kept` holds fingerprints, by step, that stand as they are: those of the same spec
     planned earlier, perhaps by another version of the operator. `gpus`: whether a phase gets GPUs that asks for some;
     the arithmetic that is left to the machine is settled by that. `maker`: whose artifacts alone the run shares, if not
     everybody's: they have names of their own then. Empty: not known yet.
     """
-    builder = _Builder(spec, resolved, sources, kept or {}, gpus=gpus, maker=maker)
+    builder = _Builder(spec, discovered, sources, kept or {}, gpus=gpus, maker=maker)
     for phase in Phase:
-        if STEPS[phase].wanted(spec):
-            for student in spec.students if PHASES[phase].per_student else (None,):
-                builder.add(STEPS[phase], student)
+        steps = STEPS[phase]
+        if steps.wanted(spec):
+            for student in steps.students(spec, discovered) if PHASES[phase].per_student else (None,):
+                builder.add(steps, student)
     return Plan(tuple(builder.steps.values()))
 
 
-def plan_of(run: CompressionRun, *, resolved: Resolved | None, kept: Mapping[str, str] | None = None) -> Plan:
+def plan_of(run: CompressionRun, *, discovered: Discovered, kept: Mapping[str, str] | None = None) -> Plan:
     """The steps of a run, on the machine and of the files that it notes (see `plan`)."""
     noted = run.metadata.annotations
     gpus = noted.get(DEVICES_ANNOTATION) != CPU
-    return plan(
-        run.spec, resolved=resolved, sources=noted.get(SOURCES_ANNOTATION), kept=kept, gpus=gpus, maker=maker_of(run)
-    )
+    sources = noted.get(SOURCES_ANNOTATION)
+    return plan(run.spec, discovered=discovered, sources=sources, kept=kept, gpus=gpus, maker=maker_of(run))
+
+
+def discovered_in(status: CompressionRunStatus) -> Discovered:
+    """What the status keeps of all that steps have found and other steps are planned by."""
+    found = {
+        step_name(phase): steps.discovery.read(status) for phase, steps in STEPS.items() if steps.discovery is not None
+    }
+    return {name: finding for name, finding in found.items() if finding is not None}
+
+
+def phases_that_were_planned(status: CompressionRunStatus) -> Set[Phase]:
+    """The phases whose fingerprints in the status are of the plan in force: those up to the first one whose finding,
+    which the later ones are planned by, is not known.
+    """
+    planned = set[Phase]()
+    for phase in Phase:
+        planned.add(phase)
+        discovery = STEPS[phase].discovery
+        if discovery is not None and discovery.read(status) is None:
+            break
+    return planned
+
+
+def forget_discoveries(status: CompressionRunStatus, steps: Collection[str]) -> CompressionRunStatus:
+    """The status without what these steps have found."""
+    for phase, entry in STEPS.items():
+        if entry.discovery is not None and step_name(phase) in steps:
+            status = entry.discovery.forget(status)
+    return status
 
 
 def maker_of(run: CompressionRun) -> str | None:
@@ -165,7 +203,7 @@ class _Builder:
     def __init__(
         self,
         spec: CompressionRunSpec,
-        resolved: Resolved | None,
+        discovered: Discovered,
         sources: str | None,
         kept: Mapping[str, str],
         *,
@@ -175,7 +213,7 @@ class _Builder:
         self.steps: dict[str, PlannedStep] = {}
         self._keys: dict[str, str | None] = {}
         self._spec = spec
-        self._resolved = resolved
+        self._discovered = discovered
         self._sources = sources
         self._kept = kept
         self._gpus = gpus
@@ -190,13 +228,14 @@ class _Builder:
             for role, other in steps.inputs(self._spec).items()
         }
         name = step_name(phase, of_student)
-        on_gpu = self._gpus and getattr(self._spec.phases, phase).gpus_per_node > 0
+        on_gpu = self._gpus and self._spec.phases.of(phase).gpus_per_node > 0
         precision = Precision.BF16 if on_gpu else Precision.FP32
         configuration = steps.configuration(self._spec, student, precision)
         mark, key = self._marks(name, steps, configuration, inputs, precision)
-        if phase is Phase.PREPARE:
+        if PHASES[phase].reads_sources:
             # It is named by the content that was found, so that two ways to the same content share it.
-            key = self._resolved.key if self._resolved else None
+            found = self._discovered.get(name)
+            key = steps.discovery.key(found) if steps.discovery and found else None
         self._keys[name] = key
         self.steps[name] = PlannedStep(
             name=name,
@@ -204,7 +243,7 @@ class _Builder:
             student=of_student,
             inputs=inputs,
             configuration=configuration,
-            settings=getattr(self._spec.phases, phase),
+            settings=self._spec.phases.of(phase),
             fingerprint=mark,
             artifact=f"{phase}-{key}" if key else None,
             precision=precision if steps.depends_on_device else None,
@@ -225,7 +264,7 @@ class _Builder:
         blocks = {to_camel(field): block for field, block in configuration.items() if field not in MEASURES}
         if PHASES[steps.phase].reads_sources:
             blocks["sources"] = self._sources or None
-            blocks["maker"] = self._maker  # all later keys rest on prepare's
+            blocks["maker"] = self._maker  # all later keys rest on this one
         if steps.depends_on_device:
             blocks["precision"] = precision
         key = fingerprint(steps.phase, blocks, keys)

@@ -3,7 +3,7 @@
 Nothing is remembered outside the status, and nothing in the status is needed for safety: jobs have deterministic names,
 so that an action done twice is done once, and a job that isn't recorded is found in the listing.
 
-A student that cannot be made of its teacher stops the run, as soon as prepare has looked at the teacher: nothing new
+A student that cannot be made of its teacher stops the run, as soon as the teacher has been looked at: nothing new
 starts until an edit heals it, so no GPU is asked for in vain; jobs that run already go on to their end.
 """
 
@@ -15,8 +15,6 @@ from types import MappingProxyType
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Step, StepState
 from compression_pipeline.config import (
-    Phase,
-    PrepareResult,
     loss_faults,
     sequence_fault,
     student_architecture,
@@ -28,7 +26,8 @@ from .conditions import KINDS, Situation, is_finished, run_phase, summarized
 from .digests import vouched
 from .events_diff import notices
 from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
-from .plan import Plan, PlannedStep, plan_of, step_name
+from .phase_steps import STEPS
+from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
@@ -125,7 +124,7 @@ class _Pass:
         schedule.decide(self._now)
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
         actions = [self._vouched(action, steps, schedule) for action in schedule.actions]
-        self._status = figures_that_stand(self._status, [student.name for student in spec.students])
+        self._status = figures_that_stand(self._status, steps.students)
         live = sum(job.live for job in self._jobs.values())
         situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
         self._status = summarized(self._status, situation, self._now)
@@ -166,26 +165,24 @@ class _Pass:
     # -- what happened ------------------------------------------------------------------------------------------------
 
     def _updated(self) -> Plan:
-        """Bring every step up to date; prepare first, because the rest of the plan rests on what it finds."""
-        first = self._planned()
-        prepare = first.steps[0]
-        before = self._run.status.step(prepare.name)
-        # While it runs again, for its artifact is gone, what it found stands.
-        done = before and (before.state is StepState.SUCCEEDED or before.lost_attempt > 0)
-        if not (before and done and before.fingerprint == prepare.fingerprint):
-            self._change(resolved=None)
-        self._update(prepare)
+        """Bring every step up to date, in order. After one that finds what others are planned by, the rest is planned
+        anew.
+        """
         steps = self._planned()
-        makable = frozenset(planned.artifact for planned in steps.steps if planned.artifact)
-        for planned in steps.steps[1:]:
-            self._update(planned, makable)
+        while planned := next((one for one in steps.steps if one.name not in self._steps), None):
+            discovery = STEPS[planned.phase].discovery
+            if discovery is not None and not self._finding_stands(planned):
+                self._status = discovery.forget(self._status)
+            self._update(planned, steps)
+            if discovery is not None:
+                steps = self._planned()
         while self._missing:
             gone, self._missing = self._missing, set()
             for planned in steps.steps:
                 step = self._steps[planned.name]
                 if planned.artifact in gone and step.state is StepState.SUCCEEDED:
                     # A job that makes it anew may be there already: the status that told of it was lost.
-                    self._follow(lost(step, planned.artifact), planned, makable)
+                    self._follow(lost(step, planned.artifact), planned, steps)
         return steps
 
     def _vouched(self, action: Action, steps: Plan, schedule: Schedule) -> Action:
@@ -194,23 +191,30 @@ class _Pass:
             return action
         return CreateJob(vouched(action.job, planned, self._run.spec.cache, schedule.steps))
 
+    def _finding_stands(self, planned: PlannedStep) -> bool:
+        """Whether what the step has found counts: while it runs again because its artifact is gone, it does."""
+        before = self._run.status.step(planned.name)
+        done = before is not None and (before.state is StepState.SUCCEEDED or before.lost_attempt > 0)
+        return done and before is not None and before.fingerprint == planned.fingerprint
+
     def _planned(self) -> Plan:
         # Within one generation what was planned stands, whatever version of the operator planned it.
-        before = self._run.status
-        same = not self._edited
-        kept = {step.name: step.fingerprint for step in before.steps if same and step.fingerprint is not None}
-        if before.resolved is None:
-            kept = {name: mark for name, mark in kept.items() if name == step_name(Phase.PREPARE)}
-        return plan_of(self._run, resolved=self._status.resolved, kept=kept)
+        before, kept = self._run.status, dict[str, str]()
+        if not self._edited:
+            stand = phases_that_were_planned(before)
+            kept = {step.name: step.fingerprint for step in before.steps if step.phase in stand and step.fingerprint}
+        return plan_of(self._run, discovered=discovered_in(self._status), kept=kept)
 
-    def _update(self, planned: PlannedStep, makable: frozenset[str] = frozenset()) -> None:
+    def _update(self, planned: PlannedStep, steps: Plan) -> None:
         step = planned_step(self._run.status.step(planned.name), planned)
-        if planned.phase is Phase.PREPARE and self._status.resolved is None and step.state is StepState.SUCCEEDED:
+        discovery = STEPS[planned.phase].discovery
+        if discovery and discovery.read(self._status) is None and step.state is StepState.SUCCEEDED:
             step = step.model_copy(update={"state": StepState.PENDING})  # what it found was lost
-        self._follow(forgiven(step) if self._forgive else step, planned, makable)
+        self._follow(forgiven(step) if self._forgive else step, planned, steps)
 
-    def _follow(self, step: Step, planned: PlannedStep, makable: frozenset[str]) -> None:
-        """Have the step told by its jobs."""
+    def _follow(self, step: Step, planned: PlannedStep, steps: Plan) -> None:
+        """Bring one step up to date with its jobs, and the status with what they found."""
+        makable = frozenset(one.artifact for one in steps.steps if one.artifact)
         jobs = [job for job in self._jobs.values() if job.step == planned.name]
         halt = self._run.spec.suspend
         followed = follow(step, jobs, planned.settings, self._now, halt=halt, makable=makable)
@@ -219,10 +223,10 @@ class _Pass:
         if followed.ask_again:
             self._missed.add(step.name)
         if followed.result is not None:
-            found = followed.result
-            made = f"{planned.phase}-{found.key}" if isinstance(found, PrepareResult) else planned.artifact
-            step = step.model_copy(update={"artifact": made, "digest": found.digest})
-            self._status = record(self._status, step, followed.result)
+            result = followed.result
+            made = f"{planned.phase}-{result.found_key}" if result.found_key else planned.artifact
+            step = step.model_copy(update={"artifact": made, "digest": result.digest})
+            self._status = record(self._status, step, result)
         if step.state is not StepState.PENDING:
             step = step.model_copy(update={"waiting_reason": self._why_stuck(step)})
         self._steps[planned.name] = step
@@ -259,8 +263,8 @@ class _Pass:
         return found
 
     def _text_fault(self) -> str | None:
-        """What prepare says where it is told of such a sequenceLength, for it was told of another one; and whether a
-        training could make no batch of the text.
+        """Why the text that was prepared cannot be trained on: the teacher takes no sequences of this length, or a
+        training could make no batch of it.
         """
         teacher, resolved, dataset = self._status.teacher, self._status.resolved, self._run.spec.dataset
         if teacher is None or resolved is None:

@@ -5,14 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compression_operator.api.status import (
-    MOST_FIGURES,
-    CompressionRunStatus,
-    Step,
-    StepState,
-    StudentStatus,
-    ValidationLoss,
-)
+from compression_operator.api.status import MOST_FIGURES, CompressionRunStatus, Step, StepState, StudentStatus
 from compression_pipeline.config import PHASES, ExitClass, Phase, StepResult, figures_of
 
 from .jobs import ObservedJob
@@ -84,20 +77,7 @@ def _standing(status: CompressionRunStatus, student: StudentStatus) -> StudentSt
     blank = StudentStatus(name=student.name)
     changes = {name: getattr(blank, name) for phase in undone for name in STEPS[phase].student_figures}
     stands = student.model_copy(update=changes | {"figures": _figures_without(student, *undone) or None})
-    return stands.model_copy(update={"validation_loss": _with_derived_losses(status, stands)})
-
-
-def _with_derived_losses(status: CompressionRunStatus, student: StudentStatus) -> ValidationLoss:
-    """The student's losses with those that other steps measured or that follow from several."""
-    losses, teacher = student.validation_loss, status.teacher
-    if status.step(step_name(Phase.FINETUNE)):
-        # distill learnt from the corrected teacher; the teacher as it came is known from finetune.
-        losses = losses.model_copy(
-            update={
-                "teacher": teacher.validation_loss if teacher else None,
-                "corrected_teacher": teacher.corrected_validation_loss if teacher else None,
-            }
-        )
-    # Export may stand while its weights were measured otherwise since: the figure is distill's.
-    exported = (losses.rounded or {}).get(student.dtype) if student.dtype else None
-    return losses.model_copy(update={"exported": exported})
+    for phase, steps in STEPS.items():
+        if status.step(step_name(phase, student.name if PHASES[phase].per_student else None)):
+            stands = steps.derive(status, stands)
+    return stands

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from compression_operator.api.status import Step, StepState
-from compression_pipeline.config import Phase
+from compression_pipeline.config import PHASES
 
 from .jobs import Action, CreateJob, DeleteJob, Job, ObservedJob, WaitReason
-from .plan import Plan, PlannedStep, step_name
+from .plan import Plan, PlannedStep
 from .steps import LISTING_LAG, cut, due
 
 LINGER = timedelta(seconds=60)
@@ -94,10 +94,12 @@ class Schedule:
 
     def _fault(self, planned: PlannedStep) -> str | None:
         """Why the step cannot be, whatever it is tried with."""
-        if planned.phase is Phase.PRUNE and (fault := self._limits.faults.get(planned.student or "")):
+        inputs = [self._plan.get(name) for name in planned.dependencies]
+        first_of_student = not any(one and one.student == planned.student for one in inputs)
+        if first_of_student and (fault := self._limits.faults.get(planned.student or "")):
             return fault
-        first = planned.phase is not Phase.PREPARE and set(planned.dependencies) <= {step_name(Phase.PREPARE)}
-        return self._limits.unfit if first else None
+        of_sources_alone = bool(inputs) and all(one and PHASES[one.phase].reads_sources for one in inputs)
+        return self._limits.unfit if of_sources_alone else None
 
     def _told(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
         wait = self._wait(planned, step, now) if step.state is StepState.PENDING else None
@@ -144,7 +146,7 @@ class Schedule:
 
     def _why_skipped(self, planned: PlannedStep) -> str | None:
         failed = next((name for name in planned.dependencies if self._ended_badly(name)), None)
-        if self._limits.faults and planned.phase is not Phase.PREPARE:
+        if self._limits.faults and not PHASES[planned.phase].reads_sources:
             return f"not started because {' and '.join(self._limits.faults)} cannot be made of this teacher"
         return f"not started because {failed} did not succeed" if failed else None
 
@@ -155,7 +157,7 @@ class Schedule:
         """What the step waits for; None where it can start."""
         missing = [name for name in planned.dependencies if self.steps[name].state is not StepState.SUCCEEDED]
         if missing or planned.fingerprint is None:
-            return _Wait(f"waits for {missing[0] if missing else 'prepare'}")
+            return _Wait(f"waits for {missing[0] if missing else 'its inputs to be known'}")
         if self._limits.suspended:
             return _Wait("waits because the run is suspended")
         if not due(step, now):

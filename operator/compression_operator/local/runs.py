@@ -15,7 +15,7 @@ from compression_operator.api.run import (
 )
 from compression_operator.api.status import CompressionRunStatus, RunPhase
 from compression_operator.core.controller import Conflict
-from compression_pipeline.config import Phase
+from compression_operator.core.plan import forget_discoveries
 
 from .workdir import Workdir, WorkdirError, unwritable
 
@@ -100,11 +100,10 @@ def forget(workdir: Workdir, run: CompressionRun, steps: Collection[str]) -> Com
     """
     if not steps:
         return run
-    changes: dict[str, Any] = {"steps": [step for step in run.status.steps if step.name not in steps]}
-    if Phase.PREPARE in steps:
-        changes["resolved"] = None
+    status = forget_discoveries(run.status, steps)
+    status = status.model_copy(update={"steps": [step for step in status.steps if step.name not in steps]})
     metadata = run.metadata.model_copy(update={"generation": run.metadata.generation + 1})
-    forgotten = _written(run, metadata=metadata, status=run.status.model_copy(update=changes))
+    forgotten = _written(run, metadata=metadata, status=status)
     try:
         workdir.forget_jobs(lambda record: record.step in steps)
         workdir.write(forgotten)

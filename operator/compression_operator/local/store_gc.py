@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.core.plan import plan_of
+from compression_operator.core.plan import discovered_in, plan_of
 from compression_pipeline.config import Phase
 from compression_pipeline.config.schemes import Role, caches, scheme_of
 from compression_pipeline.store import verified
@@ -62,7 +62,7 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
         notes = [noted(store, step.fingerprint) for step in run.status.steps if step.fingerprint is not None]
         names |= {name for name in notes if name is not None and _ARTIFACT.fullmatch(name)}
         # As it is told now, which may be more than its status knows.
-        planned = plan_of(run, resolved=run.status.resolved).steps
+        planned = plan_of(run, discovered=discovered_in(run.status)).steps
         names |= {step.artifact for step in planned}
         found |= {store / "work" / mark for step in planned for mark in (step.fingerprint, step.key) if mark}
         waiting = [name for name in names if name is not None]

@@ -246,6 +246,11 @@ class StepResult(Record):
         "writer of the volume can change what the job reported.",
     )
 
+    @property
+    def found_key(self) -> str | None:
+        """Key of the artifact, if the job made it from the content that it found; None if the plan knows it."""
+        return None
+
 
 class PrepareResult(StepResult):
     """What prepare reports: everything that the planner needs to go on."""
@@ -258,6 +263,10 @@ class PrepareResult(StepResult):
     documents: int
     train_tokens: int
     validation_tokens: int
+
+    @property
+    def found_key(self) -> str:
+        return self.key
 
 
 MEASURED_OVER = (
@@ -325,10 +334,15 @@ class PhaseSpec:
     job: type[JobConfig]
     result: type[StepResult]
     under_way: str  # the run's status.phase while this phase is the earliest unfinished one
+    purpose: str  # what its jobs do, for a reader of the CRD: "Settings of the jobs that <purpose>."
+    gpus: int = 0  # of each pod of its jobs, unless the manifest says otherwise
     per_student: bool = True  # whether there is a step for each student; otherwise there is one for all
     single_process: bool = False  # whether its jobs are one rank, whatever they are given
     trains: bool = False  # whether spec.<phase> is a training, whose global batch splits over the job's ranks
-    reads_sources: bool = False  # whether it reads the manifest's sources: it alone reaches the Hub and has its token
+    reads_sources: bool = False
+    """Whether it reads the manifest's sources: it alone reaches the Hub and has its token. Its job names the artifact
+    by the content that it finds (StepResult.found_key), and all other steps rest on that content.
+    """
     delivers: bool = False  # whether its artifact is what the run is made for, and stays needed after its end
 
 
@@ -340,14 +354,47 @@ PHASES: Mapping[Phase, PhaseSpec] = {
             PrepareJob,
             PrepareResult,
             under_way="Preparing",
+            purpose="fetch the teacher and tokenize the text",
             per_student=False,
             single_process=True,
             reads_sources=True,
         ),
-        PhaseSpec(Phase.FINETUNE, FinetuneJob, FinetuneResult, under_way="Finetuning", per_student=False, trains=True),
-        PhaseSpec(Phase.PRUNE, PruneJob, PruneResult, under_way="Pruning"),
-        PhaseSpec(Phase.DISTILL, DistillJob, DistillResult, under_way="Distilling", trains=True),
-        PhaseSpec(Phase.EXPORT, ExportJob, ExportResult, under_way="Exporting", single_process=True, delivers=True),
+        PhaseSpec(
+            Phase.FINETUNE,
+            FinetuneJob,
+            FinetuneResult,
+            under_way="Finetuning",
+            purpose="correct the teacher",
+            gpus=8,
+            per_student=False,
+            trains=True,
+        ),
+        PhaseSpec(
+            Phase.PRUNE,
+            PruneJob,
+            PruneResult,
+            under_way="Pruning",
+            purpose="prune the teacher into students",
+            gpus=1,
+        ),
+        PhaseSpec(
+            Phase.DISTILL,
+            DistillJob,
+            DistillResult,
+            under_way="Distilling",
+            purpose="train the students",
+            gpus=8,
+            trains=True,
+        ),
+        PhaseSpec(
+            Phase.EXPORT,
+            ExportJob,
+            ExportResult,
+            under_way="Exporting",
+            purpose="write the students as Hugging Face checkpoints",
+            single_process=True,
+            delivers=True,
+        ),
     )
 }
 """Every phase, in their order."""

@@ -28,17 +28,13 @@ class WeighResult(StepResult):
 class PhaseSpec:""",
         ),
         (
-            "        PhaseSpec(Phase.EXPORT,",
-            '        PhaseSpec(Phase.WEIGH, WeighJob, WeighResult, under_way="Weighing", single_process=True),\n'
-            "        PhaseSpec(Phase.EXPORT,",
+            "        PhaseSpec(\n            Phase.EXPORT,",
+            """        PhaseSpec(
+            Phase.WEIGH, WeighJob, WeighResult, under_way="Weighing", purpose="weigh", single_process=True
         ),
-    ],
-    "operator/compression_operator/api/spec.py": [
-        (
-            "    export: SingleProcessSettings = ",
-            "    weigh: SingleProcessSettings = Field(SingleProcessSettings(), description='Jobs that weigh.')\n"
-            "    export: SingleProcessSettings = ",
-        )
+        PhaseSpec(
+            Phase.EXPORT,""",
+        ),
     ],
     "operator/compression_operator/core/phase_steps.py": [
         (
@@ -65,10 +61,10 @@ from compression_operator.core.results import figures_that_stand, record
 from compression_pipeline.config import PHASES, Phase, ResolvedSource
 
 crd = crd_text()
-assert "- Weighing" in crd and "- weigh\\n" in crd and "Jobs that weigh." in crd
+assert "- Weighing" in crd and "- weigh\\n" in crd and "jobs that weigh." in crd
 run = a_run(phases={"weigh": {"retryLimit": 7}})
 source = ResolvedSource(source="x", digest="0" * 32)
-planned = plan(run.spec, resolved=Resolved(key="0" * 32, teacher=source, dataset=source))
+planned = plan(run.spec, discovered={"prepare": Resolved(key="0" * 32, teacher=source, dataset=source)})
 weigh = planned.get("weigh-width")
 assert weigh and weigh.dependencies == ("export-width",) and [s.name for s in planned.steps][-1] == "weigh-depth"
 job = planned.job(weigh, run="demo", attempt=1)

@@ -31,7 +31,7 @@ def resolved(key: str = "k" * 32) -> Resolved:
 
 
 def planned(key: str = "k" * 32, **spec: Any) -> Plan:
-    return plan(manifest(**spec).spec, resolved=resolved(key))
+    return plan(manifest(**spec).spec, discovered={"prepare": resolved(key)})
 
 
 def marks(of: Plan) -> dict[str, str | None]:
@@ -66,8 +66,8 @@ def test_every_student_is_pruned_before_the_first_is_distilled() -> None:
 def test_arithmetic_that_is_left_to_the_machine_is_settled_in_key_and_job() -> None:
     """A CPU computes in float32, a GPU in bfloat16: other weights, so other artifacts."""
     spec = manifest(finetune={"steps": 300}, distill={"steps": 100}).spec
-    on_gpu = plan(spec, resolved=resolved())
-    on_cpu = plan(spec, resolved=resolved(), gpus=False)
+    on_gpu = plan(spec, discovered={"prepare": resolved()})
+    on_cpu = plan(spec, discovered={"prepare": resolved()}, gpus=False)
     assert changed(on_gpu, on_cpu) == ALL - {"prepare"}
     for of, precision in ((on_gpu, Precision.BF16), (on_cpu, Precision.FP32)):
         assert _arithmetic(of) == [precision] * 3
@@ -75,18 +75,18 @@ def test_arithmetic_that_is_left_to_the_machine_is_settled_in_key_and_job() -> N
 
 def test_arithmetic_follows_what_each_phase_asks_for() -> None:
     spec = manifest(distill={"steps": 100}, phases={"distill": {"gpusPerNode": 0}}).spec
-    of = plan(spec, resolved=resolved())
+    of = plan(spec, discovered={"prepare": resolved()})
     assert _arithmetic(of) == [Precision.BF16] + [Precision.FP32] * 2
 
 
 def test_arithmetic_that_is_told_holds_everywhere() -> None:
     single = {"steps": 100, "warmupSteps": 1, "precision": "FP32"}
     spec = manifest(finetune=single, distill=single).spec
-    told, by_machine = (plan(spec, resolved=resolved(), gpus=gpus) for gpus in (True, False))
+    told, by_machine = (plan(spec, discovered={"prepare": resolved()}, gpus=gpus) for gpus in (True, False))
     assert changed(told, by_machine) >= {"prune-width"}
     assert marks(told)["finetune"] == marks(by_machine)["finetune"]
     left = manifest(finetune=single | {"precision": "Auto"}, distill=single).spec
-    assert marks(plan(left, resolved=resolved(), gpus=False))["finetune"] == marks(told)["finetune"]
+    assert marks(plan(left, discovered={"prepare": resolved()}, gpus=False))["finetune"] == marks(told)["finetune"]
 
 
 def _arithmetic(of: Plan) -> list[Precision]:
@@ -252,10 +252,11 @@ def test_content_decides_not_where_it_came_from() -> None:
 
 def test_local_files_that_changed_run_prepare_again() -> None:
     spec = manifest().spec
-    one, other, none = (plan(spec, resolved=resolved(), sources=sources) for sources in ("a", "b", None))
+    found = {"prepare": resolved()}
+    one, other, none = (plan(spec, discovered=found, sources=sources) for sources in ("a", "b", None))
     assert changed(one, other) == {"prepare"}
     assert changed(none, one) == {"prepare"}
-    assert changed(none, plan(spec, resolved=resolved(), sources="")) == set()
+    assert changed(none, plan(spec, discovered={"prepare": resolved()}, sources="")) == set()
 
 
 def test_names_of_students_are_no_part_of_what_they_are() -> None:
@@ -268,7 +269,7 @@ def test_names_of_students_are_no_part_of_what_they_are() -> None:
 
 def test_fingerprints_that_stand_are_kept() -> None:
     spec = manifest().spec
-    steps = plan(spec, resolved=resolved(), kept={"prepare": "1" * 32, "finetune": "2" * 32})
+    steps = plan(spec, discovered={"prepare": resolved()}, kept={"prepare": "1" * 32, "finetune": "2" * 32})
     named = marks(steps)
     assert (named["prepare"], named["finetune"]) == ("1" * 32, "2" * 32)
     assert {step.artifact for step in steps.steps[:2]} == {"prepare-" + "k" * 32, "finetune-" + "2" * 32}

@@ -17,7 +17,7 @@ from compression_operator.api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION
 from compression_operator.api.status import RunPhase, StepState
 from compression_operator.core.jobs import JobState
 from compression_operator.core.names import job_name
-from compression_operator.core.plan import maker_of, plan, step_name
+from compression_operator.core.plan import discovered_in, maker_of, plan, step_name
 from compression_pipeline.config import ExitClass, Phase
 
 PRUNES: list[dict[str, Any]] = [
@@ -347,7 +347,7 @@ class Histories(RuleBasedStateMachine):
         assert status.phase is RunPhase.SUCCEEDED, status.to_json()
         run = self.world.run
         sources = run.metadata.annotations.get(SOURCES_ANNOTATION)
-        steps = plan(run.spec, resolved=status.resolved, sources=sources, maker=maker_of(run)).steps
+        steps = plan(run.spec, discovered=discovered_in(status), sources=sources, maker=maker_of(run)).steps
         assert [(step.name, step.fingerprint, step.artifact) for step in status.steps] == [
             (step.name, step.fingerprint, step.artifact) for step in steps
         ]

@@ -7,7 +7,7 @@ from jobs_world import World, manifest, student
 from looks import FINETUNED, PREPARED, at, created, finish, open_jobs, step
 
 from compression_operator.api.status import RunPhase, StepState
-from compression_operator.core.plan import plan_of
+from compression_operator.core.plan import discovered_in, plan_of
 from compression_pipeline.config import Cache, JobConfig
 
 
@@ -96,7 +96,7 @@ def test_artifacts_of_a_limited_cache_have_names_of_their_own() -> None:
 def test_a_run_that_has_no_uid_yet_has_no_names_yet() -> None:
     run = manifest(cache="Run")
     run = run.model_copy(update={"metadata": run.metadata.model_copy(update={"uid": ""})})
-    assert [one.fingerprint for one in plan_of(run, resolved=None).steps] == [None] * 8
+    assert [one.fingerprint for one in plan_of(run, discovered={}).steps] == [None] * 8
 
 
 def test_a_job_adopts_again_what_its_run_has_made() -> None:
@@ -121,7 +121,7 @@ def test_what_is_planted_before_the_first_job_is_made_anew_in_a_run_of_its_own()
         world = World(manifest(cache=cache))
         world.look()
         finish(world)
-        artifact = next(one.artifact for one in plan_of(world.run, resolved=world.status.resolved).steps[1:])
+        artifact = next(one.artifact for one in plan_of(world.run, discovered=discovered_in(world.status)).steps[1:])
         assert artifact
         world.change(artifact)
         world.drive()

@@ -13,7 +13,7 @@ from jobs_world import World, manifest
 from looks import FINETUNED, at
 
 from compression_operator.api.run import CPU, DEVICES_ANNOTATION
-from compression_operator.core.plan import plan
+from compression_operator.core.plan import discovered_in, plan
 from compression_operator.local.store_gc import in_use, remove, unused
 from compression_pipeline.artifact import Store
 from compression_pipeline.store import verified
@@ -119,7 +119,7 @@ def test_what_is_about_to_be_made_or_measured_stays(tmp_path: Path) -> None:
     """Weights whose key is not the step's fingerprint, of a step that is under way."""
     world, store = World(manifest(validation={"samples": 3})), Store(tmp_path)
     at(world, *FINETUNED)
-    steps = plan(world.run.spec, resolved=world.status.resolved).steps
+    steps = plan(world.run.spec, discovered=discovered_in(world.status)).steps
     distill = next(step for step in steps if step.name == "distill-width")
     assert distill.key
     name = artifact(store, "distill", int(distill.key, 16))
@@ -136,7 +136,7 @@ def test_what_an_edited_run_without_a_gpu_is_about_to_adopt_stays(tmp_path: Path
     world.annotate(DEVICES_ANNOTATION, CPU)
     at(world, *FINETUNED)
     world.edit(distill={"steps": 7})
-    told = plan(world.run.spec, resolved=world.status.resolved, gpus=False).get("distill-width")
+    told = plan(world.run.spec, discovered=discovered_in(world.status), gpus=False).get("distill-width")
     assert told and told.artifact and told.fingerprint
     assert artifact(store, "distill", int(told.fingerprint, 16)) == told.artifact
     assert left(store, world) == set()

@@ -27,7 +27,7 @@ def several(run: CompressionRun) -> str | None:
     if len(hosts) == 1 and None not in hosts:
         return None
     for phase in Phase:
-        nodes = getattr(spec.phases, phase).nodes
+        nodes = spec.phases.of(phase).nodes
         if nodes > 1:
             return f"phases.{phase}.nodes is {nodes}"
     if spec.max_parallel_jobs > 1 and len(spec.students) > 1:
@@ -37,7 +37,7 @@ def several(run: CompressionRun) -> str | None:
 
 def _host(run: CompressionRun, phase: Phase) -> str | None:
     """The one node on which the phase's pods are kept."""
-    own = getattr(run.spec.phases, phase).node_selector
+    own = run.spec.phases.of(phase).node_selector
     return (run.spec.job_template.node_selector if own is None else own).get(HOSTNAME)
 
 
