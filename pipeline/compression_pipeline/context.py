@@ -1,4 +1,4 @@
-"""What a phase is given besides its configuration: where to write, whom to tell, which rank it is, when to stop."""
+"""What a phase is given besides its configuration: where to write, whom to tell, when to stop."""
 
 import os
 import signal
@@ -43,14 +43,11 @@ class Context:
     folder: Path  # this launch's own
     turn: Path | None = None  # where the heartbeat is; None: beside the folder
     launch: str | None = None
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
     stop: StopFlag = field(default_factory=StopFlag)
 
     @classmethod
     def of(cls, job: JobConfig, environment: Mapping[str, str] = os.environ, stop: StopFlag | None = None) -> "Context":
-        """The context of this process, its rank as the launcher (or torchrun) set it.
+        """The context of this process, whose rank the launcher (or torchrun) has set.
 
         Raises UserError where the store can't be written.
         """
@@ -65,9 +62,6 @@ class Context:
             folder=folder,
             turn=Store(root).work_folder(job.artifact_key),
             launch=launch,
-            rank=rank,
-            local_rank=int(environment.get("LOCAL_RANK", "0")),
-            world_size=int(environment.get("WORLD_SIZE", "1")),
             stop=stop or StopFlag(),
         )
 

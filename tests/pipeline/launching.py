@@ -28,6 +28,8 @@ _HEAD = """
 import os, signal, sys, time
 from pathlib import Path
 
+rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+
 class Result(dict):
     def to_json(self):
         return dict(self)

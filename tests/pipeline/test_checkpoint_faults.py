@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from saving import Trained, checkpoints, load, names, replace_file, save
 
+from compression_pipeline.config import ParallelLayout
 from compression_pipeline.errors import PhaseError, TransientError, UserError
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.shards import Foreign, Missing, Unreadable
@@ -137,7 +138,7 @@ def test_a_fault_of_one_rank_is_every_rank_s(
     """This rank is sound; whatever the others met, it waits in no collective for them."""
     trained = Trained(engine, 0)
     path = save(checkpoints(tmp_path, engine)[0], trained, 1)
-    kept, events = checkpoints(tmp_path, replace(engine, world_size=4), attempt=2)
+    kept, events = checkpoints(tmp_path, replace(engine, layout=ParallelLayout(nodes=1, per_node=4)), attempt=2)
     calls = itertools.count()
 
     def gather(found: list[Exception | None], mine: Exception | None) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -14,7 +15,7 @@ from meeting import Meeting
 from stores import save_text
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import FinetuneConfig
+from compression_pipeline.config import FinetuneConfig, ParallelLayout
 from compression_pipeline.context import Context
 from compression_pipeline.draws import permutation
 from compression_pipeline.errors import UserError
@@ -38,7 +39,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def training_data(text: Path, engine: Runtime, rank: int = 0, ranks: int = 1, **fields: int) -> TrainingData:
     settings = FinetuneConfig(steps=20, global_batch_size=8, micro_batch_size=2, seed=3).model_copy(update=fields)
-    place = Runtime(rank, rank, ranks, engine.device, engine.dtype, True, 1)
+    place = replace(engine, rank=rank, data_rank=rank, layout=ParallelLayout(nodes=1, per_node=ranks))
     return TrainingData(text, settings, place, sequence_length=LENGTH)
 
 

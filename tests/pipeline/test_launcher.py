@@ -16,7 +16,7 @@ from compression_pipeline.launcher import heartbeat
 
 WAIT_FOR_STOP = """
 def run(job, context):
-    (here / f"started-{context.rank}").write_text(str(os.getpid()))
+    (here / f"started-{rank}").write_text(str(os.getpid()))
     while not context.stop_requested():
         time.sleep(0.01)
     from compression_pipeline.errors import Interrupted

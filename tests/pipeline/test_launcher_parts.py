@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from launching import FINGERPRINT, Launch, Launched, alive
 from tests.support.waiting import until
 
-from compression_pipeline.config import TERMINATION_MESSAGE_LIMIT, ExitClass, Phase, PruneConfig, PruneJob, Termination
+from compression_pipeline.config import (
+    TERMINATION_MESSAGE_LIMIT,
+    ExitClass,
+    Parallelism,
+    ParallelLayout,
+    Phase,
+    PruneConfig,
+    PruneJob,
+    Termination,
+)
+from compression_pipeline.errors import UserError
 from compression_pipeline.launcher.outcome import Outcome, judge
-from compression_pipeline.launcher.ranks import Layout, command, environment
+from compression_pipeline.launcher.ranks import Rendezvous, command, environment
 from compression_pipeline.launcher.termination import fitted, write
 
 JOB = PruneJob(
@@ -95,14 +105,15 @@ def test_ranks_that_never_started() -> None:
 
 def test_nodes_that_do_not_meet_are_nobodys_fault() -> None:
     """One has its place, another waits for its own: for as long as that takes."""
-    master = Layout(2, 0, 1, "r-master-0", 23456, timeout=600)
+    nodes = ParallelLayout(nodes=2, per_node=1)
+    master = Rendezvous(nodes, 0, "r-master-0", 23456, timeout=600)
     waited = verdict(unmet=master.unmet(600.2))
     assert waited.exit_class is ExitClass.INTERRUPTED
     assert "rendezvousTimeoutSeconds (600)" in waited.message and "r-master-0:23456" in waited.message
     assert verdict(unmet=master.unmet(3)).exit_class is ExitClass.TRANSIENT, "it could not even wait"
-    worker = Layout(2, 1, 1, "r-master-0", 23456, timeout=600)
+    worker = Rendezvous(nodes, 1, "r-master-0", 23456, timeout=600)
     assert verdict(unmet=worker.unmet(3)).exit_class is ExitClass.INTERRUPTED, "whose master gave up just then"
-    assert Layout(1, 0, 2, "127.0.0.1", None).unmet(9000) is None
+    assert Rendezvous(ParallelLayout(nodes=1, per_node=2)).unmet(9000) is None
     started = verdict(outcome(0, ExitClass.TRANSIENT), unmet=master.unmet(9000))
     assert started.exit_class is ExitClass.TRANSIENT, "what fails later is a fault"
 
@@ -154,17 +165,19 @@ def test_a_mounted_termination_file_is_written_in_place(tmp_path: Path) -> None:
 
 def test_one_rank_needs_no_torchrun() -> None:
     alone = JOB.model_copy(update={"processes_per_node": 1})
-    layout = Layout.of(Phase.PRUNE, alone, {"MASTER_ADDR": "r-master-0", "MASTER_PORT": "23456", "PET_NNODES": "1"})
-    assert command(Phase.PRUNE, layout)[1:] == ["-m", "compression_pipeline.worker", "prune"]
-    told = environment({}, alone, Phase.PRUNE, layout, launch="ab", outcomes=Path("/o"))
+    rendezvous = Rendezvous.of(
+        Phase.PRUNE, alone, {"MASTER_ADDR": "r-master-0", "MASTER_PORT": "23456", "PET_NNODES": "1"}
+    )
+    assert command(Phase.PRUNE, rendezvous)[1:] == ["-m", "compression_pipeline.worker", "prune"]
+    told = environment({}, alone, Phase.PRUNE, rendezvous, launch="ab", outcomes=Path("/o"))
     assert (told["RANK"], told["WORLD_SIZE"], told["LOCAL_RANK"]) == ("0", "1", "0")
     assert told["MASTER_ADDR"] == "127.0.0.1"
     assert told["MASTER_PORT"] != "23456"
 
 
 def test_several_ranks_on_one_node_find_a_port_of_their_own() -> None:
-    layout = Layout.of(Phase.PRUNE, JOB, {"PET_NNODES": "1"})
-    arguments = command(Phase.PRUNE, layout)
+    rendezvous = Rendezvous.of(Phase.PRUNE, JOB, {"PET_NNODES": "1"})
+    arguments = command(Phase.PRUNE, rendezvous)
     assert arguments[1:3] == ["-m", "compression_pipeline.launcher.torchrun"]
     assert {"--standalone", "--nproc-per-node=2", "--nnodes=1"} <= set(arguments)
 
@@ -180,28 +193,35 @@ def test_several_nodes_meet_where_the_training_operator_says() -> None:
         "MASTER_ADDR": "r-master-0",
         "MASTER_PORT": "23456",
     }
-    layout = Layout.of(Phase.PRUNE, JOB, injected)
-    assert not layout.leads
+    rendezvous = Rendezvous.of(Phase.PRUNE, JOB, injected)
+    assert not rendezvous.leads
     wanted = {"--nnodes=3", "--nproc-per-node=2", "--node-rank=2", "--master-addr=r-master-0", "--master-port=23456"}
-    assert wanted <= set(command(Phase.PRUNE, layout))
+    assert wanted <= set(command(Phase.PRUNE, rendezvous))
     assert not [
         name
-        for name in environment(injected, JOB, Phase.PRUNE, layout, launch="ab", outcomes=Path("/o"))
+        for name in environment(injected, JOB, Phase.PRUNE, rendezvous, launch="ab", outcomes=Path("/o"))
         if name.startswith("PET_")
     ]
 
 
 @pytest.mark.parametrize("phase", [Phase.PREPARE, Phase.EXPORT])
 def test_phases_of_one_rank_have_one_whatever_they_are_told(phase: Phase) -> None:
-    layout = Layout.of(phase, JOB, {"PET_NNODES": "2", "PET_NODE_RANK": "1"})
-    assert command(phase, layout)[1:] == ["-m", "compression_pipeline.worker", phase.value]
+    rendezvous = Rendezvous.of(phase, JOB, {"PET_NNODES": "2", "PET_NODE_RANK": "1"})
+    assert command(phase, rendezvous)[1:] == ["-m", "compression_pipeline.worker", phase.value]
+
+
+@pytest.mark.parametrize("field", ["tensor", "pipeline", "context"])
+def test_a_job_that_splits_its_model_is_refused_before_a_rank_is_started(field: str) -> None:
+    job = JOB.model_copy(update={"parallelism": Parallelism(**{field: 2})})
+    with pytest.raises(UserError, match=rf"^parallelism\.{field}: 2 is not supported yet; leave it at 1"):
+        Rendezvous.of(Phase.PRUNE, job, {})
 
 
 def test_only_prepare_gets_to_the_hub_and_its_token() -> None:
     own = {"HF_TOKEN": "secret", "HUGGING_FACE_HUB_TOKEN": "secret", "HOME": "/home"}
     for phase in Phase:
-        layout = Layout.of(phase, JOB, {})
-        told = environment(own, JOB, phase, layout, launch="ab", outcomes=Path("/o"))
+        rendezvous = Rendezvous.of(phase, JOB, {})
+        told = environment(own, JOB, phase, rendezvous, launch="ab", outcomes=Path("/o"))
         assert told["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "77"
         assert told["HOME"] == "/home"
         assert ("secret" in told.values()) == (phase is Phase.PREPARE)
@@ -212,7 +232,12 @@ def test_only_prepare_gets_to_the_hub_and_its_token() -> None:
 def test_threads(threads: int | None, own: str, expected: str) -> None:
     job = JOB.model_copy(update={"threads": threads})
     told = environment(
-        {"OMP_NUM_THREADS": own}, job, Phase.PRUNE, Layout.of(Phase.PRUNE, job, {}), launch="ab", outcomes=Path("/o")
+        {"OMP_NUM_THREADS": own},
+        job,
+        Phase.PRUNE,
+        Rendezvous.of(Phase.PRUNE, job, {}),
+        launch="ab",
+        outcomes=Path("/o"),
     )
     assert told["OMP_NUM_THREADS"] == expected
 
@@ -221,15 +246,15 @@ def test_threads(threads: int | None, own: str, expected: str) -> None:
 
 RANKS = """
 def run(job, context):
-    (here / f"started-{context.rank}").write_text(str(os.getpid()))
-    while len(list(here.glob("started-*"))) < context.world_size:
+    (here / f"started-{rank}").write_text(str(os.getpid()))
+    while len(list(here.glob("started-*"))) < ranks:
         time.sleep(0.01)
     return act(context)
 """
 
 
 MISTAKE = """
-if context.rank == 1:
+if rank == 1:
     from compression_pipeline.errors import UserError
     raise UserError("mend it")
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that hangs in a collective
@@ -237,7 +262,7 @@ time.sleep(600)
 """
 
 FAULT = """
-if context.rank == 1:
+if rank == 1:
     from compression_pipeline.errors import TransientError
     raise TransientError("the disk is full")
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that hangs in a collective, and is killed for it
@@ -245,7 +270,7 @@ time.sleep(600)
 """
 
 KILLED = """
-if context.rank == 1:
+if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 while not context.stop_requested():
     time.sleep(0.01)
@@ -287,7 +312,7 @@ def processes(folder: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("act", "code", "rank", "message"),
     [
-        ("return Result(of=context.world_size)", 0, None, ""),
+        ("return Result(of=ranks)", 0, None, ""),
         (MISTAKE, 64, 1, "mend it"),
         (FAULT, 75, 1, "the disk is full"),
         (KILLED, 75, 1, "rank 1 was killed (SIGKILL), most likely by the kernel"),

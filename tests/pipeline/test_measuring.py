@@ -12,7 +12,14 @@ from safetensors.torch import load_file, save_file
 from stores import DATA, TEACHER, common, context
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import DistillConfig, DistillJob, ExportDtype, FinetuneResult, ValidationConfig
+from compression_pipeline.config import (
+    DistillConfig,
+    DistillJob,
+    ExportDtype,
+    FinetuneResult,
+    ParallelLayout,
+    ValidationConfig,
+)
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
@@ -154,7 +161,7 @@ def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(
 
     monkeypatch.setattr(validation, "validation_loss", measure)
     job, (told, _) = measuring_distillation(store), context(store, OTHER)
-    two = dataclasses.replace(engine, world_size=2)
+    two = dataclasses.replace(engine, layout=ParallelLayout(nodes=1, per_node=2))
     text = store.open(DATA).data
     trained = TrainingData(text, job.distill, two, sequence_length=32).micro_batch_size
     measuring.losses(job, told, two, {"teacher": TEACHER}, measuring.validation_of(job, told))
@@ -167,7 +174,7 @@ def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(
 
 
 def test_more_ranks_than_a_batch_has_sequences_can_still_measure(store: Store, engine: Runtime) -> None:
-    many = dataclasses.replace(engine, world_size=16)
+    many = dataclasses.replace(engine, layout=ParallelLayout(nodes=1, per_node=16))
     job, (told, _) = measuring_distillation(store), context(store, OTHER)
     found = measuring.losses(job, told, many, {"teacher": TEACHER}, measuring.validation_of(job, told))
     assert found["teacher"] > 0

@@ -11,7 +11,7 @@ from compression_pipeline.config.base import cel_format, cel_indivisible, indivi
 from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
 
 if TYPE_CHECKING:
-    from .spec import CompressionRunSpec, PhaseSettings
+    from .spec import CompressionRunSpec
 
 
 class World(StrEnum):
@@ -61,11 +61,6 @@ def _every_student_is_distilled(spec: CompressionRunSpec) -> str | None:
     return _UNDISTILLED % without[0]
 
 
-def ranks(settings: PhaseSettings) -> int:
-    """Ranks of one phase's job on a cluster."""
-    return settings.nodes * (settings.gpus_per_node or settings.processes_per_node)
-
-
 def _unsplit_template(phase: str, of_student: bool = False) -> str:
     owner = "distill.globalBatchSize of student %s: " if of_student else ""
     return f"{owner}%d is not divisible by microBatchSize x ranks (%d x %d, see phases.{phase})"
@@ -75,29 +70,30 @@ def _unsplit(spec: CompressionRunSpec, phase: str, training: TrainingConfig | No
     """Whether a batch of whole micro-batches (anything else is told elsewhere) does not split over its ranks."""
     if training is None or training.global_batch_size % training.micro_batch_size:
         return False
-    return training.global_batch_size % (training.micro_batch_size * ranks(spec.phases.of(phase))) != 0
+    return training.global_batch_size % (training.micro_batch_size * spec.phases.of(phase).layout.data) != 0
 
 
 def _unsplit_sentence(spec: CompressionRunSpec, phase: str, training: TrainingConfig, *student: str) -> str:
-    batch, micro, count = training.global_batch_size, training.micro_batch_size, ranks(spec.phases.of(phase))
+    batch, micro, count = training.global_batch_size, training.micro_batch_size, spec.phases.of(phase).layout.data
     template = _unsplit_template(phase, of_student=bool(student))
     return indivisible(template, (*student, batch, micro, count), batch, micro * count)
 
 
-def _cel_ranks(phase: str) -> str:
+def _cel_copies(phase: str) -> str:
+    """`PhaseSettings.layout.data` as CEL, which cannot ask it."""
     settings = f"self.phases.{phase}"
     per_node = f"({settings}.gpusPerNode > 0 ? {settings}.gpusPerNode : {settings}.processesPerNode)"
     return f"{settings}.nodes * {per_node}"
 
 
 def _cel_splits(phase: str, training: str) -> str:
-    batch, micro, count = f"{training}.globalBatchSize", f"{training}.microBatchSize", _cel_ranks(phase)
+    batch, micro, count = f"{training}.globalBatchSize", f"{training}.microBatchSize", _cel_copies(phase)
     out_of_bounds = f"{batch} < 1 || {micro} < 1 || {count} < 1"  # which the schema tells already
     return f"!has({training}) || {out_of_bounds} || {batch} % {micro} != 0 || {batch} % ({micro} * {count}) == 0"
 
 
 def _cel_unsplit_sentence(phase: str, training: str, *student: str) -> str:
-    batch, micro, count = f"{training}.globalBatchSize", f"{training}.microBatchSize", _cel_ranks(phase)
+    batch, micro, count = f"{training}.globalBatchSize", f"{training}.microBatchSize", _cel_copies(phase)
     template = _unsplit_template(phase, of_student=bool(student))
     return cel_indivisible(template, (*student, batch, micro, count), batch, f"{micro} * {count}")
 

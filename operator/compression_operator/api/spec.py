@@ -15,6 +15,7 @@ from compression_pipeline.config import (
     DistillConfig,
     ExportConfig,
     FinetuneConfig,
+    ParallelLayout,
     PhaseSpec,
     PruneConfig,
     Rule,
@@ -237,6 +238,11 @@ class PhaseSettings(ConfigModel):
     pod_template: Untyped | None = Field(
         default=None, description="Pod template merged over jobTemplate.podTemplate, under the same restrictions."
     )
+
+    @property
+    def layout(self) -> ParallelLayout:
+        """The ranks of the phase's jobs on a cluster: one for each GPU, without GPUs processesPerNode of a pod."""
+        return ParallelLayout(nodes=self.nodes, per_node=self.gpus_per_node or self.processes_per_node)
 
 
 class SingleProcessSettings(PhaseSettings):

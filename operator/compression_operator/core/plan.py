@@ -95,7 +95,7 @@ class Plan:
                 "store": BACKEND_FILLS_IN,
                 "grace_period_seconds": settings.termination_grace_period_seconds,
                 "rendezvous_timeout_seconds": settings.rendezvous_timeout_seconds,
-                "processes_per_node": settings.gpus_per_node or settings.processes_per_node,
+                "processes_per_node": settings.layout.per_node,
                 **step.configuration,
                 **artifacts,
             }

@@ -10,8 +10,7 @@ def ranks(job: Job, most: int) -> int:
     training = job.config.training
     if training is None:
         return most
-    micro_batches = training.global_batch_size // training.micro_batch_size
-    return next((count for count in range(most, 0, -1) if micro_batches % count == 0), 0)
+    return job.config.parallelism.most_ranks(most, training.global_batch_size // training.micro_batch_size)
 
 
 def at_once(run: CompressionRun, phase: Phase) -> int:

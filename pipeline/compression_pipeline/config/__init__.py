@@ -10,6 +10,7 @@ from .export import ExportConfig, ExportDtype
 from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .importance import METHODS, Axis, ImportanceConfig, Method, method_words
+from .layout import Parallelism, ParallelLayout
 from .losses import LogitsKL, LossConfig, Needs, loss_faults, losses_in_words
 from .members import one_of
 from .phases import (
@@ -78,6 +79,8 @@ __all__ = [
     "Needs",
     "Normalization",
     "Operational",
+    "ParallelLayout",
+    "Parallelism",
     "Passes",
     "Phase",
     "PhaseSpec",

@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from .architecture import Architecture
 from .base import ConfigModel, Record
 from .export import ExportConfig, ExportDtype
+from .layout import Parallelism
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
 from .training import DistillConfig, FinetuneConfig, TrainingConfig, ValidationConfig
@@ -85,6 +86,7 @@ class JobConfig(ConfigModel):
     store: str = Field(description="Absolute path of the store.")
     grace_period_seconds: int = Field(default=300, ge=1)
     processes_per_node: int = Field(default=1, ge=1, description="Ranks that the launcher starts on this node.")
+    parallelism: Parallelism = Field(default=Parallelism(), description="How a model is split over the ranks.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of one rank. Default: processors / ranks.")
     rendezvous_timeout_seconds: int = Field(
         default=600, ge=1, description="Time that a pod of several waits for the others before it gives up its place."

@@ -71,10 +71,11 @@ class Estimator(ABC):
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def over_ranks(self, sums: Tensor) -> Tensor:
-        """The sum over the data-parallel ranks, on the CPU."""
+        """The sum over the data-parallel ranks, on the CPU; of each part over the ranks that have it."""
+        from megatron.core import parallel_state  # see `runtime`
+
         total = sums.clone()
-        if dist.get_world_size() > 1:
-            dist.all_reduce(total)
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         return total.cpu()
 
 

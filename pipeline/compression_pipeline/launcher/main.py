@@ -27,7 +27,7 @@ from compression_pipeline.store.trust import Trust
 
 from . import outcome, termination
 from .heartbeat import BEAT_SECONDS, Heartbeat
-from .ranks import Layout, Ranks, command, environment
+from .ranks import Ranks, Rendezvous, command, environment
 from .signals import Signals
 
 WAITING_SECONDS = 60.0
@@ -94,8 +94,9 @@ class _Launcher:
         self._job = job
         self._own = own
         self._signals = signals
-        self._layout = Layout.of(phase, job, own)
-        self._events = Events(silent=not self._layout.leads)
+        self._rendezvous = Rendezvous.of(phase, job, own)
+        self._layout = self._rendezvous.layout
+        self._events = Events(silent=not self._rendezvous.leads)
         self._store = Store(Path(job.store), trust=Trust.of(job), passed_over=self._events.warning)
         # Of the node with rank 0 alone it matters: the other nodes' ranks are told the folder by rank 0.
         self._launch = uuid.uuid4().hex
@@ -107,9 +108,9 @@ class _Launcher:
         adoption = Adoption(
             self._store,
             self._events,
-            owns=lambda: self._layout.leads and heartbeat.mine,
+            owns=lambda: self._rendezvous.leads and heartbeat.mine,
             # A long look must not let the step go, where it is ours.
-            meanwhile=lambda: heartbeat.beat() if self._layout.leads and heartbeat.mine else None,
+            meanwhile=lambda: heartbeat.beat() if self._rendezvous.leads and heartbeat.mine else None,
         )
         done = False
         try:
@@ -118,16 +119,16 @@ class _Launcher:
             done = ended.exit_class is ExitClass.DONE
             return ended
         finally:
-            if self._layout.leads:
+            if self._rendezvous.leads:
                 self._tidy(heartbeat, folder, done=done)
 
     def _make(self, heartbeat: Heartbeat, adoption: Adoption) -> Termination:
-        if self._layout.leads:
+        if self._rendezvous.leads:
             self._store.attempt_folder(self._job.fingerprint, self._job.attempt, self._launch)
         cached = self._wait_for_turn(heartbeat, adoption)
         if cached is not None:
             return self._adopt(cached)
-        if self._layout.leads:
+        if self._rendezvous.leads:
             self._store.remove_drafts(self._job.fingerprint)
             self._check_inputs(adoption)
         ended = self._run_ranks(heartbeat)
@@ -175,7 +176,7 @@ class _Launcher:
     def _adopt(self, artifact: Artifact) -> Termination:
         told, fingerprint = self._store.use(artifact).manifest.result, self._job.fingerprint
         now: dict[str, Any] = {"cached": True, "digest": artifact.digest}
-        if self._job.key is not None and self._layout.leads and self._store.published(fingerprint) is None:
+        if self._job.key is not None and self._rendezvous.leads and self._store.published(fingerprint) is None:
             with suppress(OSError):  # lost, and found again in the artifact
                 self._store.record_published(fingerprint, Published(artifact=artifact.name, result=told))
         result: dict[str, Any] = told | now
@@ -191,7 +192,7 @@ class _Launcher:
         """
         say_again = 0.0
         while True:
-            if self._layout.leads:
+            if self._rendezvous.leads:
                 other = heartbeat.claim()
             else:
                 holder = heartbeat.holder_unless_me()
@@ -230,8 +231,8 @@ class _Launcher:
     def _attempt(self, heartbeat: Heartbeat, folder: Path) -> tuple[Termination, bool]:
         """Run the ranks to their end. The verdict, and whether nothing but a taken port was in the way."""
         killed_before = oom_kills()
-        told = environment(self._own, self._job, self._phase, self._layout, launch=self._launch, outcomes=folder)
-        ranks = Ranks(command(self._phase, self._layout), told)
+        told = environment(self._own, self._job, self._phase, self._rendezvous, launch=self._launch, outcomes=folder)
+        ranks = Ranks(command(self._phase, self._rendezvous), told)
         stop_at: float | None = None  # when the grace period is over
         lost_at: float | None = None  # when peers of a lost rank are killed
         survivors: frozenset[int] = frozenset()  # ranks that still ran when another was lost
@@ -246,30 +247,30 @@ class _Launcher:
                 met = self._layout.nodes == 1 or bool(outcome.read(folder))
                 stop_at = now + (self._job.grace_period_seconds if met else 0)
                 ranks.terminate()
-            if lost_at is None and self._layout.processes > 1 and outcome.failed(seen := outcome.read(folder)):
+            if lost_at is None and self._layout.per_node > 1 and outcome.failed(seen := outcome.read(folder)):
                 lost_at = now + LOST_PEER_SECONDS
                 survivors = outcome.running(seen)
             grace_over = stop_at is not None and now >= stop_at
             if grace_over or (lost_at is not None and now >= lost_at):
                 code = ranks.kill()
                 break
-            if self._layout.leads and lost_to is None and heartbeat.due:
+            if self._rendezvous.leads and lost_to is None and heartbeat.due:
                 lost_to = self._beat(heartbeat)
             self._signals.wait(min(1.0, *(at - now for at in (stop_at, lost_at) if at is not None), BEAT_SECONDS))
         outcomes = outcome.read(folder)
         ranks.kill()
-        if self._layout.leads and lost_to is None and code != 0:
+        if self._rendezvous.leads and lost_to is None and code != 0:
             lost_to = self._beat(heartbeat)  # a paused job's ranks may have found out first
         if lost_to is not None:
             return Termination.model_validate({"class": ExitClass.INTERRUPTED, "message": lost_to}), False
         ended = outcome.judge(
             outcome.without_killed(outcomes, survivors),
             code,
-            expected=self._layout.processes,
+            expected=self._layout.per_node,
             stopping=self._signals.stopping,
             killed=grace_over and met,
             oom_kills=oom_kills() - killed_before,
-            unmet=self._layout.unmet(time.monotonic() - began),
+            unmet=self._rendezvous.unmet(time.monotonic() - began),
         )
         told = self._signals.reason is not None and not (grace_over and met)
         if told and ended.exit_class is ExitClass.INTERRUPTED:

@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression_pipeline.config import PHASES, JobConfig, Phase
+from compression_pipeline.config import PHASES, JobConfig, ParallelLayout, Phase
 from compression_pipeline.config.schemes import offline_variables, secret_variables
 from compression_pipeline.context import LAUNCH_VARIABLE
+from compression_pipeline.errors import UserError
 from compression_pipeline.machine import children, free_port, processors
 
 from .outcome import FOLDER_VARIABLE
@@ -22,27 +23,30 @@ _TORCHRUN = "compression_pipeline.launcher.torchrun"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Nodes and ranks of the job, as the training operator (PET_*, MASTER_*) and the configuration say."""
+class Rendezvous:
+    """Where the nodes of the job meet, as the training operator (PET_*, MASTER_*) and the configuration say."""
 
-    nodes: int
-    node: int
-    processes: int  # on this node
-    master: str
-    port: int | None  # None: of one node, whichever is free
+    layout: ParallelLayout
+    node: int = 0
+    master: str = "127.0.0.1"
+    port: int | None = None  # None: of one node, whichever is free
     timeout: int = 600  # seconds that a node waits for the others
 
     @classmethod
-    def of(cls, phase: Phase, job: JobConfig, environment: Mapping[str, str]) -> "Layout":
+    def of(cls, phase: Phase, job: JobConfig, environment: Mapping[str, str]) -> "Rendezvous":
+        """Raises UserError for a layout that is not supported yet."""
+        if unsupported := job.parallelism.unsupported:
+            raise UserError(f"parallelism.{': '.join(unsupported)}")
         if PHASES[phase].single_process:
-            return cls(1, 0, 1, "127.0.0.1", None)
+            return cls(ParallelLayout(nodes=1, per_node=1))
         nodes = int(environment.get("PET_NNODES", "1"))
-        node = int(environment.get("PET_NODE_RANK", environment.get("RANK", "0"))) if nodes > 1 else 0
+        layout = job.parallelism.over(nodes=nodes, per_node=job.processes_per_node)
         if nodes == 1:
-            return cls(1, 0, job.processes_per_node, "127.0.0.1", None)
+            return cls(layout)
+        node = int(environment.get("PET_NODE_RANK", environment.get("RANK", "0")))
         master = environment.get("PET_MASTER_ADDR", environment.get("MASTER_ADDR", ""))
         port = environment.get("PET_MASTER_PORT", environment.get("MASTER_PORT", "29500"))
-        return cls(nodes, node, job.processes_per_node, master, int(port), job.rendezvous_timeout_seconds)
+        return cls(layout, node, master, int(port), job.rendezvous_timeout_seconds)
 
     @property
     def leads(self) -> bool:
@@ -51,7 +55,7 @@ class Layout:
 
     def unmet(self, seconds: float) -> str | None:
         """What it means that no rank has started after so many seconds, where that is that the nodes did not meet."""
-        if self.nodes == 1:
+        if self.layout.nodes == 1:
             return None
         if seconds >= self.timeout:
             return (
@@ -61,23 +65,24 @@ class Layout:
         return None if self.leads else f"the pod of rank 0 ({self.master}) was gone before the pods met; it says why"
 
 
-def command(phase: Phase, layout: Layout) -> list[str]:
+def command(phase: Phase, rendezvous: Rendezvous) -> list[str]:
     """One rank is started as it is, which saves torchrun's own import of torch (4 s); several by torchrun."""
-    if layout.nodes * layout.processes == 1:
+    layout = rendezvous.layout
+    if layout.ranks == 1:
         return [sys.executable, "-m", _WORKER, phase.value]
     if layout.nodes == 1:
         where = ["--standalone"]  # torchrun finds a port of its own
     else:
-        where = [f"--node-rank={layout.node}", f"--master-addr={layout.master}", f"--master-port={layout.port}"]
-        where += [f"--rdzv-conf=timeout={layout.timeout}"]
+        where = [f"--node-rank={rendezvous.node}", f"--rdzv-conf=timeout={rendezvous.timeout}"]
+        where += [f"--master-addr={rendezvous.master}", f"--master-port={rendezvous.port}"]
     return [
         *(sys.executable, "-m", _TORCHRUN, f"--nnodes={layout.nodes}"),
-        *(f"--nproc-per-node={layout.processes}", *where, "-m", _WORKER, phase.value),
+        *(f"--nproc-per-node={layout.per_node}", *where, "-m", _WORKER, phase.value),
     ]
 
 
 def environment(
-    own: Mapping[str, str], job: JobConfig, phase: Phase, layout: Layout, *, launch: str, outcomes: Path
+    own: Mapping[str, str], job: JobConfig, phase: Phase, rendezvous: Rendezvous, *, launch: str, outcomes: Path
 ) -> dict[str, str]:
     """The environment of the ranks: only a phase that reads sources may talk to servers."""
     found = dict(own)
@@ -88,7 +93,7 @@ def environment(
     if job.threads is not None:
         found["OMP_NUM_THREADS"] = str(job.threads)
     else:
-        found.setdefault("OMP_NUM_THREADS", str(max(1, processors() // layout.processes)))
+        found.setdefault("OMP_NUM_THREADS", str(max(1, processors() // rendezvous.layout.per_node)))
     if PHASES[phase].reads_sources:
         # transformers takes three times as long to start if it imports torch, which reading sources never needs.
         found |= {"USE_TORCH": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
@@ -98,9 +103,9 @@ def environment(
             found.pop(name, None)
     # torchrun takes PET_* as defaults of its options; the options are all given.
     found = {name: value for name, value in found.items() if not name.startswith("PET_")}
-    if layout.nodes * layout.processes == 1:
+    if rendezvous.layout.ranks == 1:
         found |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
-        found |= {"MASTER_ADDR": layout.master, "MASTER_PORT": str(free_port())}
+        found |= {"MASTER_ADDR": rendezvous.master, "MASTER_PORT": str(free_port())}
     return found
 
 

@@ -121,13 +121,13 @@ class TrainingData:
                 f"dataset: {available:,} training tokens are less than one batch of {global_batch_size} sequences of "
                 f"{sequence_length} ({needed:,}); lower globalBatchSize or sequenceLength, or give more text"
             )
-        if global_batch_size % runtime.world_size:
+        if global_batch_size % runtime.data_size:
             raise UserError(
-                f"globalBatchSize: {global_batch_size} sequences do not divide among {runtime.world_size} ranks; "
-                f"nearest: {nearest_multiples(global_batch_size, runtime.world_size)}"
+                f"globalBatchSize: {global_batch_size} sequences do not divide among {runtime.data_size} ranks; "
+                f"nearest: {nearest_multiples(global_batch_size, runtime.data_size)}"
             )
         self.sequence_length = sequence_length
-        self._share = global_batch_size // runtime.world_size
+        self._share = global_batch_size // runtime.data_size
         self.micro_batch_size = sequences_per_pass(settings, runtime)
         self.micro_batches = self._share // self.micro_batch_size
         self._global_batch_size = global_batch_size
@@ -144,7 +144,7 @@ class TrainingData:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's share of the batch of `step` (counted from 0), as `micro_batches` batches."""
-        first = step * self._global_batch_size + self._runtime.rank * self._share
+        first = step * self._global_batch_size + self._runtime.data_rank * self._share
         return [
             self._batch(range(start, start + self.micro_batch_size))
             for start in range(first, first + self._share, self.micro_batch_size)
@@ -214,7 +214,7 @@ def sequences_per_pass(settings: TrainingConfig, runtime: Runtime) -> int:
     Where a rank's share of the global batch is no multiple of the micro batch, it is the largest number below the micro
     batch that divides the share. A loss depends on it in its last bits, so all figures of a step are taken with it.
     """
-    share = max(1, settings.global_batch_size // runtime.world_size)
+    share = max(1, settings.global_batch_size // runtime.data_size)
     return largest_divisor(share, settings.micro_batch_size)
 
 

@@ -34,6 +34,9 @@ def transformer_config(architecture: Architecture, runtime: Runtime) -> "Transfo
     activations = {Activation.SWIGLU: functional.silu, Activation.SQUARED_RELU: squared_relu}
     normalizations = {Normalization.RMS_NORM: "RMSNorm", Normalization.LAYER_NORM_1P: "LayerNorm"}
     return TransformerConfig(
+        tensor_model_parallel_size=runtime.layout.tensor,
+        pipeline_model_parallel_size=runtime.layout.pipeline,
+        context_parallel_size=runtime.layout.context,
         num_layers=architecture.layers,
         hidden_size=architecture.hidden_size,
         ffn_hidden_size=architecture.ffn_hidden_size,

@@ -45,7 +45,7 @@ class Optimizer:
             params_dtype=runtime.dtype,
             use_distributed_optimizer=True,
         )
-        self._settings = settings
+        self._settings, self._runtime = settings, runtime
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         with private.torchs_adamw():
             self._chained = cast("ChainedOptimizer", get_megatron_optimizer(config, cast("Any", [model])))
@@ -112,7 +112,7 @@ class Optimizer:
         """The trained weights whole, by the model's names, in float32: the masters where the model's own are rounded.
 
         Every rank calls it, and where the model's weights are float32 every rank has them; masters are put together in
-        rank 0's main memory alone.
+        the main memory of the first copy's ranks alone.
         """
         pieces = {parameter: (start, master.detach()) for parameter, start, master, _ in self._shards()}
         found: dict[str, torch.Tensor] = {}
@@ -126,9 +126,9 @@ class Optimizer:
             if parameter in pieces:
                 start, master = pieces[parameter]
                 whole[start : start + master.numel()] = master.flatten()
-            if dist.get_world_size() > 1:
-                dist.reduce(whole, 0)
-            if dist.get_rank() == 0:
+            if self._runtime.data_size > 1:
+                dist.reduce(whole, group=self._runtime.data_group, group_dst=0)
+            if self._runtime.data_rank == 0:
                 found[name] = whole.view(parameter.shape).cpu()
         return found
 

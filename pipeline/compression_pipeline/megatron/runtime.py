@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from compression_pipeline.config import JobConfig, Precision
+from compression_pipeline.config import JobConfig, ParallelLayout, Precision
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.machine import processors
@@ -45,17 +45,39 @@ checkpoint to a slow volume.
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process computes."""
+    """Where this process computes, and which part of the work is its own."""
 
     rank: int
+    """Among all ranks of the job. Rank 0 writes, publishes and reports; every rank owns a share of a checkpoint."""
     local_rank: int
-    world_size: int
+    """Among the ranks of this node."""
+    layout: ParallelLayout
+    data_rank: int
+    """Which copy of the model this rank has a part of: the copy takes its own part of the batch."""
+    data_group: dist.ProcessGroup
+    """The ranks that hold this part of the model: sums over tokens are summed over them."""
+    tensor_group: dist.ProcessGroup
+    """The ranks that hold the other shards of these matrices, of the vocabulary too."""
+    first_stage: bool
+    """Whether this rank has the embedding."""
+    last_stage: bool
+    """Whether this rank has the output layer, and so the loss."""
     device: torch.device
     dtype: torch.dtype
     """Type of parameters and arithmetic: bfloat16 or float32. Optimizer state and master weights are float32."""
     deterministic: bool
     threads: int
     """CPU threads of this process."""
+
+    @property
+    def world_size(self) -> int:
+        """All ranks of the job."""
+        return self.layout.ranks
+
+    @property
+    def data_size(self) -> int:
+        """Copies of the model."""
+        return self.layout.data
 
     @property
     def precision(self) -> Precision:
@@ -95,7 +117,8 @@ def runtime(
             f"processesPerNode ({job.processes_per_node}) must not be larger"
         )
     device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
-    threads = job.threads or max(1, processors() // job.processes_per_node)
+    layout = job.parallelism.of_ranks(world_size, per_node=job.processes_per_node)
+    threads = job.threads or max(1, processors() // layout.per_node)
     with contextlib.ExitStack() as stack:
         dtype = _dtype(precision, gpu)
         if tell is not None:
@@ -105,12 +128,13 @@ def runtime(
         _import_megatron(gpu)
         stack.enter_context(_gpu_settings(device, deterministic) if gpu else private.cpu_adaptations())
         stack.enter_context(_process_group(device, rank, world_size))
-        stack.enter_context(_parallel_state())
+        groups = stack.enter_context(_groups(layout))
         _seed(seed, gpu)
         yield Runtime(
             rank=rank,
             local_rank=local_rank,
-            world_size=world_size,
+            layout=layout,
+            **groups,
             device=device,
             dtype=dtype,
             deterministic=deterministic or not gpu,
@@ -210,13 +234,24 @@ def _process_group(device: torch.device, rank: int, world_size: int) -> Iterator
 
 
 @contextlib.contextmanager
-def _parallel_state() -> Iterator[None]:
-    """Megatron's groups: data parallel over all ranks."""
+def _groups(layout: ParallelLayout) -> Iterator[dict[str, Any]]:
+    """Megatron's groups of the layout, and this rank's place in them as fields of a Runtime."""
     from megatron.core import parallel_state
 
-    parallel_state.initialize_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        context_parallel_size=layout.context,
+        distributed_timeout_minutes=int(GROUP_TIMEOUT.total_seconds()) // 60,
+    )
     try:
-        yield
+        yield {
+            "data_rank": parallel_state.get_data_parallel_rank(),
+            "data_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+            "tensor_group": parallel_state.get_tensor_model_parallel_group(),
+            "first_stage": parallel_state.is_pipeline_first_stage(),
+            "last_stage": parallel_state.is_pipeline_last_stage(),
+        }
     finally:
         parallel_state.destroy_model_parallel()
 

@@ -188,7 +188,8 @@ class _Loop:
             forward_only=False,
         )
         norm = self.optimizer.gradient_norm()
-        figures = self._agree(torch.stack([result["loss"] for result in results]).mean(), norm)
+        losses = [result["loss"] for result in results]
+        figures = self._agree(torch.stack(losses).mean() if self._runtime.last_stage else None, norm)
         if not (math.isfinite(figures.loss) and math.isfinite(norm)):
             what = "gradient norm" if math.isfinite(figures.loss) else "loss"
             value = norm if math.isfinite(figures.loss) else figures.loss
@@ -208,13 +209,18 @@ class _Loop:
 
         return self._loss.forward(model, batch), reduce
 
-    def _agree(self, loss: torch.Tensor, norm: float) -> Figures:
-        """The mean loss, and whether any rank was told to stop: one collective for both."""
-        stop = torch.tensor(float(self._context.stop_requested()), device=loss.device)
-        shared = torch.stack([loss.float(), stop])
+    def _agree(self, loss: torch.Tensor | None, norm: float) -> Figures:
+        """The mean loss, and whether any rank was told to stop: one collective for both, over all ranks.
+
+        `loss`: this rank's; None where another pipeline stage computes it.
+        """
+        shared = torch.zeros(2, device=self._runtime.device)
+        if loss is not None:
+            shared[0] = loss
+        shared[1] = float(self._context.stop_requested())
         dist.all_reduce(shared)
         total, stops = shared.tolist()
-        return Figures(total / self._runtime.world_size, norm, stops > 0)
+        return Figures(total / self._runtime.layout.per_stage, norm, stops > 0)
 
     def _refuse(self, what: str, value: float, when: str, state: str) -> NoReturn:
         newest = self._checkpoints.newest()

@@ -34,9 +34,9 @@ def validation_loss(
     totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     try:
         with torch.no_grad():
-            for start in range(0, len(data), runtime.world_size * batch_size):
+            for start in range(0, len(data), runtime.data_size * batch_size):
                 _stop_together(runtime, context)
-                first = start + runtime.rank * batch_size
+                first = start + runtime.data_rank * batch_size
                 if first >= len(data):
                     continue
                 batch = data.batch(range(first, min(first + batch_size, len(data))), runtime.device)
@@ -45,7 +45,7 @@ def validation_loss(
                 totals[1] += losses.numel()
     finally:
         model.train(training)
-    dist.all_reduce(totals)
+    dist.all_reduce(totals, group=runtime.data_group)
     loss, tokens = totals.tolist()
     return loss / tokens
 

@@ -179,12 +179,12 @@ class Calibration:
         return _Walked(lambda: self._batches(context))
 
     def _batches(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
-        mine = range(self._runtime.rank, self.count, self._runtime.world_size)
+        mine = range(self._runtime.data_rank, self.count, self._runtime.data_size)
         for start in range(0, len(mine), self._size):
             context.stop_if_requested()
             tokens = torch.stack([self._text[index][:-1] for index in mine[start : start + self._size]])
             yield tokens.to(self._runtime.device), self._positions.expand(len(tokens), -1)
-            done = min(self.count, (start + len(tokens)) * self._runtime.world_size)
+            done = min(self.count, (start + len(tokens)) * self._runtime.data_size)
             context.events.progress(done, self.count, unit="samples")
 
 

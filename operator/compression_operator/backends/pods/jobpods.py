@@ -51,11 +51,6 @@ def job_metadata(run: CompressionRun, job: Job, defaults: JobDefaults) -> Json:
     }
 
 
-def ranks(settings: PhaseSettings) -> int:
-    """Processes of one pod: one for each GPU, or as many as asked for without."""
-    return settings.gpus_per_node or settings.processes_per_node
-
-
 def labels(run: CompressionRun, job: Job) -> dict[str, str]:
     """What a job and its pods are found by."""
     found = {
@@ -141,8 +136,7 @@ def _container(run: CompressionRun, job: Job, image: str, claims: Mapping[str, s
 
 
 def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> list[Json]:
-    settings = job.settings
-    filled: Json = {"run_uid": run.metadata.uid or None, "store": STORE, "processes_per_node": ranks(settings)}
+    filled: Json = {"run_uid": run.metadata.uid or None, "store": STORE}
     if PHASES[job.phase].reads_sources:
         filled["source_roots"] = {root: claims[claim] for root, claim in claims_of(job.config.sources).items()}
     config = job.config.model_copy(update=filled)

@@ -7,7 +7,7 @@ operator does these. A job is created once and never applied again.
 from typing import Any
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.backends.pods.jobpods import job_metadata, pod_template, ranks
+from compression_operator.backends.pods.jobpods import job_metadata, pod_template
 from compression_operator.backends.pods.platform_defaults import JobDefaults
 from compression_operator.core.jobs import Job
 
@@ -26,7 +26,7 @@ def pytorch_job(run: CompressionRun, job: Job, image: str, defaults: JobDefaults
         "kind": "PyTorchJob",
         "metadata": job_metadata(run, job, defaults),
         "spec": {
-            "nprocPerNode": str(ranks(job.settings)),
+            "nprocPerNode": str(job.settings.layout.per_node),
             "runPolicy": {"cleanPodPolicy": "Running"},
             "pytorchReplicaSpecs": replicas,
         },

@@ -1,0 +1,145 @@
+"""Ranks are computed from the layout, and Megatron's groups are those of the layout."""
+
+import json
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from engine_models import python
+from hypothesis import given
+from hypothesis import strategies as st
+from meeting import Meeting
+
+from compression_pipeline.config import Parallelism
+
+SIZES = st.integers(1, 6)
+SPLITS = st.builds(Parallelism, tensor=SIZES, pipeline=SIZES, context=SIZES)
+
+
+@given(SPLITS, SIZES, SIZES)
+def test_every_rank_has_a_part_of_one_copy(split: Parallelism, copies: int, nodes: int) -> None:
+    """ranks = nodes x per node = data x tensor x pipeline x context."""
+    layout = split.over(nodes=nodes, per_node=copies * split.per_copy)
+    assert layout.ranks == layout.nodes * layout.per_node
+    assert layout.ranks == layout.data * layout.tensor * layout.pipeline * layout.context
+    assert layout.per_stage * layout.pipeline == layout.ranks
+    assert split.of_ranks(layout.ranks, per_node=layout.per_node) == layout
+
+
+@given(SPLITS, SIZES, SIZES)
+def test_a_layout_that_does_not_fit_is_refused_with_the_field_and_sizes_that_do(
+    split: Parallelism, nodes: int, per_node: int
+) -> None:
+    ranks = nodes * per_node
+    fault = split.fault(ranks)
+    assert (fault is None) == (ranks % split.per_copy == 0)
+    if fault is None:
+        return
+    field, sentence = fault
+    with pytest.raises(ValueError, match=f"{field}: "):
+        split.over(nodes=nodes, per_node=per_node)
+    for size in map(int, sentence.split("nearest: ")[1].split(" or ")):
+        mended = split.model_copy(update={field: size}).fault(ranks)
+        assert mended is None or mended[0] != field
+
+
+@pytest.mark.parametrize(
+    ("split", "ranks", "fault"),
+    [
+        ({"tensor": 3}, 8, ("tensor", "3 does not divide the 8 ranks, nearest: 2 or 4")),
+        ({"tensor": 16}, 8, ("tensor", "16 does not divide the 8 ranks, nearest: 8")),
+        ({"tensor": 2, "pipeline": 3}, 8,
+         ("pipeline", "3 does not divide the 4 that are left of 8 ranks, nearest: 2 or 4")),
+    ],
+)  # fmt: skip
+def test_sentences(split: dict[str, int], ranks: int, fault: tuple[str, str]) -> None:
+    assert Parallelism(**split).fault(ranks) == fault
+
+
+def test_ranks_that_are_no_whole_nodes_are_refused() -> None:
+    with pytest.raises(ValueError, match="6 ranks are not whole nodes of 4"):
+        Parallelism().of_ranks(6, per_node=4)
+
+
+@given(SPLITS, st.integers(0, 40), st.integers(1, 40))
+def test_the_most_ranks_that_a_batch_splits_over(split: Parallelism, limit: int, micro_batches: int) -> None:
+    def works(ranks: int) -> bool:
+        return split.fault(ranks) is None and micro_batches % (ranks // split.per_copy) == 0
+
+    assert split.most_ranks(limit, micro_batches) == max((n for n in range(1, limit + 1) if works(n)), default=0)
+
+
+@given(SPLITS)
+def test_only_data_parallel_layouts_are_supported(split: Parallelism) -> None:
+    fault = split.unsupported
+    assert (fault is None) == (split.per_copy == 1)
+    if fault is not None:
+        assert getattr(split, fault[0]) > 1
+        assert fault[1].startswith(f"{getattr(split, fault[0])} is not supported yet; leave it at 1")
+
+
+RANKS = 4
+SCRIPT = """
+    import json, os
+    import torch.distributed as dist
+    from engine_models import architecture, finetune_job
+    from compression_pipeline.config import LogitsKL, Parallelism
+    from compression_pipeline.megatron.runtime import runtime
+    splits = {}, {"tensor": 2}, {"pipeline": 2}, {"context": 2}
+    for split, port in zip(splits, os.environ["PORTS"].split(), strict=True):
+        os.environ["MASTER_PORT"] = port  # of its own: the next runtime's store must not be met by one that is closing
+        with runtime(finetune_job(parallelism=Parallelism(**split))) as current:
+            assert (current.rank, current.world_size) == (dist.get_rank(), dist.get_world_size())
+            groups = [dist.get_process_group_ranks(group) for group in (current.data_group, current.tensor_group)]
+            places = [current.data_rank, current.data_size, *groups, current.first_stage, current.last_stage]
+            print(json.dumps(places))
+            dist.barrier()
+            if "tensor" not in split:
+                continue
+            from compression_pipeline.megatron.model import build
+            from compression_pipeline.megatron.objective import Objective
+            shape = architecture()
+            student, teacher = (build(shape, current, sequence_length=16) for _ in range(2))
+            shard = student.output_layer.weight.shape[0] / shape.vocabulary_size
+            try:
+                Objective.of([LogitsKL()], shape, shape, current, seed=1).attach(student, teacher)
+            except NotImplementedError as error:
+                refused = f"{shard}: {error}"
+    print(json.dumps(refused), flush=True)
+    """
+
+
+@pytest.fixture(scope="module")
+def told() -> list[list[Any]]:
+    """What each of four real ranks has found in its runtimes, one of each layout, and in the end of a loss."""
+    with ExitStack() as stack:
+        meetings = [stack.enter_context(closing(Meeting(RANKS))) for _ in range(4)]
+        place = {**meetings[0].environment, "PORTS": " ".join(str(meeting.port) for meeting in meetings)}
+        children = [python(SCRIPT, RANK=str(rank), **place) for rank in range(RANKS)]
+        ended = [child.communicate(timeout=540) for child in children]
+    assert [child.returncode for child in children] == [0] * RANKS, ended
+    return [[json.loads(line) for line in output.splitlines()] for output, _ in ended]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        # data rank, copies, ranks of the data group, ranks of the tensor group, whether first and last stage
+        (0, [[rank, 4, [0, 1, 2, 3], [rank], True, True] for rank in range(RANKS)]),
+        (1, [[0, 2, [0, 2], [0, 1], True, True], [0, 2, [1, 3], [0, 1], True, True],
+             [1, 2, [0, 2], [2, 3], True, True], [1, 2, [1, 3], [2, 3], True, True]]),
+        (2, [[0, 2, [0, 1], [0], True, False], [1, 2, [0, 1], [1], True, False],
+             [0, 2, [2, 3], [2], False, True], [1, 2, [2, 3], [3], False, True]]),
+        # Two that share a sequence read the same text, and each has a part of its loss.
+        (3, [[rank // 2, 2, [0, 1, 2, 3], [rank], True, True] for rank in range(RANKS)]),
+    ],
+    ids=["data", "tensor", "pipeline", "context"],
+)  # fmt: skip
+def test_a_runtime_has_the_groups_of_its_layout(told: list[list[Any]], number: int, expected: list[Any]) -> None:
+    assert [of_rank[number] for of_rank in told] == expected
+
+
+def test_a_loss_that_is_wrong_on_a_part_of_the_vocabulary_is_refused(told: list[list[Any]]) -> None:
+    """Megatron splits the output layer in two; the KL over half of the words would be a plausible number."""
+    refusal = "0.5: LogitsKLLoss is wrong on a part of the vocabulary; use tensor parallel 1, not 2"
+    assert {of_rank[-1] for of_rank in told} == {refusal}
