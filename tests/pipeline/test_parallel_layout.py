@@ -80,66 +80,90 @@ def test_only_data_parallel_layouts_are_supported(split: Parallelism) -> None:
 
 RANKS = 4
 SCRIPT = """
-    import json, os
+    import json, os, sys, traceback
     import torch.distributed as dist
     from engine_models import architecture, finetune_job
     from compression_pipeline.config import LogitsKL, Parallelism
+    from compression_pipeline.megatron.model import build
+    from compression_pipeline.megatron.objective import Objective
     from compression_pipeline.megatron.runtime import runtime
-    splits = {}, {"tensor": 2}, {"pipeline": 2}, {"context": 2}
-    for split, port in zip(splits, os.environ["PORTS"].split(), strict=True):
-        os.environ["MASTER_PORT"] = port  # of its own: the next runtime's store must not be met by one that is closing
-        with runtime(finetune_job(parallelism=Parallelism(**split))) as current:
-            assert (current.rank, current.world_size) == (dist.get_rank(), dist.get_world_size())
-            groups = [dist.get_process_group_ranks(group) for group in (current.data_group, current.tensor_group)]
-            places = [current.data_rank, current.data_size, *groups, current.first_stage, current.last_stage]
-            print(json.dumps(places))
-            dist.barrier()
-            if "tensor" not in split:
-                continue
-            from compression_pipeline.megatron.model import build
-            from compression_pipeline.megatron.objective import Objective
-            shape = architecture()
-            student, teacher = (build(shape, current, sequence_length=16) for _ in range(2))
-            shard = student.output_layer.weight.shape[0] / shape.vocabulary_size
+    import megatron.core.models.gpt
+
+    SHAPE = architecture()
+
+    def places(current):
+        assert (current.rank, current.world_size) == (dist.get_rank(), dist.get_world_size())
+        groups = [dist.get_process_group_ranks(group) for group in (current.data_group, current.tensor_group)]
+        return [current.data_rank, current.data_size, *groups, current.first_stage, current.last_stage]
+
+    def refusal(current):
+        student, teacher = (build(SHAPE, current, sequence_length=16) for _ in range(2))
+        try:
+            Objective.of([LogitsKL()], SHAPE, SHAPE, current, seed=1).attach(student, teacher)
+        except NotImplementedError as error:
+            return f"{student.output_layer.weight.shape[0]} of {SHAPE.vocabulary_size}: {error}"
+
+    def run():
+        found = {}
+        for split, port in json.loads(os.environ["SPLITS"]).items():
+            os.environ["MASTER_PORT"] = port
+            parallelism = Parallelism(**({} if split == "data" else {split: 2}))
+            with runtime(finetune_job(parallelism=parallelism)) as current:
+                found[split] = places(current)
+                if split == "tensor":
+                    found["refused"] = refusal(current)
+                dist.barrier()
+        return found
+
+    children = []
+    for rank in range(int(os.environ["WORLD_SIZE"])):  # each import of Megatron takes 8 s, a fork none
+        if (pid := os.fork()) == 0:
+            os.environ["RANK"] = str(rank)
             try:
-                Objective.of([LogitsKL()], shape, shape, current, seed=1).attach(student, teacher)
-            except NotImplementedError as error:
-                refused = f"{shard}: {error}"
-    print(json.dumps(refused), flush=True)
+                print(json.dumps([rank, run()]), flush=True)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        children.append(pid)
+    sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 for pid in children))
     """
+KINDS = "data", "tensor", "pipeline", "context"
 
 
 @pytest.fixture(scope="module")
-def told() -> list[list[Any]]:
-    """What each of four real ranks has found in its runtimes, one of each layout, and in the end of a loss."""
+def told() -> dict[int, dict[str, Any]]:
+    """What each of four real ranks has found in a runtime of each layout."""
     with ExitStack() as stack:
-        meetings = [stack.enter_context(closing(Meeting(RANKS))) for _ in range(4)]
-        place = {**meetings[0].environment, "PORTS": " ".join(str(meeting.port) for meeting in meetings)}
-        children = [python(SCRIPT, RANK=str(rank), **place) for rank in range(RANKS)]
-        ended = [child.communicate(timeout=540) for child in children]
-    assert [child.returncode for child in children] == [0] * RANKS, ended
-    return [[json.loads(line) for line in output.splitlines()] for output, _ in ended]
+        # Each runtime has a port of its own: one that begins must not meet the store of one that ends.
+        meetings = {split: stack.enter_context(closing(Meeting(RANKS))) for split in KINDS}
+        ports = json.dumps({split: str(meeting.port) for split, meeting in meetings.items()})
+        child = python(SCRIPT, SPLITS=ports, **meetings["data"].environment)
+        output, errors = child.communicate(timeout=540)
+    assert child.returncode == 0, errors
+    return dict(json.loads(line) for line in output.splitlines())
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"),
+    ("split", "expected"),
     [
         # data rank, copies, ranks of the data group, ranks of the tensor group, whether first and last stage
-        (0, [[rank, 4, [0, 1, 2, 3], [rank], True, True] for rank in range(RANKS)]),
-        (1, [[0, 2, [0, 2], [0, 1], True, True], [0, 2, [1, 3], [0, 1], True, True],
+        ("data", [[rank, 4, [0, 1, 2, 3], [rank], True, True] for rank in range(RANKS)]),
+        ("tensor", [[0, 2, [0, 2], [0, 1], True, True], [0, 2, [1, 3], [0, 1], True, True],
              [1, 2, [0, 2], [2, 3], True, True], [1, 2, [1, 3], [2, 3], True, True]]),
-        (2, [[0, 2, [0, 1], [0], True, False], [1, 2, [0, 1], [1], True, False],
+        ("pipeline", [[0, 2, [0, 1], [0], True, False], [1, 2, [0, 1], [1], True, False],
              [0, 2, [2, 3], [2], False, True], [1, 2, [2, 3], [3], False, True]]),
         # Two that share a sequence read the same text, and each has a part of its loss.
-        (3, [[rank // 2, 2, [0, 1, 2, 3], [rank], True, True] for rank in range(RANKS)]),
+        ("context", [[rank // 2, 2, [0, 1, 2, 3], [rank], True, True] for rank in range(RANKS)]),
     ],
-    ids=["data", "tensor", "pipeline", "context"],
 )  # fmt: skip
-def test_a_runtime_has_the_groups_of_its_layout(told: list[list[Any]], number: int, expected: list[Any]) -> None:
-    assert [of_rank[number] for of_rank in told] == expected
+def test_a_runtime_has_the_groups_of_its_layout(
+    told: dict[int, dict[str, Any]], split: str, expected: list[Any]
+) -> None:
+    assert [told[rank][split] for rank in range(RANKS)] == expected
 
 
-def test_a_loss_that_is_wrong_on_a_part_of_the_vocabulary_is_refused(told: list[list[Any]]) -> None:
+def test_a_loss_that_is_wrong_on_a_part_of_the_vocabulary_is_refused(told: dict[int, dict[str, Any]]) -> None:
     """Megatron splits the output layer in two; the KL over half of the words would be a plausible number."""
-    refusal = "0.5: LogitsKLLoss is wrong on a part of the vocabulary; use tensor parallel 1, not 2"
-    assert {of_rank[-1] for of_rank in told} == {refusal}
+    refusal = "160 of 320: LogitsKLLoss is wrong on a part of the vocabulary; use tensor parallel 1, not 2"
+    assert {of_rank["refused"] for of_rank in told.values()} == {refusal}

@@ -112,7 +112,7 @@ class Optimizer:
         """The trained weights whole, by the model's names, in float32: the masters where the model's own are rounded.
 
         Every rank calls it, and where the model's weights are float32 every rank has them; masters are put together in
-        the main memory of the first copy's ranks alone.
+        the main memory of the rank alone that leads its data group.
         """
         pieces = {parameter: (start, master.detach()) for parameter, start, master, _ in self._shards()}
         found: dict[str, torch.Tensor] = {}
@@ -126,9 +126,8 @@ class Optimizer:
             if parameter in pieces:
                 start, master = pieces[parameter]
                 whole[start : start + master.numel()] = master.flatten()
-            if self._runtime.data_size > 1:
-                dist.reduce(whole, group=self._runtime.data_group, group_dst=0)
-            if self._runtime.data_rank == 0:
+            dist.reduce(whole, group=self._runtime.data_group, group_dst=0)
+            if self._runtime.leads_data_group:
                 found[name] = whole.view(parameter.shape).cpu()
         return found
 

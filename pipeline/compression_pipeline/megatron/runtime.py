@@ -80,6 +80,11 @@ class Runtime:
         return self.layout.data
 
     @property
+    def leads_data_group(self) -> bool:
+        """Whether this rank is the first of its data group: what is gathered of this part of the model comes here."""
+        return dist.get_rank(self.data_group) == 0
+
+    @property
     def precision(self) -> Precision:
         """The arithmetic that is used, as settings name it."""
         return Precision.BF16 if self.dtype is torch.bfloat16 else Precision.FP32

@@ -237,7 +237,7 @@ def rounded_losses(
             continue
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if runtime.data_rank == 0:  # who alone may have them
+                if runtime.leads_data_group:  # who alone may have them
                     parameter.copy_(state[name].to(kind))
                 dist.broadcast(parameter, group=runtime.data_group, group_src=0)
         loss = validation_loss(model, validation, runtime, context, batch_size=batch_size)
