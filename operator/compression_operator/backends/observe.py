@@ -240,11 +240,12 @@ class _Job:
         if self.queued or self.deleting:
             return None
         found = [pod.waiting for pod in self.pods if pod.waiting]
-        if not found and self.created is not None and len(self.pods) < max(self.said.pods, 1):
+        if self.created is not None and len(self.pods) < max(self.said.pods, 1):
             # A queue that has let it go on has had it wait until now.
             since = self.missed if self.lacks_one else max(filter(None, (self.created, self.said.suspended.since)))
-            return wait(WaitReason.PODS_NOT_CREATED, self._unmade(), since, told_after=CATCH_UP) if since else None
-        return min(found, key=lambda one: (one.counts_from or ENDLESS, one.told_from, one.message), default=None)
+            found += [wait(WaitReason.PODS_NOT_CREATED, self._unmade(), since, told_after=CATCH_UP)] if since else []
+        # Of those that count as soon a pod that is not made comes first: without it the others do not begin.
+        return min(found, key=_rank, default=None)
 
     @property
     def half_placed(self) -> datetime | None:
@@ -277,6 +278,11 @@ class _Job:
             return False
         latest = pod.deleted + SKEW
         return not any(other is not pod and other.ended and other.ended <= latest for other in failures)
+
+
+def _rank(one: Wait) -> tuple[datetime, bool, datetime, str]:
+    made = one.reason is not WaitReason.PODS_NOT_CREATED
+    return one.counts_from or ENDLESS, made, one.told_from, one.message
 
 
 def _state(job: _Job, now: datetime) -> tuple[JobState, str]:

@@ -207,6 +207,19 @@ def test_of_several_pods_the_one_that_counts_first_is_told() -> None:
         )
 
 
+def test_workers_that_are_not_made_are_told_of_while_the_master_waits() -> None:
+    """Their refusal was neither told nor asked for, until the master had a place."""
+    job, master = seen("unschedulable")
+    job["spec"] = {"pytorchReplicaSpecs": {"Master": {"replicas": 1}, "Worker": {"replicas": 2}}}
+    for pod in (master, creating()[1]):
+        pod["metadata"] |= {"name": "m", "ownerReferences": master["metadata"]["ownerReferences"]}
+        found = observe(job, pod, at="2026-11-21T06:54:00Z")
+        assert found.waiting is not None and found.waiting.reason is WaitReason.PODS_NOT_CREATED
+        assert found.message.startswith("only 1 of its 3 pods have been made: a quota, a LimitRange")
+    at_once = observe(job, master, at="2026-11-21T06:53:08Z")
+    assert at_once.message == "", "they are still being made"
+
+
 # -- what a run makes of it -----------------------------------------------------------------------------------------
 
 WHY = "pod demo-prepare-master-0 cannot be scheduled: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
