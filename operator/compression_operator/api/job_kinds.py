@@ -16,6 +16,7 @@ class JobKindInfo:
     install: str  # what to do where the cluster does not have it
     controller: str  # who makes its pods, as sentences name it
     webhook: str  # part of the names of its admission webhooks
+    labels: str  # domain of the labels that its controller puts on pods
 
     @property
     def resource(self) -> str:
@@ -35,6 +36,7 @@ JOB_KINDS: dict[str, JobKindInfo] = {
             install="is the training operator installed? Version 1, the one with PyTorchJobs, is needed",
             controller="the training operator",
             webhook="pytorchjob",
+            labels="training.kubeflow.org",
         ),
     )
 }

@@ -4,6 +4,7 @@ It follows the restricted Pod Security Standard, and leaves to the operator what
 program, its identity, its volumes. A platform's administrator may narrow it or open it (`TemplatePolicy`).
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,7 @@ from typing import Any, cast
 from compression_pipeline.config.schemes import SCHEMES
 
 from .faults import Finding
+from .job_kinds import JOB_KINDS
 from .pods import SECURITY_ANNOTATION
 from .shapes import (
     LARGEST_ID,
@@ -82,9 +84,8 @@ OUR_VARIABLES = {
     "HOME": "the operator sets it, for the root file system is read-only",
     "PYTHONUNBUFFERED": "the operator sets it",
 }
-OUR_LABELS = (
-    r"^(modelcompression\.io/.*|training\.kubeflow\.org/.*|app\.kubernetes\.io/(name|component|part-of|managed-by))$"
-)
+_KINDS_LABELS = "".join(rf"{re.escape(kind.labels)}/.*|" for kind in JOB_KINDS.values())
+OUR_LABELS = rf"^(modelcompression\.io/.*|{_KINDS_LABELS}app\.kubernetes\.io/(name|component|part-of|managed-by))$"
 
 
 IMAGE_PATH = "spec.jobTemplate.image"

@@ -80,6 +80,7 @@ TRAINSET = JobKind(
         install="install the crew of example.org",
         controller="the crew",
         webhook="trainset",
+        labels="example.org",
     ),
     version="v1",
     job_label=SET,

@@ -7,8 +7,10 @@ from compression_operator.backends.pods.fields import Json, mapping
 from .manifest import pytorch_job
 from .view import keep, view
 
-JOB_NAME = "training.kubeflow.org/job-name"
-REPLICA_TYPE = "training.kubeflow.org/replica-type"
+INFO = JOB_KINDS["PyTorchJob"]
+
+JOB_NAME = f"{INFO.labels}/job-name"
+REPLICA_TYPE = f"{INFO.labels}/replica-type"
 """Labels that the training operator puts on pods."""
 
 FAILED_CREATE = "FailedCreatePod"
@@ -41,7 +43,7 @@ def event_fields(name: str) -> str:
 
 
 PYTORCHJOB = JobKind(
-    info=JOB_KINDS["PyTorchJob"],
+    info=INFO,
     version="v1",
     job_label=JOB_NAME,
     build=pytorch_job,
