@@ -24,6 +24,7 @@ from compression_operator.local.runs import forget, submit
 from compression_operator.local.store_probe import is_whole
 from compression_operator.local.workdir import Workdir
 from compression_pipeline.config import PHASES, Phase, Precision
+from compression_pipeline.store.system import processors
 
 from . import summary
 from .common import Code, complain, console, default_workdir, load_local, now, source_root, sources_digest
@@ -77,7 +78,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             source_root=root,
             aside=workdir.ours,
             environment=os.environ,
-            processors=machine.processors(),
+            processors=processors(),
             gpus=gpus,
             command=arguments.job_command or COMMAND,
         )

@@ -1,6 +1,5 @@
-"""What this machine offers a job: processors, GPUs, and the environment it is given."""
+"""What this machine offers a job: GPUs, and the environment it is given."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -56,13 +55,6 @@ def environment(
     }
 
 
-def processors() -> int:
-    """Processors that this process may use: its affinity, and its control group's quota rounded up."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota()
-    return count if quota is None else max(1, min(count, -int(-quota // 1)))
-
-
 def visible_gpus(own: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the GPUs that a job may use, as CUDA_VISIBLE_DEVICES takes them; empty where there are none."""
     installed = _installed_gpus()
@@ -83,19 +75,3 @@ def _installed_gpus() -> int:
             return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
-
-
-def _quota() -> float | None:
-    """Processors that the control group grants (version 2, then version 1); None where it sets no limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = Path("/sys/fs/cgroup/cpu")
-        limit_us = int((folder / "cpu.cfs_quota_us").read_text())
-        period_us = int((folder / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return None
-    return limit_us / period_us if limit_us > 0 and period_us > 0 else None

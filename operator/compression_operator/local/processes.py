@@ -7,9 +7,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-PROC = Path("/proc")
+from compression_pipeline.store import system
 
 EXEC_LOOKS, EXEC_SECONDS = 100, 2.0
 """How often, and for how long at most, a process is looked at that the kernel puts a new program in."""
@@ -82,7 +81,7 @@ def _environment(pid: int) -> bytes:
     would be overlooked, and outlive it. Raises OSError.
     """
     for _ in range(EXEC_LOOKS):
-        found = (PROC / str(pid) / "environ").read_bytes()
+        found = (system.PROC / str(pid) / "environ").read_bytes()
         if found or not _in_exec(pid):
             return found
         time.sleep(EXEC_SECONDS / EXEC_LOOKS)
@@ -90,34 +89,25 @@ def _environment(pid: int) -> bytes:
 
 
 def _in_exec(pid: int) -> bool:
-    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    fields = system.stat_of(pid)
+    if fields is None:
+        return False
     state, flags, environment_end = fields[0], int(fields[6]), fields[48]
     return state not in "ZX" and not flags & KERNEL_THREAD and environment_end == "0"
 
 
 def _pids() -> Iterator[int]:
     with contextlib.suppress(FileNotFoundError):
-        yield from (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+        yield from (int(entry.name) for entry in system.PROC.iterdir() if entry.name.isdigit())
 
 
 def _start(pid: int) -> str | None:
-    if PROC.joinpath("self", "stat").exists():
-        return _start_from_proc(pid)
+    if system.PROC.joinpath("self", "stat").exists():
+        start = system.process_start(pid)
+        return None if start is None else f"{system.boot_id()}/{start}"
     # macOS and the BSDs: ps knows; a zombie's state starts with Z.
     asked = subprocess.run(  # noqa: S603 - fixed arguments and a number
         ["/bin/ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     state, _, start = asked.stdout.strip().partition(" ")
     return start.strip() if asked.returncode == 0 and state and not state.startswith("Z") else None
-
-
-def _start_from_proc(pid: int) -> str | None:
-    try:
-        stat = (PROC / str(pid) / "stat").read_text()
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-    # The second field is the command in parentheses, which may itself hold spaces and parentheses.
-    fields = stat.rpartition(")")[2].split()
-    state, start = fields[0], fields[19]
-    return None if state in "ZX" else f"{boot}/{start}"

@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from compression_pipeline.config import Record
-from compression_pipeline.machine import machine_id, process_start
+from compression_pipeline.machine import machine_id
 from compression_pipeline.store.files import make_folder
+from compression_pipeline.store.system import process_start
 
 FILE = "heartbeat"
 BEAT_SECONDS = 5.0

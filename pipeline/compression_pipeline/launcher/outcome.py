@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from compression_pipeline.config import ExitClass, Record, Termination
-from compression_pipeline.machine import process_start
+from compression_pipeline.store.system import process_start
 
 FOLDER_VARIABLE = "COMPRESSION_OUTCOME_FOLDER"
 

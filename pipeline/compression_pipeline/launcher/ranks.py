@@ -13,7 +13,8 @@ from compression_pipeline.config import PHASES, JobConfig, ParallelLayout, Phase
 from compression_pipeline.config.schemes import offline_variables, secret_variables
 from compression_pipeline.context import LAUNCH_VARIABLE
 from compression_pipeline.errors import UserError
-from compression_pipeline.machine import children, free_port, processors
+from compression_pipeline.machine import children, free_port
+from compression_pipeline.store.system import processors
 
 from .outcome import FOLDER_VARIABLE
 

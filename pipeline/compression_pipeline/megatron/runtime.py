@@ -28,7 +28,7 @@ import torch.distributed as dist
 from compression_pipeline.config import JobConfig, ParallelLayout, Precision
 from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
-from compression_pipeline.machine import processors
+from compression_pipeline.store.system import processors
 
 from . import foundation, private
 

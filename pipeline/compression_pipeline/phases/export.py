@@ -18,12 +18,12 @@ from compression_pipeline.huggingface.names import expected_shapes
 from compression_pipeline.huggingface.sample import continue_greedily, default_prompt
 from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.huggingface.writer import write_checkpoint
-from compression_pipeline.machine import processors
 from compression_pipeline.proof import Reference, relative_error
 from compression_pipeline.report import PAGE
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.card import model_card
 from compression_pipeline.report.data import Exported
+from compression_pipeline.store.system import processors
 
 TOLERANCE = 1e-4
 """Largest relative error of the logits. Two implementations of the same arithmetic differ by less than 1e-5."""

@@ -11,7 +11,7 @@ import numpy as np
 from compression_pipeline.config import DatasetConfig, DocumentFormat
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
-from compression_pipeline.machine import processors
+from compression_pipeline.store.system import processors
 
 from . import documents
 from .documents import Document, Long

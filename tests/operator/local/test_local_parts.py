@@ -20,6 +20,7 @@ from compression_operator.local import machine, processes
 from compression_operator.local.processes import ProcessId
 from compression_operator.local.source_files import local_files, signature
 from compression_pipeline.config import Phase
+from compression_pipeline.store import system
 
 
 @settings(max_examples=100, deadline=None)
@@ -201,7 +202,7 @@ def test_a_job_counts_devices_as_the_user_does(tmp_path: Path) -> None:
 
 
 def test_processors_are_at_least_one_and_at_most_those_of_the_machine() -> None:
-    assert 1 <= machine.processors() <= (os.cpu_count() or 1)
+    assert 1 <= system.processors() <= (os.cpu_count() or 1)
 
 
 def test_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_process_is_found_by_its_environment_also_while_it_gets_a_new_program(
     def arrives(_: float) -> None:
         (tmp_path / "7" / "environ").write_bytes(b"A=1\0MARK=x\0")
 
-    monkeypatch.setattr(processes, "PROC", tmp_path)
+    monkeypatch.setattr(system, "PROC", tmp_path)
     monkeypatch.setattr(processes.time, "sleep", arrives)
     assert [process.pid for process in processes.marked("MARK=x")] == [7]
 
