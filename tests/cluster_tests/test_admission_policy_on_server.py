@@ -132,6 +132,6 @@ def test_it_says_what_the_platforms_administrator_says(namespace: Namespace) -> 
         assert refusal(namespace, template) == ""
     harmless = {"podTemplate": {"metadata": {"labels": {"team": "a"}}}}
     with enforced(namespace, harmless, jobs={"podTemplate": "Forbidden", "allowedImages": ["registry.example/*"]}):
-        assert "takes no pod templates" in refusal(namespace, harmless)
-        assert "takes registry.example/*" in refusal(namespace, {"image": "docker.io/me/x:1"})
+        assert "allows no pod templates" in refusal(namespace, harmless)
+        assert "allows registry.example/*" in refusal(namespace, {"image": "docker.io/me/x:1"})
         assert refusal(namespace, {"image": "registry.example/x:1"}) == ""

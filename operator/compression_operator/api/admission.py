@@ -30,7 +30,7 @@ _TOP = Place("x0")
 LONGEST = 4000
 """Characters of an answer; the API server drops a longer one than 5 KiB, and one of several lines."""
 
-MESSAGE = "says of its pods what this installation of the operator does not allow (podTemplate, or jobTemplate.image)"
+MESSAGE = "has a podTemplate or jobTemplate.image that this installation of the operator does not allow"
 
 
 def policies() -> dict[str, dict[str, Any]]:

@@ -66,9 +66,9 @@ def read_documents(text: str) -> list[Json]:
         problem = f"{error.problem} {error.context or ''}".strip()
         if error.problem_mark is not None and error.problem and "'\\t'" in error.problem:
             problem = "a tab; indent with spaces"
-        raise MalformedYaml(f"is no YAML: {problem}", error.problem_mark) from None
+        raise MalformedYaml(f"is not YAML: {problem}", error.problem_mark) from None
     except yaml.YAMLError:  # the reader's, which is the only one without a mark
-        raise MalformedYaml("is no YAML: it holds control characters", None) from None
+        raise MalformedYaml("is not YAML: it contains control characters", None) from None
     except RecursionError:
         raise MalformedYaml("is nested too deeply", None) from None
     return [document for document in documents if document is not None]
@@ -79,7 +79,7 @@ def scalar(text: str) -> Json:
     if text in _WORDS:
         return _WORDS[text]
     if _NOT_FINITE.fullmatch(text):
-        raise ValueError(f"{text} is no number that JSON knows; give a finite one")
+        raise ValueError(f"{text} is not a valid JSON number; give a finite one")
     if text[0] not in "+-.0123456789":
         return text
     digits = text.replace("_", "")
@@ -108,7 +108,7 @@ class _Converter:
         if any(node is parent for parent in self._open):
             raise MalformedYaml("an alias contains itself", node.start_mark)
         if self._count > _MAXIMUM_NODES:
-            raise MalformedYaml("is too large; aliases multiply it", node.start_mark)
+            raise MalformedYaml("is too large, because aliases multiply it", node.start_mark)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         self._open.append(node)

@@ -19,7 +19,7 @@ def load(path: Path, world: World, overrides: Sequence[str] = ()) -> Compression
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise InvalidManifest([Fault(str(path), "", "is no UTF-8 text; a manifest is a YAML file")]) from None
+        raise InvalidManifest([Fault(str(path), "", "is not UTF-8 text; a manifest is a YAML file")]) from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InvalidManifest([Fault(str(path), "", f"cannot be read: {reason}")]) from None

@@ -35,7 +35,7 @@ def _steps(path: str) -> list[str | int]:
     while end < len(path):
         step = _STEP.match(path, end)
         if step is None or (found and step.group(1) and path[end] != "."):
-            raise InvalidOverride(f"{path} is no path; write it like students[0].prune.hiddenSize")
+            raise InvalidOverride(f"{path} is not a path; write it like students[0].prune.hiddenSize")
         name, item = step.groups()
         found.append(name if name else int(item) if item.isdecimal() else f"[{item}]")
         end = step.end()
@@ -62,7 +62,7 @@ def _changed(node: Json, steps: list[str | int], value: Json, path: str) -> Json
         if node is not None and not isinstance(node, dict):
             if isinstance(node, list):
                 raise InvalidOverride(f"{path} is a list, so it has no {step}; write {path}[0] for its first item")
-            raise InvalidOverride(f"{path or 'the manifest'} is no object, so it has no {step}")
+            raise InvalidOverride(f"{path or 'the manifest'} is not an object, so it has no {step}")
         child = _changed((node or {}).get(step), rest, value, f"{path}.{step}" if path else step)
         others = {key: other for key, other in (node or {}).items() if key != step}
         if child is None and not rest:

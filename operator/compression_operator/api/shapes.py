@@ -77,7 +77,7 @@ class Images(Check):
 
     def findings(self, value: Any, path: str) -> Iterator[Finding]:
         if isinstance(value, str) and not self.takes(value):
-            yield path, f"is not allowed: this installation of the operator takes {', '.join(self.patterns)}"
+            yield path, f"is not allowed: this installation of the operator allows {', '.join(self.patterns)}"
 
     def takes(self, image: str) -> bool:
         """Whether it matches one of the patterns."""
@@ -93,7 +93,7 @@ class Fields(Check):
     """
 
     shape: Shape
-    others: str | None = "is not in what a pod template may say; leave it out"
+    others: str | None = "is not allowed in a pod template; leave it out"
     strict: bool = True
 
     def findings(self, value: Any, path: str) -> Iterator[Finding]:

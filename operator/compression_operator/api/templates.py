@@ -71,17 +71,17 @@ OUR_VOLUMES = r"^(store|shared-memory|tmp|ca-bundle|source-[0-9a-f]{10})$"
 OUR_MOUNTS = r"^/+(compression|sources|tmp|dev/+shm|etc/+compression)(/|$)"
 OUR_VARIABLES = {
     **{
-        name: "set teacher.secretRef, which only prepare sees"
+        name: "set teacher.secretRef, which only prepare receives"
         for scheme in SCHEMES.values()
         for name in (*scheme.secrets, *scheme.also_secret)
     },
     "COMPRESSION_CONFIG": "the operator sets it",
     **{
-        name: f"the operator sets it: prepare alone may reach {scheme.server}"
+        name: f"the operator sets it, because only prepare may reach {scheme.server}"
         for scheme in SCHEMES.values()
         for name in scheme.offline
     },
-    "HOME": "the operator sets it, for the root file system is read-only",
+    "HOME": "the operator sets it, because the root file system is read-only",
     "PYTHONUNBUFFERED": "the operator sets it",
 }
 _KINDS_LABELS = "".join(rf"{re.escape(kind.labels)}/.*|" for kind in JOB_KINDS.values())
@@ -89,7 +89,7 @@ OUR_LABELS = rf"^(modelcompression\.io/.*|{_KINDS_LABELS}app\.kubernetes\.io/(na
 
 
 IMAGE_PATH = "spec.jobTemplate.image"
-NO_TEMPLATES = "is not allowed: this installation of the operator takes no pod templates"
+NO_TEMPLATES = "is not allowed: this installation of the operator allows no pod templates"
 
 
 class PodTemplates(StrEnum):
@@ -154,12 +154,12 @@ def image_findings(value: Any, path: str, policy: TemplatePolicy) -> Iterator[Fi
 
 _ANY = Anything()
 _ADMINISTRATOR = "the operator's administrator may allow it (chart value jobs.podTemplate)"
-_NODE = f"is not allowed: pods keep apart from their node; leave it out, or {_ADMINISTRATOR}"
-_ACCOUNT = f"is not allowed: pods have no service account's rights; leave it out, or {_ADMINISTRATOR}"
+_NODE = f"is not allowed, because it gives access to the node; leave it out, or {_ADMINISTRATOR}"
+_ACCOUNT = f"is not allowed, because pods must not have a service account's rights; leave it out, or {_ADMINISTRATOR}"
 _STANDARD = f"is not allowed by the restricted Pod Security Standard; leave it out, or {_ADMINISTRATOR}"
-_LEAVE = "is the operator's to set; leave it out"
+_LEAVE = "is set by the operator; leave it out"
 
-_ID = Number(f"must be a number from 1 to {LARGEST_ID}: pods do not run as root", 1, LARGEST_ID)
+_ID = Number(f"must be a number from 1 to {LARGEST_ID}, because pods do not run as root", 1, LARGEST_ID)
 _SECCOMP = Fields({"type": Only(_STANDARD, ("RuntimeDefault", "Localhost")), "localhostProfile": _ANY})
 _SELINUX = Fields({"type": Only(_STANDARD, ("", *SELINUX_TYPES)), "level": _ANY}, _STANDARD)
 _BOTH: Shape = {
@@ -226,7 +226,7 @@ _OURS = Fields(
         ),
         "volumeMounts": Each(
             Fields(
-                {"mountPath": Free(OUR_MOUNTS, "is where the operator mounts a volume of its own; take another path")},
+                {"mountPath": Free(OUR_MOUNTS, "is where the operator mounts one of its volumes; choose another path")},
                 None,
             )
         ),
@@ -239,7 +239,9 @@ _OURS = Fields(
 _METADATA = Fields(
     {
         "labels": Keys(OUR_LABELS, _LEAVE),
-        "annotations": Keys(SECURITY_ANNOTATION, "is not allowed: it switches a confinement off; leave it out"),
+        "annotations": Keys(
+            SECURITY_ANNOTATION, "is not allowed, because it disables AppArmor or seccomp; leave it out"
+        ),
     }
 )
 
@@ -286,7 +288,7 @@ def _containers(check: Check, *, restricted: bool) -> Check:
 
 def _volume(images: Images, *, restricted: bool) -> Check:
     shape: Shape = {
-        "name": Free(OUR_VOLUMES, "is the name of a volume of the operator's; give it another one"),
+        "name": Free(OUR_VOLUMES, "is the name of one of the operator's volumes; choose another name"),
         "image": Fields({"reference": images}, None),
     }
     if not restricted:

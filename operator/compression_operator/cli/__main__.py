@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"compression {__version__}")
     commands = root.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
 
-    validate = commands.add_parser("validate", help="say whether manifests can be run")
+    validate = commands.add_parser("validate", help="check whether manifests are valid")
     validate.add_argument("files", type=Path, nargs="+", metavar="FILE")
     _add_cluster(validate)
     _add_set(validate)
@@ -63,44 +63,56 @@ def parser() -> argparse.ArgumentParser:
 
     render = commands.add_parser("render", help="print the jobs that a cluster would get")
     _add_file(render)
-    render.add_argument("--image", default="compression-pipeline", help="image where jobTemplate.image is not set")
+    render.add_argument("--image", default="compression-pipeline", help="image of runs that set no jobTemplate.image")
 
-    render.add_argument("--jobs", type=Path, metavar="FILE", help="the chart's values `jobs` of the operator there")
+    render.add_argument("--jobs", type=Path, metavar="FILE", help="the chart's value `jobs`, as the operator has it")
 
-    run = commands.add_parser("run", help="run the recipe on this machine; again: goes on where it stopped")
+    run = commands.add_parser("run", help="run a manifest on this machine, or resume a run that was interrupted")
     _add_file(run)
     _add_workdir(run)
-    run.add_argument("--store", type=Path, metavar="DIR", help="artifacts, shared with other runs (WORKDIR/store)")
+    run.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="folder of the artifacts, which runs can share (default: WORKDIR/store)",
+    )
 
     status = commands.add_parser("status", help="print the run of a work directory")
     _add_workdir(status)
     _add_output(status)
 
-    logs = commands.add_parser("logs", help="print what a step wrote")
+    logs = commands.add_parser("logs", help="print the log of a step")
     logs.add_argument("step", metavar="STEP", help="e.g. prepare or distill-width")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on printing what comes")
-    logs.add_argument("--raw", action="store_true", help="the lines as they were written")
+    logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines")
+    logs.add_argument("--raw", action="store_true", help="print the lines unformatted")
     _add_workdir(logs)
 
-    gc = commands.add_parser("gc", help="remove artifacts and work folders that no run refers to any more")
+    gc = commands.add_parser("gc", help="remove artifacts and work folders that no run refers to")
     gc.add_argument(
-        "--workdir", type=Path, action="append", default=[], metavar="DIR", help="a run that uses the store"
+        "--workdir",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="work directory of a run that uses the store; may be repeated",
     )
-    gc.add_argument("--store", type=Path, metavar="DIR", help="the store (that of the work directory)")
+    gc.add_argument(
+        "--store", type=Path, metavar="DIR", help="folder of the artifacts (default: the store of the work directory)"
+    )
     gc.add_argument(
         "--runs",
         type=Path,
         action="append",
         default=[],
         metavar="FILE",
-        help="runs of a cluster, from kubectl get -o yaml",
+        help="a cluster's runs, from kubectl get compressionruns -A -o yaml; may be repeated",
     )
     gc.add_argument(
         "--namespace",
         action="append",
         default=[],
         metavar="NS",
-        help="all runs of a namespace of the cluster, asked of its API server; may be repeated",
+        help="namespace whose runs are listed from the cluster; may be repeated",
     )
     gc.add_argument(
         "--context",
@@ -108,12 +120,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="context of the kubeconfig for --namespace (default: the current one)",
     )
-    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    gc.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     gc.add_argument(
-        "--older-than", type=_duration, default="7d", metavar="AGE", help="least age, e.g. 12h or 0 (default: 7d)"
+        "--older-than", type=_duration, default="7d", metavar="AGE", help="minimum age, e.g. 12h or 0 (default: 7d)"
     )
 
-    report = commands.add_parser("report", help="build the HTML report anew")
+    report = commands.add_parser("report", help="rebuild the HTML report")
     _add_workdir(report)
     return root
 
@@ -149,13 +161,13 @@ def _duration(text: str) -> timedelta:
     """`7d`, `12h`, `30m` or `0`."""
     found = re.fullmatch(r"(\d+)([dhm])|0", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text} is no age; write 7d, 12h, 30m or 0")
+        raise argparse.ArgumentTypeError(f"{text} is not an age; write 7d, 12h, 30m or 0")
     unit = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1), None: timedelta(0)}[found[2]]
     return int(found[1] or 0) * unit
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", action="store_true", help="as on a cluster instead of this machine")
+    parser.add_argument("--cluster", action="store_true", help="apply the rules of clusters instead of local runs")
 
 
 def _add_file(command: argparse.ArgumentParser) -> None:
@@ -174,11 +186,11 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 
 
 def _add_workdir(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workdir", type=Path, metavar="DIR", help="where the run's files are (out/NAME)")
+    command.add_argument("--workdir", type=Path, metavar="DIR", help="work directory of the run (default: out/NAME)")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--output", choices=("yaml", "json"), help="for programs instead of a table")
+    command.add_argument("-o", "--output", choices=("yaml", "json"), help="print YAML or JSON instead of a table")
 
 
 if __name__ == "__main__":

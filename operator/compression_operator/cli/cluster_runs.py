@@ -69,7 +69,7 @@ def _listed(api: Any, namespace: str) -> Iterator[Any]:
             page = None
         if not isinstance(page, dict) or "items" not in page:
             raise WorkdirError(
-                "the cluster's runs cannot be listed: something else answers in the API server's place; correct the "
+                "the cluster's runs cannot be listed, because something other than the API server answers; correct the "
                 "kubeconfig's server"
             )
         answer = cast(dict[str, Any], page)
@@ -87,7 +87,7 @@ def _why(error: Any) -> str:
     message = cast(dict[str, Any], told).get("message") if isinstance(told, dict) else None
     words = str(message or error.reason or f"HTTP {error.status}")
     if error.status == 401:
-        return f"the API server does not know who you are ({words}); log in anew"
+        return f"the API server does not accept your credentials ({words}); log in again"
     if error.status == 404:
         return f"the cluster has no CompressionRuns ({words}); choose another context, or install the operator there"
     return words

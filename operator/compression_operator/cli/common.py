@@ -100,13 +100,13 @@ def find_workdir(given: Path | None) -> tuple[Workdir, CompressionRun]:
     if given is None:
         found = sorted(file.parent for file in OUT.glob("*/run.yaml"))
         if len(found) != 1:
-            several = f"out/ holds several runs; choose one with --workdir: {', '.join(str(path) for path in found)}"
-            raise WorkdirError(several if found else "out/ holds no run; name its work directory with --workdir")
+            several = f"out/ contains several runs; choose one with --workdir: {', '.join(str(path) for path in found)}"
+            raise WorkdirError(several if found else "out/ contains no run; name its work directory with --workdir")
         given = found[0]
     workdir = Workdir(given)
     run = workdir.read()
     if run is None:
         raise WorkdirError(
-            f"{given} holds no run; `compression run FILE --workdir {shlex.quote(str(given))}` makes one"
+            f"{given} contains no run; create one with `compression run FILE --workdir {shlex.quote(str(given))}`"
         )
     return workdir, run

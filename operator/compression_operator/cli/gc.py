@@ -60,8 +60,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     if isinstance(error, yaml.YAMLError):
-        return f"it is no YAML: {str(error).partition(chr(10))[0]}"
-    return "it holds something that is no CompressionRun"
+        return f"it is not YAML: {str(error).partition(chr(10))[0]}"
+    return "it contains something other than CompressionRuns"
 
 
 def _remove(store: Path, found: list[Unused], *, dry_run: bool) -> int:
@@ -90,10 +90,10 @@ def _store(arguments: argparse.Namespace) -> Path:
         stores = {Workdir(root).store.resolve() for root in given}
         if len(stores) != 1:
             which = f"one of {', '.join(map(str, sorted(stores)))}" if stores else "there is none in out/"
-            raise WorkdirError(f"say which store is meant, with --workdir or --store: {which}")
+            raise WorkdirError(f"name a store with --workdir or --store: {which}")
         store = stores.pop()
     if not (store / "artifacts").is_dir():
-        raise WorkdirError(f"{store} is no store: it has no artifacts; name the folder that holds artifacts/")
+        raise WorkdirError(f"{store} is not a store; name the folder that contains artifacts/")
     return store.resolve()
 
 
@@ -103,10 +103,10 @@ def _workdirs(store: Path, given: list[Path]) -> list[Workdir]:
     registered = Workdir.registered(store)
     for root in registered:
         if not root.exists():
-            print(f"{root} is gone: what only its run referred to counts as unused")
+            print(f"{root} no longer exists, so what only its run referred to counts as unused")
     roots = {root.resolve() for root in (*own, *registered, *given)}
     # A store may well lie beside a manifest called run.yaml.
     found = [w for w in map(Workdir, sorted(roots)) if w.run_file.exists() and not w.holds_manifest]
     for missing in sorted({root.resolve() for root in given} - {workdir.root for workdir in found}):
-        raise WorkdirError(f"{missing} holds no run; correct --workdir")
+        raise WorkdirError(f"{missing} contains no run; correct --workdir")
     return [workdir for workdir in found if workdir.store.resolve() == store]

@@ -1,4 +1,4 @@
-"""`compression report`: build the HTML report anew and say where it is."""
+"""`compression report`: rebuild the HTML report and say where it is."""
 
 import argparse
 import os

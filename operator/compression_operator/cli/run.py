@@ -135,18 +135,18 @@ def _run(workdir: Workdir, run: CompressionRun, place: Place, again: str) -> int
     try:
         code = asyncio.run(session.run())
     except OSError as error:  # the work directory can't be written any more; every job has ended
-        complain(f"gave up: {error}; once the cause is gone, this goes on from the last checkpoint: {again}")
+        complain(f"gave up: {error}; once the cause is fixed, resume from the last checkpoint with: {again}")
         return Code.FAILED
     finally:
         view.close()
     ended = session.run_now
     _finish(workdir, ended, out)
     if code == INTERRUPTED:
-        complain(f"interrupted; this goes on from the last checkpoint: {again}")
+        complain(f"interrupted; resume from the last checkpoint with: {again}")
     elif ended.status.phase is RunPhase.SUSPENDED:
-        complain("suspended: set spec.suspend to false and run again")
+        complain("suspended; set spec.suspend to false and run again")
     elif code == Code.FAILED:
-        complain(*summary.failures(workdir, ended), f"once the cause is gone, this tries again: {again}")
+        complain(*summary.failures(workdir, ended), f"once the cause is fixed, try again with: {again}")
     else:
         out.print(f"succeeded in {duration((now() - began).total_seconds())}", style="bold green")
     return code

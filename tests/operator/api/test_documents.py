@@ -67,7 +67,7 @@ def test_empty_documents_are_left_out() -> None:
     ("text", "line", "words"),
     [
         ("a: 1\na: 2", 2, "a is given twice; keep one"),
-        ("a:\n  b: [1,\nc: 2", 3, "is no YAML"),
+        ("a:\n  b: [1,\nc: 2", 3, "is not YAML"),
         ("\ta: 1", 1, "a tab; indent with spaces"),
         ("a: *b", 1, "undefined alias"),
         ("a: &x [*x]", 1, "an alias contains itself"),

@@ -133,7 +133,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name, words in (
         ("missing.yaml", "cannot be read: no such file or directory"),
         (".", "cannot be read: is a directory"),
-        ("latin.yaml", "is no UTF-8 text; a manifest is a YAML file"),
+        ("latin.yaml", "is not UTF-8 text; a manifest is a YAML file"),
     ):
         with pytest.raises(InvalidManifest) as caught:
             load(tmp_path / name, World.LOCAL)
@@ -182,12 +182,12 @@ def test_overrides_are_judged_like_the_file() -> None:
         ("students[1].name=a", "spec.students has no item 1: it has 1, counted from 0"),
         ("students[deep].name=a", "spec.students has no item named deep; it has width"),
         ("students.name=a", "spec.students is a list, so it has no name; write spec.students[0] for its first item"),
-        ("distill.steps.x=a", "spec.distill.steps is no object, so it has no x"),
+        ("distill.steps.x=a", "spec.distill.steps is not an object, so it has no x"),
         ("distill[0]=a", "spec.distill is no list"),
-        ("distill..steps=a", "distill..steps is no path; write it like students[0].prune.hiddenSize"),
-        ("distillsteps]=a", "distillsteps] is no path; write it like students[0].prune.hiddenSize"),
-        ("distill.steps=.nan", ".nan is no number that JSON knows; give a finite one"),
-        ("export={dtype", "is no YAML"),
+        ("distill..steps=a", "distill..steps is not a path; write it like students[0].prune.hiddenSize"),
+        ("distillsteps]=a", "distillsteps] is not a path; write it like students[0].prune.hiddenSize"),
+        ("distill.steps=.nan", ".nan is not a valid JSON number; give a finite one"),
+        ("export={dtype", "is not YAML"),
     ],
 )
 def test_overrides_that_cannot_be_applied(assignment: str, words: str) -> None:

@@ -155,7 +155,7 @@ def test_a_user_s_mistake_fails_its_student_and_the_next_run_tries_again(
     assert "distill-width failed: loss is NaN at step 7" in said.err
     log = next(line for line in said.err.splitlines() if "its log: " in line).split(": ", 1)[1]
     assert Path(log).is_file()
-    assert f"once the cause is gone, this tries again: compression run {bench.file}" in said.err
+    assert f"once the cause is fixed, try again with: compression run {bench.file}" in said.err
     states = {name: step["state"] for name, step in bench.steps().items()}
     assert states["distill-width"] == "Failed" and states["export-width"] == "Skipped"
     assert states["export-depth"] == "Succeeded", "the other student goes on"
@@ -198,7 +198,7 @@ def test_a_disk_that_fills_under_the_work_directory(
         patched.setattr(Workdir, "write", full)
         assert bench.run() == 1
     said = capsys.readouterr().err
-    assert "gave up: " in said and "No space left on device" in said and "this goes on from the last checkpoint" in said
+    assert "gave up: " in said and "No space left on device" in said and "resume from the last checkpoint" in said
     assert "Traceback" not in said
     assert bench.run() == 0
     assert "prepare 2" not in bench.starts()
@@ -256,16 +256,16 @@ def test_which_work_directory_is_meant(
     monkeypatch.chdir(tmp_path)
     bench = Bench(tmp_path)
     assert bench.call("status") == 2
-    assert capsys.readouterr().err == "out/ holds no run; name its work directory with --workdir\n"
+    assert capsys.readouterr().err == "out/ contains no run; name its work directory with --workdir\n"
     assert bench.call("run", bench.file) == 0
     assert bench.call("status") == 0, "the only one in out/"
     bench.write(name="second")
     assert bench.call("run", bench.file) == 0
     capsys.readouterr()
     assert bench.call("status") == 2
-    assert capsys.readouterr().err == "out/ holds several runs; choose one with --workdir: out/demo, out/second\n"
+    assert capsys.readouterr().err == "out/ contains several runs; choose one with --workdir: out/demo, out/second\n"
     assert bench.call("status", "--workdir", tmp_path / "teacher") == 2
-    assert "teacher holds no run; `compression run FILE --workdir" in capsys.readouterr().err
+    assert "teacher contains no run; create one with `compression run FILE --workdir" in capsys.readouterr().err
 
 
 def test_a_clusters_manifest_is_planned_as_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,7 +363,7 @@ def test_a_suspended_manifest_is_said_to_be(tmp_path: Path, capsys: pytest.Captu
     bench = Bench(tmp_path)
     bench.write(suspend=True)
     assert bench.run() == 1
-    assert "suspended: set spec.suspend to false and run again" in capsys.readouterr().err
+    assert "suspended; set spec.suspend to false and run again" in capsys.readouterr().err
     assert bench.starts() == []
     assert bench.run("--set", "suspend=false") == 0
 

@@ -47,7 +47,7 @@ def test_an_interrupted_run_writes_checkpoints_and_goes_on_from_them(tmp_path: P
         printed, _ = command.communicate(timeout=240)
     assert command.returncode == 130
     assert "stopping: running steps write a checkpoint" in printed
-    assert f"interrupted; this goes on from the last checkpoint: compression run {bench.file}" in printed
+    assert f"interrupted; resume from the last checkpoint with: compression run {bench.file}" in printed
     assert not any(running(pid) for pid in bench.pids())
     assert bench.status()["phase"] == "Suspended"
     bench.behave()

@@ -143,7 +143,7 @@ def test_a_directory_whose_run_yaml_is_a_manifest_is_no_work_directory(
                 f"{bench.file} is a manifest, not the run of a work directory; use another one (--workdir)\n"
             )
         assert bench.call("gc", "--workdir", tmp_path) == 2
-        assert capsys.readouterr().err == f"{tmp_path} holds no run; correct --workdir\n"
+        assert capsys.readouterr().err == f"{tmp_path} contains no run; correct --workdir\n"
         assert everything(tmp_path) == before
 
 

@@ -152,10 +152,14 @@ def test_a_password_is_sent_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "body", "sentence"),
     [
-        (401, {"message": "Unauthorized"}, "the API server does not know who you are (Unauthorized); log in anew"),
+        (
+            401,
+            {"message": "Unauthorized"},
+            "the API server does not accept your credentials (Unauthorized); log in again",
+        ),
         (403, {"message": "runs is forbidden"}, "cannot be listed: runs is forbidden"),
         (404, {"message": "no such resource"}, "the cluster has no CompressionRuns (no such resource)"),
-        (200, "<html>", "something else answers in the API server's place"),
+        (200, "<html>", "something other than the API server answers"),
         (503, "", "cannot be listed: Service Unavailable"),
     ],
 )

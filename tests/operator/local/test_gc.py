@@ -84,7 +84,7 @@ def test_age_is_told_in_words(edited: Edited, capsys: pytest.CaptureFixture[str]
     assert tree(bench.store) == needed
     with pytest.raises(SystemExit):
         gc(bench, "--older-than", "week")
-    assert "week is no age; write 7d, 12h, 30m or 0" in capsys.readouterr().err
+    assert "week is not an age; write 7d, 12h, 30m or 0" in capsys.readouterr().err
 
 
 def test_runs_that_share_a_store_are_all_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +111,7 @@ def test_runs_that_share_a_store_are_all_asked(tmp_path: Path, capsys: pytest.Ca
     assert benches[0].call("gc", "--store", shared) == 0
     said = capsys.readouterr().out
     assert "/nowhere/el" not in said
-    assert f"{benches[1].workdir} is gone: what only its run referred to counts as unused" in said
+    assert f"{benches[1].workdir} no longer exists, so what only its run referred to counts as unused" in said
     steps = benches[0].steps().values()
     assert {f"artifacts/{step['artifact']}" for step in steps} <= tree(shared) < everything
 
@@ -153,13 +153,13 @@ def test_the_runs_of_a_cluster_are_told_as_kubectl_lists_them(
     assert tree(volume) == needed
 
 
-NO_RUN = "it holds something that is no CompressionRun"
+NO_RUN = "it contains something other than CompressionRuns"
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("[", "it is no YAML: while parsing a flow node"),
+        ("[", "it is not YAML: while parsing a flow node"),
         ("items: 3", NO_RUN),
         ("- 1", NO_RUN),
         ("items: [{}]", NO_RUN),
@@ -274,9 +274,9 @@ def test_a_file_all_of_whose_names_go_is_freed_once(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--store", "nowhere"), "nowhere is no store: it has no artifacts; name the folder that holds artifacts/"),
-        ((), "say which store is meant, with --workdir or --store: there is none in out/"),
-        (("--store", "store", "--workdir", "empty"), "empty holds no run; correct --workdir"),
+        (("--store", "nowhere"), "nowhere is not a store; name the folder that contains artifacts/"),
+        ((), "name a store with --workdir or --store: there is none in out/"),
+        (("--store", "store", "--workdir", "empty"), "empty contains no run; correct --workdir"),
     ],
 )
 def test_what_is_meant_must_be_clear(
