@@ -372,12 +372,7 @@ PHASES: Mapping[Phase, PhaseSpec] = {
             trains=True,
         ),
         PhaseSpec(
-            Phase.PRUNE,
-            PruneJob,
-            PruneResult,
-            under_way="Pruning",
-            purpose="prune the teacher into students",
-            gpus=1,
+            Phase.PRUNE, PruneJob, PruneResult, under_way="Pruning", purpose="prune the teacher into students", gpus=1
         ),
         PhaseSpec(
             Phase.DISTILL,
