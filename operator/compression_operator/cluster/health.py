@@ -27,13 +27,13 @@ class WatchHealth:
         self._told: dict[str, int] = {}  # newest resourceVersion, by UID
         self._missed: dict[str, tuple[int, float]] = {}  # by UID: what a LIST showed, and since when it is overdue
 
-    def told(self, uid: str, version: int) -> None:
+    def note_event(self, uid: str, version: int) -> None:
         """The watch told of this version of an object."""
         self._told[uid] = max(version, self._told.get(uid, 0))
         if uid in self._missed and version >= self._missed[uid][0]:
             del self._missed[uid]
 
-    def told_gone(self, uid: str) -> None:
+    def note_gone(self, uid: str) -> None:
         """The watch told that an object is gone."""
         self._told.pop(uid, None)
         self._missed.pop(uid, None)
@@ -45,7 +45,7 @@ class WatchHealth:
         since = {uid: self._missed.get(uid, (0, now))[1] for uid in missed}
         self._missed = {uid: (shown, since[uid]) for uid, shown in missed.items()}
 
-    def forgive(self) -> None:
+    def forget_missed(self) -> None:
         """Expect nothing more of the watch than what LISTs show from now on."""
         self._missed.clear()
 

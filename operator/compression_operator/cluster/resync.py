@@ -80,16 +80,16 @@ class Resync:
         self._denied: dict[Place, _Denial] = {}
         self._listed: dict[tuple[Resource, Place], int] = {}  # resourceVersion of the newest LIST
 
-    def told(self, resource: Resource, kind: str | None, body: Body) -> None:
+    def note_event(self, resource: Resource, kind: str | None, body: Body) -> None:
         """An event of a watch."""
         meta = body["metadata"]
         watch = self._watches.get((resource, None if None in self._places else meta["namespace"]))
         if watch is not None and kind == "DELETED":
-            watch.told_gone(meta["uid"])
+            watch.note_gone(meta["uid"])
         elif watch is not None:
-            watch.told(meta["uid"], version_of(body))
+            watch.note_event(meta["uid"], version_of(body))
 
-    def silent(self, seconds: float) -> str | None:
+    def find_silent(self, seconds: float) -> str | None:
         """A sentence on a watch that has owed news for longer than this; None where there is none."""
         now = time.monotonic()
         for (resource, place), watch in self._watches.items():
@@ -157,7 +157,7 @@ class Resync:
         forbidden = error.denied and (before is None or before.forbidden)
         self._denied[place] = _Denial(words, forbidden, hidden)
         for resource in self._caches:
-            self._watches[resource, place].forgive()  # no watch can tell what is denied
+            self._watches[resource, place].forget_missed()  # no watch can tell what is denied
         if place is not None and hidden and before is not None and before.hidden:
             # They may have gone with the RoleBinding, and nobody would ever say so. Their jobs stay known: a run that
             # is still there must not miss them. One refusal may pass: an API server that has just started may not know
@@ -222,7 +222,7 @@ class Resync:
     def _note_missing(self, place: Place, without: frozenset[Resource]) -> None:
         """Take note of the kinds of job that the place does without; where they are others, the watches begin anew."""
         for resource in without:
-            self._watches[resource, place].forgive()  # no watch can tell what is not there
+            self._watches[resource, place].forget_missed()  # no watch can tell what is not there
         if without == self._without.get(place, frozenset()):
             return
         self._without[place] = without

@@ -134,7 +134,7 @@ class ClusterRuns:
         return len(self._cache) - self.others() - sum(1 for _ in self.readable())
 
     def others(self) -> int:
-        """How many runs are left alone, for another installation looks after them."""
+        """How many runs are left alone, because another installation looks after them."""
         return sum(self._others_manager(body) is not None for body in self._cache.all())
 
     def _others_manager(self, body: Body) -> str | None:

@@ -1,7 +1,7 @@
 """/metrics over TLS, for whoever the API server knows and allows to read it: as controller-runtime's secure metrics.
 
 Who asks is found by a TokenReview of the bearer token; whether they may, by a SubjectAccessReview for `get` on the path
-/metrics. Health probes stay on a port of their own, for the kubelet has no token.
+/metrics. Health probes stay on a port of their own, because the kubelet has no token.
 """
 
 import hashlib

@@ -40,7 +40,7 @@ from .undeleted import Undeleted
 logger = logging.getLogger(__name__)
 
 CHORES = 1000
-"""Events and the like that wait to be written; more are dropped, for they are never worth memory without end."""
+"""Events and the like that wait to be written; more are dropped, because they are never worth memory without end."""
 
 DRAIN_SECONDS = 10.0
 """Time for passes under way to end once the operator is told to stop."""
@@ -80,7 +80,7 @@ class Options:
 
 
 class Service:
-    """The operator. `fed` takes what the watches tell; `run` works until `stop`."""
+    """The operator. `note_event` takes what the watches tell; `run` works until `stop`."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -165,9 +165,9 @@ class Service:
 
     # -- what the watches tell ----------------------------------------------------------------------------------------
 
-    def fed(self, resource: Resource, kind: str | None, body: Body) -> None:
+    def note_event(self, resource: Resource, kind: str | None, body: Body) -> None:
         """An event of a watch: `kind` is ADDED, MODIFIED, DELETED, or None for what was there at first."""
-        self._resync.told(resource, kind, body)
+        self._resync.note_event(resource, kind, body)
         if kind == "DELETED":
             changed = self._caches[resource].remove(body)
             self._cleaned(resource, body)
@@ -176,7 +176,7 @@ class Service:
         if changed:
             self._enqueue_owner(resource, body)
 
-    def watching(self, problem: str | None) -> None:
+    def note_watching(self, problem: str | None) -> None:
         """Why nothing is watched just now, None where all is: see kube.watching."""
         self._unwatched = problem
         if problem is not None:
@@ -355,7 +355,7 @@ class Service:
         return self._election.leads or not self._options.leader_election
 
     def _live(self) -> str | None:
-        return self._resync.silent(self._options.missed_seconds)
+        return self._resync.find_silent(self._options.missed_seconds)
 
     def _ready(self) -> str | None:
         first = self._resync.unusable or self._schema.problem

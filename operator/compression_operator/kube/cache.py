@@ -27,8 +27,8 @@ def version_of(body: Body) -> int:
     return int(version) if version.isdigit() else 0
 
 
-def whole(body: Body) -> Body:
-    """The object without metadata.managedFields, which nobody reads and which can be the larger half of it.
+def without_managed_fields(body: Body) -> Body:
+    """The object without metadata.managedFields, which are never read and can be the larger half of it.
 
     The API server keeps them where an update leaves them out.
     """
@@ -39,7 +39,9 @@ def whole(body: Body) -> Body:
 class Cache:
     """Objects of one kind, by name and by group (e.g. all jobs of a run)."""
 
-    def __init__(self, group: Callable[[Body], str | None], *, keep: Callable[[Body], Body] = whole) -> None:
+    def __init__(
+        self, group: Callable[[Body], str | None], *, keep: Callable[[Body], Body] = without_managed_fields
+    ) -> None:
         """`keep` says what of an object is worth its memory: at least the metadata that is read here."""
         self._group = group
         self.keep = keep

@@ -1,4 +1,4 @@
-"""What the operator does without, for want of a permission, while the runs go on: told on those that are under way.
+"""What the operator does without because it lacks a permission, while the runs go on: told on those that are under way.
 
 What holds a run up altogether is told by troubles.py; here are the requests whose failure is none of the run's.
 """

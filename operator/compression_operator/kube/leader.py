@@ -43,8 +43,8 @@ class Timing:
     At the latest `retry + duration + request` = 14 s after the leader's last renewal, and three answers, a follower
     leads, though one of its requests, whichever, gets no answer: it first looks `retry` after the renewal, sees a
     lease that is over `duration` after that look's answer, looks again right then, and writes. What is lost costs
-    `request` once: the next try comes at once, for `retry` is over by then too. So 15 s hold where answers take a third
-    of a second each.
+    `request` once: the next try comes at once, because `retry` is over by then too. So 15 s hold where answers take a
+    third of a second each.
 
     A leader survives two requests in a row without an answer: it tries after `retry`, `+ request`, `+ 2 request` = 2, 4
     and 6 s, and has until `renew` = 7 s.
@@ -123,7 +123,8 @@ class LeaderElection:
     def leads(self) -> bool:
         """Whether this replica holds the lease, and nobody can have taken it by now.
 
-        Asked before every write, for the process may have been stopped since it renewed the lease. Safe from threads.
+        Asked before every write, because the process may have been stopped since it renewed the lease. Safe from
+        threads.
         """
         return self._held is not None and self._monotonic() - self._renewed < self._timing.duration
 

@@ -93,7 +93,7 @@ def test_it_is_told_once_of_a_run_that_is_held_up(tmp_path: Path, monkeypatch: p
             assert (api.events.count(REASON), api.events.count(QUOTA_EXCEEDED)) == (1, 1)
             for change in (api.edit, api.touch, api.touch):
                 asked = api.requests("POST", jobs)
-                service.fed(RUNS, "MODIFIED", change(RUN))
+                service.note_event(RUNS, "MODIFIED", change(RUN))
                 await until_async(
                     lambda asked=asked: api.requests("POST", jobs) > asked and api.events.count(REASON) > 1,
                     "another try, and a second warning",

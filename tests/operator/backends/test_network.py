@@ -62,7 +62,7 @@ def test_a_policy_comes_before_its_job_and_no_job_without_it(tmp_path: Path, mon
             assert not api.names(PYTORCHJOBS)
             # Of the attempt before it is there.
             api.fault = lambda method, path: (409, {"reason": "AlreadyExists"}, {}) if path == POLICIES else None
-            service.fed(RUNS, "MODIFIED", api.touch(RUN))
+            service.note_event(RUNS, "MODIFIED", api.touch(RUN))
             await until_async(
                 lambda: api.names(PYTORCHJOBS) and has_condition(api, "Degraded", "False"),
                 "the job, and the run to be well",

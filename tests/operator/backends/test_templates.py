@@ -272,7 +272,7 @@ def test_a_platform_may_name_the_images() -> None:
 
 async def _told_and_healed(told: Any) -> None:
     async with Operator() as service:
-        service.fed(RUNS, "ADDED", told.objects[RUN])
+        service.note_event(RUNS, "ADDED", told.objects[RUN])
         await until_async(
             lambda: has_condition(told, "Degraded", "True", reason="PodTemplateRefused"), "the template to be refused"
         )
@@ -280,7 +280,7 @@ async def _told_and_healed(told: Any) -> None:
         assert has_condition(told, "Degraded", says=f"{SPEC}.hostNetwork is not allowed")
         assert not told.names(PYTORCHJOBS)
         await until_async(lambda: told.events.count("PodTemplateRefused") == 1, "one Event of it")
-        service.fed(RUNS, "MODIFIED", told.edit(RUN, jobTemplate={}))
+        service.note_event(RUNS, "MODIFIED", told.edit(RUN, jobTemplate={}))
         await until_async(lambda: told.names(PYTORCHJOBS), "the job")
         await until_async(
             lambda: has_condition(told, "Degraded", "False", reason="AsExpected"), "the run to be well again"

@@ -11,20 +11,20 @@ from compression_operator.cluster.health import Probes, WatchHealth, serve
 
 def test_silence_alone_is_no_fault() -> None:
     watch = WatchHealth()
-    watch.told("a", 5)
+    watch.note_event("a", 5)
     watch.compare({"a": 5}, 9, 100.0)
     assert watch.lag(1e6) == 0.0
 
 
 def test_a_change_that_only_the_list_shows_is_missed_from_then_on() -> None:
     watch = WatchHealth()
-    watch.told("a", 5)
+    watch.note_event("a", 5)
     watch.compare({"a": 7}, 9, 100.0)
     watch.compare({"a": 8}, 10, 160.0)
     assert watch.lag(161.0) == 61.0, "since it was missed first"
-    watch.told("a", 7)
+    watch.note_event("a", 7)
     assert watch.lag(161.0) == 61.0, "there is newer"
-    watch.told("a", 8)
+    watch.note_event("a", 8)
     assert watch.lag(161.0) == 0.0
 
 
@@ -32,15 +32,15 @@ def test_an_object_that_the_watch_never_told_of() -> None:
     watch = WatchHealth()
     watch.compare({"a": 7}, 9, 100.0)
     assert watch.lag(103.0) == 3.0
-    watch.told("a", 7)
+    watch.note_event("a", 7)
     assert watch.lag(103.0) == 0.0
 
 
 def test_a_deletion_that_the_watch_did_not_tell_is_no_fault() -> None:
     """A watch that had to start over tells of what is there, and perhaps there is nothing."""
     watch = WatchHealth()
-    watch.told("a", 5)
-    watch.told("young", 12)
+    watch.note_event("a", 5)
+    watch.note_event("young", 12)
     watch.compare({}, 9, 100.0)
     assert watch.lag(1000.0) == 0.0
     watch.compare({"young": 12}, 13, 160.0)

@@ -122,7 +122,7 @@ def test_jobs_that_cannot_be_deleted(play: Callable[..., None]) -> None:
     async def scenario(api: ApiWorld, service: Service) -> None:
         await until_async(lambda: api.names(PYTORCHJOBS), "the job")
         api.fault = lambda method, path: DOWN if method == "DELETE" else None
-        service.fed(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
+        service.note_event(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
         await until_async(
             lambda: has_condition(api, "Degraded", "True", reason=WEBHOOK_UNAVAILABLE), "the run to tell of the webhook"
         )

@@ -56,13 +56,13 @@ class Idle:
         if come.done():
             come.result()[0].close()
 
-    def fed(self, *_: object) -> None:
+    def note_event(self, *_: object) -> None:
         pass
 
     def watched(self) -> dict[str | None, list[Resource]]:
         return {"default": [RUNS]}
 
-    def watching(self, problem: str | None) -> None:
+    def note_watching(self, problem: str | None) -> None:
         self.problems.append(problem)
         self._died.set()
 

@@ -39,7 +39,7 @@ async def stuck(api: ApiWorld) -> None:
         (job,) = api.names(PYTORCHJOBS)
         api.fault = lambda method, path: refused(403, WORDS) if method == "DELETE" else None
         written = api.requests("PUT", RUN)
-        service.fed(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
+        service.note_event(RUNS, "MODIFIED", api.edit(RUN, suspend=True))
         await until_async(
             lambda: api.requests("DELETE", job) >= 5 and FORBIDDEN in api.events,
             "five tries to delete it, and an Event",
@@ -51,10 +51,10 @@ async def stuck(api: ApiWorld) -> None:
         assert api.events.count(FORBIDDEN) == 1
         body = copy.deepcopy(api.objects[job])
         api.fault = lambda method, path: None
-        service.fed(RUNS, "MODIFIED", api.touch(RUN))  # anything that has it looked at
+        service.note_event(RUNS, "MODIFIED", api.touch(RUN))  # anything that has it looked at
         await until_async(lambda: not api.names(PYTORCHJOBS), "the job to go")
         body["metadata"]["resourceVersion"] = str(api.version)
-        service.fed(PYTORCHJOBS, "DELETED", body)
+        service.note_event(PYTORCHJOBS, "DELETED", body)
         await until_async(
             lambda: has_condition(api, "Degraded", "False", reason="AsExpected"), "the run to be well again"
         )

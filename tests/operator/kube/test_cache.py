@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compression_operator.cluster.health import WatchHealth
-from compression_operator.kube.cache import FORGOTTEN, version_of, whole
+from compression_operator.kube.cache import FORGOTTEN, version_of, without_managed_fields
 
 Body = dict[str, Any]
 
@@ -93,7 +93,7 @@ def test_a_list_does_not_bring_back_what_was_deleted_after_it() -> None:
 
 def test_managed_fields_are_not_kept() -> None:
     given_body = body("a", 1, managedFields=[{"manager": "kubectl"}])
-    assert whole(given_body) == body("a", 1) and "managedFields" in given_body["metadata"]
+    assert without_managed_fields(given_body) == body("a", 1) and "managedFields" in given_body["metadata"]
 
 
 @dataclass
@@ -151,10 +151,10 @@ def test_it_ends_up_with_the_truth(acts: list[tuple[str, str]]) -> None:
             kind, told = server.events.pop(0)
             if kind == "DELETED":
                 held.remove(told)
-                health.told_gone(told["metadata"]["uid"])
+                health.note_gone(told["metadata"]["uid"])
             else:
                 held.put(told)
-                health.told(told["metadata"]["uid"], version_of(told))
+                health.note_event(told["metadata"]["uid"], version_of(told))
         elif what == "ask" and name in server.objects:
             answers.append(server.objects[name])
         elif what == "answer" and answers:
@@ -181,9 +181,9 @@ def test_it_ends_up_with_the_truth(acts: list[tuple[str, str]]) -> None:
     # Whatever is left to be told: once it is, the watch is sound.
     health.compare({b["metadata"]["uid"]: version_of(b) for b in server.objects.values()}, server.version, 0.0)
     for b in server.objects.values():
-        health.told(b["metadata"]["uid"], version_of(b))
+        health.note_event(b["metadata"]["uid"], version_of(b))
     for uid in {f"uid-{n}" for n in range(1, server.made + 1)} - {
         b["metadata"]["uid"] for b in server.objects.values()
     }:
-        health.told_gone(uid)
+        health.note_gone(uid)
     assert health.lag(1e9) == 0.0

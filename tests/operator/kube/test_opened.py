@@ -79,13 +79,13 @@ class Listener:
     async def run(self) -> None:
         await within(self._play(self), "the play to be over")
 
-    def fed(self, *_: object) -> None:
+    def note_event(self, *_: object) -> None:
         pass
 
     def watched(self) -> dict[str | None, list[Resource]]:
         return {None: list(KINDS)}
 
-    def watching(self, problem: str | None) -> None:
+    def note_watching(self, problem: str | None) -> None:
         self.problems.append(problem)
 
     def stop(self) -> None:
@@ -194,9 +194,9 @@ class Service:
             if log.getvalue().count("the token is not there") > 1:
                 break
             await asyncio.sleep(0.1)
-    def fed(self, *_):
+    def note_event(self, *_):
         return {}
-    watching = watched = stop = fed
+    note_watching = watched = stop = note_event
 async def operate():
     await watch_and_work(Service(), ())
 asyncio.run(operate())
@@ -215,11 +215,11 @@ def test_one_place_that_is_wholly_watched_is_enough() -> None:
     urls = [URL(f"https://x/clusters/1{resource.path(place)}") for place in ("a", "b") for resource in KINDS]
     for number, url in enumerate(urls):
         assert bool(openings.unasked()) == (number < len(KINDS)), "of the first place alone, until all of it was asked"
-        openings.asked(url)
-        openings.answered(url, 200)  # a list
+        openings.note_request(url)
+        openings.note_answer(url, 200)  # a list
     for url in (urls[0], urls[1], urls[3], urls[5]):
-        openings.answered(url.with_query(watch="true"), 200)
-    openings.answered(urls[4].with_query(watch="true"), 403)
+        openings.note_answer(url.with_query(watch="true"), 200)
+    openings.note_answer(urls[4].with_query(watch="true"), 403)
     assert not opened and openings.missing() in ({PODS.path("a")}, {PYTORCHJOBS.path("b")})
-    openings.answered(urls[4].with_query(watch="true"), 200)
+    openings.note_answer(urls[4].with_query(watch="true"), 200)
     assert opened and not openings.missing()

@@ -24,10 +24,10 @@ class Told:
     def watched(self) -> dict[str | None, list[Resource]]:
         return {}
 
-    def fed(self, *_: object) -> None:
+    def note_event(self, *_: object) -> None:
         pass
 
-    def watching(self, problem: str | None) -> None:
+    def note_watching(self, problem: str | None) -> None:
         self.problems.append(problem)
 
 

@@ -65,19 +65,19 @@ class Listener(Protocol):
         """
         ...
 
-    def fed(self, resource: Resource, kind: str | None, body: Body) -> None:
+    def note_event(self, resource: Resource, kind: str | None, body: Body) -> None:
         """An event of a watch: `kind` is ADDED, MODIFIED, DELETED, or None for what was there at first."""
         ...
 
-    def watching(self, problem: str | None) -> None:
+    def note_watching(self, problem: str | None) -> None:
         """Why nothing is watched just now; None once it is."""
         ...
 
 
 def registry_for(
-    resources: Iterable[Resource], fed: Callable[[Resource, str | None, Body], object], openings: Openings
+    resources: Iterable[Resource], note_event: Callable[[Resource, str | None, Body], object], openings: Openings
 ) -> kopf.OperatorRegistry:
-    """Handlers that call `fed`, in a registry of their own, and a login whose session tells `openings`."""
+    """Handlers that call `note_event`, in a registry of their own, and a login whose session tells `openings`."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(id="login", registry=registry, backoff=LOGIN_PAUSE_SECONDS)
@@ -86,7 +86,7 @@ def registry_for(
         return session(await asyncio.to_thread(connect), openings)
 
     for resource in resources:
-        _watch(registry, fed, resource)
+        _watch(registry, note_event, resource)
     return registry
 
 
@@ -159,7 +159,7 @@ async def watch_all(
     resources = list(dict.fromkeys(itertools.chain(*watched.values())))
     openings = Openings(watched, opened)
     tasks = await kopf.spawn_tasks(
-        registry=registry_for(resources, functools.partial(loop.call_soon_threadsafe, listener.fed), openings),
+        registry=registry_for(resources, functools.partial(loop.call_soon_threadsafe, listener.note_event), openings),
         settings=settings_for(resources, selector_of),
         clusterwide=not namespaces,
         namespaces=namespaces,
@@ -178,8 +178,8 @@ async def watch_all(
 
 
 def _watch(
-    registry: kopf.OperatorRegistry, fed: Callable[[Resource, str | None, Body], object], resource: Resource
+    registry: kopf.OperatorRegistry, note_event: Callable[[Resource, str | None, Body], object], resource: Resource
 ) -> None:
     @kopf.on.event(resource.group, resource.version, resource.plural, registry=registry)
     async def _(event: Mapping[str, Any], **_: object) -> None:
-        fed(resource, event["type"], event["object"])
+        note_event(resource, event["type"], event["object"])

@@ -31,11 +31,11 @@ class Openings:
         """The paths that are not watched yet, of the place of which the fewest are missing."""
         return min(self._missing, key=len)
 
-    def asked(self, url: URL) -> None:
+    def note_request(self, url: URL) -> None:
         """A request is about to be sent."""
         _remove(self._unasked, url)
 
-    def answered(self, url: URL, status: int) -> None:
+    def note_answer(self, url: URL, status: int) -> None:
         """A request was answered. The API server sends the head of a watch's answer as soon as it is open."""
         if status != 200 or url.query.get("watch") != "true":
             return
@@ -62,10 +62,10 @@ def session(info: kopf.ConnectionInfo, openings: Openings) -> Session:
     """Made where its event loop runs; as kopf itself makes one of `info`, but for what it tells."""
 
     async def started(_: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestStartParams) -> None:
-        openings.asked(params.url)
+        openings.note_request(params.url)
 
     async def ended(_: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestEndParams) -> None:
-        openings.answered(params.url, params.response.status)
+        openings.note_answer(params.url, params.response.status)
 
     told = aiohttp.TraceConfig()
     told.on_request_start.append(started)

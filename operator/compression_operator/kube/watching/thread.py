@@ -91,7 +91,7 @@ async def keep_watching(watch: Watch, listener: Listener) -> None:
     pauses, again = iter(Retries()), listener.resources_returned
     while True:
         again.clear()
-        life = _Life(watch, lambda: listener.watching(None))
+        life = _Life(watch, lambda: listener.note_watching(None))
         life.start()
         asked = asyncio.create_task(again.wait(), name="watch anew")
         try:
@@ -106,5 +106,5 @@ async def keep_watching(watch: Watch, listener: Listener) -> None:
         pause, died_of = next(pauses), life.ended.result()
         words = f"{type(died_of).__name__}: {died_of}" if died_of is not None else "they ended by themselves"
         logger.warning("the watches ended, and are started anew in %g s: %s", pause, words)
-        listener.watching(f"nothing is watched, which is tried again: {words}")
+        listener.note_watching(f"nothing is watched, which is tried again: {words}")
         await asyncio.sleep(pause)
