@@ -160,10 +160,6 @@ class Step(Record):
     )
     remakes: int = Field(default=0, description="Number of times an input of the step had to be made again.")
     cached: bool = Field(default=False, description="Whether the artifact already existed in the store.")
-    unseen_since: datetime | None = Field(
-        default=None,
-        description="Time the job was created; cleared once it was observed.",
-    )
     start_time: datetime | None = Field(default=None, description="Time the newest attempt's first process started.")
     completion_time: datetime | None = Field(default=None, description="Time the step ended.")
     retry_time: datetime | None = Field(default=None, description="Earliest time of the next attempt.")

@@ -218,7 +218,7 @@ class Controller:
         # A status must not tell of a job that could not be made, and a job must not go before the status tells what
         # became of it. A crash in between is harmless: the next pass observes the jobs and decides the same.
         decision, unmade = await self._made(run, observed)
-        if _tells_more(decision.status, run.status):
+        if decision.status != run.status:
             run = await self._runs.write_status(run, decision.status)
         for notice in decision.notices:
             self._listener.noticed(run, notice)
@@ -268,20 +268,6 @@ class Controller:
         except Exception as error:
             return error
         return None
-
-
-def _tells_more(status: CompressionRunStatus, stored: CompressionRunStatus) -> bool:
-    """Whether a status is worth a write: not where it differs in no more than that a job which was asked for has been
-    seen since, as the next look finds again. That would be a third of all writes.
-    """
-    if status == stored:
-        return False
-    asked = {step.name: step.unseen_since for step in stored.steps}
-    steps = [
-        step.model_copy(update={"unseen_since": asked.get(step.name)}) if step.unseen_since is None else step
-        for step in status.steps
-    ]
-    return status.model_copy(update={"steps": steps}) != stored
 
 
 def _deleted(action: DeleteJob) -> Notice:

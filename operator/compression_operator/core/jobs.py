@@ -117,10 +117,7 @@ class ObservedJob:
 
 @dataclass(frozen=True)
 class CreateJob:
-    """Create this job; an existing job of the same name and owner is the same job.
-
-    Asked for once more where the job isn't observed soon: a listing may lag behind, and a job may have been deleted.
-    """
+    """Create this job; an existing job of the same name and owner is the same job."""
 
     job: Job
 
@@ -163,7 +160,10 @@ class Backend(Protocol):
     """What runs jobs. Every call may be repeated and must then change nothing."""
 
     async def observe(self, run: CompressionRun) -> list[ObservedJob]:
-        """Every job of the run that can be seen, its processes looked at."""
+        """Every job of the run, its processes looked at. What is told of a job may be older than the truth, but a job
+        is never missing while it is there: neither one that this process has made nor one that a step of the status
+        names as under way. So a step whose job is missing has lost it, and its next attempt cannot become a second one.
+        """
         ...
 
     async def create(self, run: CompressionRun, job: Job) -> None:

@@ -31,7 +31,7 @@ from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, pl
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
-from .steps import LISTING_LAG, deadlines, follow, forgiven, give_back, lost, planned_step, seconds
+from .steps import deadlines, follow, forgiven, give_back, lost, planned_step, seconds
 from .troubles import REASONS as TROUBLES
 
 BLOCKED_SECONDS = 10.0
@@ -109,7 +109,6 @@ class _Pass:
         self._status = run.status
         self._steps: dict[str, Step] = {}
         self._missing: set[str] = set()  # artifacts that jobs did not find
-        self._missed: set[str] = set()  # steps that ask once more for a job that is not in the listing
 
     def decide(self) -> Decision:
         """The decision."""
@@ -119,7 +118,7 @@ class _Pass:
         steps = self._updated()
         faults = self._student_faults()
         unfit = self._text_fault()
-        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, unfit, self._foreign, self._unmade, self._missed)
+        limits = Limits(spec.max_parallel_jobs, spec.suspend, faults, unfit, self._foreign, self._unmade)
         schedule = Schedule(self._run.metadata.name, steps, self._jobs, self._steps, limits)
         schedule.decide(self._now)
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
@@ -220,8 +219,6 @@ class _Pass:
         followed = follow(step, jobs, planned.settings, self._now, halt=halt, makable=makable)
         step = followed.step
         self._missing |= followed.missing
-        if followed.ask_again:
-            self._missed.add(step.name)
         if followed.result is not None:
             result = followed.result
             made = f"{planned.phase}-{result.found_key}" if result.found_key else planned.artifact
@@ -295,15 +292,11 @@ class _Pass:
         return over, [self._seconds_until(time) for time in times if time > self._exact_now]
 
     def _times(self, steps: Plan) -> Iterator[datetime]:
-        """When a pause, a deadline or a lag may be over; whatever else happens is told by an event."""
+        """When a pause or a deadline may be over; whatever else happens is told by an event."""
         settings = {planned.name: planned.settings for planned in steps.steps}
         for step in self._status.steps:
             if step.state is StepState.PENDING and step.retry_time is not None and step.retry_time > self._now:
                 yield step.retry_time
-            if step.unseen_since is not None and step.job_name not in self._jobs:
-                # The next second tells a job that somebody has deleted already from one that was asked for just now.
-                again = timedelta(seconds=1) if step.state.active and not step.interruptions else LISTING_LAG
-                yield step.unseen_since + again
             job = self._jobs.get(step.job_name or "")
             if job is not None and step.state.active and (gives_back := give_back(job, settings[step.name])):
                 yield gives_back

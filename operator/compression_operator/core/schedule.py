@@ -4,8 +4,8 @@ A job is wanted while a step names it; whatever else of the run's is live is sto
 no other job of it is live, and until none in the run makes the same artifact.
 """
 
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from compression_operator.api.status import Step, StepState
@@ -13,7 +13,7 @@ from compression_pipeline.config import PHASES
 
 from .jobs import Action, CreateJob, DeleteJob, Job, ObservedJob, WaitReason
 from .plan import Plan, PlannedStep
-from .steps import LISTING_LAG, cut, due
+from .steps import cut, due
 
 LINGER = timedelta(seconds=60)
 """Time for the rest of a job to end, once its result is in the status. A sidecar would keep it alive for ever."""
@@ -35,7 +35,6 @@ class Limits:
     unfit: str | None  # why nothing can be trained on the text that was prepared
     foreign: frozenset[str]  # names of jobs that exist and are not this run's
     unmade: Mapping[str, object]  # by name: jobs that cannot be made, and why
-    missed: Set[str]  # steps that ask once more for their job, which is not in the listing
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,6 @@ class Schedule:
     def decide(self, now: datetime) -> None:
         """Advance every step; `steps`, `actions` and `blocked` hold the outcome."""
         self._over = {job.name for job in self._jobs.values() if _lingers(self.steps.get(job.step), job, now)}
-        for name, step in self.steps.items():
-            if not step.state.active and step.unseen_since is not None:
-                self.steps[name] = self._seen_or_gone(step, step.unseen_since, now)
         for planned in self._plan.steps:
             self.steps[planned.name] = self._advanced(planned, self.steps[planned.name], now)
         # What a step waits for is told once all that can start has started, so that a second look tells the same.
@@ -79,9 +75,7 @@ class Schedule:
         self.actions += stops(self.steps, self._jobs, now)
 
     def _advanced(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
-        if step.state.active:
-            return self._asked_again(planned, step)
-        if step.state in (StepState.SUCCEEDED, StepState.FAILED):
+        if step.state.active or step.state in (StepState.SUCCEEDED, StepState.FAILED):
             return step
         if fault := self._fault(planned):
             return step.model_copy(update={"state": StepState.FAILED, "message": fault, "completion_time": now})
@@ -118,32 +112,6 @@ class Schedule:
             changes["waiting_reason"] = None
         return step.model_copy(update=changes)
 
-    def _asked_again(self, planned: PlannedStep, step: Step) -> Step:
-        """A step that misses its job asks for it again: by its name it cannot become two."""
-        if step.job_name is None or step.name not in self._limits.missed:
-            return step
-        if step.job_name in self._limits.foreign:
-            self.blocked.append(step.name)
-            return step.model_copy(update={"message": _not_ours(step.job_name)})
-        if self._others(step):
-            self.blocked.append(step.name)
-        elif step.job_name in self._limits.unmade:
-            why = self._limits.unmade[step.job_name]
-            return step.model_copy(update={"message": cut(f"its job is not there and cannot be made: {why}")})
-        else:
-            job = self._plan.job(planned, run=self._run, attempt=step.attempt)
-            # Another version of the operator may have named it.
-            self.actions.append(CreateJob(replace(job, name=step.job_name)))
-        return step
-
-    def _seen_or_gone(self, step: Step, since: datetime, now: datetime) -> Step:
-        """A step that gave up a job before it was seen stops it unseen, for as long as a listing may lag behind."""
-        if step.job_name and step.job_name not in self._jobs and since <= now < since + LISTING_LAG:
-            self.actions.append(DeleteJob(step.job_name, step.name, "no longer wanted"))
-            self._live[step.job_name] = (step.name, "")
-            return step
-        return step.model_copy(update={"unseen_since": None})
-
     def _why_skipped(self, planned: PlannedStep) -> str | None:
         failed = next((name for name in planned.dependencies if self._ended_badly(name)), None)
         if self._limits.faults and not PHASES[planned.phase].reads_sources:
@@ -172,7 +140,8 @@ class Schedule:
             return full
         name = self._next_job(planned, step, now).name
         if name in self._limits.foreign:
-            return _Wait(_not_ours(name), for_a_job=True, for_a_name=True)
+            message = f"waits for job {name} to be removed, which is not this run's"
+            return _Wait(message, for_a_job=True, for_a_name=True)
         if name in self._limits.unmade:
             return _Wait(cut(f"waits because its job cannot be made: {self._limits.unmade[name]}"))
         return None
@@ -222,7 +191,6 @@ class Schedule:
                 "state": StepState.STARTING,
                 "attempt": job.attempt,
                 "job_name": job.name,
-                "unseen_since": now,
                 "name_taken_since": None,
                 "waiting_reason": None,
                 "start_time": None,
@@ -238,10 +206,6 @@ def _taken_for(step: Step, now: datetime) -> timedelta:
     """For how long the name of the step's next job has been another's, also where the clock was ahead at first."""
     since = step.name_taken_since
     return now - since if since is not None and since <= now else timedelta(0)
-
-
-def _not_ours(job: str) -> str:
-    return f"waits for job {job} to be removed, which is not this run's"
 
 
 def _last_words(step: Step) -> str:

@@ -23,9 +23,6 @@ a row without progress, from the second one on: 10 s x 2^(n-1), at most ten minu
 INTERRUPTION_PACE = timedelta(seconds=10)
 """Least time from the start of an interrupted attempt to the next one."""
 
-LISTING_LAG = timedelta(seconds=30)
-"""Longest time that a listing is taken to lag behind the creation of a job."""
-
 MOST_REMAKES = 3
 """How often inputs are made again for one step, should something remove them each time."""
 
@@ -39,7 +36,6 @@ class Followed:
 
     step: Step
     result: StepResult | None = None
-    ask_again: bool = False  # whether its job, which is not in the listing, is to be asked for once more
     missing: frozenset[str] = frozenset()  # artifacts that its job did not find
 
 
@@ -66,7 +62,7 @@ def planned_step(prior: Step | None, planned: PlannedStep) -> Step:
         return prior
     if planned.fingerprint is not None and prior.fingerprint == planned.fingerprint:
         return prior
-    kept = {name: getattr(prior, name) for name in ("attempt", "job_name", "unseen_since", "lost_attempt", "remakes")}
+    kept = {name: getattr(prior, name) for name in ("attempt", "job_name", "lost_attempt", "remakes")}
     return fresh.model_copy(update=kept)
 
 
@@ -109,8 +105,6 @@ def follow(
     if step.state in (StepState.SUCCEEDED, StepState.FAILED) or step.fingerprint is None:
         return Followed(step)
     candidates = [job for job in jobs if job.fingerprint == step.fingerprint and job.attempt > step.lost_attempt]
-    if step.unseen_since is not None and step.job_name not in {job.name for job in jobs}:
-        candidates = []  # its newest job isn't in the listing yet: for another one it would be forgotten, and run on
     for job in candidates:
         result = read_result(step.phase, job)
         if result is not None:
@@ -119,10 +113,10 @@ def follow(
     first_new = step.attempt if step.state.active else step.attempt + 1
     job = max((job for job in candidates if job.attempt >= first_new), key=lambda job: job.attempt, default=None)
     if job is None:
-        return _unseen(step, now, halt=halt) if step.state.active else Followed(step)
+        return Followed(_without_its_job(step, now, halt=halt) if step.state.active else step)
     if job.attempt > step.attempt:
         step = step.model_copy(update={"progress": None})  # an earlier attempt's
-    step = step.model_copy(update={"attempt": job.attempt, "job_name": job.name, "unseen_since": None})
+    step = step.model_copy(update={"attempt": job.attempt, "job_name": job.name})
     said = job.termination.missing if job.ended_as is ExitClass.TRANSIENT and job.termination else []
     if missing := makable.intersection(said):
         step = _missing(step, job, now)
@@ -246,7 +240,6 @@ def _succeeded(step: Step, job: ObservedJob, result: Any, now: datetime) -> Step
             "attempt": max(step.attempt, job.attempt),
             "job_name": job.name,
             "cached": result.cached,
-            "unseen_since": None,
             "start_time": seconds(job.started) if job.started else step.start_time,
             "completion_time": _ended(job, now),
             "retry_time": None,
@@ -368,23 +361,10 @@ def _halted(step: Step) -> Step:
     return step.model_copy(update={"state": StepState.PENDING, "message": "", **dict.fromkeys(gone)})
 
 
-def _unseen(step: Step, now: datetime, *, halt: bool) -> Followed:
-    """The step whose job isn't in the listing: not yet, or no more."""
+def _without_its_job(step: Step, now: datetime, *, halt: bool) -> Step:
+    """The step whose job is not there: somebody has deleted it (see Backend.observe)."""
     if halt:
-        return Followed(_halted(step))
-    since = step.unseen_since
-    if since is None or not since <= now < since + LISTING_LAG:
-        gone = _interrupted(step, _gone(step), now)
-        return Followed(gone.model_copy(update={"unseen_since": None}))
-    if since == now or step.interruptions:
-        return Followed(step)
-    # By its name it cannot become two, if it is only the listing that lags. But once is enough: whoever deletes it
-    # before it is seen may do so again, and the lag's end tells for certain.
-    missed = _interrupted(step, _gone(step), now)
-    return Followed(missed.model_copy(update={"state": step.state, "unseen_since": now}), ask_again=True)
-
-
-def _gone(step: Step) -> ObservedJob:
-    """The step's job as far as it is known: somebody has deleted it."""
+        return _halted(step)
     name, fingerprint = step.job_name or "", step.fingerprint or ""
-    return ObservedJob(name, step.name, fingerprint, step.attempt, JobState.PENDING, alive=False, deleting=True)
+    gone = ObservedJob(name, step.name, fingerprint, step.attempt, JobState.PENDING, alive=False, deleting=True)
+    return _interrupted(step, gone, now)

@@ -229,7 +229,7 @@ def test_a_cluster_without_it_is_usable_for_runs_of_another_kind(
             assert PYTORCHJOBS in service.watched()[None] and service.resources_returned.is_set()
             (job,) = api.names(PYTORCHJOBS)
             api.objects.pop(job)  # it is asked for under every kind that it may be of
-            await until_async(lambda: "unseenSince" in prepare_of(api), "the job to be missed")
+            await until_async(lambda: "lastFailure" in prepare_of(api), "the job to be missed")
             assert has_condition(api, "Degraded", "False")
             service.resources_returned.clear()
             api.fault = lambda method, path: None

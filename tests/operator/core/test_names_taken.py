@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 from jobs_world import START, World
-from looks import created, open_jobs, step
+from looks import created, step
 from tests.support.matchers import has_condition
 
 from compression_operator.api.status import RunPhase
@@ -51,15 +51,3 @@ def test_a_name_that_stays_taken_is_told_and_another_one_is_tried(world: World) 
     assert said == [("Warning", f"prepare: waits for job {job.name} to be removed, which is not this run's")]
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
-
-
-def test_a_job_that_is_missed_is_asked_for_by_the_name_that_it_was_given(world: World) -> None:
-    """By an operator of another version, perhaps, whose names were others."""
-    world.look()
-    asked = open_jobs(world)[0]
-    world.vanish(asked)
-    steps = [one.model_copy(update={"job_name": "old"} if one.name == "prepare" else {}) for one in world.status.steps]
-    world.run = world.run.model_copy(update={"status": world.status.model_copy(update={"steps": steps})})
-    world.pass_time(1)
-    decision = world.look()
-    assert [action.job.name for action in decision.actions if isinstance(action, CreateJob)] == ["old"]

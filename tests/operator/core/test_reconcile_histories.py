@@ -274,8 +274,6 @@ class Histories(RuleBasedStateMachine):
     def steps_come_and_go(
         self, chosen: dict[str, tuple[dict[str, Any], dict[str, Any] | None]], finetuned: bool
     ) -> None:
-        # A step that goes and comes back within the listing's lag is more than anybody promises.
-        self.world.catch_up()
         students = [student(name, distill, **prune) for name, (prune, distill) in chosen.items()]
         self.world.edit(students=students, finetune={"steps": 200} if finetuned else None)
 

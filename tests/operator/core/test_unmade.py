@@ -77,7 +77,7 @@ def test_a_job_that_vanished_and_cannot_be_made_again_is_missed(world: World) ->
     assert created(world.look()) == ["finetune"], "no pause: it was deleted once"
 
 
-def test_a_job_that_was_deleted_before_it_was_seen_and_cannot_be_made_again_is_missed(world: World) -> None:
+def test_jobs_that_were_deleted_right_after_they_were_made_and_cannot_be_made_again_are_missed(world: World) -> None:
     at(world, *PREPARED)
     world.succeed(open_jobs(world)[0])
     world.look()
@@ -87,10 +87,8 @@ def test_a_job_that_was_deleted_before_it_was_seen_and_cannot_be_made_again_is_m
     world.pass_time(1)
     world.look(refused=[Phase.PRUNE])
     lost = step(world, "prune-width")
-    assert (lost.state, lost.message) == (
-        "Starting",
-        "its job is not there and cannot be made: the quota is used up",
-    )
+    assert (lost.state, lost.message) == ("Pending", "waits because its job cannot be made: the quota is used up")
+    assert lost.last_failure and lost.last_failure.message == "interrupted: the job was deleted by somebody"
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
 
@@ -153,16 +151,3 @@ def test_a_job_that_was_deleted_and_whose_name_is_taken_gets_another(world: Worl
     world.foreign.add(name)
     assert created(world.look()) == ["finetune"]
     assert step(world, "finetune").job_name != name
-
-
-def test_one_that_was_deleted_before_it_was_seen_and_whose_name_is_taken_says_so(world: World) -> None:
-    world.look()
-    name = open_jobs(world)[0]
-    world.vanish(name)
-    world.foreign.add(name)
-    world.pass_time(1)
-    decision = world.look()
-    assert decision.actions == () and decision.blocked == ("prepare",)
-    assert step(world, "prepare").message == f"waits for job {name} to be removed, which is not this run's"
-    world.drive()
-    assert world.status.phase is RunPhase.SUCCEEDED, "under another name"

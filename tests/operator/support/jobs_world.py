@@ -1,6 +1,7 @@
 """A world of jobs for the tests of the reconciler: what is true, what a listing shows, and what must never happen.
 
-The listing lags: what it shows of a job may be older than the truth, by at most `LAG`, and never goes back in time.
+The listing lags: what it shows of a job may be older than the truth, by at most `LAG`, and never goes back in time. It
+shows every job that is there, as Backend.observe promises: the operator knows what it made, and one that starts lists.
 """
 
 import json
@@ -219,10 +220,13 @@ class World:
             raise Violation(f"{job.name} would be one of {taken + 1} live jobs")
         self.names.add(job.name)
         self.made[job.step] += 1
-        seen = ObservedJob(
-            job.name, job.step, job.fingerprint, job.attempt, JobState.PENDING, alive=True, created=self.now
-        )
-        self.jobs[job.name] = Truth(job, seen, self.real)
+        seen = self._as_made(job)
+        self.jobs[job.name] = Truth(job, seen, self.real, shown=seen)
+
+    def _as_made(self, job: Job) -> ObservedJob:
+        """The job as a listing shows it right after it was made."""
+        state = JobState.PENDING
+        return ObservedJob(job.name, job.step, job.fingerprint, job.attempt, state, alive=True, created=self.now)
 
     def _check(self, decision: Decision, listing: list[ObservedJob], unmade: Mapping[str, str]) -> None:
         status = decision.status
@@ -234,7 +238,9 @@ class World:
             raise Violation(f"times are not whole seconds in UTC: {text}")
         if set(unmade) & {job.name for job in jobs_wanted(decision)}:
             raise Violation("decides to make what cannot be made")
-        again = reconcile(self.run.model_copy(update={"status": status}), listing, self.now, unmade)
+        there = {job.name for job in listing}
+        made = [self._as_made(job) for job in jobs_wanted(decision) if job.name not in there]
+        again = reconcile(self.run.model_copy(update={"status": status}), [*listing, *made], self.now, unmade)
         if again.status != status or again.notices:
             raise Violation(f"a second look changes the status:\n{again.status.to_json()}\n{text}")
         if status.phase in FINISHED and not all(step.state.final for step in status.steps):
