@@ -1,19 +1,33 @@
-"""A phase of this test's own, added to a copy of the sources as CONTRIBUTING says, from manifest to status."""
+"""Phases of this test's own, added to a copy of the sources as CONTRIBUTING says, from manifest to report and card."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+from tests.pipeline.pages import Page
+from tests.pipeline.tiny import texts, write_checkpoint
+
 ROOT = Path(__file__).parents[3]
 
 ADDED = {
     "pipeline/compression_pipeline/config/phases.py": [
-        ('    EXPORT = "export"\n', '    EXPORT = "export"\n    WEIGH = "weigh"\n'),
+        ('    EXPORT = "export"\n', '    TASTE = "taste"\n    EXPORT = "export"\n    WEIGH = "weigh"\n'),
         (
             "@dataclass(frozen=True)\nclass PhaseSpec:",
-            """class WeighJob(JobConfig):
+            """class TasteJob(JobConfig):
+    distilled: str
+
+
+class TasteResult(StepResult):
+    bitterness: float = Field(description="Of the distilled student, from 0 to 1.")
+
+
+class WeighJob(JobConfig):
     roles = ("exported",)
     exported: str
 
@@ -28,8 +42,16 @@ class WeighResult(StepResult):
 class PhaseSpec:""",
         ),
         (
+            '    distilled: str = Field(description="Artifact with the distilled student (distill\'s).")\n',
+            '    distilled: str = Field(description="Artifact with the distilled student (distill\'s).")\n'
+            '    roles = (*JobConfig.roles, "tasted")\n    tasted: str\n',
+        ),
+        (
             "        PhaseSpec(\n            Phase.EXPORT,",
             """        PhaseSpec(
+            Phase.TASTE, TasteJob, TasteResult, under_way="Tasting", purpose="taste", single_process=True
+        ),
+        PhaseSpec(
             Phase.WEIGH, WeighJob, WeighResult, under_way="Weighing", purpose="weigh", single_process=True
         ),
         PhaseSpec(
@@ -40,16 +62,43 @@ class PhaseSpec:""",
         (
             "        PhaseSteps(\n            Phase.EXPORT,",
             """        PhaseSteps(
+            Phase.TASTE,
+            inputs=lambda spec: {"distilled": Phase.DISTILL},
+            configuration=lambda spec, student, precision: {},
+        ),
+        PhaseSteps(
             Phase.WEIGH,
             inputs=lambda spec: {"exported": Phase.EXPORT},
             configuration=lambda spec, student, precision: {},
         ),
         PhaseSteps(
             Phase.EXPORT,""",
-        )
+        ),
+        (
+            '"distilled": Phase.DISTILL},\n            configuration=lambda spec, student, precision: {"export"',
+            '"distilled": Phase.DISTILL, "tasted": Phase.TASTE},\n'
+            '            configuration=lambda spec, student, precision: {"export"',
+        ),
     ],
 }
-"""By file: what is replaced there. A phase's program would be one file more, phases/weigh.py."""
+"""By file: what is replaced there."""
+
+PROGRAM = """
+from compression_pipeline.config.phases import {0}Job, {0}Result
+
+
+def run(job, context):
+    result = {0}Result({2})
+    with context.store.draft("{1}", job.fingerprint) as draft:
+        (draft.path / "{1}.txt").write_text(str(job.inputs))
+        return draft.publish(config=job.to_json(), inputs={{}}, result=result.to_json()).result({0}Result)
+"""
+
+PROGRAMS = {
+    "taste": PROGRAM.format("Taste", "taste", "bitterness=0.1875"),
+    "weigh": PROGRAM.format("Weigh", "weigh", "speed=1234.5, ratings={'grip': 2.25}, notes=['unseen']"),
+}
+"""The phases' own files, phases/<phase>.py."""
 
 STORY = """
 from local_jobs import a_run
@@ -61,7 +110,7 @@ from compression_operator.core.results import figures_that_stand, record
 from compression_pipeline.config import PHASES, Phase, ResolvedSource
 
 crd = crd_text()
-assert "- Weighing" in crd and "- weigh\\n" in crd and "jobs that weigh." in crd
+assert "- Tasting" in crd and "- Weighing" in crd and "- weigh\\n" in crd and "jobs that weigh." in crd
 run = a_run(phases={"weigh": {"retryLimit": 7}})
 source = ResolvedSource(source="x", digest="0" * 32)
 planned = plan(run.spec, discovered={"prepare": Resolved(key="0" * 32, teacher=source, dataset=source)})
@@ -73,6 +122,8 @@ done = [Step(name=s.name, phase=s.phase, student=s.student, state=StepState.SUCC
 assert run_phase(done, suspended=False) == "Succeeded"
 last = done[-1].model_copy(update={"state": StepState.RUNNING})
 assert run_phase([*done[:-1], last], suspended=False) == "Weighing", "a run has succeeded once all of its steps have"
+export = planned.job(planned.get("export-width"), run="demo", attempt=1)
+assert planned.get("taste-width").artifact in export.config.inputs
 result = PHASES[Phase.WEIGH].result(speed=3.0, ratings={"taste": 2.5}, notes=["none"])
 status = record(CompressionRunStatus(steps=done), next(s for s in done if s.name == "weigh-width"), result)
 figures = {"weigh.speed": 3.0, "weigh.ratings.taste": 2.5}
@@ -82,16 +133,76 @@ assert figures_that_stand(undone, ["width"]).student("width").figures is None
 """
 
 
-def test_a_phase_of_its_own_is_planned_and_told(tmp_path: Path) -> None:
+MANIFEST = {
+    "apiVersion": "modelcompression.io/v1alpha1",
+    "kind": "CompressionRun",
+    "metadata": {"name": "tiny"},
+    "spec": {
+        "teacher": {"model": "file:teacher"},
+        "dataset": {"source": "file:text.jsonl", "sequenceLength": 32, "validationFraction": 0.1},
+        "students": [{"name": "narrow", "prune": {"ffnHiddenSize": 96, "divisor": 32, "calibrationSamples": 8}}],
+        "distill": {"steps": 2, "globalBatchSize": 2, "microBatchSize": 2, "warmupSteps": 1},
+        "validation": {"samples": 4},
+        "export": {"sampleTokens": 4},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a program that runs from a copy of the sources with the phases in it."""
+    root = tmp_path_factory.mktemp("sources")
     for folder in ("operator", "pipeline"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name, changes in ADDED.items():
-        text = (tmp_path / name).read_text()
+        text = (root / name).read_text()
         for old, new in changes:
             assert text.count(old) == 1, f"{name} has no longer one {old!r}"
             text = text.replace(old, new)
-        (tmp_path / name).write_text(text)
-    path = [tmp_path / "operator", tmp_path / "pipeline", ROOT / "tests" / "operator" / "support"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
+        (root / name).write_text(text)
+    for name, program in PROGRAMS.items():
+        (root / "pipeline" / "compression_pipeline" / "phases" / f"{name}.py").write_text(program)
+    path = [root / "operator", root / "pipeline", ROOT / "tests" / "operator" / "support"]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def test_phases_of_its_own_are_planned_and_told(environment: dict[str, str]) -> None:
     told = subprocess.run([sys.executable, "-c", STORY], env=environment, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
+
+
+def test_they_run_and_status_report_and_card_show_what_they_report(environment: dict[str, str], tmp_path: Path) -> None:
+    """A whole run of the smallest teacher there is. Export names what taste made, so the card shows that."""
+    write_checkpoint(tmp_path / "teacher")
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts()[:40]))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(MANIFEST))
+    work = tmp_path / "work"
+
+    def compression(*arguments: str) -> str:
+        command = [sys.executable, "-m", "compression_operator.cli", *arguments, "--workdir", str(work)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    figures = {"taste.bitterness": 0.1875, "weigh.speed": 1234.5, "weigh.ratings.grip": 2.25}
+    shown = [*figures, "0.1875", "1,234.5", "2.25"]
+    told = compression("run", str(tmp_path / "run.yaml"))
+    assert [text for text in shown if text not in told] == []
+    [student] = yaml.safe_load((work / "run.yaml").read_text())["status"]["students"]
+    assert student["figures"] == figures
+    status = compression("status")
+    assert [text for text in [*shown, "taste-narrow", "weigh-narrow"] if text not in status] == []
+
+    page = Page((work / "report" / "index.html").read_text())
+    taste = ["bitterness", "0.1875", "Of the distilled student, from 0 to 1."]
+    weigh = [["speed", "1,234.5", "Tokens a second of the weighed student."], ["ratings: grip", "2.25", ""]]
+    assert page.tables["measured"] == [taste, *weigh]
+    steps = [row[0] for row in page.tables["fingerprints"][1:]]
+    assert steps == ["prepare", "prune-narrow", "distill-narrow", "taste-narrow", "export-narrow", "weigh-narrow"]
+
+    exported = work / "store" / "artifacts" / student["artifact"]
+    card = (exported / "model" / "README.md").read_text()
+    assert "**Taste.**" in card and "| bitterness | 0.1875 | Of the distilled student, from 0 to 1. |" in card
+    own = Page((exported / "report" / "index.html").read_text())
+    assert own.tables["measured"] == [taste]
+    assert "taste" in [row[0] for row in own.tables["fingerprints"]]
