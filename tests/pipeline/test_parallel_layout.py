@@ -86,14 +86,17 @@ SCRIPT = """
     from compression_pipeline.config import LogitsKL, Parallelism
     from compression_pipeline.megatron.model import build
     from compression_pipeline.megatron.objective import Objective
-    from compression_pipeline.megatron.runtime import runtime
+    from compression_pipeline.megatron.runtime import GROUP_TIMEOUT, runtime
     import megatron.core.models.gpt
 
     SHAPE = architecture()
 
     def places(current):
         assert (current.rank, current.world_size) == (dist.get_rank(), dist.get_world_size())
-        groups = [dist.get_process_group_ranks(group) for group in (current.data_group, current.tensor_group)]
+        groups = current.data_group, current.tensor_group
+        for group in groups:  # Megatron's own default is half an hour
+            assert group._get_backend(current.device).options._timeout == GROUP_TIMEOUT
+        groups = map(dist.get_process_group_ranks, groups)
         return [current.data_rank, current.data_size, *groups, current.first_stage, current.last_stage]
 
     def refusal(current):
