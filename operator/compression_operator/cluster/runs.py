@@ -14,7 +14,7 @@ from compression_operator.core.controller import Conflict
 from compression_operator.core.jobs import Notice
 from compression_operator.core.managers import Manager
 from compression_operator.core.plan import discovered_in, plan_of
-from compression_operator.core.troubles import UNREADABLE, Trouble, told
+from compression_operator.core.troubles import UNREADABLE, Trouble, with_trouble
 from compression_operator.kube.cache import Body, Cache, Key
 from compression_operator.kube.client import RUNS, ApiError, Kube
 
@@ -165,7 +165,7 @@ class ClusterRuns:
         if known is None or "deletionTimestamp" in known["metadata"] or self._others_manager(known) is not None:
             return False
         before: Body = known.get("status") or {}
-        status = told(before, trouble, generation=known["metadata"].get("generation", 0), now=now)
+        status = with_trouble(before, trouble, generation=known["metadata"].get("generation", 0), now=now)
         if status == before:
             return False
         await self._write((namespace, name), known, status, known["metadata"]["resourceVersion"])

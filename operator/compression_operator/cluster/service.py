@@ -12,16 +12,16 @@ from compression_operator.backends.backend import ClusterBackend, job_caches, jo
 from compression_operator.backends.log_watcher import PERIOD_SECONDS, LogWatcher
 from compression_operator.backends.pods.jobpods import label_value
 from compression_operator.backends.pods.platform_defaults import PLAIN, JobDefaults
-from compression_operator.backends.pods.pvc_access_modes import ClaimAdvice, advised
+from compression_operator.backends.pods.pvc_access_modes import ClaimAdvice
 from compression_operator.backends.pods.refusals import PodRefusals, watched
 from compression_operator.core.controller import WORKERS, Conflict, Controller
 from compression_operator.core.jobs import Decision, Notice, ObservedJob
 from compression_operator.core.managers import Manager
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import Trouble, held_up
+from compression_operator.core.troubles import Circumstances, Trouble, add_circumstances
 from compression_operator.kube.cache import Body, Cache
 from compression_operator.kube.client import PODS, RUNS, ApiError, Kube, NotLeading, Resource
-from compression_operator.kube.denied_permissions import Denials, limited
+from compression_operator.kube.denied_permissions import Denials
 from compression_operator.kube.leader import LeaderElection
 from compression_operator.kube.login import connect
 
@@ -225,13 +225,13 @@ class Service:
             return reconcile(run, observed, now)
         words = {name: words_of(error) for name, error in unmade.items()}
         decision = watched(reconcile(run, observed, now, words), observed)
-        decision = advised(run, decision, self._claims.about(run), told=self._claims.told(run))
-        decision = limited(run, decision, self._denials.about(run.metadata.namespace), now)
         key = run.metadata.key
         found = (self._lasting.trouble(key, error) for error in unmade.values())
         troubles = [trouble for trouble in found if trouble is not None]
         troubles += self._undeleted.about(key, decision)
-        return held_up(run, decision, troubles[0], now) if troubles else decision
+        trouble, denied = next(iter(troubles), None), self._denials.about(run.metadata.namespace)
+        known = Circumstances(trouble, denied, self._claims.advice(run), advised=self._claims.told(run))
+        return add_circumstances(run, decision, known, now)
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
         """Nothing to do: what a pass did is counted when it is written."""

@@ -25,6 +25,34 @@ class Situation:
     faults: Sequence[str]  # of students that cannot be made of this teacher: path and sentence
 
 
+def set_condition(
+    conditions: Sequence[Condition], changed: Condition, *, stored: Sequence[Condition] | None = None
+) -> list[Condition]:
+    """The conditions with this one in place of the one of its type, or at the end: meta.SetStatusCondition.
+
+    The time of transition stays that of the `stored` condition (default: the one in `conditions`) unless the status
+    changes.
+    """
+    before = next((one for one in (conditions if stored is None else stored) if one.type == changed.type), None)
+    if before is not None and before.status == changed.status:
+        changed = changed.model_copy(update={"last_transition_time": before.last_transition_time})
+    if all(one.type != changed.type for one in conditions):
+        return [*conditions, changed]
+    return [changed if one.type == changed.type else one for one in conditions]
+
+
+def condition_of(kind: str, holds: bool, reason: str, message: str, *, generation: int, now: datetime) -> Condition:
+    """A condition whose status changes `now`, if it changes."""
+    return Condition(
+        type=kind,
+        status=str(holds),
+        observed_generation=generation,
+        last_transition_time=now,
+        reason=reason,
+        message=message,
+    )
+
+
 def is_finished(steps: Sequence[Step]) -> bool:
     """Whether nothing more happens. The steps say so, not the phase that follows from them: anybody may write that."""
     return bool(steps) and all(step.state.final for step in steps)
@@ -49,11 +77,10 @@ def summarized(status: CompressionRunStatus, situation: Situation, now: datetime
     begins = phase is not RunPhase.SUSPENDED and (status.start_time is None or status.completion_time is not None)
     begins = begins and phase not in FINISHED
     ended = phase in FINISHED
-    conditions = [
-        _condition(status, situation, now, kind, verdict, reason, message)
-        for kind, (verdict, reason, message) in _verdicts(status.steps, phase, situation).items()
-    ]
-    conditions += [condition for condition in status.conditions if condition.type not in KINDS]  # others' own
+    conditions = [condition for condition in status.conditions if condition.type not in KINDS]  # others' own
+    for kind, (holds, reason, message) in _verdicts(status.steps, phase, situation).items():
+        found = condition_of(kind, holds, reason, message, generation=situation.generation, now=now)
+        conditions = set_condition(conditions, found, stored=status.conditions)
     return status.model_copy(
         update={
             "phase": phase,
@@ -141,20 +168,3 @@ def _trouble(step: Step) -> str:
 def _listed(sentences: Sequence[str]) -> str:
     more = len(sentences) - LISTED
     return "; ".join(sentences[:LISTED]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _condition(
-    status: CompressionRunStatus, situation: Situation, now: datetime, kind: str, holds: bool, reason: str, message: str
-) -> Condition:
-    """metav1.Condition; its time of transition changes only when its status does."""
-    verdict = str(holds)
-    before = next((condition for condition in status.conditions if condition.type == kind), None)
-    same = before is not None and before.status == verdict
-    return Condition(
-        type=kind,
-        status=verdict,
-        observed_generation=situation.generation,
-        last_transition_time=before.last_transition_time if before and same else now,
-        reason=reason,
-        message=message,
-    )

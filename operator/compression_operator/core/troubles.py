@@ -5,18 +5,20 @@ The next pass that goes through writes the conditions anew, so that trouble heal
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, cast
+
+from pydantic import ValidationError
 
 from compression_operator.api.job_kinds import JOB_KINDS
 from compression_operator.api.run import GROUP, CompressionRun
-from compression_operator.api.status import CompressionRunStatus, RunPhase
+from compression_operator.api.status import Condition, RunPhase
 
-from .conditions import FINISHED
+from .conditions import FINISHED, condition_of, set_condition
 from .jobs import Decision, Notice
-from .steps import cut
+from .steps import cut, seconds
 
 Json = Mapping[str, Any]
 
@@ -34,7 +36,7 @@ REASONS = (
     *(WEBHOOK_UNAVAILABLE, API_SERVER_UNAVAILABLE, CRD_OUTDATED),
 )
 
-HELD_UP = {"Degraded": "True", "Ready": "False", "Progressing": "False", "Reconciling": "True"}
+HELD_UP = {"Degraded": True, "Ready": False, "Progressing": False, "Reconciling": True}
 """Conditions of a run that nothing is done for."""
 
 INSTALL_RUNS = "install the CRD with `kubectl apply -f crds/`, or with the chart (crds.install)"
@@ -113,62 +115,108 @@ def _forbidden(message: str, namespace: str | None) -> str:
     )
 
 
-def held_up(run: CompressionRun, decision: Decision, trouble: Trouble, now: datetime) -> Decision:
-    """The decision with the trouble that jobs could not be made or deleted for in its conditions; told once.
+@dataclass(frozen=True)
+class Circumstances:
+    """What is known of a run beside its spec and its jobs."""
 
-    While other jobs of the run go on it is under way, and degraded. One that has finished is what it is.
+    trouble: Trouble | None = None  # why jobs cannot be made or deleted
+    denied: Sequence[str] = ()  # what the run does without because a permission is missing, a sentence each
+    advice: Trouble | None = None  # what may go wrong with its storage
+    advised: bool = False  # whether an Event of this generation has said so
+
+
+def add_circumstances(run: CompressionRun, decision: Decision, known: Circumstances, now: datetime) -> Decision:
+    """The decision with the circumstances in its conditions, and an Event for each that the status does not tell yet.
+
+    A run that has finished is what it is: of one that goes on the advice stands in Progressing, the rest in Degraded.
+    If jobs cannot be made and none goes on, the run is held up.
     """
-    status, before = decision.status.to_json(), _by_type(run.status.to_json())
-    worse = _by_type(status).get("Degraded", {})
-    both = f"{trouble.message}; {worse['message']}" if worse.get("status") == "True" else trouble.message
-    goes_on = any(step.state.active for step in decision.status.steps)
-    kinds = () if goes_on or decision.status.phase in FINISHED else tuple(HELD_UP)
-    after = _with(status, trouble, kinds, before, generation=run.metadata.generation, now=now)
-    degraded = Trouble(trouble.reason, both)
-    after = _with(after, degraded, ("Degraded",), before, generation=run.metadata.generation, now=now)
-    known = before.get("Degraded", {})
-    news = known.get("reason") != trouble.reason or cut(trouble.message) not in known.get("message", "")
-    notices = (*decision.notices, *([Notice("Warning", trouble.reason, trouble.message)] if news else ()))
-    return replace(decision, status=CompressionRunStatus.model_validate(after), notices=notices)
+    told = _Telling(run, decision, seconds(now))
+    if decision.status.phase not in FINISHED:
+        if known.advice is not None:
+            told.advise(known.advice, known.advised)
+        if known.denied:
+            told.deny(known.denied)
+    if known.trouble is not None:
+        told.trouble(known.trouble)
+    if not told.changed:
+        return decision
+    status = decision.status.model_copy(update={"conditions": told.conditions})
+    return replace(decision, status=status, notices=(*decision.notices, *told.notices))
 
 
-def told(status: Json, trouble: Trouble, *, generation: int, now: datetime) -> dict[str, Any]:
-    """The status (JSON, for it may not be one that can be read) with the trouble in its conditions.
+class _Telling:
+    """Conditions and Events that change by what is told of a run."""
+
+    def __init__(self, run: CompressionRun, decision: Decision, now: datetime) -> None:
+        self.conditions = decision.status.conditions
+        self.notices: list[Notice] = []
+        self.changed = False
+        self._run = run
+        self._decision = decision
+        self._now = now
+
+    def advise(self, advice: Trouble, advised: bool) -> None:
+        progressing, stored = _of_type(self.conditions, "Progressing"), _of_type(self._stored, "Progressing")
+        if progressing is None:
+            return
+        message = f"{progressing.message}; note that {advice.message}"
+        self._set("Progressing", progressing.status == "True", progressing.reason, message)
+        same_generation = self._run.status.observed_generation == self._run.metadata.generation
+        if not advised and not (same_generation and stored is not None and advice.message in stored.message):
+            self.notices.append(Notice("Warning", advice.reason, advice.message))
+
+    def deny(self, denied: Sequence[str]) -> None:
+        degraded, stored = _of_type(self.conditions, "Degraded"), _of_type(self._stored, "Degraded")
+        worse = degraded is not None and degraded.status == "True"
+        reason = degraded.reason if degraded is not None and worse else FORBIDDEN
+        self._set("Degraded", True, reason, "; ".join([*filter(None, [degraded and degraded.message]), *denied]))
+        known = stored.message if stored is not None else ""
+        self.notices += [Notice("Warning", FORBIDDEN, sentence) for sentence in denied if sentence not in known]
+
+    def trouble(self, trouble: Trouble) -> None:
+        degraded, stored = _of_type(self.conditions, "Degraded"), _of_type(self._stored, "Degraded")
+        status, message = self._decision.status, cut(trouble.message)
+        if status.phase not in FINISHED and not any(step.state.active for step in status.steps):
+            for kind, holds in HELD_UP.items():
+                self._set(kind, holds, trouble.reason, message)
+        worse = degraded is not None and degraded.status == "True"
+        both = f"{trouble.message}; {degraded.message}" if degraded is not None and worse else message
+        self._set("Degraded", True, trouble.reason, cut(both))
+        if stored is None or stored.reason != trouble.reason or message not in stored.message:
+            self.notices.append(Notice("Warning", trouble.reason, trouble.message))
+
+    @property
+    def _stored(self) -> Sequence[Condition]:
+        return self._run.status.conditions
+
+    def _set(self, kind: str, holds: bool, reason: str, message: str) -> None:
+        generation = self._run.metadata.generation
+        found = condition_of(kind, holds, reason, message, generation=generation, now=self._now)
+        self.conditions = set_condition(self.conditions, found, stored=self._stored)
+        self.changed = True
+
+
+def with_trouble(status: Json, trouble: Trouble, *, generation: int, now: datetime) -> dict[str, Any]:
+    """The status (JSON, because it may not be one that can be read) with the trouble in its conditions.
 
     A run that has finished is what it is; only Degraded says that it is not looked after.
     """
-    kinds = ("Degraded",) if status.get("phase") in FINISHED else tuple(HELD_UP)
-    return _with(status, trouble, kinds, _by_type(status), generation=generation, now=now)
-
-
-def _by_type(status: Json) -> dict[str, Json]:
-    return {str(c.get("type")): c for c in cast(list[Json], status.get("conditions") or ())}
-
-
-def _with(
-    status: Json,
-    trouble: Trouble,
-    kinds: tuple[str, ...],
-    stored: Mapping[str, Json],
-    *,
-    generation: int,
-    now: datetime,
-) -> dict[str, Any]:
-    """The status with the trouble in conditions of these kinds, whose times stand where those `stored` say the same."""
-    conditions = _by_type(status)
-    for kind in kinds:
-        known, verdict = stored.get(kind, {}), HELD_UP[kind]
-        same = known.get("status") == verdict
-        conditions[kind] = {
-            "type": kind,
-            "status": verdict,
-            "observedGeneration": generation,
-            "lastTransitionTime": known["lastTransitionTime"] if same else _stamp(now),
-            "reason": trouble.reason,
-            "message": cut(trouble.message),
-        }
+    stored = {str(c.get("type")): c for c in cast(list[Json], status.get("conditions") or ())}
+    kinds = {"Degraded": True} if status.get("phase") in FINISHED else HELD_UP
+    conditions = dict(stored)
+    for kind, holds in kinds.items():
+        found = condition_of(kind, holds, trouble.reason, cut(trouble.message), generation=generation, now=seconds(now))
+        conditions[kind] = set_condition(_readable(stored.get(kind)), found)[-1].to_json()
     return {"phase": RunPhase.PENDING.value, **status, "conditions": list(conditions.values())}
 
 
-def _stamp(time: datetime) -> str:
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _readable(condition: Json | None) -> list[Condition]:
+    try:
+        return [] if condition is None else [Condition.model_validate(condition)]
+    except ValidationError:
+        return []
+
+
+def _of_type(conditions: Sequence[Condition], kind: str) -> Condition | None:
+    return next((condition for condition in conditions if condition.type == kind), None)

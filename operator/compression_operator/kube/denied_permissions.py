@@ -4,16 +4,11 @@ What holds a run up altogether is told by troubles.py; here are the requests who
 """
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import datetime
 
-from compression_operator.api.run import CompressionRun
-from compression_operator.core.conditions import FINISHED
-from compression_operator.core.jobs import Decision, Notice
-from compression_operator.core.steps import cut, seconds
-from compression_operator.core.troubles import FORBIDDEN, refusal
+from compression_operator.core.steps import cut
+from compression_operator.core.troubles import refusal
 
 from .client import ApiError
 
@@ -56,30 +51,3 @@ class Denials:
     def about(self, namespace: str) -> list[str]:
         """A sentence for each thing that the namespace's runs do without."""
         return [sentence for (where, _), sentence in self._denied.items() if where == namespace]
-
-
-def limited(run: CompressionRun, decision: Decision, denied: Sequence[str], now: datetime) -> Decision:
-    """The decision with what is denied in its condition Degraded while the run is under way; told once. Pure."""
-    status = decision.status
-    if not denied or status.phase in FINISHED:
-        return decision
-    before = next((condition for condition in run.status.conditions if condition.type == "Degraded"), None)
-    since = before.last_transition_time if before is not None and before.status == "True" else seconds(now)
-    conditions = [
-        condition.model_copy(
-            update={
-                "status": "True",
-                "last_transition_time": since,
-                "reason": condition.reason if condition.status == "True" else FORBIDDEN,
-                "message": "; ".join([*filter(None, [condition.message]), *denied]),
-            }
-        )
-        if condition.type == "Degraded"
-        else condition
-        for condition in status.conditions
-    ]
-    told = before.message if before is not None else ""
-    notices = [Notice("Warning", FORBIDDEN, sentence) for sentence in denied if sentence not in told]
-    return replace(
-        decision, status=status.model_copy(update={"conditions": conditions}), notices=(*decision.notices, *notices)
-    )

@@ -12,15 +12,17 @@ from looks import condition
 from tests.support.waiting import until_async
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.backends.pods.pvc_access_modes import REASON, ClaimAdvice, advised, several, warning
+from compression_operator.backends.pods.pvc_access_modes import REASON, ClaimAdvice, several, warning
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.core.jobs import Decision, Notice
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import QUOTA_EXCEEDED
+from compression_operator.core.troubles import QUOTA_EXCEEDED, Circumstances, Trouble, add_circumstances
 from compression_operator.kube.client import RUNS, Kube
 from compression_operator.kube.denied_permissions import Denials
 
 PHASES = ("prepare", "finetune", "prune", "distill", "export")
+
+ADVICE = Circumstances(advice=Trouble(REASON, "claim c is small"))
 
 
 def run(**spec: Any) -> CompressionRun:
@@ -57,16 +59,16 @@ def test_which_claims_can_be_mounted_everywhere() -> None:
 
 
 def test_it_is_told_once_a_generation_and_stays_in_the_message() -> None:
-    one = World()
-    first = advised(one.run, reconcile(one.run, [], START), "claim c is small")
+    one = World(manifest(suspend=True))  # none of its jobs is missed meanwhile
+    first = add_circumstances(one.run, reconcile(one.run, [], START), ADVICE, START)
     assert [n.message for n in first.notices if n.reason == REASON] == ["claim c is small"]
     after = one.run.model_copy(update={"status": first.status})
-    second = advised(after, reconcile(after, [], START), "claim c is small")
+    second = add_circumstances(after, reconcile(after, [], START), ADVICE, START)
     assert second.status == first.status and not [n for n in second.notices if n.reason == REASON]
     assert condition(second, "Progressing").message.endswith("note that claim c is small")
     metadata = after.metadata.model_copy(update={"generation": 2})
     edited = after.model_copy(update={"metadata": metadata})
-    third = advised(edited, reconcile(edited, [], START), "claim c is small")
+    third = add_circumstances(edited, reconcile(edited, [], START), ADVICE, START)
     assert [n for n in third.notices if n.reason == REASON]
 
 
@@ -74,7 +76,7 @@ def test_a_finished_run_is_past_advice() -> None:
     one = World()
     one.drive()
     decision = Decision(one.status)
-    assert advised(one.run, decision, "claim c is small") is decision
+    assert add_circumstances(one.run, decision, ADVICE, START) is decision
 
 
 QUOTA = 'pytorchjobs.kubeflow.org "x" is forbidden: exceeded quota: q, used: count/pytorchjobs=5'

@@ -14,7 +14,7 @@ from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.undeleted import Undeleted
 from compression_operator.core.jobs import Decision, DeleteJob
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import FORBIDDEN, Trouble, held_up
+from compression_operator.core.troubles import FORBIDDEN, Circumstances, Trouble, add_circumstances
 from compression_operator.kube.client import RUNS, ApiError
 
 KEY = "default/demo"
@@ -64,12 +64,14 @@ def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> 
     world = World()
     world.drive()
     refusal = Trouble(FORBIDDEN, WORDS * 20)
-    first = held_up(world.run, reconcile(world.run, world.listing(), world.now), refusal, world.now)
+    first = add_circumstances(
+        world.run, reconcile(world.run, world.listing(), world.now), Circumstances(refusal), world.now
+    )
     assert has_condition(first, "Ready", "True", reason="Succeeded")
     assert has_condition(first, "Degraded", "True", reason=FORBIDDEN)
     run = world.run.model_copy(update={"status": first.status})
     world.pass_time(60)
-    again = held_up(run, reconcile(run, world.listing(), world.now), refusal, world.now)
+    again = add_circumstances(run, reconcile(run, world.listing(), world.now), Circumstances(refusal), world.now)
     assert again.status == first.status and first.notices and not again.notices, "however long the refusal is"
 
 

@@ -9,14 +9,22 @@ from tests.support.matchers import has_condition, verdicts
 from compression_operator.api.run import GROUP
 from compression_operator.backends.kinds import PERMISSIONS
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, REASONS, REFUSED, Trouble, refusal, told
+from compression_operator.core.troubles import (
+    FORBIDDEN,
+    QUOTA_EXCEEDED,
+    REASONS,
+    REFUSED,
+    Trouble,
+    refusal,
+    with_trouble,
+)
 
 TIME = datetime(2026, 11, 1, 12, tzinfo=UTC)
 TROUBLE = Trouble(FORBIDDEN, "cannot create")
 
 
 def test_a_run_under_way_is_held_up_by_it() -> None:
-    status = told({"phase": "Preparing", "steps": [1]}, TROUBLE, generation=3, now=TIME)
+    status = with_trouble({"phase": "Preparing", "steps": [1]}, TROUBLE, generation=3, now=TIME)
     assert verdicts(status) == {
         "Degraded": ("True", FORBIDDEN),
         "Ready": ("False", FORBIDDEN),
@@ -29,14 +37,14 @@ def test_a_run_under_way_is_held_up_by_it() -> None:
 
 def test_a_run_that_was_never_looked_at_is_pending() -> None:
     """`kubectl get` has a word for it, and nothing claims that its spec was planned."""
-    status = told({}, TROUBLE, generation=1, now=TIME)
+    status = with_trouble({}, TROUBLE, generation=1, now=TIME)
     assert status["phase"] == "Pending" and "observedGeneration" not in status
 
 
 def test_what_is_told_already_is_no_news() -> None:
-    status = told({}, TROUBLE, generation=1, now=TIME)
-    assert told(status, TROUBLE, generation=1, now=TIME + timedelta(hours=1)) == status
-    other = told(status, Trouble(REFUSED, "x"), generation=1, now=TIME + timedelta(hours=1))
+    status = with_trouble({}, TROUBLE, generation=1, now=TIME)
+    assert with_trouble(status, TROUBLE, generation=1, now=TIME + timedelta(hours=1)) == status
+    other = with_trouble(status, Trouble(REFUSED, "x"), generation=1, now=TIME + timedelta(hours=1))
     assert other != status and other["conditions"][0]["lastTransitionTime"] == "2026-11-01T12:00:00Z"
 
 
@@ -44,7 +52,7 @@ def test_a_finished_run_stays_what_it_is_and_heals() -> None:
     world = World()
     world.drive()
     assert world.status.phase == "Succeeded"
-    troubled = told(world.status.to_json(), TROUBLE, generation=1, now=TIME)
+    troubled = with_trouble(world.status.to_json(), TROUBLE, generation=1, now=TIME)
     assert has_condition(troubled, "Ready", "True") and has_condition(troubled, "Degraded", "True", reason=FORBIDDEN)
     run = world.run.model_copy(update={"status": type(world.status).model_validate(troubled)})
     healed = reconcile(run, [], world.now).status

@@ -12,7 +12,7 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
 from compression_operator.core.jobs import Decision
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import QUOTA_EXCEEDED, Trouble, held_up
+from compression_operator.core.troubles import QUOTA_EXCEEDED, Circumstances, Trouble, add_circumstances
 from compression_pipeline.config import ExitClass, Phase
 
 TROUBLE = Trouble(QUOTA_EXCEEDED, "the quota is used up")
@@ -108,7 +108,7 @@ def seen(run: CompressionRun, decision: Decision) -> CompressionRun:
 def test_a_run_that_nothing_goes_on_in_is_held_up_told_once_and_heals(world: World) -> None:
     name = created_name(world)
     refused = {name: TROUBLE.message}
-    first = held_up(world.run, reconcile(world.run, [], START, refused), TROUBLE, START)
+    first = add_circumstances(world.run, reconcile(world.run, [], START, refused), Circumstances(TROUBLE), START)
     assert verdicts(first) == {
         "Ready": ("False", QUOTA_EXCEEDED),
         "Progressing": ("False", QUOTA_EXCEEDED),
@@ -119,7 +119,7 @@ def test_a_run_that_nothing_goes_on_in_is_held_up_told_once_and_heals(world: Wor
     }
     assert told(first) == [QUOTA_EXCEEDED]
     run, later = seen(world.run, first), START + timedelta(seconds=30)
-    again = held_up(run, reconcile(run, [], later, refused), TROUBLE, later)
+    again = add_circumstances(run, reconcile(run, [], later, refused), Circumstances(TROUBLE), later)
     assert again.status == first.status and not again.notices, "nothing to write, nothing to tell"
     healed = reconcile(run, [], later)
     assert has_condition(healed, "Degraded", "False", reason="AsExpected")
@@ -135,11 +135,11 @@ def created_name(world: World) -> str:
 def test_a_run_in_which_other_jobs_go_on_is_under_way_and_degraded(world: World) -> None:
     at(world, *FINETUNED)
     decision = replace(world.look(), notices=())
-    found = held_up(world.run, decision, TROUBLE, world.now)
+    found = add_circumstances(world.run, decision, Circumstances(TROUBLE), world.now)
     assert has_condition(found, "Progressing", "True", reason="Pruning")
     assert has_condition(found, "Degraded", "True", reason=QUOTA_EXCEEDED)
     world.fail(open_jobs(world)[0], None)
-    shaky = held_up(world.run, world.look(), TROUBLE, world.now)
+    shaky = add_circumstances(world.run, world.look(), Circumstances(TROUBLE), world.now)
     assert has_condition(shaky, "Degraded", says="attempt 1 failed")
     assert condition(shaky, "Degraded").message.startswith("the quota is used up; prune-")
 

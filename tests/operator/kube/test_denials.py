@@ -11,11 +11,14 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus
 from compression_operator.core.jobs import Decision
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import FORBIDDEN
+from compression_operator.core.troubles import FORBIDDEN, Circumstances, add_circumstances
 from compression_operator.kube.client import ApiError
-from compression_operator.kube.denied_permissions import Denials, limited
+from compression_operator.kube.denied_permissions import Denials
 
 DENIED = ApiError(403, "Forbidden", 'User "x" cannot get resource "pods/log" in API group "" in the namespace "a"')
+
+PROGRESS = Circumstances(denied=["no progress: ask"])
+BOTH = Circumstances(denied=["no progress: ask", "no Events: ask"])
 
 
 class Told:
@@ -76,13 +79,16 @@ def after(run: CompressionRun, decision: Decision) -> CompressionRun:
 
 def test_a_run_under_way_is_degraded_by_it_told_once_and_heals() -> None:
     run = World(manifest(suspend=True)).run  # none of its jobs is missed meanwhile
-    first = limited(run, reconcile(run, [], START), ["no progress: ask", "no Events: ask"], START)
+    first = add_circumstances(run, reconcile(run, [], START), BOTH, START)
     assert degraded(first.status) == ("True", FORBIDDEN, "no progress: ask; no Events: ask")
     assert [n.message for n in first.notices if n.reason == FORBIDDEN] == ["no progress: ask", "no Events: ask"]
     run, later = after(run, first), START + timedelta(seconds=30)
-    again = limited(run, reconcile(run, [], later), ["no progress: ask", "no Events: ask"], later)
+    again = add_circumstances(run, reconcile(run, [], later), BOTH, later)
     assert again.status == first.status and not [n for n in again.notices if n.reason == FORBIDDEN]
-    assert degraded(limited(run, reconcile(run, [], later), [], later).status)[:2] == ("False", "AsExpected")
+    assert degraded(add_circumstances(run, reconcile(run, [], later), Circumstances(), later).status)[:2] == (
+        "False",
+        "AsExpected",
+    )
 
 
 def test_what_degrades_a_run_already_is_told_too() -> None:
@@ -95,7 +101,7 @@ def test_what_degrades_a_run_already_is_told_too() -> None:
         for c in decision.status.conditions
     ]
     decision = dataclasses.replace(decision, status=decision.status.model_copy(update={"conditions": conditions}))
-    assert degraded(limited(run, decision, ["no progress: ask"], START).status) == (
+    assert degraded(add_circumstances(run, decision, PROGRESS, START).status) == (
         "True",
         "Retrying",
         "prepare: it broke; no progress: ask",
@@ -106,4 +112,4 @@ def test_a_finished_run_lacks_nothing() -> None:
     world = World()
     world.drive()
     decision = Decision(world.status)
-    assert limited(world.run, decision, ["no progress: ask"], START) is decision
+    assert add_circumstances(world.run, decision, PROGRESS, START) is decision

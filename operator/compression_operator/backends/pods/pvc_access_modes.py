@@ -1,12 +1,11 @@
 """A warning about claims that only one node can mount, for runs whose pods may want them on several. Mostly pure."""
 
 import logging
-from dataclasses import replace
 from typing import TypeVar
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.core.conditions import FINISHED
-from compression_operator.core.jobs import Decision, Notice
+from compression_operator.core.jobs import Notice
+from compression_operator.core.troubles import Trouble
 from compression_operator.kube.client import CLAIMS, ApiError, Kube
 from compression_operator.kube.denied_permissions import Denials
 from compression_pipeline.config import Phase
@@ -51,25 +50,6 @@ def warning(claim: str, modes: list[str], why: str) -> str:
     )
 
 
-def advised(run: CompressionRun, decision: Decision, advice: str, *, told: bool = False) -> Decision:
-    """The decision with the warning in the message of Progressing while the run is under way, and told once: not where
-    it has been `told` of this generation, or stands there.
-    """
-    status = decision.status
-    if not advice or status.phase in FINISHED:
-        return decision
-    conditions = [
-        condition.model_copy(update={"message": f"{condition.message}; note that {advice}"})
-        if condition.type == "Progressing"
-        else condition
-        for condition in status.conditions
-    ]
-    known = any(condition.type == "Progressing" and advice in condition.message for condition in run.status.conditions)
-    told = told or (known and run.status.observed_generation == run.metadata.generation)
-    notices = decision.notices if told else (*decision.notices, Notice("Warning", REASON, advice))
-    return replace(decision, status=status.model_copy(update={"conditions": conditions}), notices=notices)
-
-
 class ClaimAdvice:
     """Looks at a run's claim, once for each generation of the run."""
 
@@ -98,9 +78,10 @@ class ClaimAdvice:
                 logger.warning("cannot read claim %s: %s", claim, error, extra={"run": meta.key})
         _remember(self._known, meta.uid, (meta.generation, sentence))
 
-    def about(self, run: CompressionRun) -> str:
-        """The warning about the run's claim; empty where there is none."""
-        return self._known.get(run.metadata.uid, (0, ""))[1]
+    def advice(self, run: CompressionRun) -> Trouble | None:
+        """The warning about the run's claim; None if there is none."""
+        _, sentence = self._known.get(run.metadata.uid, (0, ""))
+        return Trouble(REASON, sentence) if sentence else None
 
     def tell(self, run: CompressionRun, notice: Notice) -> None:
         """This was told of the run in its present generation."""
