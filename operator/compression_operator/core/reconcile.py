@@ -26,7 +26,7 @@ from .conditions import KINDS, Situation, is_finished, run_phase, summarized
 from .digests import vouched
 from .events_diff import notices
 from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
-from .phase_steps import STEPS
+from .phase_steps import STEPS, Discovered
 from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
@@ -167,14 +167,15 @@ class _Pass:
         """Bring every step up to date, in order. After one that finds what others are planned by, the rest is planned
         anew.
         """
-        steps = self._planned()
+        discovered = discovered_in(self._status)
+        steps = self._planned(discovered)
         while planned := next((one for one in steps.steps if one.name not in self._steps), None):
             discovery = STEPS[planned.phase].discovery
             if discovery is not None and not self._finding_stands(planned):
                 self._status = discovery.forget(self._status)
             self._update(planned, steps)
-            if discovery is not None:
-                steps = self._planned()
+            if (found := discovered_in(self._status)) != discovered:
+                discovered, steps = found, self._planned(found)
         while self._missing:
             gone, self._missing = self._missing, set()
             for planned in steps.steps:
@@ -196,13 +197,13 @@ class _Pass:
         done = before is not None and (before.state is StepState.SUCCEEDED or before.lost_attempt > 0)
         return done and before is not None and before.fingerprint == planned.fingerprint
 
-    def _planned(self) -> Plan:
+    def _planned(self, discovered: Discovered) -> Plan:
         # Within one generation what was planned stands, whatever version of the operator planned it.
         before, kept = self._run.status, dict[str, str]()
         if not self._edited:
             stand = phases_that_were_planned(before)
             kept = {step.name: step.fingerprint for step in before.steps if step.phase in stand and step.fingerprint}
-        return plan_of(self._run, discovered=discovered_in(self._status), kept=kept)
+        return plan_of(self._run, discovered=discovered, kept=kept)
 
     def _update(self, planned: PlannedStep, steps: Plan) -> None:
         step = planned_step(self._run.status.step(planned.name), planned)

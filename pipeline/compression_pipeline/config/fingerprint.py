@@ -7,9 +7,11 @@ absolute paths, images, resources, layouts, intervals, secrets (fields marked `O
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, cast
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from .base import Operational, Unordered
 from .members import TYPE, Member
@@ -24,11 +26,9 @@ KEY_LENGTH = 32
 def semantic_fields(model: BaseModel) -> dict[str, Any]:
     """The fields of `model` that shape what is made, in camelCase, those at their default left out."""
     found: dict[str, Any] = {}
-    for name, field in type(model).model_fields.items():
+    for name, (field, default) in _shaping_fields(type(model)).items():
         value = getattr(model, name)
-        if any(isinstance(mark, Operational) for mark in field.metadata):
-            continue
-        if not field.is_required() and value == field.get_default(call_default_factory=True):
+        if not field.is_required() and value == default:
             continue
         alias = field.alias or name
         if isinstance(value, BaseModel):
@@ -42,6 +42,16 @@ def semantic_fields(model: BaseModel) -> dict[str, Any]:
             if any(isinstance(mark, Unordered) for mark in field.metadata):
                 found[alias] = sorted(set(found[alias]))
     return found
+
+
+@cache
+def _shaping_fields(kind: type[BaseModel]) -> dict[str, tuple[FieldInfo, Any]]:
+    """Name -> field and default of those that are not Operational. Every reconciliation of a run asks."""
+    return {
+        name: (field, field.get_default(call_default_factory=True))
+        for name, field in kind.model_fields.items()
+        if not any(isinstance(mark, Operational) for mark in field.metadata)
+    }
 
 
 def _semantic(model: BaseModel) -> dict[str, Any]:
