@@ -220,7 +220,7 @@ def combined(
     objective = (
         Objective.of(settings.losses, teacher, student, current, seed=settings.seed)
         if fused
-        else Objective([ModelOptsOwn(small.config)], [1.0], [Needs(logits=True)])
+        else Objective([ModelOptsOwn(small.config)], [1.0], [Needs(logits=True)], [False])
     )
     model = combine(small, big, objective)
     wrapped = data_parallel(model)

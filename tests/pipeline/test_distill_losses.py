@@ -10,7 +10,8 @@ from torch.nn.functional import kl_div, log_softmax
 
 from compression_pipeline.config import LogitsKL
 from compression_pipeline.losses import Signals, build_loss
-from compression_pipeline.losses.forward_kl import forward_kl
+from compression_pipeline.losses.fused import fused
+from compression_pipeline.losses.logits_kl import forward_kl
 from compression_pipeline.megatron.modelopt import modelopt
 from compression_pipeline.megatron.runtime import Runtime
 
@@ -32,7 +33,7 @@ def test_value_and_gradient_are_those_of_kl_div(vocabulary: int, scale: float) -
     weights = torch.rand(5, 3, generator=torch.Generator().manual_seed(2))
     expected = reference(student, teacher)
     (gradient,) = torch.autograd.grad((expected * weights).sum(), student)
-    found = forward_kl(student, teacher)
+    found = fused(student, teacher, forward_kl)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), student)[0], gradient, rtol=1e-5, atol=1e-6)
 
@@ -40,13 +41,13 @@ def test_value_and_gradient_are_those_of_kl_div(vocabulary: int, scale: float) -
 def test_gradient_by_finite_differences() -> None:
     student = logits(2, 2, 7, dtype=torch.float64).requires_grad_()
     teacher = logits(2, 2, 7, seed=1, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda s: forward_kl(s, teacher), (student,))
+    assert torch.autograd.gradcheck(lambda s: fused(s, teacher, forward_kl), (student,))
 
 
 def test_half_precision_is_computed_in_single() -> None:
     student = logits(4, 50, dtype=torch.bfloat16).requires_grad_()
     teacher = logits(4, 50, seed=1, dtype=torch.bfloat16)
-    found = forward_kl(student, teacher)
+    found = fused(student, teacher, forward_kl)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, reference(student.float(), teacher.float()), rtol=1e-5, atol=1e-6)
     (gradient,) = torch.autograd.grad(found.mean(), student)
@@ -59,21 +60,21 @@ def test_half_precision_is_computed_in_single() -> None:
 def test_what_is_matched_costs_nothing_and_the_teacher_is_left_alone() -> None:
     student = logits(4, 50).requires_grad_()
     teacher = student.detach().clone().requires_grad_()
-    loss = forward_kl(student, teacher)
+    loss = fused(student, teacher, forward_kl)
     loss.sum().backward()
     assert torch.equal(loss, torch.zeros(4))
     assert student.grad is not None
     assert torch.equal(student.grad, torch.zeros_like(student))
     assert teacher.grad is None
     assert torch.equal(teacher, student)
-    assert (forward_kl(student, logits(4, 50, seed=3)) > 0).all()
+    assert (fused(student, logits(4, 50, seed=3), forward_kl) > 0).all()
 
 
 def test_one_tensor_of_the_logits_size_is_kept_for_the_backward_pass() -> None:
     student, teacher = logits(8, 64).requires_grad_(), logits(8, 64, seed=1)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        forward_kl(student, teacher)
+        fused(student, teacher, forward_kl)
     assert [tensor.shape for tensor in kept] == [student.shape]
 
 

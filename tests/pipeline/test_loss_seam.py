@@ -120,23 +120,24 @@ def test_a_manifest_names_it_and_its_fields() -> None:
     named = a_run(**distill(*BOTH)).spec.distill
     assert named and [loss.type for loss in named.losses] == ["LogitsKL", "HiddenMSE"]
     kind = structural_schema(DistillConfig)["properties"]["losses"]["items"]["properties"]
-    assert kind["type"]["enum"] == ["LogitsKL", "HiddenMSE"]
+    assert kind["type"]["enum"] == [*LOSSES] and "HiddenMSE" in LOSSES
     assert kind["weight"]["default"] == 1 and "default" not in kind["temperature"]  # not every member has that
     assert faults({"type": "Telepathy"}) == [
-        'losses[0].type: "Telepathy" is not supported, supported: LogitsKL, HiddenMSE'
+        f'losses[0].type: "Telepathy" is not supported, supported: {", ".join(LOSSES)}'
     ]
     mixed = {"type": "HiddenMSE", "layer": 1, "temperature": 2}
     assert faults(*BOTH, mixed) == [
         "losses[2].teacherLayer: is required by HiddenMSE",
-        "losses[2].temperature: is a field of LogitsKL; leave it out, or change type",
+        "losses[2].temperature: is a field of LogitsKL, LogitsReverseKL, LogitsJensenShannon, LogitsTopKKL; "
+        "leave it out, or change type",
     ]
     assert by_cel([*BOTH, mixed]) == faults(*BOTH, mixed)
 
 
 def test_the_job_is_told_and_the_key_follows() -> None:
     assert [loss.to_json() for loss in job(*BOTH).distill.losses] == [
-        {"type": "LogitsKL", "weight": 1, "temperature": 2},
-        {"type": "HiddenMSE", "weight": 0.5, "layer": 1, "teacherLayer": 2},
+        {"type": "LogitsKL", "weight": 1, "balance": "Fixed", "temperature": 2},
+        {"type": "HiddenMSE", "weight": 0.5, "balance": "Fixed", "layer": 1, "teacherLayer": 2},
     ]
     default = job()
     assert "losses" not in default.for_image()["distill"]

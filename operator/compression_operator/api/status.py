@@ -224,6 +224,11 @@ class StudentStatus(Record):
     validation_loss: ValidationLoss = Field(
         default=ValidationLoss(), description="Validation losses, in mean nats per token over the same sequences."
     )
+    losses: str | None = Field(
+        default=None,
+        max_length=1000,
+        description="What the student was trained to match, and why if the loss Auto chose it.",
+    )
     tokens_per_second: float | None = Field(
         default=None, description="Mean throughput of distillation over all ranks, in tokens per second."
     )

@@ -27,8 +27,8 @@ from compression_pipeline.config import (
     TrainingConfig,
 )
 
-SAMPLE_LIMIT = 1000
-"""Characters of a student's sample in the status."""
+TEXT_LIMIT = 1000
+"""Characters of a student's sample, and of its losses in words, in the status."""
 
 Configuration = Mapping[str, Any]
 """By field of the phase's job: what shapes the artifact. All of it enters fingerprints."""
@@ -241,6 +241,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             configuration=_distilled,
             student_figures={
                 "validation_loss": _losses,
+                "losses": lambda result, step: result.losses and result.losses[:TEXT_LIMIT],
                 "tokens_per_second": lambda result, step: result.tokens_per_second,
             },
         ),
@@ -250,7 +251,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             configuration=lambda spec, student, precision: {"export": spec.export},
             student_figures={
                 "artifact": lambda result, step: step.artifact,
-                "sample": lambda result, step: result.sample[:SAMPLE_LIMIT],
+                "sample": lambda result, step: result.sample[:TEXT_LIMIT],
                 "dtype": lambda result, step: result.dtype,
             },
             derive=_loss_of_the_export,

@@ -11,7 +11,16 @@ from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .importance import METHODS, Axis, ImportanceConfig, Method, method_words
 from .layout import Parallelism, ParallelLayout
-from .losses import LogitsKL, LossConfig, Needs, loss_faults, losses_in_words
+from .losses import (
+    Balance,
+    LogitsKL,
+    LossConfig,
+    Needs,
+    describe_losses,
+    loss_faults,
+    losses_in_words,
+    resolved_losses,
+)
 from .members import one_of
 from .phases import (
     CONFIG_VARIABLE,
@@ -54,6 +63,7 @@ __all__ = [
     "Activation",
     "Architecture",
     "Axis",
+    "Balance",
     "Cache",
     "ConfigModel",
     "DatasetConfig",
@@ -98,6 +108,7 @@ __all__ = [
     "Termination",
     "TrainingConfig",
     "ValidationConfig",
+    "describe_losses",
     "digest",
     "figures_of",
     "fingerprint",
@@ -109,6 +120,7 @@ __all__ = [
     "number_runs",
     "one_of",
     "passes",
+    "resolved_losses",
     "semantic_fields",
     "sequence_fault",
     "student_architecture",

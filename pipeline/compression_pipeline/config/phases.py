@@ -308,6 +308,7 @@ class DistillResult(StepResult):
         "those of another version), in the arithmetic of training; a type that can't hold them is left out.",
     )
     tokens_per_second: float | None = None
+    losses: str | None = Field(default=None, description="What the student was trained to match, in words.")
 
 
 class ExportResult(StepResult):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .base import ConfigModel, Operational, Rule, cel_format, cel_indivisible, indivisible
-from .losses import LogitsKL, LossField
+from .losses import ON_LOGITS, LogitsKL, LossField, is_balanced
 
 
 class Precision(StrEnum):
@@ -135,13 +135,26 @@ class FinetuneConfig(TrainingConfig):
 class DistillConfig(TrainingConfig):
     """Knowledge distillation from the (corrected) teacher; by default forward KL on logits at temperature 1."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *TrainingConfig.rules,
+        Rule.of(
+            "losses",
+            "balance: Dynamic scales a loss to those on logits, and none of these is here with balance: Fixed; add "
+            "LogitsKL, or set Fixed",
+            lambda distill: is_balanced(distill.losses),
+            "self.losses.all(loss, loss.balance == 'Fixed') || "
+            f"self.losses.exists(loss, loss.balance == 'Fixed' && loss.type in {ON_LOGITS})",
+        ),
+    )
+
     losses: list[LossField] = Field(
         default=[LogitsKL()],
         min_length=1,
         max_length=8,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
         description="Losses that the student is trained to lower. The training loss is the sum of each one's mean "
-        "over tokens times its weight. The published recipe is LogitsKL alone, at temperature 1.",
+        "over tokens times its weight. The published recipe is LogitsKL alone, at temperature 1. Auto is LogitsKL, "
+        "with HiddenStates and Embeddings if half of the layers or more are cut.",
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,6 +19,13 @@ class Signals:
     """Outputs of layers, counted from 1: [sequence, batch, hidden size]."""
     embeddings: Tensor | None = None
     """[sequence, batch, hidden size]."""
+    labels: Tensor | None = None
+    """The text's next tokens, [sequence, batch]."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32, or what is wider: the type that losses are computed in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Loss(nn.Module, ABC):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression_pipeline.config import Architecture, LossConfig, Needs
+from compression_pipeline.config import Architecture, Balance, LossConfig, Needs, resolved_losses
 from compression_pipeline.losses import Loss, Signals, build_loss
 
 from .private import Criterion
@@ -21,11 +21,13 @@ class Objective(Criterion):
     What else its losses need it captures by hooks, and only while a training step's forward pass runs (`captured`).
     """
 
-    def __init__(self, losses: Sequence[Loss], weights: Sequence[float], needs: Sequence[Needs]) -> None:
+    def __init__(
+        self, losses: Sequence[Loss], weights: Sequence[float], needs: Sequence[Needs], dynamic: Sequence[bool]
+    ) -> None:
         """Use `of`; this is for losses that no manifest can name."""
         super().__init__()
         self.losses = nn.ModuleList(losses)
-        self._weights, self._needs = list(weights), list(needs)
+        self._weights, self._needs, self._dynamic = list(weights), list(needs), list(dynamic)
         self._student, self._teacher = _Taps(), _Taps()
 
     @classmethod
@@ -35,9 +37,12 @@ class Objective(Criterion):
         """The losses of a manifest. Their parameters are drawn from `seed`, the same on all ranks."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            built = [build_loss(loss, teacher, student) for loss in losses]
-        needs = [loss.needs(teacher, student) for loss in losses]
-        return cls(built, [loss.weight for loss in losses], needs).to(device=runtime.device, dtype=runtime.dtype)
+            terms = resolved_losses(losses, teacher, student)
+            built = [build_loss(term, teacher, student) for term in terms]
+        needs = [term.needs(teacher, student) for term in terms]
+        dynamic = [term.balance is Balance.DYNAMIC for term in terms]
+        made = cls(built, [term.weight for term in terms], needs, dynamic)
+        return made.to(device=runtime.device, dtype=runtime.dtype)
 
     def attach(self, student: Any, teacher: Any) -> None:
         """Hang hooks into two GPTModels for what is compared beside the logits.
@@ -56,9 +61,10 @@ class Objective(Criterion):
         self._teacher.attach(teacher, {theirs for _, theirs in pairs}, embeddings=embeddings)
 
     @contextlib.contextmanager
-    def captured(self) -> Iterator[None]:
-        """Capture what both models compute inside this block."""
+    def captured(self, labels: Tensor) -> Iterator[None]:
+        """Capture what both models compute inside this block. `labels`: the batch's next tokens, [batch, sequence]."""
         self._student.open, self._teacher.open = True, True
+        self._student.labels = labels.transpose(0, 1)
         try:
             yield
         finally:
@@ -73,8 +79,17 @@ class Objective(Criterion):
         """
         signals = self._student.taken(student[0]), self._teacher.taken(teacher[0].detach())
         means = [loss(*signals).transpose(0, 1).contiguous().mean() for loss in self.losses]
-        terms = [mean if weight == 1 else weight * mean for mean, weight in zip(means, self._weights, strict=True)]
-        return reduce(torch.add, terms)
+        return reduce(torch.add, self._weighted(means))
+
+    def _weighted(self, means: list[Tensor]) -> Iterator[Tensor]:
+        fixed = [
+            mean.detach()
+            for mean, needs, dynamic in zip(means, self._needs, self._dynamic, strict=True)
+            if needs.logits and not dynamic
+        ]
+        for mean, weight, dynamic in zip(means, self._weights, self._dynamic, strict=True):
+            scaled = mean * (reduce(torch.add, fixed) / mean.detach()) if dynamic and mean > 0 else mean
+            yield scaled if weight == 1 else weight * scaled
 
 
 class _Taps:
@@ -84,6 +99,7 @@ class _Taps:
         self.open = False
         self._hidden: dict[int, Tensor] = {}
         self._embeddings: Tensor | None = None
+        self.labels: Tensor | None = None
 
     def attach(self, model: Any, layers: set[int], *, embeddings: bool) -> None:
         """Hang hooks into the layers of these numbers, counted from 1, that this rank has."""
@@ -95,8 +111,8 @@ class _Taps:
 
     def taken(self, logits: Tensor) -> Signals:
         """What was seen, with the logits; it is forgotten here."""
-        signals = Signals(logits, self._hidden, self._embeddings)
-        self._hidden, self._embeddings = {}, None
+        signals = Signals(logits, self._hidden, self._embeddings, self.labels)
+        self._hidden, self._embeddings, self.labels = {}, None, None
         return signals
 
     def _see_layer(self, layer: Any, inputs: Any, output: tuple[Tensor, Any]) -> None:

@@ -17,6 +17,7 @@ from compression_pipeline.config import (
     DistillResult,
     ExportDtype,
     Passes,
+    describe_losses,
     loss_faults,
     won_back,
 )
@@ -90,6 +91,7 @@ def distill(
         validation_sequences=len(validation),
         rounded_losses=rounded,
         tokens_per_second=history.tokens_per_second,
+        losses=describe_losses(job.distill.losses, teacher, student),
     )
     if runtime.rank == 0:
         with context.store.draft("distill", job.artifact_key) as draft:
@@ -130,6 +132,7 @@ def _measured(job: DistillJob, context: Context, runtime: Runtime, made: Artifac
         rounded_losses=rounded_losses(job, context, runtime, student, state, validation, found["distilled"]),
         digest=made.digest,
         tokens_per_second=made.result(DistillResult).tokens_per_second,
+        losses=made.result(DistillResult).losses,
     )
     if runtime.rank == 0:
         measuring.note(job, context, made, result)

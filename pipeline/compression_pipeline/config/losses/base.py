@@ -1,8 +1,9 @@
 """What a distillation loss says of itself, without torch: its settings, its needs, its words."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 from pydantic import Field
@@ -20,6 +21,15 @@ class Needs:
     """Pairs of layers (the student's, the teacher's), counted from 1, whose outputs are compared."""
     embeddings: bool = False
     """The outputs of the embedding layers."""
+    labels: bool = False
+    """The logits of the student, and the text's next tokens."""
+
+
+class Balance(StrEnum):
+    """What the weight of a loss is relative to."""
+
+    FIXED = "Fixed"
+    DYNAMIC = "Dynamic"
 
 
 class LossConfig(Member):
@@ -29,6 +39,11 @@ class LossConfig(Member):
     """`module:class` of its other half, a `compression_pipeline.losses.Loss`."""
 
     weight: float = Field(default=1, gt=0, le=1e6, description="Weight of this loss in the sum.")
+    balance: Balance = Field(
+        default=Balance.FIXED,
+        description="Fixed adds the loss times its weight. Dynamic first scales it, in every batch, to the value of "
+        "the losses that compare logits (alpha of arXiv 2407.14679, section 2.4).",
+    )
 
     @property
     @abstractmethod
@@ -38,6 +53,14 @@ class LossConfig(Member):
     @abstractmethod
     def needs(self, teacher: Architecture, student: Architecture) -> Needs:
         """What it compares of models of these sizes."""
+
+    def resolved(self, teacher: Architecture, student: Architecture) -> "Sequence[LossConfig]":
+        """What it stands for with models of these sizes: itself, unless it is a rule."""
+        return (self,)
+
+    def reason(self, teacher: Architecture, student: Architecture) -> str:
+        """Why it stands for that: a clause, empty if it is no rule."""
+        return ""
 
     def faults(self, teacher: Architecture, student: Architecture) -> Iterator[tuple[str, str]]:
         """What is wrong with it for models of these sizes, as (field in camelCase, sentence)."""

@@ -2,24 +2,13 @@
 
 from typing import ClassVar
 
-from pydantic import Field
-
-from compression_pipeline.config.architecture import Architecture
-
-from .base import LossConfig, Needs
+from .logits import TemperedLoss
 
 
-class LogitsKL(LossConfig):
+class LogitsKL(TemperedLoss):
     """KL(teacher || student) of the next-token distributions, per token, summed over the vocabulary."""
 
     implementation: ClassVar[str] = "compression_pipeline.losses.logits_kl:LogitsKLLoss"
-
-    temperature: float = Field(
-        default=1,
-        gt=0,
-        le=1000,
-        description="Number that divides the logits of both models. The loss is not multiplied by its square.",
-    )
 
     @property
     def words(self) -> str:
@@ -27,6 +16,3 @@ class LogitsKL(LossConfig):
             "forward KL divergence from the teacher's to the student's next-token distribution, temperature "
             f"{self.temperature:g}"
         )
-
-    def needs(self, teacher: Architecture, student: Architecture) -> Needs:
-        return Needs(logits=True)

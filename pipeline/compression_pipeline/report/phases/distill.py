@@ -1,11 +1,11 @@
 """distill: what a student won back, over the steps."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from compression_pipeline.config import DistillConfig, DistillJob, Phase, losses_in_words
+from compression_pipeline.config import DistillConfig, DistillJob, DistillResult, Phase, StepResult, losses_in_words
 from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import COLOURS, Level, LineChart, Series, line_chart
@@ -46,18 +46,27 @@ def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel |
 
 def _facts(run: RunData) -> Iterator[Fact]:
     for whose, settings in _distillations(run.spec):
-        used = {student.precision for student in run.students if whose in ("", f" of {student.name}")}
+        theirs = [student for student in run.students if whose in ("", f" of {student.name}")]
+        used = {student.precision for student in theirs}
         said = training.in_words(run, settings, used.pop() if len(used) == 1 else None)
-        yield f"Distillation{whose}", f"{said}. Loss: {_losses(settings)}"
+        yield f"Distillation{whose}", f"{said}. Loss: {_losses(settings, theirs)}"
 
 
-def _losses(settings: Mapping[str, Any]) -> str:
-    """What students were trained to match, of a spec that an older or a newer version may have written."""
+def _losses(settings: Mapping[str, Any], students: Sequence[StudentData]) -> str:
+    """What students were trained to match: as distill told, else by a spec that another version may have written."""
+    told = {student.name: words for student in students if (words := _told(student.results.get(Phase.DISTILL)))}
+    if told:
+        same = len(set(told.values())) == 1
+        return next(iter(told.values())) if same else "; ".join(f"{name}: {words}" for name, words in told.items())
     given = {"losses": settings["losses"]} if "losses" in settings else {}
     try:
         return losses_in_words(DistillConfig.model_validate({"steps": 1, "warmupSteps": 0, **given}).losses)
     except ValidationError:
         return ", ".join(str(loss.get("type")) for loss in settings["losses"])
+
+
+def _told(result: StepResult | None) -> str | None:
+    return result.losses if isinstance(result, DistillResult) else None
 
 
 def _distillations(spec: Spec) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -93,17 +102,17 @@ def _warnings(run: RunData) -> Iterator[str]:
 
 
 def _card(ancestry: Ancestry) -> Iterator[str]:
-    job = ancestry.distill[0]
+    job, result = ancestry.distill
     yield (
-        f"**Distillation.** {_losses_told(job)}. Sequences of "
+        f"**Distillation.** {_losses_told(job, result)}. Sequences of "
         f"{job.sequence_length} tokens; NVIDIA Megatron-Core and ModelOpt."
     )
     yield training.card_table(ancestry, Phase.DISTILL, job, job.distill)
 
 
-def _losses_told(job: DistillJob) -> str:
-    said = losses_in_words(job.distill.losses)
-    alone = len(job.distill.losses) == 1
+def _losses_told(job: DistillJob, result: DistillResult) -> str:
+    said = result.losses or losses_in_words(job.distill.losses)
+    alone = "; plus " not in said
     return f"{said[0].upper()}{said[1:]}, {'mean over tokens; no other loss' if alone else 'each a mean over tokens'}"
 
 

@@ -1,0 +1,22 @@
+"""Forward KL on the logits of the teacher's likeliest words."""
+
+from torch import Tensor
+
+from compression_pipeline.config import Architecture
+from compression_pipeline.config.losses.logits_top_k_kl import LogitsTopKKL
+
+from .base import Loss, Signals
+from .fused import fused
+from .logits_kl import forward_kl
+
+
+class LogitsTopKKLLoss(Loss):
+    """KL(teacher || student) per token in nats, both renormalized over the teacher's top k. As ModelOpt's."""
+
+    def __init__(self, config: LogitsTopKKL, teacher: Architecture, student: Architecture) -> None:
+        super().__init__()
+        self._temperature, self._top_k = config.temperature, config.top_k
+
+    def forward(self, student: Signals, teacher: Signals) -> Tensor:
+        likeliest, words = teacher.logits.topk(self._top_k, dim=-1)
+        return fused(student.logits.gather(-1, words), likeliest, forward_kl, self._temperature)
