@@ -194,8 +194,8 @@ def test_they_run_and_status_report_and_card_show_what_they_report(environment: 
     assert [text for text in [*shown, "taste-narrow", "weigh-narrow"] if text not in status] == []
 
     page = Page((work / "report" / "index.html").read_text())
-    taste = ["bitterness", "0.1875", "Of the distilled student, from 0 to 1."]
-    weigh = [["speed", "1,234.5", "Tokens a second of the weighed student."], ["ratings: grip", "2.25", ""]]
+    taste = ["bitternessOf the distilled student, from 0 to 1.", "0.1875"]
+    weigh = [["speedTokens a second of the weighed student.", "1,234.5"], ["ratings: grip", "2.25"]]
     assert page.tables["measured"] == [taste, *weigh]
     steps = [row[0] for row in page.tables["fingerprints"][1:]]
     assert steps == ["prepare", "prune-narrow", "distill-narrow", "taste-narrow", "export-narrow", "weigh-narrow"]
