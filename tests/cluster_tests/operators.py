@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-import yaml
 from api import JOBS, PATIENCE_SECONDS, RUNS, Api, Body, timed
 from rights import in_rbac_words, wait_permitted
+from tests.support.runs import a_run
 from tests.support.waiting import until
 
 from compression_operator.backends.kinds import PERMISSIONS
 from compression_operator.kube.client import LEASES, Permission
+from compression_pipeline.config import Phase
 
 FINAL = ("Succeeded", "Failed")
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -349,25 +350,9 @@ def leader_and_follower(place: Namespace) -> Iterator[tuple[Operator, Operator]]
 def manifest(name: str = "demo", **spec: Any) -> Body:
     """A run of eight steps on CPU: prepare, finetune, and prune, distill, export of two students."""
     cpu = {"gpusPerNode": 0, "terminationGracePeriodSeconds": 10}
-    body = {
-        "apiVersion": "modelcompression.io/v1alpha1",
-        "kind": "CompressionRun",
-        "metadata": {"name": name},
-        "spec": {
-            "teacher": {"model": "hf://owner/teacher"},
-            "dataset": {"source": "hf://owner/text", "sequenceLength": 64},
-            "finetune": {"steps": 200, "globalBatchSize": 4},
-            "students": [
-                {"name": "width", "prune": {"hiddenSize": 64}},
-                {"name": "depth", "prune": {"dropLayers": [3]}},
-            ],
-            "distill": {"steps": 100, "globalBatchSize": 4},
-            "storage": {"persistentVolumeClaim": {"claimName": "store"}},
-            "phases": {phase: dict(cpu) for phase in ("prepare", "finetune", "prune", "distill", "export")},
-            **spec,
-        },
-    }
-    return yaml.safe_load(json.dumps(body))
+    run = a_run(name).finetune(steps=200, globalBatchSize=4).distill(steps=100, globalBatchSize=4).claim("store")
+    run = run.student("width", hiddenSize=64).student("depth", dropLayers=[3])
+    return run.spec(phases={phase.value: dict(cpu) for phase in Phase}).spec(**spec).body()
 
 
 def step_of(status: Body, name: str) -> Body:

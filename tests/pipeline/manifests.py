@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 import yaml
+from tests.support.runs import a_run as build
 
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
@@ -16,19 +17,8 @@ Job = TypeVar("Job", bound=ConfigModel)
 
 def judged(world: World = World.LOCAL, **spec: Any) -> CompressionRun | list[str]:
     """The run of a manifest with one student, `width`; or a line for each fault of it."""
-    manifest = {
-        "apiVersion": "modelcompression.io/v1alpha1",
-        "kind": "CompressionRun",
-        "metadata": {"name": "demo"},
-        "spec": {
-            "teacher": {"model": "hf://owner/teacher"},
-            "dataset": {"source": "hf://owner/text", "sequenceLength": 32},
-            "students": [{"name": "width", "prune": {"hiddenSize": 64}}],
-            "distill": {"steps": 100},
-            **spec,
-        },
-    }
-    found = validate(yaml.safe_dump(manifest), "run.yaml", world)
+    manifest = build(length=32).student("width", hiddenSize=64).distill(steps=100).spec(**spec)
+    found = validate(yaml.safe_dump(manifest.body()), "run.yaml", world)
     return [str(fault).removeprefix("run.yaml: ") for fault in found] if isinstance(found, list) else found
 
 

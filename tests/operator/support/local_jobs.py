@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.support.runs import a_run as build
+
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.spec import PhaseSettings
 from compression_operator.core.jobs import Job, ObservedJob
@@ -28,22 +30,9 @@ def now() -> datetime:
 
 def manifest(**spec: Any) -> dict[str, Any]:
     """A manifest with two students, as YAML would give it."""
-    return {
-        "apiVersion": "modelcompression.io/v1alpha1",
-        "kind": "CompressionRun",
-        "metadata": {"name": "demo"},
-        "spec": {
-            "teacher": {"model": "file:teacher"},
-            "dataset": {"source": "file:text.txt", "sequenceLength": 64},
-            "finetune": {"steps": 10, "globalBatchSize": 4},
-            "students": [
-                {"name": "width", "prune": {"hiddenSize": 64}},
-                {"name": "depth", "prune": {"dropLayers": [3]}},
-            ],
-            "distill": {"steps": 10, "globalBatchSize": 4},
-            **spec,
-        },
-    }
+    run = build("demo", teacher="file:teacher", text="file:text.txt")
+    run = run.finetune(steps=10, globalBatchSize=4).distill(steps=10, globalBatchSize=4)
+    return run.student("width", hiddenSize=64).student("depth", dropLayers=[3]).spec(**spec).body()
 
 
 def a_run(**spec: Any) -> CompressionRun:
