@@ -25,17 +25,14 @@ from compression_operator.kube.denied_permissions import Denials
 from compression_operator.kube.leader import LeaderElection
 from compression_operator.kube.login import connect
 
+from .errors import PERSISTENT, FailedPass, RunErrors, is_internal, why_not_made
 from .events import EventRecorder
-from .failures import PERSISTENT, unforeseen, words_of
 from .health import MISSED_SECONDS, Probes
-from .lasting import Lasting
 from .metrics import Metrics
-from .repeats import Repeats
 from .resync import Resync
 from .runs import ClusterRuns
 from .secure_metrics import SecureMetrics, listen
 from .served_schema import ServedSchema
-from .undeleted import Undeleted
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +125,8 @@ class Service:
             left_alone=self._left_alone,
             written=self._metrics.written,
         )
-        self._denials, self._repeats = Denials(self._enqueue_all), Repeats()
-        self._lasting = Lasting(_now)
-        self._undeleted = Undeleted(self._lasting.trouble)
+        self._denials = Denials(self._enqueue_all)
+        self._errors = RunErrors(_now)
         self._logs = LogWatcher(
             self._kube, self._enqueue, denials=self._denials, period_seconds=options.progress_seconds
         )
@@ -159,8 +155,8 @@ class Service:
             timed=self._metrics.reconcile_seconds.observe,
             patience=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
             passing=lambda error: isinstance(error, ApiError) and error.passing,
-            undeleted=self._undeleted.note,
-            whole=self._lasting.over,
+            undeleted=self._errors.note_undeleted,
+            whole=self._errors.end_outage,
         )
 
     # -- what the watches tell ----------------------------------------------------------------------------------------
@@ -186,8 +182,7 @@ class Service:
         if resource == RUNS:
             self._backend.run_gone(body)
             key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
-            self._repeats.forget(key)
-            self._lasting.over(key)
+            self._errors.forget(key)
         elif resource != PODS:
             self._backend.gone(body)
 
@@ -223,12 +218,12 @@ class Service:
     ) -> Decision:
         if run.metadata.deletion_timestamp is not None:
             return reconcile(run, observed, now)
-        words = {name: words_of(error) for name, error in unmade.items()}
+        words = {name: why_not_made(error) for name, error in unmade.items()}
         decision = watched(reconcile(run, observed, now, words), observed)
         key = run.metadata.key
-        found = (self._lasting.trouble(key, error) for error in unmade.values())
+        found = (self._errors.trouble(key, error) for error in unmade.values())
         troubles = [trouble for trouble in found if trouble is not None]
-        troubles += self._undeleted.about(key, decision)
+        troubles += self._errors.undeleted(key, decision)
         trouble, denied = next(iter(troubles), None), self._denials.about(run.metadata.namespace)
         known = Circumstances(trouble, denied, self._claims.advice(run), advised=self._claims.told(run))
         return add_circumstances(run, decision, known, now)
@@ -261,18 +256,18 @@ class Service:
             logger.info("its namespace is being deleted: %s", error, extra={"run": key})
             return
         if not (isinstance(error, ApiError) and error.passing):
-            self._lasting.over(key)
-        trouble = self._lasting.trouble(key, error)
-        news = self._repeats.waits(key, trouble, consecutive)
-        if news is None:
+            self._errors.end_outage(key)
+        trouble = self._errors.trouble(key, error)
+        kind = self._errors.classify(key, trouble, consecutive)
+        if kind is FailedPass.ERROR:
             self._metrics.reconcile_errors.inc()
             # A traceback helps with what nobody expected; the API server's refusals speak for themselves.
-            traceback = error if unforeseen(error) else None
+            traceback = error if is_internal(error) else None
             logger.error("pass failed (%d in a row): %s", consecutive, error, extra={"run": key}, exc_info=traceback)
         else:
-            level = logging.WARNING if news else logging.DEBUG
+            level = logging.WARNING if kind is FailedPass.WAIT else logging.DEBUG
             logger.log(level, "waits (%d passes in a row): %s", consecutive, error, extra={"run": key})
-        if trouble is not None and not told and (consecutive >= PERSISTENT or not unforeseen(error)):
+        if trouble is not None and not told and (consecutive >= PERSISTENT or not is_internal(error)):
             self._later(lambda: self._tell(key, trouble))
 
     def _later(self, chore: Callable[[], Awaitable[None]]) -> None:
@@ -286,7 +281,7 @@ class Service:
         try:
             news = await self._runs.tell(key, trouble, _now())
         except ApiError as error:
-            if error.passing and not self._lasting.first(key):
+            if error.passing and not self._errors.is_first_told(key):
                 raise
             logger.warning("trouble cannot be told in its status: %s", error, extra={"run": key})
             news = True

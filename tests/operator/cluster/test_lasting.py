@@ -12,8 +12,7 @@ from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
-from compression_operator.cluster.lasting import Lasting
-from compression_operator.cluster.repeats import Repeats
+from compression_operator.cluster.errors import FailedPass, RunErrors
 from compression_operator.cluster.service import Service
 from compression_operator.core.troubles import API_SERVER_UNAVAILABLE, FORBIDDEN, WEBHOOK_UNAVAILABLE
 from compression_operator.kube.client import EVENTS, RUNS, ApiError
@@ -30,11 +29,11 @@ FULL: Answer = (500, {"kind": "Status", "message": "etcdserver: mvcc: database s
 class Clock:
     def __init__(self) -> None:
         self.time = datetime(2026, 11, 1, tzinfo=UTC)
-        self.lasting = Lasting(lambda: self.time)
+        self.errors = RunErrors(lambda: self.time)
 
     def reason(self, error: Exception, after: float = 0) -> str | None:
         self.time += timedelta(seconds=after)
-        trouble = self.lasting.trouble(KEY, error)
+        trouble = self.errors.trouble(KEY, error)
         return trouble.reason if trouble else None
 
 
@@ -42,12 +41,12 @@ def test_it_is_told_once_it_has_lasted_for_a_minute_and_is_over_with_the_first_p
     clock, error = Clock(), ApiError(500, "InternalError", WORDS)
     assert [clock.reason(error, after) for after in (0, 30, 29)] == [None] * 3
     assert clock.reason(error, 1) == WEBHOOK_UNAVAILABLE
-    told = clock.lasting.trouble(KEY, ApiError(500, "InternalError", WORDS.replace("no endpoints", "x")))
+    told = clock.errors.trouble(KEY, ApiError(500, "InternalError", WORDS.replace("no endpoints", "x")))
     assert told is not None and told.message.endswith(WORDS), "the words of a try are no news"
     assert "is the training operator running?" in told.message
-    assert clock.lasting.first(KEY) and not clock.lasting.first(KEY)
-    clock.lasting.over(KEY)
-    assert clock.reason(error) is None and not clock.lasting.first(KEY)
+    assert clock.errors.is_first_told(KEY) and not clock.errors.is_first_told(KEY)
+    clock.errors.end_outage(KEY)
+    assert clock.reason(error) is None and not clock.errors.is_first_told(KEY)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +70,11 @@ def test_what_will_not_go_away_is_told_at_once() -> None:
 
 
 def test_the_log_says_it_once() -> None:
-    repeats, clock, error = Repeats(), Clock(), ApiError(500, "", WORDS)
-    waits = [repeats.waits(KEY, clock.lasting.trouble(KEY, error), 1)]
+    clock, error = Clock(), ApiError(500, "", WORDS)
+    waits = [clock.errors.classify(KEY, clock.errors.trouble(KEY, error), 1)]
     clock.time += timedelta(seconds=60)
-    waits += [repeats.waits(KEY, clock.lasting.trouble(KEY, error), count) for count in (2, 3, 4)]
-    assert waits == [None, None, False, False]
+    waits += [clock.errors.classify(KEY, clock.errors.trouble(KEY, error), count) for count in (2, 3, 4)]
+    assert waits == [FailedPass.ERROR] * 2 + [FailedPass.STILL_THE_SAME] * 2
 
 
 # -- a whole operator -------------------------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ def play(
             async with Operator() as service:
                 await scenario(api, service)
 
-        monkeypatch.setattr("compression_operator.cluster.lasting.PATIENCE", timedelta(seconds=1))
+        monkeypatch.setattr("compression_operator.cluster.errors.PATIENCE", timedelta(seconds=1))
         run_in_world(whole, tmp_path, monkeypatch)
 
     return run

@@ -3,17 +3,20 @@
 import asyncio
 import json
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from compression_operator.cluster.repeats import Repeats
+from compression_operator.cluster.errors import FailedPass, RunErrors
 from compression_operator.cluster.service import Options, Service
 from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, REFUSED, Trouble
 from compression_operator.kube.client import ApiError
 
 KEY = "default/demo"
+TIME = datetime(2026, 11, 1, tzinfo=UTC)
+ERROR, WAIT, SAME = FailedPass.ERROR, FailedPass.WAIT, FailedPass.STILL_THE_SAME
 COUNTER = "compression_reconcile_errors_total"
 
 
@@ -71,9 +74,9 @@ def test_what_somebody_has_to_mend_stays_an_error(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_success_in_between_makes_it_news() -> None:
-    repeats, refused = Repeats(), Trouble(REFUSED, "no")
+    errors, refused = RunErrors(lambda: TIME), Trouble(REFUSED, "no")
     quota = Trouble(QUOTA_EXCEEDED, "full")
-    assert [repeats.waits(KEY, quota, n) for n in (1, 2, 1, 2)] == [True, False, True, False]
-    assert [repeats.waits(KEY, refused, n) for n in (1, 2, 1)] == [None, False, None]
-    assert [repeats.waits(other, quota, 2) for other in ("default/a", "default/b")] == [True, True]
-    assert repeats.waits(KEY, Trouble(FORBIDDEN, "no"), 2) is None and repeats.waits(KEY, None, 3) is None
+    assert [errors.classify(KEY, quota, n) for n in (1, 2, 1, 2)] == [WAIT, SAME, WAIT, SAME]
+    assert [errors.classify(KEY, refused, n) for n in (1, 2, 1)] == [ERROR, SAME, ERROR]
+    assert [errors.classify(other, quota, 2) for other in ("default/a", "default/b")] == [WAIT, WAIT]
+    assert errors.classify(KEY, Trouble(FORBIDDEN, "no"), 2) is ERROR and errors.classify(KEY, None, 3) is ERROR

@@ -11,7 +11,7 @@ from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
-from compression_operator.cluster.undeleted import Undeleted
+from compression_operator.cluster.errors import RunErrors
 from compression_operator.core.jobs import Decision, DeleteJob
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.troubles import FORBIDDEN, Circumstances, Trouble, add_circumstances
@@ -76,13 +76,13 @@ def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> 
 
 
 def test_only_what_is_still_to_go_is_told() -> None:
-    undeleted = Undeleted()
-    undeleted.note(KEY, {"b": DENIED, "a": ApiError(422, "Invalid", "no")})
-    assert [trouble.reason for trouble in undeleted.about(KEY, GOING)] == ["Refused", FORBIDDEN]
-    assert not undeleted.about("default/other", GOING)
+    errors = RunErrors(lambda: START)
+    errors.note_undeleted(KEY, {"b": DENIED, "a": ApiError(422, "Invalid", "no")})
+    assert [trouble.reason for trouble in errors.undeleted(KEY, GOING)] == ["Refused", FORBIDDEN]
+    assert not errors.undeleted("default/other", GOING)
     world = at(World())
-    assert open_jobs(world) and not undeleted.about(KEY, reconcile(world.run, world.listing(), START))
-    undeleted.note(KEY, {"b": ApiError(0, "Unreachable", "no answer")})
-    assert [trouble.reason for trouble in undeleted.about(KEY, GOING)] == [FORBIDDEN], "no answer is no permission"
-    undeleted.note(KEY, {})
-    assert not undeleted.about(KEY, GOING)
+    assert open_jobs(world) and not errors.undeleted(KEY, reconcile(world.run, world.listing(), START))
+    errors.note_undeleted(KEY, {"b": ApiError(0, "Unreachable", "no answer")})
+    assert [trouble.reason for trouble in errors.undeleted(KEY, GOING)] == [FORBIDDEN], "no answer is no permission"
+    errors.note_undeleted(KEY, {})
+    assert not errors.undeleted(KEY, GOING)

@@ -7,7 +7,7 @@ import pytest
 
 from compression_operator.backends.observe import observe_job
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
-from compression_operator.cluster.failures import trouble_of, unforeseen, words_of
+from compression_operator.cluster.errors import is_internal, trouble_of, why_not_made
 from compression_operator.cluster.runs import UnreadableRun
 from compression_operator.core.troubles import INTERNAL_ERROR, QUOTA_EXCEEDED, REASONS, UNREADABLE
 from compression_operator.kube.client import ApiError, NotLeading
@@ -28,8 +28,8 @@ from compression_operator.kube.client import ApiError, NotLeading
 def test_what_is_told_of_an_error(error: Exception, reason: str | None, words: str) -> None:
     trouble = trouble_of(error)
     assert (trouble.reason if trouble else None) == reason
-    assert words_of(error).startswith(words)
-    assert unforeseen(error) == (reason == INTERNAL_ERROR)
+    assert why_not_made(error).startswith(words)
+    assert is_internal(error) == (reason == INTERNAL_ERROR)
     assert reason is None or reason in REASONS, "so that a finished run heals"
 
 
