@@ -12,9 +12,10 @@ import pytest
 import torch
 from checkpoints import save_model
 from finetuning import Stopping
+from pruned import PRUNED, pruned_store
 from safetensors.torch import load_file, save_file
 from stores import DATA, TEACHER, common, context, make_store, publish
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from compression_pipeline.artifact import Artifact, Store
@@ -38,7 +39,6 @@ from compression_pipeline.phases import distill as phase
 from compression_pipeline.phases import prune
 from compression_pipeline.proof import Reference, kept_positions, relative_error
 
-PRUNED = "prune-" + "1" * 32
 DISTILLED = "2" * 32
 SETTINGS = {
     "steps": 8,
@@ -56,17 +56,6 @@ def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """The phases find the process group that the tests share: there is one in a process."""
     for each in (phase, prune):
         monkeypatch.setattr(each, "runtime", lambda job, **_: contextlib.nullcontext(engine))
-
-
-def pruned_store(root: Path, kind: str = "llama3", **fields: Any) -> Store:
-    """A store with data, a teacher, and a student pruned out of it."""
-    store = make_store(root, kind, **fields)
-    student = PruneConfig(hidden_size=32, ffn_hidden_size=64, divisor=16, calibration_samples=8)
-    job = PruneJob(
-        **common(store, "prune-width", "1" * 32), data=DATA, teacher=TEACHER, sequence_length=32, prune=student
-    )
-    prune.run(job, context(store, "1" * 32)[0])
-    return store
 
 
 def job(store: Store, attempt: int = 1, **settings: Any) -> DistillJob:
@@ -225,106 +214,6 @@ def test_a_teacher_that_was_made_anew_is_measured_again(tmp_path: Path) -> None:
     anew = stopped_attempt(5)
     assert anew != first
     assert anew == pytest.approx(plain_loss(store.open(TEACHER).model, store), abs=1e-5)
-
-
-def loaded(store: Store, name: str, engine: Runtime) -> Any:
-    """The model of an artifact."""
-    folder = store.open(name).model
-    model = build(read_architecture(folder), engine, sequence_length=32)
-    conversion.load_into(model, read_architecture(folder), folder)
-    return model
-
-
-def batch_of_random_text() -> Any:
-    from compression_pipeline.megatron.data import Batch
-
-    tokens = torch.randint(0, 320, (4, 33), generator=torch.Generator().manual_seed(0))
-    return Batch(tokens[:, :-1].contiguous(), torch.arange(32).expand(4, -1), tokens[:, 1:].contiguous())
-
-
-def test_several_losses_are_those_of_two_plain_passes(tmp_path: Path, engine: Runtime) -> None:
-    from compression_pipeline.megatron.distillation import DistillationLoss, combine
-    from compression_pipeline.megatron.objective import Objective
-
-    store, batch = pruned_store(tmp_path), batch_of_random_text()
-    teacher, student, plain = (loaded(store, name, engine) for name in (TEACHER, PRUNED, PRUNED))
-    seen: dict[Any, torch.Tensor] = {}
-    for whose, model, layer in (("teacher", teacher, 1), ("student", plain, 0)):
-        model.decoder.layers[layer].register_forward_hook(
-            lambda _, __, output, whose=whose: seen.__setitem__(whose, output[0])
-        )
-        model.embedding.register_forward_hook(
-            lambda _, __, output, whose=whose: seen.__setitem__(f"{whose}'s embeddings", output)
-        )
-    with torch.no_grad():
-        target = teacher.eval()(batch.tokens, batch.positions, None)
-    logits = plain(batch.tokens, batch.positions, None)
-    given = [
-        {"type": "LogitsKL"},
-        {"type": "CrossEntropy", "weight": 0.5},
-        {"type": "HiddenStates", "distance": "MSE", "layerMap": [{"student": 1, "teacher": 2}], "weight": 2},
-        {"type": "Embeddings"},
-    ]
-    losses = DistillConfig.model_validate({"steps": 1, "warmupSteps": 0, "losses": given}).losses
-    big, small = (read_architecture(store.open(name).model) for name in (TEACHER, PRUNED))
-    objective = Objective.of(losses, big, small, engine, seed=1)
-    hidden, embedded = objective.losses[2].comparisons[0].projection, objective.losses[3].comparison.projection
-    divergence = kl_div(log_softmax(logits, -1), log_softmax(target, -1), reduction="none", log_target=True)
-    expected = divergence.sum(-1).mean()
-    expected = expected + 0.5 * torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-    expected = expected + 2 * torch.nn.functional.mse_loss(hidden(seen["student"]), seen["teacher"])
-    mine, theirs = embedded(seen["student's embeddings"]), seen["teacher's embeddings"]
-    expected = expected + (1 - torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)).mean()
-    names = [name for name, _ in plain.named_parameters()]
-    gradients = torch.autograd.grad(expected, list(plain.parameters()))
-
-    model = combine(student, teacher, objective)
-    model.train()
-    loss = DistillationLoss(model, objective)
-    value = loss.reduce(loss.forward(model, batch), batch)
-    value.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
-    found = dict(model.named_parameters())
-    for name, gradient in zip(names, gradients, strict=True):
-        torch.testing.assert_close(found[name].grad, gradient, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["llama3", "qwen2-tied"])
-def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, engine: Runtime, kind: str) -> None:
-    from compression_pipeline.megatron.distillation import DistillationLoss, combine
-    from compression_pipeline.megatron.objective import Objective
-
-    store, batch = pruned_store(tmp_path, kind), batch_of_random_text()
-    teacher, student, plain = (loaded(store, name, engine) for name in (TEACHER, PRUNED, PRUNED))
-    before = {name: tensor.detach().clone() for name, tensor in teacher.named_parameters()}
-    with torch.no_grad():
-        target = log_softmax(teacher.eval()(batch.tokens, batch.positions, None), -1)
-    found = log_softmax(plain(batch.tokens, batch.positions, None), -1)
-    expected = kl_div(found, target, reduction="none", log_target=True).sum(-1).mean()
-    expected.backward()
-
-    big, small = (read_architecture(store.open(name).model) for name in (TEACHER, PRUNED))
-    objective = Objective.of(job(store).distill.losses, big, small, engine, seed=1)
-    model = combine(student, teacher, objective)
-    model.train()
-    loss = DistillationLoss(model, objective)
-    value = loss.reduce(loss.forward(model, batch), batch)
-    value.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
-    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    assert parameters.keys() == dict(plain.named_parameters()).keys()
-    for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-7)
-
-    # Frozen: eval mode within a training model, no gradients, none of it in what is saved.
-    assert model.training
-    assert not teacher.training
-    for name, parameter in teacher.named_parameters():
-        assert parameter.grad is None
-        assert not parameter.requires_grad
-        assert torch.equal(parameter, before[name])
-    assert set(model.state_dict()) == set(plain.state_dict())
-    assert not any("teacher" in name for name in model.sharded_state_dict())
 
 
 def test_the_optimizer_holds_nothing_for_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

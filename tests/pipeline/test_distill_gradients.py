@@ -1,0 +1,131 @@
+"""Value and gradient of a combined model's objective are those of two plain forward passes."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pruned import PRUNED, pruned_store
+from stores import TEACHER
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, mse_loss
+
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import DistillConfig, LossConfig
+from compression_pipeline.huggingface import conversion
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.megatron.model import build
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases import prune
+
+
+@pytest.fixture(autouse=True)
+def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phase finds the process group that the tests share: there is one in a process."""
+    monkeypatch.setattr(prune, "runtime", lambda job, **_: contextlib.nullcontext(engine))
+
+
+def distillation(losses: list[dict[str, Any]]) -> list[LossConfig]:
+    """The losses of a manifest."""
+    return DistillConfig.model_validate({"steps": 1, "warmupSteps": 0, "losses": losses}).losses
+
+
+def loaded(store: Store, name: str, engine: Runtime) -> Any:
+    """The model of an artifact."""
+    folder = store.open(name).model
+    model = build(read_architecture(folder), engine, sequence_length=32)
+    conversion.load_into(model, read_architecture(folder), folder)
+    return model
+
+
+def batch_of_random_text() -> Any:
+    from compression_pipeline.megatron.data import Batch
+
+    tokens = torch.randint(0, 320, (4, 33), generator=torch.Generator().manual_seed(0))
+    return Batch(tokens[:, :-1].contiguous(), torch.arange(32).expand(4, -1), tokens[:, 1:].contiguous())
+
+
+def test_several_losses_are_those_of_two_plain_passes(tmp_path: Path, engine: Runtime) -> None:
+    from compression_pipeline.megatron.distillation import DistillationLoss, combine
+    from compression_pipeline.megatron.objective import Objective
+
+    store, batch = pruned_store(tmp_path), batch_of_random_text()
+    teacher, student, plain = (loaded(store, name, engine) for name in (TEACHER, PRUNED, PRUNED))
+    seen: dict[Any, torch.Tensor] = {}
+    for whose, model, layer in (("teacher", teacher, 1), ("student", plain, 0)):
+        model.decoder.layers[layer].register_forward_hook(
+            lambda _, __, output, whose=whose: seen.__setitem__(whose, output[0])
+        )
+        model.embedding.register_forward_hook(
+            lambda _, __, output, whose=whose: seen.__setitem__(f"{whose}'s embeddings", output)
+        )
+    with torch.no_grad():
+        target = teacher.eval()(batch.tokens, batch.positions, None)
+    logits = plain(batch.tokens, batch.positions, None)
+    given = [
+        {"type": "LogitsKL"},
+        {"type": "CrossEntropy", "weight": 0.5},
+        {"type": "HiddenStates", "distance": "MSE", "layerMap": [{"student": 1, "teacher": 2}], "weight": 2},
+        {"type": "Embeddings"},
+    ]
+    losses = distillation(given)
+    big, small = (read_architecture(store.open(name).model) for name in (TEACHER, PRUNED))
+    objective = Objective.of(losses, big, small, engine, seed=1)
+    states: Any = objective.losses[2:]
+    hidden, embedded = states[0].comparisons[0].projection, states[1].comparison.projection
+    divergence = kl_div(log_softmax(logits, -1), log_softmax(target, -1), reduction="none", log_target=True)
+    expected = divergence.sum(-1).mean()
+    expected = expected + 0.5 * cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+    expected = expected + 2 * mse_loss(hidden(seen["student"]), seen["teacher"])
+    mine, theirs = embedded(seen["student's embeddings"]), seen["teacher's embeddings"]
+    expected = expected + (1 - cosine_similarity(mine, theirs, dim=-1)).mean()
+    names = [name for name, _ in plain.named_parameters()]
+    gradients = torch.autograd.grad(expected, list(plain.parameters()))
+
+    model = combine(student, teacher, objective)
+    model.train()
+    loss = DistillationLoss(model, objective)
+    value = loss.reduce(loss.forward(model, batch), batch)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    found = dict(model.named_parameters())
+    for name, gradient in zip(names, gradients, strict=True):
+        torch.testing.assert_close(found[name].grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "qwen2-tied"])
+def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, engine: Runtime, kind: str) -> None:
+    from compression_pipeline.megatron.distillation import DistillationLoss, combine
+    from compression_pipeline.megatron.objective import Objective
+
+    store, batch = pruned_store(tmp_path, kind), batch_of_random_text()
+    teacher, student, plain = (loaded(store, name, engine) for name in (TEACHER, PRUNED, PRUNED))
+    before = {name: tensor.detach().clone() for name, tensor in teacher.named_parameters()}
+    with torch.no_grad():
+        target = log_softmax(teacher.eval()(batch.tokens, batch.positions, None), -1)
+    found = log_softmax(plain(batch.tokens, batch.positions, None), -1)
+    expected = kl_div(found, target, reduction="none", log_target=True).sum(-1).mean()
+    expected.backward()
+
+    big, small = (read_architecture(store.open(name).model) for name in (TEACHER, PRUNED))
+    objective = Objective.of(distillation([{"type": "LogitsKL"}]), big, small, engine, seed=1)
+    model = combine(student, teacher, objective)
+    model.train()
+    loss = DistillationLoss(model, objective)
+    value = loss.reduce(loss.forward(model, batch), batch)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    assert parameters.keys() == dict(plain.named_parameters()).keys()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-7)
+
+    # Frozen: eval mode within a training model, no gradients, none of it in what is saved.
+    assert model.training
+    assert not teacher.training
+    for name, parameter in teacher.named_parameters():
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+        assert torch.equal(parameter, before[name])
+    assert set(model.state_dict()) == set(plain.state_dict())
+    assert not any("teacher" in name for name in model.sharded_state_dict())
