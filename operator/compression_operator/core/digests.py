@@ -14,7 +14,7 @@ from .jobs import Job
 from .plan import PlannedStep
 
 
-def vouched(job: Job, planned: PlannedStep, cache: Cache, steps: Mapping[str, Step]) -> Job:
+def with_digests(job: Job, planned: PlannedStep, cache: Cache, steps: Mapping[str, Step]) -> Job:
     """The job, told the digests that it may meet.
 
     `steps`: the run's own, by name. Of an input that an older image made, which told no digest, nothing is told.

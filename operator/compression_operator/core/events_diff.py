@@ -7,7 +7,7 @@ from compression_operator.api.status import CompressionRunStatus, RunPhase, Step
 from .jobs import Notice
 
 
-def notices(before: CompressionRunStatus, after: CompressionRunStatus) -> tuple[Notice, ...]:
+def notices_between(before: CompressionRunStatus, after: CompressionRunStatus) -> tuple[Notice, ...]:
     """What happened between two statuses of a run."""
     return (*_about_steps(before, after), *_about_the_run(before, after))
 

@@ -23,8 +23,8 @@ from compression_pipeline.config import (
 )
 
 from .conditions import KINDS, Situation, is_finished, run_phase, summarized
-from .digests import vouched
-from .events_diff import notices
+from .digests import with_digests
+from .events_diff import notices_between
 from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
 from .phase_steps import STEPS, Discovered
 from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
@@ -57,7 +57,7 @@ def reconcile(
     if run.metadata.deletion_timestamp is not None:
         return Decision(run.status, tuple(_left_behind(run, ours)))
     look = _Pass(run, ours, foreign=frozenset(jobs) - frozenset(ours), unmade=unmade, now=now)
-    return look.rest() if _settled(run) else look.decide()
+    return look.decide_for_finished() if _settled(run) else look.decide()
 
 
 def _settled(run: CompressionRun) -> bool:
@@ -122,7 +122,7 @@ class _Pass:
         schedule = Schedule(self._run.metadata.name, steps, self._jobs, self._steps, limits)
         schedule.decide(self._now)
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
-        actions = [self._vouched(action, steps, schedule) for action in schedule.actions]
+        actions = [self._with_digests(action, steps, schedule) for action in schedule.actions]
         self._status = figures_that_stand(self._status, steps.students)
         live = sum(job.live for job in self._jobs.values())
         situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
@@ -133,19 +133,19 @@ class _Pass:
         return Decision(
             status=self._status,
             actions=(*actions, *expired),
-            notices=notices(self._run.status, self._status),
+            notices=notices_between(self._run.status, self._status),
             look_again_seconds=min(waits, default=None),
             blocked=tuple(schedule.blocked),
         )
 
-    def rest(self) -> Decision:
+    def decide_for_finished(self) -> Decision:
         """The decision for a finished run: its jobs go when their time is over, its status stays."""
         expired, waits = self._retention()
         steps = {step.name: step for step in self._status.steps}
         actions = (*stops(steps, self._jobs, self._now), *expired)
-        return Decision(self._status_told(), actions, look_again_seconds=min(waits, default=None))
+        return Decision(self._healed_status(), actions, look_again_seconds=min(waits, default=None))
 
-    def _status_told(self) -> CompressionRunStatus:
+    def _healed_status(self) -> CompressionRunStatus:
         """The status of a finished run, its phase and conditions written anew where somebody has changed or removed
         one, or where they tell of trouble that is over by now.
         """
@@ -185,11 +185,11 @@ class _Pass:
                     self._follow(lost(step, planned.artifact), planned, steps)
         return steps
 
-    def _vouched(self, action: Action, steps: Plan, schedule: Schedule) -> Action:
+    def _with_digests(self, action: Action, steps: Plan, schedule: Schedule) -> Action:
         planned = steps.get(action.job.step) if isinstance(action, CreateJob) else None
         if not isinstance(action, CreateJob) or planned is None:
             return action
-        return CreateJob(vouched(action.job, planned, self._run.spec.cache, schedule.steps))
+        return CreateJob(with_digests(action.job, planned, self._run.spec.cache, schedule.steps))
 
     def _finding_stands(self, planned: PlannedStep) -> bool:
         """Whether what the step has found counts: while it runs again because its artifact is gone, it does."""

@@ -38,7 +38,9 @@ def expiries(
     """When each ended job goes whose end stands in its step's status; for one that has no time of its end only the
     number of jobs counts.
     """
-    ended = [job for job in jobs.values() if not job.live and not job.deleting and _told(steps.get(job.step), job)]
+    ended = [
+        job for job in jobs.values() if not job.live and not job.deleting and _is_recorded(steps.get(job.step), job)
+    ]
     ended.sort(key=lambda job: (job.step, -job.attempt))
     for name, of_step in groupby(ended, key=lambda job: job.step):
         yield from _of_step(steps[name], list(of_step), retention, now)
@@ -49,13 +51,13 @@ def _of_step(step: Step, newest_first: Sequence[ObservedJob], retention: Retenti
     for job in newest_first[limit:]:
         yield Expiry(job.name, step.name, now, f"jobHistoryLimit is {limit}")
     for job in newest_first[:limit]:
-        ended = job.ended or _time_told(step, job)
+        ended = job.ended or _recorded_end(step, job)
         if ended is not None:
             why = f"ttlSecondsAfterFinished ({ttl.total_seconds():.0f}) is over"
             yield Expiry(job.name, step.name, ended + ttl, why)
 
 
-def _told(step: Step | None, job: ObservedJob) -> bool:
+def _is_recorded(step: Step | None, job: ObservedJob) -> bool:
     """Whether the step's status holds all that it will ever hold of the job.
 
     Jobs of another fingerprint are another matter: they are stopped, or kept while the right one isn't known.
@@ -67,7 +69,7 @@ def _told(step: Step | None, job: ObservedJob) -> bool:
     return job.attempt <= step.attempt and not (step.state.active and step.job_name == job.name)
 
 
-def _time_told(step: Step, job: ObservedJob) -> datetime | None:
+def _recorded_end(step: Step, job: ObservedJob) -> datetime | None:
     if step.last_failure is not None and step.last_failure.job_name == job.name:
         return step.last_failure.completion_time
     return step.completion_time if step.job_name == job.name else None

@@ -71,7 +71,7 @@ class Schedule:
             self.steps[planned.name] = self._advanced(planned, self.steps[planned.name], now)
         # What a step waits for is told once all that can start has started, so that a second look tells the same.
         for planned in self._plan.steps:
-            self.steps[planned.name] = self._told(planned, self.steps[planned.name], now)
+            self.steps[planned.name] = self._with_wait(planned, self.steps[planned.name], now)
         self.actions += stops(self.steps, self._jobs, now)
 
     def _advanced(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
@@ -95,7 +95,7 @@ class Schedule:
         of_sources_alone = bool(inputs) and all(one and PHASES[one.phase].reads_sources for one in inputs)
         return self._limits.unfit if of_sources_alone else None
 
-    def _told(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
+    def _with_wait(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
         wait = self._wait(planned, step, now) if step.state is StepState.PENDING else None
         if wait is None:
             return step.model_copy(update={"name_taken_since": None})
@@ -130,7 +130,7 @@ class Schedule:
             return _Wait("waits because the run is suspended")
         if not due(step, now):
             return _Wait(f"tries again at {step.retry_time:%H:%M:%S} UTC, after: {_last_words(step)}")
-        others = self._others(step)
+        others = self._other_live_jobs(step)
         if others:
             return _Wait(f"waits for job {others[0]} to end", for_a_job=True)
         twin = next((owner for owner, mark in self._live.values() if mark == planned.fingerprint), None)
@@ -167,7 +167,7 @@ class Schedule:
         job = self._jobs.get(name)
         return job is not None and (job.deleting or _why_unwanted(self.steps.get(job.step), job, now) is not None)
 
-    def _others(self, step: Step) -> list[str]:
+    def _other_live_jobs(self, step: Step) -> list[str]:
         """Live jobs of the step, its present one left out."""
         present = step.job_name if step.state.active else None
         return [name for name, (owner, _) in self._live.items() if owner == step.name and name != present]
