@@ -16,7 +16,7 @@ from compression_operator.api.rules import World
 from compression_operator.api.status import AttemptRecord, CompressionRunStatus, Step, StepState
 from compression_operator.api.validate import inspect
 from compression_operator.core.conditions import Situation, summarized
-from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, Trouble, told
+from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, Trouble, with_trouble
 from compression_pipeline.config import Phase
 
 GITOPS = REPOSITORY / "examples" / "gitops"
@@ -117,7 +117,7 @@ FULL = Trouble(QUOTA_EXCEEDED, "the namespace's quota is used up")
 def troubled(run: Body, trouble: Trouble, edits: int = 0) -> Body:
     """The run once the operator has met with trouble after so many more edits, and no pass has gone through since."""
     generation = run["metadata"]["generation"] + edits
-    status = told(run.get("status", {}), trouble, generation=generation, now=NOW)
+    status = with_trouble(run.get("status", {}), trouble, generation=generation, now=NOW)
     return run | {"metadata": run["metadata"] | {"generation": generation}, "status": status}
 
 

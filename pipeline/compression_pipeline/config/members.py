@@ -127,7 +127,10 @@ def _same(field: str, nodes: list[dict[str, Any]], members: int) -> dict[str, An
     if shared or "default" not in first:
         return first
     told = {key: value for key, value in first.items() if key != "default"}
-    return {**told, "description": f"{told['description']} Default: {json.dumps(first['default'])}."}
+    if first["default"] is None:  # its description says what that means
+        return told
+    written = json.dumps(first["default"]).strip('"')
+    return {**told, "description": f"{told['description']} Default: {written}."}
 
 
 def _rule(field: str, rule: str, sentence: str) -> dict[str, str]:
