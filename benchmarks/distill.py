@@ -143,7 +143,7 @@ def architecture(chosen: argparse.Namespace, hidden: int, ffn: int) -> Architect
 
 def data(chosen: argparse.Namespace, current: Runtime) -> list[Any]:
     """One step's micro batches of random tokens."""
-    from compression_pipeline.megatron.data import Batch
+    from compression_pipeline.text.batches import Batch
 
     generator = torch.Generator().manual_seed(0)
     shape = (chosen.micro_batch, chosen.sequence + 1)

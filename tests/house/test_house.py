@@ -81,6 +81,17 @@ def test_the_pipeline_takes_nothing_from_the_operator(path: Path) -> None:
     assert not [name for name in imported(path, PIPELINE) if name.startswith("compression_operator")]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sources(PIPELINE) if not path.is_relative_to(PIPELINE / "megatron")],
+    ids=lambda path: str(path.relative_to(PIPELINE)),
+)
+def test_what_is_no_part_of_an_engine_imports_none(path: Path) -> None:
+    """The table names them by strings. Methods of importance run in Megatron's models, and in its groups of ranks."""
+    engines = ("compression_pipeline.megatron", "modelopt", *(["megatron"] if path.parent.name != "importance" else []))
+    assert not [name for name in imported(path, PIPELINE) if f"{name}.".startswith(tuple(f"{e}." for e in engines))]
+
+
 @pytest.mark.parametrize("path", sources(PIPELINE / "megatron"), ids=lambda path: path.name)
 def test_private_names_of_megatron_and_modelopt_stand_in_one_module(path: Path) -> None:
     if path.name == "private.py":

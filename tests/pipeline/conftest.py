@@ -51,10 +51,8 @@ def store(inputs: "Store", tmp_path: Path) -> "Store":
 @pytest.fixture(scope="session")
 def uninterrupted(inputs: "Store", tmp_path_factory: pytest.TempPathFactory, engine: "Runtime") -> "Store":
     """The store after a teacher correction (`finetuning.SETTINGS`) that nothing disturbed: only to be read."""
-    from finetuning import copy_of, job_in
+    from finetuning import copy_of, correct, job_in
     from stores import context
-
-    from compression_pipeline.phases.finetune import correct
 
     reference = copy_of(inputs, tmp_path_factory.mktemp("uninterrupted") / "store")
     correct(job_in(reference), context(reference)[0], engine)

@@ -33,8 +33,7 @@ def student_store(
     """A store with a student pruned and distilled by the real phases; `distilling`: more settings of distill."""
     store = make_store(root, kind)
     with pytest.MonkeyPatch.context() as patch:
-        for each in (prune, distill):
-            patch.setattr(each, "runtime", lambda job, **_: contextlib.nullcontext(engine))
+        patch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
         told = common(store, "prune-width", PRUNED)
         cut = PruneJob(**told, data=DATA, teacher=TEACHER, sequence_length=32, prune=student)
         prune.run(cut, context(store, PRUNED)[0])

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from stores import DATA, TEACHER, Recorder, context
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import FinetuneConfig, FinetuneJob
+from compression_pipeline.config import FinetuneConfig, FinetuneJob, FinetuneResult
+from compression_pipeline.context import Context
 from compression_pipeline.errors import Interrupted
+from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.phases.finetune import correct
+from compression_pipeline.phases import finetune
 
 SETTINGS = FinetuneConfig(
     steps=12,
@@ -40,6 +42,11 @@ def copy_of(store: Store, root: Path) -> Store:
 def job_in(store: Store, **fields: Any) -> FinetuneJob:
     settings = fields.pop("settings", SETTINGS)
     return finetune_job(store=str(store.root), data=DATA, teacher=TEACHER, finetune=settings, **fields)
+
+
+def correct(job: FinetuneJob, context: Context, runtime: Runtime) -> FinetuneResult:
+    """The phase by Megatron, in a runtime that is there."""
+    return finetune.correct(job, context, MegatronEngine(runtime, context))
 
 
 def history_of(store: Store) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from saving import FINGERPRINT, Trained, checkpoints, load, names, replace_file, save
 
+from compression_pipeline.engines.history import History, StepEntry, ValidationEntry
 from compression_pipeline.launcher.heartbeat import Heartbeat
 from compression_pipeline.megatron import shards
-from compression_pipeline.megatron.history import History, StepEntry, ValidationEntry
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.shards import Part, Reading, Unreadable
 

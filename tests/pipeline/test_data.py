@@ -20,11 +20,11 @@ from compression_pipeline.context import Context
 from compression_pipeline.draws import permutation
 from compression_pipeline.errors import UserError
 from compression_pipeline.events import Events
-from compression_pipeline.megatron.data import ShuffledText, TrainingData, ValidationData, largest_divisor
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.validation import validation_loss
 from compression_pipeline.phases.prune import Calibration
+from compression_pipeline.text.batches import ShuffledText, TrainingData, ValidationData, largest_divisor
 from compression_pipeline.text.indexed import IndexedWriter
 
 LENGTH = 16
@@ -228,7 +228,7 @@ def test_ranks_stop_before_the_same_batch_though_one_has_fewer(text: Path) -> No
         from compression_pipeline.megatron.runtime import runtime
 
         with runtime(finetune_job()) as current:
-            from compression_pipeline.megatron.data import ValidationData
+            from compression_pipeline.text.batches import ValidationData
             from compression_pipeline.megatron.model import build
             from compression_pipeline.megatron.validation import validation_loss
 

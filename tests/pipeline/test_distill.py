@@ -54,8 +54,7 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """The phases find the process group that the tests share: there is one in a process."""
-    for each in (phase, prune):
-        monkeypatch.setattr(each, "runtime", lambda job, **_: contextlib.nullcontext(engine))
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
 
 
 def job(store: Store, attempt: int = 1, **settings: Any) -> DistillJob:
@@ -253,7 +252,7 @@ def test_teacher_and_optimizer_are_gone_before_the_reference_is_computed(
         seen.append(tensor_bytes() - before)
         return build(*arguments, **named)
 
-    monkeypatch.setattr(phase, "build", watched)
+    monkeypatch.setattr("compression_pipeline.megatron.engine.build", watched)
     gc.collect()
     before = tensor_bytes()
     run(store, steps=2)

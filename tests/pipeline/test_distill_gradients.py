@@ -16,13 +16,12 @@ from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.phases import prune
 
 
 @pytest.fixture(autouse=True)
 def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """The phase finds the process group that the tests share: there is one in a process."""
-    monkeypatch.setattr(prune, "runtime", lambda job, **_: contextlib.nullcontext(engine))
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
 
 
 def distillation(losses: list[dict[str, Any]]) -> list[LossConfig]:
@@ -39,7 +38,7 @@ def loaded(store: Store, name: str, engine: Runtime) -> Any:
 
 
 def batch_of_random_text() -> Any:
-    from compression_pipeline.megatron.data import Batch
+    from compression_pipeline.text.batches import Batch
 
     tokens = torch.randint(0, 320, (4, 33), generator=torch.Generator().manual_seed(0))
     return Batch(tokens[:, :-1].contiguous(), torch.arange(32).expand(4, -1), tokens[:, 1:].contiguous())

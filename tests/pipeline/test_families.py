@@ -51,7 +51,8 @@ def test_round_trip(checkpoint: Path, tmp_path: Path, engine: Runtime) -> None:
     assert expected.std() > 0.05  # not a comparison of zeros
     assert (found - expected).abs().max() < 1e-4
 
-    conversion.write(dict(model.named_parameters()), architecture, tmp_path / "back", template=checkpoint)
+    back = conversion.to_huggingface(architecture, dict(model.named_parameters()).__getitem__)
+    writer.write_checkpoint(back, architecture, tmp_path / "back", template=checkpoint, dtype=torch.float32)
     assert inspect(tmp_path / "back").architecture == architecture
     before, after = weights(checkpoint), weights(tmp_path / "back")
     assert before.keys() == after.keys()
@@ -70,7 +71,8 @@ def test_bfloat16_survives_megatrons_float32(tmp_path: Path, engine: Runtime) ->
     model = build(architecture, engine, sequence_length=64)
     conversion.load_into(model, architecture, checkpoint)
     state = dict(model.named_parameters())
-    conversion.write(state, architecture, tmp_path / "half", template=checkpoint, dtype=torch.bfloat16)
+    back = conversion.to_huggingface(architecture, state.__getitem__)
+    writer.write_checkpoint(back, architecture, tmp_path / "half", template=checkpoint, dtype=torch.bfloat16)
     assert read_config(tmp_path / "half")["dtype"] == "bfloat16"
     again = build(architecture, engine, sequence_length=64)
     conversion.load_into(again, architecture, tmp_path / "half")
@@ -90,8 +92,9 @@ def test_shards_are_those_of_huggingface_hub(tmp_path: Path, limit: str) -> None
     checkpoint = save_model(tmp_path / "model")
     architecture = read_architecture(checkpoint)
     state = weights(checkpoint)
-    conversion_state = dict(conversion.to_megatron(architecture, state.__getitem__))
-    conversion.write(conversion_state, architecture, tmp_path / "made", template=checkpoint, max_shard_size=limit)
+    made = tmp_path / "made"
+    told = {"template": checkpoint, "dtype": torch.float32}
+    writer.write_checkpoint(state.items(), architecture, made, **told, max_shard_size=limit)
     ordered = {name: state[name] for name in expected_shapes(architecture)}
     expected = split_torch_state_dict_into_shards(ordered, max_shard_size=limit)
     assert {path.name for path in (tmp_path / "made").glob("*.safetensors")} == set(expected.filename_to_tensors)

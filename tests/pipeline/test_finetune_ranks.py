@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from engine_models import finetune_job
+from finetuning import correct
 from holding import Hold
 from launching import pause
 from meeting import Meeting
@@ -23,7 +24,6 @@ from compression_pipeline.artifact import Store
 from compression_pipeline.config import CONFIG_VARIABLE, ExitClass, FinetuneConfig, FinetuneJob
 from compression_pipeline.context import LAUNCH_VARIABLE
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.phases.finetune import correct
 
 SETTINGS = FinetuneConfig(
     steps=40,

@@ -137,8 +137,8 @@ def test_every_phase_that_trains_takes_the_same_path(
     assert "CPU, 1 thread, gloo" in first["message"]
     assert first["message"].endswith("; precision: FP32; found and not used: apex, transformer_engine")
 
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
     for phase, module in (("finetune", finetune), ("prune", prune), ("distill", distill)):
-        monkeypatch.setattr(module, "runtime", lambda job, **_: contextlib.nullcontext(engine))
         job = dict(jobs(plain))[phase]
         module.run(job, context(plain, job.fingerprint)[0])  # pyright: ignore[reportArgumentType]
     assert histories(store) == histories(plain)

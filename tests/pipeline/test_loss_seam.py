@@ -171,7 +171,7 @@ def learning(store: Store, attempt: int = 1) -> DistillJob:
 def test_its_parameters_are_trained_and_in_checkpoints_and_a_resume_changes_nothing(
     tmp_path: Path, engine: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase, "runtime", lambda job, **_: contextlib.nullcontext(engine))
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
     built: list[tuple[torch.Tensor, torch.Tensor]] = []
     of = Objective.of.__func__  # pyright: ignore[reportFunctionMemberAccess]
 

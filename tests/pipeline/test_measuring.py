@@ -23,9 +23,10 @@ from compression_pipeline.config import (
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
-from compression_pipeline.megatron.data import ValidationData
+from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, finetune, measuring
+from compression_pipeline.text.batches import ValidationData
 
 KEY = "0" * 32
 OTHER = "1" * 32
@@ -36,8 +37,7 @@ def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Megatron is set up once, and the phases run in that."""
     from contextlib import nullcontext
 
-    for phase in (finetune, distill):
-        monkeypatch.setattr(phase, "runtime", lambda *_, **__: nullcontext(engine))
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda *_, **__: nullcontext(engine))
 
 
 @pytest.fixture
@@ -126,7 +126,8 @@ def test_damaged_weights_are_not_measured(store: Store, engine: Runtime) -> None
         draft.hashed(draft.path / "weights", "0" * 64)
         draft.publish(config={"fingerprint": KEY}, inputs={}, result={})
     job = job_in(store, fingerprint=OTHER, key=KEY)
-    assert measuring.made_before(job, context(store, OTHER)[0], engine, "finetune") is None
+    told, _ = context(store, OTHER)
+    assert measuring.made_before(job, told, MegatronEngine(engine, told), "finetune") is None
     assert store.find(f"finetune-{KEY}") is None
 
 
@@ -151,7 +152,7 @@ def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(
 ) -> None:
     """The micro batch that fits a rank's share of the global batch; another one changes the last bits."""
     from compression_pipeline.megatron import validation
-    from compression_pipeline.megatron.data import TrainingData
+    from compression_pipeline.text.batches import TrainingData
 
     sizes: list[int] = []
 
@@ -164,19 +165,20 @@ def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(
     two = dataclasses.replace(engine, layout=ParallelLayout(nodes=1, per_node=2))
     text = store.open(DATA).data
     trained = TrainingData(text, job.distill, two, sequence_length=32).micro_batch_size
-    measuring.losses(job, told, two, {"teacher": TEACHER}, measuring.validation_of(job, told))
+    measuring.losses(job, told, MegatronEngine(two, told), {"teacher": TEACHER}, measuring.validation_of(job, told))
     teacher = store.open(TEACHER).model
     reader = conversion.CheckpointReader(teacher)
     state = dict(conversion.to_megatron(reader.files.architecture, reader))
     data = ValidationData(text, sequence_length=32, samples=8)
-    distill.rounded_losses(job, told, two, read_architecture(teacher), state, data, 1.0)
+    distill.rounded_losses(job, MegatronEngine(two, told), read_architecture(teacher), state, data, 1.0)
     assert sizes == [trained] * 3 == [4] * 3
 
 
 def test_more_ranks_than_a_batch_has_sequences_can_still_measure(store: Store, engine: Runtime) -> None:
     many = dataclasses.replace(engine, layout=ParallelLayout(nodes=1, per_node=16))
     job, (told, _) = measuring_distillation(store), context(store, OTHER)
-    found = measuring.losses(job, told, many, {"teacher": TEACHER}, measuring.validation_of(job, told))
+    ranks, data = MegatronEngine(many, told), measuring.validation_of(job, told)
+    found = measuring.losses(job, told, ranks, {"teacher": TEACHER}, data)
     assert found["teacher"] > 0
 
 
@@ -193,4 +195,4 @@ def test_a_model_that_computes_no_number_is_named_where_it_is_only_measured(
     save_file(tensors, file, metadata={"format": "pt"})
     job, (told, _) = measuring_distillation(store), context(store, OTHER)
     with pytest.raises(UserError, match=rf"^{whose} computes nan: its validation loss is nan, for its tensor {name} "):
-        measuring.losses(job, told, engine, {role: TEACHER}, measuring.validation_of(job, told))
+        measuring.losses(job, told, MegatronEngine(engine, told), {role: TEACHER}, measuring.validation_of(job, told))

@@ -36,7 +36,7 @@ Weights = dict[str, torch.Tensor]
 @pytest.fixture(autouse=True)
 def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """The phase finds the process group that the tests share: there is one in a process."""
-    monkeypatch.setattr(phase, "runtime", lambda job, **_: contextlib.nullcontext(engine))
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
 
 
 def job(store: Store, prune: PruneConfig, fingerprint: str = "1" * 32) -> PruneJob:
@@ -74,7 +74,7 @@ def test_the_arithmetic_is_the_one_that_was_planned(
         used.append(precision)
         return contextlib.nullcontext(engine)
 
-    monkeypatch.setattr(phase, "runtime", runtime)
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", runtime)
     if told:
         monkeypatch.setenv(PRECISION_VARIABLE, told)
     made = run(make_store(tmp_path, dtype=torch.bfloat16), PruneConfig(drop_layers=[2], calibration_samples=9))[1]
@@ -247,7 +247,7 @@ def test_impossible_students_are_refused_before_anything_is_loaded(
     def unexpected(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was built")
 
-    monkeypatch.setattr(phase, "runtime", unexpected)
+    monkeypatch.setattr(phase, "start_engine", unexpected)
     with pytest.raises(UserError, match=sentence):
         run(store, PruneConfig(**student))
     assert store.find("prune-" + "1" * 32) is None

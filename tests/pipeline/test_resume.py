@@ -12,14 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from finetuning import SETTINGS, assert_same_run, first_step, history_of, job_in, steps_kept, stop_after, weights_of
+from finetuning import (
+    SETTINGS,
+    assert_same_run,
+    correct,
+    first_step,
+    history_of,
+    job_in,
+    steps_kept,
+    stop_after,
+    weights_of,
+)
 from stores import Recorder, context
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.context import StopFlag
 from compression_pipeline.errors import Interrupted, TransientError, torn_write
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.phases.finetune import correct
 
 
 class StopsAtLook(StopFlag):

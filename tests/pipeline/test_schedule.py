@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compression_pipeline.config import FinetuneConfig
+from compression_pipeline.engines.history import MOST_ENTRIES, History, StepEntry, ValidationEntry
+from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.megatron.flops import PEAK_BF16, forward_flops, peak_flops, training_flops
-from compression_pipeline.megatron.history import MOST_ENTRIES, History, StepEntry, ValidationEntry
-from compression_pipeline.megatron.schedule import learning_rate
 
 
 @st.composite

@@ -13,6 +13,7 @@ import torch
 from finetuning import (
     SETTINGS,
     Stopping,
+    correct,
     history_of,
     job_in,
 )
@@ -21,19 +22,18 @@ from stores import DATA, TEACHER, context, publish
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import FinetuneConfig, FinetuneResult, ValidationConfig
 from compression_pipeline.context import Context
+from compression_pipeline.engines.history import History, Scalars, StepEntry
+from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.checkpoint import Checkpoints
-from compression_pipeline.megatron.data import Batch, TrainingData
 from compression_pipeline.megatron.flops import training_flops
-from compression_pipeline.megatron.history import History, Scalars, StepEntry
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.optimizer import Optimizer
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.megatron.schedule import learning_rate
 from compression_pipeline.megatron.training import LanguageModelLoss, train
-from compression_pipeline.phases.finetune import correct
+from compression_pipeline.text.batches import Batch, TrainingData
 
 
 class TestWhatIsPublished:
@@ -52,7 +52,7 @@ class TestWhatIsPublished:
     def test_transformers_measures_the_published_loss(self, uninterrupted: Store) -> None:
         from transformers import AutoModelForCausalLM
 
-        from compression_pipeline.megatron.data import ValidationData
+        from compression_pipeline.text.batches import ValidationData
 
         artifact = uninterrupted.open("finetune-" + "0" * 32)
         model = AutoModelForCausalLM.from_pretrained(artifact.model, dtype=torch.float32).eval()
@@ -319,7 +319,7 @@ class TestBadInput:
     def test_too_little_text_is_seen_before_a_model_is_built(
         self, store: Store, engine: Runtime, fields: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("compression_pipeline.megatron.model.build", lambda *_, **__: pytest.fail("was built"))
+        monkeypatch.setattr("compression_pipeline.megatron.engine.build", lambda *_, **__: pytest.fail("was built"))
         with pytest.raises(UserError, match=sentence):
             correct(job_in(store, **fields), context(store)[0], engine)
 

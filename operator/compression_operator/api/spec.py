@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field, create_model
 
 from compression_pipeline.config import (
+    DEFAULT_ENGINE,
     PHASES,
     Cache,
     ConfigModel,
     DatasetConfig,
     DistillConfig,
+    EngineName,
     ExportConfig,
     FinetuneConfig,
     ParallelLayout,
@@ -315,6 +317,9 @@ class CompressionRunSpec(ConfigModel):
         default=None,
         description="Distillation of every student that has no distill of its own. Required unless all "
         "students have one.",
+    )
+    engine: EngineName = Field(
+        default=DEFAULT_ENGINE, description="Engine of finetune, prune and distill. A change runs them again."
     )
     export: ExportConfig = Field(
         default=ExportConfig(), description="How the students are written as Hugging Face checkpoints."

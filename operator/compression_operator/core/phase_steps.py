@@ -17,6 +17,7 @@ from compression_operator.api.status import (
     ValidationLoss,
 )
 from compression_pipeline.config import (
+    DEFAULT_ENGINE,
     DistillResult,
     FinetuneResult,
     Phase,
@@ -116,11 +117,16 @@ def _finetuned(spec: CompressionRunSpec, student: Student | None, precision: Pre
         "finetune": _settled(spec.finetune, precision),
         "validation": spec.validation,
         "sequence_length": spec.dataset.sequence_length,
+        "engine": _engine(spec),
     }
 
 
 def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
-    return {"prune": student and student.prune, "sequence_length": spec.dataset.sequence_length}
+    return {
+        "prune": student and student.prune,
+        "sequence_length": spec.dataset.sequence_length,
+        "engine": _engine(spec),
+    }
 
 
 def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
@@ -128,7 +134,13 @@ def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Pre
         "distill": _settled((student and student.distill) or spec.distill, precision),
         "validation": spec.validation,
         "sequence_length": spec.dataset.sequence_length,
+        "engine": _engine(spec),
     }
+
+
+def _engine(spec: CompressionRunSpec) -> str | None:
+    """None if it is the default: keys are those of before there was a choice."""
+    return spec.engine if spec.engine != DEFAULT_ENGINE else None
 
 
 def _settled(training: TrainingConfig | None, precision: Precision) -> TrainingConfig | None:

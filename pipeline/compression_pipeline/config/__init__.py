@@ -5,6 +5,7 @@ The control plane imports nothing else from the pipeline.
 
 from .architecture import Activation, Architecture, Family, Normalization
 from .base import ConfigModel, Operational, Record, Rule
+from .engines import DEFAULT_ENGINE, ENGINES, EngineInfo, EngineName
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
 from .figures import Figure, figures_of, human_bytes, number_runs, won_back
@@ -31,6 +32,7 @@ from .phases import (
     Cache,
     DistillJob,
     DistillResult,
+    EngineJob,
     ExportJob,
     ExportResult,
     FinetuneJob,
@@ -53,6 +55,8 @@ from .training import DistillConfig, FinetuneConfig, Precision, TrainingConfig, 
 
 __all__ = [
     "CONFIG_VARIABLE",
+    "DEFAULT_ENGINE",
+    "ENGINES",
     "FORMER_NAMES",
     "METHODS",
     "PACKING",
@@ -71,6 +75,9 @@ __all__ = [
     "DistillJob",
     "DistillResult",
     "DocumentFormat",
+    "EngineInfo",
+    "EngineJob",
+    "EngineName",
     "ExitClass",
     "ExportConfig",
     "ExportDtype",

@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 
 from .architecture import Architecture
 from .base import ConfigModel, Record
+from .engines import DEFAULT_ENGINE, PlannedEngine
 from .export import ExportConfig, ExportDtype
 from .layout import Parallelism
 from .pruning import PruneConfig
@@ -26,15 +27,11 @@ because images from before it refuse a field that they don't know, and leave thi
 """
 TERMINATION_VARIABLE = "COMPRESSION_TERMINATION_MESSAGE"
 """Path of the termination message; /dev/termination-log where it isn't set."""
-
-
 FORMER_NAMES = {"validation": "evaluate"}
 """Fields of jobs that older images and artifacts, and so fingerprints, know by another name."""
 
-
 WEIGHT = 4
 """Bytes of one parameter of a model between phases (float32 on CPU; bfloat16 on GPU takes half)."""
-
 CHECKPOINTED = 14
 """Bytes of one parameter in a training checkpoint: bfloat16 weight, float32 master weight and two AdamW moments."""
 
@@ -91,7 +88,6 @@ class JobConfig(ConfigModel):
     rendezvous_timeout_seconds: int = Field(
         default=600, ge=1, description="Time that a pod of several waits for the others before it gives up its place."
     )
-
     cache: Cache = Field(default=Cache.STORE, description="Whose artifacts the job may adopt.")
     expected: dict[str, str] = Field(
         default={},
@@ -159,7 +155,13 @@ class PrepareJob(JobConfig):
         return self.teacher.model, self.dataset.source
 
 
-class FinetuneJob(JobConfig):
+class EngineJob(JobConfig):
+    """A job that an engine computes."""
+
+    engine: PlannedEngine = Field(default=DEFAULT_ENGINE, description="The engine, of `ENGINES`.")
+
+
+class FinetuneJob(EngineJob):
     """Correct the teacher. Its artifact: `model/`, the corrected teacher as a Hugging Face checkpoint."""
 
     data: str = Field(description="Artifact with the tokenized text (prepare's).")
@@ -176,7 +178,7 @@ class FinetuneJob(JobConfig):
         return _bytes_of_training(self.finetune, teacher)
 
 
-class PruneJob(JobConfig):
+class PruneJob(EngineJob):
     """Cut the student out of the (corrected) teacher. Its artifact: `model/`, importance scores and plot."""
 
     data: str
@@ -188,7 +190,7 @@ class PruneJob(JobConfig):
         return (student or teacher) * WEIGHT
 
 
-class DistillJob(JobConfig):
+class DistillJob(EngineJob):
     """Train the student on the teacher's logits. Its artifact: `model/` and, for export's proof, reference logits.
 
     The reference logits are float32, of the weights rounded to each dtype that an export may have.

@@ -6,7 +6,7 @@ up projection's.
 Rotary embeddings rotate halves on both sides, so no rows are permuted within a head.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +18,6 @@ from compression_pipeline.errors import UserError
 
 from .files import inspect
 from .names import EMBEDDING, FINAL_NORM, OUTPUT, expected_shapes, layer_prefix
-from .writer import write_checkpoint
 
 MEGATRON_EMBEDDING = "embedding.word_embeddings.weight"
 MEGATRON_FINAL_NORM = "decoder.final_layernorm"
@@ -144,28 +143,3 @@ def load_into(model: nn.Module, architecture: Architecture, folder: Path) -> Non
             parameter.copy_(tensor)
     if parameters:
         raise RuntimeError(f"the checkpoint has nothing for the model's {', '.join(parameters)}")
-
-
-def write(
-    state: Mapping[str, Tensor],
-    architecture: Architecture,
-    folder: Path,
-    *,
-    template: Path,
-    dtype: torch.dtype | None = None,
-    max_shard_size: str = "5GB",
-) -> None:
-    """Write a model as a Hugging Face checkpoint into `folder`.
-
-    `state` has full tensors by Megatron's names. `template` is the folder of the checkpoint it descends from: its
-    config.json is the template, its tokenizer, generation config and licence files come along. `dtype`: type of the
-    written weights, by default that of the state's. `max_shard_size` in Hugging Face's units (5GB is 5e9 bytes).
-    """
-    write_checkpoint(
-        to_huggingface(architecture, state.__getitem__),
-        architecture,
-        folder,
-        template=template,
-        dtype=dtype or next(iter(state.values())).dtype,
-        max_shard_size=max_shard_size,
-    )

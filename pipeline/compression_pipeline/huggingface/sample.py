@@ -1,13 +1,11 @@
 """A sentence by the exported student: where it starts, and how it goes on."""
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from compression_pipeline.draws import permutation
+from compression_pipeline.text.indexed import IndexedText
 
 PROMPT_WORDS = 12
 DOCUMENTS = 100
@@ -16,26 +14,15 @@ DOCUMENTS = 100
 LONGEST = 1000
 """Characters of a sample."""
 
-_IDX_MAGIC = b"MMIDIDX\x00\x00"
-_TOKEN_TYPES = {4: numpy.int32, 8: numpy.uint16}
-
 
 def documents(prefix: Path, *, sample: int | None = None) -> Iterator[list[int]]:
-    """Token ids of the sequences of a Megatron indexed dataset, one after the other; no Megatron needed.
+    """Token ids of the sequences of an indexed dataset, one after the other.
 
     `sample`: not all, but so many at most, drawn from the whole dataset, always the same ones.
-
-    Its index: the magic, u64 version, u8 token type, u64 sequences, u64 documents, then i32 lengths (little-endian).
     """
-    with Path(f"{prefix}.idx").open("rb") as file:
-        if file.read(len(_IDX_MAGIC)) != _IDX_MAGIC:
-            raise ValueError(f"{prefix}.idx is not an index of Megatron's")
-        _, code, count, _ = struct.unpack("<QBQQ", file.read(25))
-        lengths = numpy.fromfile(file, numpy.int32, count)
-    tokens = numpy.memmap(f"{prefix}.bin", dtype=_TOKEN_TYPES[code], mode="r")
-    ends = numpy.cumsum(lengths, dtype=numpy.int64)
-    for number in range(count) if sample is None else permutation(count, "prompt")[:sample].tolist():
-        yield tokens[ends[number] - lengths[number] : ends[number]].tolist()
+    text = IndexedText(prefix)
+    for number in range(len(text)) if sample is None else permutation(len(text), "prompt")[:sample].tolist():
+        yield text[number].tolist()
 
 
 def default_prompt(prefix: Path, tokenizer: Any) -> str:

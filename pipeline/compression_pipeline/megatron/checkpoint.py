@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 
 from compression_pipeline.context import Context
+from compression_pipeline.engines.history import History
 from compression_pipeline.errors import PhaseError, TransientError, torn_write
 from compression_pipeline.faults import classify
 from compression_pipeline.store.files import sha256, sync
 
 from . import generators, shards
 from .generators import Generators
-from .history import History
 from .optimizer import Optimizer
 from .runtime import Runtime
 from .shards import Foreign, Missing, Reading, Unreadable

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compression_pipeline.text.batches import Batch
+
 from . import private
-from .data import Batch
 from .modelopt import modelopt
 from .objective import Objective
 

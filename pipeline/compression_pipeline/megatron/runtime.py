@@ -19,14 +19,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from compression_pipeline.config import JobConfig, ParallelLayout, Precision
-from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.store.system import processors
 
@@ -145,14 +143,6 @@ def runtime(
             deterministic=deterministic or not gpu,
             threads=threads,
         )
-
-
-def share_folder(context: Context, runtime: Runtime) -> None:
-    """Let every rank use rank 0's folder; every rank calls it. On other nodes nobody knows which launch this is."""
-    if runtime.world_size > 1:
-        told = [str(context.folder)]
-        dist.broadcast_object_list(told, src=0)
-        context.folder = Path(told[0])
 
 
 def free(runtime: Runtime) -> None:

@@ -17,15 +17,15 @@ import torch.distributed as dist
 
 from compression_pipeline.config import TrainingConfig
 from compression_pipeline.context import Context
+from compression_pipeline.engines.history import History, Scalars, StepEntry, ValidationEntry
+from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.text.batches import Batch, TrainingData
 
 from .checkpoint import Checkpoints
-from .data import Batch, TrainingData
 from .flops import peak_flops
-from .history import History, Scalars, StepEntry, ValidationEntry
 from .optimizer import Optimizer
 from .runtime import Runtime
-from .schedule import learning_rate
 
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallel

@@ -7,8 +7,8 @@ import torch.distributed as dist
 
 from compression_pipeline.context import Context
 from compression_pipeline.errors import Interrupted
+from compression_pipeline.text.batches import ValidationData
 
-from .data import ValidationData
 from .runtime import Runtime
 
 if TYPE_CHECKING:

@@ -1,21 +1,22 @@
 """Weights that exist are measured, not made again: what only measures is no part of their key."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
-import torch.distributed as dist
+import torch
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import DistillJob, FinetuneJob, Record
+from compression_pipeline.config import Architecture, DistillJob, FinetuneJob, Precision, Record
 from compression_pipeline.context import Context
+from compression_pipeline.engines import Engine, Model, State
+from compression_pipeline.engines.soundness import check_sound
 from compression_pipeline.errors import Interrupted
-from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.store.published import Published
-
-if TYPE_CHECKING:
-    from compression_pipeline.megatron.data import ValidationData
-    from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.text.batches import ValidationData, sequences_per_pass
 
 Result = TypeVar("Result", bound=Record)
 
@@ -23,28 +24,25 @@ WHOSE = {"teacher": "the teacher", "corrected": "the corrected teacher"}
 """What models are called by their role; the others are students."""
 
 
-def made_before(job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", phase: str) -> Artifact | None:
+def made_before(job: FinetuneJob | DistillJob, context: Context, engine: Engine, phase: str) -> Artifact | None:
     """The artifact of the step, where this step or one that measures otherwise has made it. Every rank calls it."""
     name = f"{phase}-{job.artifact_key}"
-    there = [runtime.rank == 0 and context.sound(context.store.find(name)) is not None]
-    if runtime.world_size > 1:  # what a volume shows to one node it may not show to another yet
-        dist.broadcast_object_list(there, src=0)
-    return context.store.open(name) if there[0] else None
+    # What a volume shows to one node it may not show to another yet.
+    there = engine.agree(engine.rank == 0 and context.sound(context.store.find(name)) is not None)
+    return context.store.open(name) if there else None
 
 
 def own(
-    job: FinetuneJob | DistillJob, context: Context, runtime: "Runtime", made: Artifact, result: type[Result]
+    job: FinetuneJob | DistillJob, context: Context, engine: Engine, made: Artifact, result: type[Result]
 ) -> Result | None:
     """What this very step has told of the artifact, where it made it; its note, which may be lost, is written again."""
     if _measured_otherwise(made, job):
         return None
-    return settled(job, context, made, result) if runtime.rank == 0 else made.result(result)
+    return settled(job, context, made, result) if engine.rank == 0 else made.result(result)
 
 
-def validation_of(job: FinetuneJob | DistillJob, context: Context) -> "ValidationData":
+def validation_of(job: FinetuneJob | DistillJob, context: Context) -> ValidationData:
     """The sequences that the step measures losses over. Raises UserError where the text is shorter than one."""
-    from compression_pipeline.megatron.data import ValidationData
-
     text = context.store.open(job.data).data
     return ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
 
@@ -52,36 +50,84 @@ def validation_of(job: FinetuneJob | DistillJob, context: Context) -> "Validatio
 def losses(
     job: FinetuneJob | DistillJob,
     context: Context,
-    runtime: "Runtime",
+    engine: Engine,
     models: Mapping[str, str],
-    data: "ValidationData",
+    data: ValidationData,
 ) -> dict[str, float]:
     """Validation losses of published models over `data`, by role, as training computes them.
 
     `models`: role -> artifact. Raises UserError that says whose loss is no number, and which tensor is to blame if one
     is.
     """
-    from compression_pipeline.megatron.data import sequences_per_pass
-    from compression_pipeline.megatron.model import build
-    from compression_pipeline.megatron.runtime import free
-    from compression_pipeline.megatron.soundness import check_sound
-    from compression_pipeline.megatron.validation import validation_loss
-
     settings = job.finetune if isinstance(job, FinetuneJob) else job.distill
     found: dict[str, float] = {}
     for number, (role, name) in enumerate(models.items(), start=1):
         folder = context.store.open(name).model
         architecture = read_architecture(folder)
-        model = build(architecture, runtime, sequence_length=job.sequence_length)
-        conversion.load_into(model, architecture, folder)
-        loss = validation_loss(model, data, runtime, context, batch_size=sequences_per_pass(settings, runtime))
-        whose, what = WHOSE.get(role, f"the {role} student"), "its validation loss"
-        check_sound(model, architecture, loss, whose=whose, what=what, runtime=runtime)
+        model = loaded(engine, architecture, folder, sequence_length=job.sequence_length)
+        loss = engine.validate(model, data, sequences_per_pass=sequences_per_pass(settings, engine))
+        whose = WHOSE.get(role, f"the {role} student")
+        check_loss(engine, lambda model=model: engine.state(model), architecture, loss, whose=whose)
         found[role] = loss
         context.events.progress(number, len(models), unit="models", doing="measure")
         del model
-        free(runtime)
+        engine.free()
     return found
+
+
+def loaded(engine: Engine, architecture: Architecture, folder: Path, *, sequence_length: int) -> Model:
+    """The model of a Hugging Face checkpoint. Raises what `Engine.build` and `Engine.load` do."""
+    model = engine.build(architecture, sequence_length=sequence_length)
+    engine.load(model, architecture, folder)
+    return model
+
+
+def check_loss(
+    engine: Engine, state: Callable[[], State], architecture: Architecture, loss: float, *, whose: str
+) -> None:
+    """Refuse a model, untouched so far, whose validation loss is no number. See `check_sound`."""
+    check_sound(
+        lambda: engine.tensors(state(), architecture),
+        loss,
+        whose=whose,
+        what="its validation loss",
+        precision=engine.precision,
+    )
+
+
+def torch_type(precision: Precision) -> torch.dtype:
+    """The type of parameters in an arithmetic."""
+    return torch.bfloat16 if precision is Precision.BF16 else torch.float32
+
+
+def remembered(
+    context: Context, fingerprint: str, engine: Engine, name: str, measured_on: Any, measure: Callable[[], float]
+) -> float:
+    """The figure `name` of the step, as an attempt has measured it, or measured now; every rank calls it.
+
+    `measured_on`: what it depends on beside the fingerprint, for JSON; measured on something else it is another figure.
+    """
+    known: float | None = None
+    if engine.rank == 0:
+        attempts = context.store.earlier_attempts(fingerprint)
+        found = (_read(folder / f"{name}.json", measured_on) for folder in attempts)
+        known = next((value for value in found if value is not None), None)
+    known = engine.agree(known)
+    if known is not None:
+        return known
+    value = measure()
+    if engine.rank == 0 and math.isfinite(value):
+        (context.folder / f"{name}.json").write_text(json.dumps({"measuredOn": measured_on, "value": value}))
+    return value
+
+
+def _read(path: Path, measured_on: Any) -> float | None:
+    try:
+        content = json.loads(path.read_text())
+        value = float(content["value"])
+        return value if content["measuredOn"] == measured_on and math.isfinite(value) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def settled(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: type[Result]) -> Result:

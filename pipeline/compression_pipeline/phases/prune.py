@@ -21,15 +21,16 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.config.base import indivisible
 from compression_pipeline.context import Context
+from compression_pipeline.engines import start_engine
+from compression_pipeline.engines.soundness import check_sound
 from compression_pipeline.errors import UserError
-from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import CheckpointFiles, inspect
-from compression_pipeline.huggingface.writer import save_tensors
-from compression_pipeline.importance import Choice, Scores, choose, measure, scorers
+from compression_pipeline.huggingface.writer import save_tensors, write_checkpoint
+from compression_pipeline.importance import Choice, Scores, choose
 from compression_pipeline.importance.base import Batches
-from compression_pipeline.megatron.model import build
-from compression_pipeline.megatron.runtime import Runtime, runtime, share_folder
+from compression_pipeline.phases import measuring
 from compression_pipeline.report.write import write_importance
+from compression_pipeline.text.batches import Place, ShuffledText
 
 CALIBRATION_TOKENS = 8192
 """Tokens in one forward pass of the calibration, about; at least one sequence."""
@@ -55,43 +56,48 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
     settled = settled_precision()
     precision = settled if dtype is torch.bfloat16 else Precision.FP32
-    with runtime(job, precision=precision, tell=context.events.info) as current:
-        share_folder(context, current)
-        sequences = Calibration(data.data, current, job.sequence_length, prune.calibration_samples)
-        from compression_pipeline.megatron.soundness import check_sound
-
-        model = build(teacher, current, sequence_length=job.sequence_length)
-        conversion.load_into(model, teacher, teacher_artifact.model)
+    with start_engine(job, context, precision=precision) as engine:
+        sequences = Calibration(data.data, engine, job.sequence_length, prune.calibration_samples)
+        model = measuring.loaded(engine, teacher, teacher_artifact.model, sequence_length=job.sequence_length)
         started = time.monotonic()
-        scores = measure(model, teacher, sequences.batches(context), scorers(prune.importance))
+        scores = engine.measure(model, teacher, sequences.batches(context), prune.importance)
         seconds = time.monotonic() - started
         for axis, found in scores.items():
             total, what = float(found.double().sum()), f"the importance of its {axis}"
-            check_sound(model, teacher, total, whose="the teacher", what=what, runtime=current)
+            check_sound(
+                lambda: engine.tensors(engine.state(model), teacher),
+                total,
+                whose="the teacher",
+                what=what,
+                precision=engine.precision,
+            )
         choice = choose(scores, teacher, prune)
-        from compression_pipeline.megatron.minitron import cut
-
-        cut(model, teacher, student, choice, divisor=prune.divisor)
+        model = engine.cut(model, teacher, student, choice, divisor=prune.divisor)
         result = PruneResult(
             student=student,
             parameters=student.parameters,
             compression_ratio=student.parameters / teacher.parameters,
             kept_layers=[layer + 1 for layer in choice.layers],
         )
-        if current.rank == 0:
+        if engine.rank == 0:
             tokens = sequences.count * job.sequence_length
             metrics = {
                 "calibrationSamples": sequences.count,
                 "calibrationTokens": tokens,
                 "calibrationSeconds": seconds,
                 "calibrationTokensPerSecond": tokens / seconds,
-                "precision": current.precision.value,
+                "precision": engine.precision.value,
             }
             if settled is not Precision.AUTO:
                 metrics["plannedPrecision"] = settled.value
             with context.store.draft("prune", job.fingerprint) as draft:
-                state = dict(model.named_parameters())
-                conversion.write(state, student, draft.path / "model", template=teacher_artifact.model, dtype=dtype)
+                write_checkpoint(
+                    engine.tensors(engine.state(model), student),
+                    student,
+                    draft.path / "model",
+                    template=teacher_artifact.model,
+                    dtype=dtype,
+                )
                 write_scores(scores, choice, teacher, prune, draft.path)
                 published = draft.publish(
                     config=job.to_json(),
@@ -154,15 +160,13 @@ class _Walked(Iterable[tuple[Tensor, Tensor]]):
 class Calibration:
     """The sequences that importance is measured on, shared among the ranks."""
 
-    def __init__(self, folder: Path, current: Runtime, sequence_length: int, samples: int) -> None:
+    def __init__(self, folder: Path, place: Place, sequence_length: int, samples: int) -> None:
         """A sample of the training text, no sequence twice; fewer than `samples` where there are fewer.
 
         It is drawn for calibration alone: whatever the seed of a training, these are not the sequences it begins with.
 
         Raises UserError where the text is shorter than one sequence.
         """
-        from compression_pipeline.megatron.data import ShuffledText
-
         self._text = ShuffledText(folder / "train", sequence_length=sequence_length, drawn_for=("calibration",))
         self.count = min(samples, self._text.sequences_per_epoch)
         if self.count < 1:
@@ -170,21 +174,21 @@ class Calibration:
                 f"dataset: {self._text.tokens:,} training tokens are less than one sequence of {sequence_length}; "
                 "lower sequenceLength, or give more text"
             )
-        self._runtime = current
+        self._place = place
         self._size = max(1, CALIBRATION_TOKENS // sequence_length)
-        self._positions = torch.arange(sequence_length, device=current.device)
+        self._positions = torch.arange(sequence_length, device=place.device)
 
     def batches(self, context: Context) -> Batches:
         """This rank's, to be walked any number of times, with progress told; that raises Interrupted on SIGTERM."""
         return _Walked(lambda: self._batches(context))
 
     def _batches(self, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
-        mine = range(self._runtime.data_rank, self.count, self._runtime.data_size)
+        mine = range(self._place.data_rank, self.count, self._place.data_size)
         for start in range(0, len(mine), self._size):
             context.stop_if_requested()
             tokens = torch.stack([self._text[index][:-1] for index in mine[start : start + self._size]])
-            yield tokens.to(self._runtime.device), self._positions.expand(len(tokens), -1)
-            done = min(self.count, (start + len(tokens)) * self._runtime.data_size)
+            yield tokens.to(self._place.device), self._positions.expand(len(tokens), -1)
+            done = min(self.count, (start + len(tokens)) * self._place.data_size)
             context.events.progress(done, self.count, unit="samples")
 
 

@@ -1,4 +1,4 @@
-"""Writes Megatron's indexed dataset (`.bin` and `.idx`) without Megatron, whose import takes seconds.
+"""Megatron's indexed dataset (`.bin` and `.idx`) without Megatron, whose import takes seconds.
 
 The format is that of megatron.core.datasets.indexed_dataset (version 1). `.bin`: the tokens of all sequences, one after
 the other. `.idx`, little-endian: the magic `MMIDIDX\\0\\0`, u64 version, u8 code of the token type, u64 number of
@@ -18,9 +18,40 @@ import numpy as np
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _CODES = {"uint16": 8, "int32": 4}
+_HEADER = struct.Struct("<QBQQ")
 _SMALL_VOCABULARY = 65500
 LONGEST = 2**31 - 1
 """Tokens that a document may have, the end-of-document token among them: the format has 32 bits for it."""
+
+
+class IndexedText:
+    """An indexed dataset that is there: its documents, end to end."""
+
+    def __init__(self, prefix: Path) -> None:
+        """Opens `<prefix>.idx` and `<prefix>.bin`. Raises OSError, ValueError."""
+        with prefix.with_name(prefix.name + ".idx").open("rb") as file:
+            head = file.read(len(_MAGIC) + _HEADER.size)
+            if not head.startswith(_MAGIC):
+                raise ValueError(f"{prefix}.idx is not an index of Megatron's")
+            _, code, count, _ = _HEADER.unpack(head[len(_MAGIC) :])
+            self.lengths = np.fromfile(file, np.int32, count)
+            """Tokens of each sequence; those without any are left out."""
+            offsets = np.fromfile(file, np.int64, count)
+        dtype = np.dtype(next(name for name, known in _CODES.items() if known == code))
+        self.places = offsets // dtype.itemsize
+        """Where each sequence begins in `tokens`."""
+        tokens = prefix.with_name(prefix.name + ".bin")
+        empty = tokens.stat().st_size == 0  # which can't be mapped
+        self.tokens: np.ndarray = np.empty(0, dtype) if empty else np.memmap(tokens, dtype=dtype, mode="r")
+        """Of all sequences, one after the other."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The tokens of a sequence."""
+        start = int(self.places[index])
+        return self.tokens[start : start + int(self.lengths[index])]
 
 
 class TooLong(Exception):
@@ -89,7 +120,7 @@ class IndexedWriter:
         offsets *= self._dtype.itemsize
         boundaries = np.zeros(len(documents) + 1, np.int64)
         np.cumsum(documents > 0, dtype=np.int64, out=boundaries[1:])
-        header = struct.pack("<QBQQ", _VERSION, _CODES[self._dtype.name], len(sequences), len(boundaries))
+        header = _HEADER.pack(_VERSION, _CODES[self._dtype.name], len(sequences), len(boundaries))
         found = hashlib.sha256()
         with self.idx.open("wb") as file:
             for part in (_MAGIC + header, sequences.tobytes(), offsets.tobytes(), boundaries.tobytes()):

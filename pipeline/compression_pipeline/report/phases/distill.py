@@ -5,7 +5,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compression_pipeline.config import DistillConfig, DistillJob, DistillResult, Phase, StepResult, losses_in_words
+from compression_pipeline.config import (
+    ENGINES,
+    DistillConfig,
+    DistillJob,
+    DistillResult,
+    Phase,
+    StepResult,
+    losses_in_words,
+)
 from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import COLOURS, Level, LineChart, Series, line_chart
@@ -105,7 +113,7 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
     job, result = ancestry.distill
     yield (
         f"**Distillation.** {_losses_told(job, result)}. Sequences of "
-        f"{job.sequence_length} tokens; NVIDIA Megatron-Core and ModelOpt."
+        f"{job.sequence_length} tokens; {ENGINES[job.engine].trains_with}."
     )
     yield training.card_table(ancestry, Phase.DISTILL, job, job.distill)
 

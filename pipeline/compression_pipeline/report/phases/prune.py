@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from compression_pipeline.config import METHODS, Architecture, ImportanceConfig, method_words, number_runs
+from compression_pipeline.config import ENGINES, METHODS, Architecture, ImportanceConfig, method_words, number_runs
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import Area, Cell, Grid, ranked_area
 from compression_pipeline.report.data import RunData, StudentData
@@ -140,7 +140,7 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
     ranked = job.prune.layers is not None and len(kept) < whole
     how = f" by {method_words(importance.depth)}" if ranked else ""
     yield (
-        f"**Pruning.** NVIDIA ModelOpt's mcore_minitron; importance{_otherwise(importance)} from the activations of "
+        f"**Pruning.** {ENGINES[job.engine].prunes_with}; importance{_otherwise(importance)} from the activations of "
         f"{ancestry.calibration_samples:,} sequences of {job.sequence_length:,} tokens. "
         f"Kept: {layers}{how}; the other sizes as in the table above."
     )

@@ -12,7 +12,7 @@ Validation sequences are a sample of the whole validation text, always the same.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy
 import torch
@@ -22,15 +22,25 @@ from compression_pipeline.config.base import nearest_multiples
 from compression_pipeline.draws import permutation
 from compression_pipeline.errors import UserError
 
-from .runtime import Runtime
+from .indexed import IndexedText
 
-if TYPE_CHECKING:
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+class Place(Protocol):
+    """A rank's share of the batches: `data_rank` of `data_size`, on `device`."""
+
+    @property
+    def data_rank(self) -> int: ...
+
+    @property
+    def data_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences for one forward pass; all tensors are [sequences, sequence length], int64, on the runtime's device."""
+    """Sequences for one forward pass; all tensors are [sequences, sequence length], int64, on the engine's device."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -43,12 +53,12 @@ class ShuffledText:
 
     def __init__(self, prefix: Path, *, sequence_length: int, drawn_for: tuple[str | int, ...]) -> None:
         """Open `<prefix>.bin`. `drawn_for`: what the order is drawn from."""
-        text = self._text = _open(prefix)  # kept: what it maps into memory goes with it
-        self.tokens = text_length(text)
+        text = IndexedText(prefix)
+        self.tokens = len(text.tokens)
         self.sequence_length = sequence_length
-        self._lengths = text.sequence_lengths
-        self._places = text.index.sequence_pointers // text.index.dtype().itemsize
-        self._tokens = _token_file(text, prefix)
+        self._lengths = text.lengths
+        self._places = text.places
+        self._tokens = text.tokens
         self._drawn_for = drawn_for
         self._epoch: _Epoch | None = None
 
@@ -102,7 +112,7 @@ class _Epoch:
 class TrainingData:
     """The training sequences of one run, in its order."""
 
-    def __init__(self, folder: Path, settings: TrainingConfig, runtime: Runtime, *, sequence_length: int) -> None:
+    def __init__(self, folder: Path, settings: TrainingConfig, place: Place, *, sequence_length: int) -> None:
         """Open `folder/train.bin`.
 
         Args:
@@ -121,18 +131,18 @@ class TrainingData:
                 f"dataset: {available:,} training tokens are less than one batch of {global_batch_size} sequences of "
                 f"{sequence_length} ({needed:,}); lower globalBatchSize or sequenceLength, or give more text"
             )
-        if global_batch_size % runtime.data_size:
+        if global_batch_size % place.data_size:
             raise UserError(
-                f"globalBatchSize: {global_batch_size} sequences do not divide among {runtime.data_size} ranks; "
-                f"nearest: {nearest_multiples(global_batch_size, runtime.data_size)}"
+                f"globalBatchSize: {global_batch_size} sequences do not divide among {place.data_size} ranks; "
+                f"nearest: {nearest_multiples(global_batch_size, place.data_size)}"
             )
         self.sequence_length = sequence_length
-        self._share = global_batch_size // runtime.data_size
-        self.micro_batch_size = sequences_per_pass(settings, runtime)
+        self._share = global_batch_size // place.data_size
+        self.micro_batch_size = sequences_per_pass(settings, place)
         self.micro_batches = self._share // self.micro_batch_size
         self._global_batch_size = global_batch_size
-        self._runtime = runtime
-        self._positions = torch.arange(sequence_length, device=runtime.device)
+        self._place = place
+        self._positions = torch.arange(sequence_length, device=place.device)
 
     def passes(self, steps: int) -> Passes:
         """How often so many steps go through the text."""
@@ -144,14 +154,14 @@ class TrainingData:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's share of the batch of `step` (counted from 0), as `micro_batches` batches."""
-        first = step * self._global_batch_size + self._runtime.data_rank * self._share
+        first = step * self._global_batch_size + self._place.data_rank * self._share
         return [
             self._batch(range(start, start + self.micro_batch_size))
             for start in range(first, first + self._share, self.micro_batch_size)
         ]
 
     def _batch(self, indices: range) -> Batch:
-        sequences = torch.stack([self._text[index] for index in indices]).to(self._runtime.device, non_blocking=True)
+        sequences = torch.stack([self._text[index] for index in indices]).to(self._place.device, non_blocking=True)
         return Batch(
             tokens=sequences[:, :-1].contiguous(),
             positions=self._positions.expand(len(sequences), -1),
@@ -175,9 +185,9 @@ class ValidationData:
         Raises:
             UserError: the text is shorter than one sequence.
         """
-        text = _open(folder / "validation")
+        text = IndexedText(folder / "validation")
         self.sequence_length = sequence_length
-        available = text_length(text)
+        available = len(text.tokens)
         if available <= sequence_length:
             raise UserError(
                 f"dataset: {available:,} validation tokens are less than one sequence of {sequence_length}; lower "
@@ -185,7 +195,7 @@ class ValidationData:
             )
         drawn = permutation((available - 1) // sequence_length, "validation", available, sequence_length)
         self._sequences: list[int] = drawn[:samples].tolist()
-        self._tokens = _token_file(text, folder / "validation")
+        self._tokens = text.tokens
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -203,32 +213,16 @@ class ValidationData:
         )
 
 
-def text_length(text: "IndexedDataset") -> int:
-    """Tokens in all documents."""
-    return int(numpy.sum(text.sequence_lengths, dtype=numpy.int64))
-
-
-def sequences_per_pass(settings: TrainingConfig, runtime: Runtime) -> int:
+def sequences_per_pass(settings: TrainingConfig, place: Place) -> int:
     """Sequences in one forward pass of a rank, in training and in every validation of the step.
 
     Where a rank's share of the global batch is no multiple of the micro batch, it is the largest number below the micro
     batch that divides the share. A loss depends on it in its last bits, so all figures of a step are taken with it.
     """
-    share = max(1, settings.global_batch_size // runtime.data_size)
+    share = max(1, settings.global_batch_size // place.data_size)
     return largest_divisor(share, settings.micro_batch_size)
 
 
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit`."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
-
-
-def _open(prefix: Path) -> "IndexedDataset":
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    return IndexedDataset(str(prefix))
-
-
-def _token_file(text: "IndexedDataset", prefix: Path) -> numpy.ndarray:
-    """The documents end to end, without anything between."""
-    return numpy.memmap(f"{prefix}.bin", dtype=text.index.dtype, mode="r")

@@ -1,0 +1,52 @@
+"""The engines: what may compute the phases that prune and train. An engine is a folder of its own and an entry here."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """An engine in words, without torch."""
+
+    implementation: str
+    """`module:function` that starts it, a `compression_pipeline.engines.Start`."""
+    prunes_with: str
+    """What cuts students out of teachers, for the card: a phrase."""
+    trains_with: str
+    """What trains, for the card: a phrase."""
+
+
+DEFAULT_ENGINE = "Megatron"
+
+ENGINES: dict[str, EngineInfo] = {
+    "Megatron": EngineInfo(
+        implementation="compression_pipeline.megatron.engine:start",
+        prunes_with="NVIDIA ModelOpt's mcore_minitron",
+        trains_with="NVIDIA Megatron-Core and ModelOpt",
+    ),
+}
+
+
+def known_engine(name: str) -> str:
+    """The name. Raises ValueError if no engine has it."""
+    if name not in ENGINES:
+        raise ValueError(f"{name} is not supported, supported: {', '.join(ENGINES)}")
+    return name
+
+
+class _OneOfThem:
+    """Gives the schema of a field the names of all engines."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "enum": [*ENGINES]}
+
+
+EngineName = Annotated[str, AfterValidator(known_engine), _OneOfThem()]
+"""Name of an engine. The table is read when a value or a schema is made."""
+
+PlannedEngine = Annotated[EngineName, BeforeValidator(lambda name: name or DEFAULT_ENGINE)]
+"""As a plan tells it to a job: None is the default, so that no key names it."""

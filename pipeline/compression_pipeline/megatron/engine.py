@@ -1,0 +1,173 @@
+"""Megatron-Core and ModelOpt as an `Engine`."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from compression_pipeline.config import Architecture, EngineJob, ImportanceConfig, LossConfig, Precision
+from compression_pipeline.context import Context
+from compression_pipeline.engines import State, Training
+from compression_pipeline.engines.history import History
+from compression_pipeline.huggingface import conversion
+from compression_pipeline.importance import Choice, Scores, measure, scorers
+from compression_pipeline.importance.base import Batches
+from compression_pipeline.text.batches import Batch, ValidationData
+
+from .flops import forward_flops, training_flops
+from .model import build
+from .runtime import Runtime, free, runtime
+
+Value = TypeVar("Value")
+
+
+@contextmanager
+def start(
+    job: EngineJob, context: Context, *, precision: Precision, deterministic: bool, seed: int
+) -> Iterator["MegatronEngine"]:
+    """See `engines.Start`."""
+    with runtime(job, precision=precision, deterministic=deterministic, seed=seed, tell=context.events.info) as current:
+        yield MegatronEngine(current, context)
+
+
+class MegatronEngine:
+    """Models are GPTModels, states their parameters by Megatron's names.
+
+    What imports Megatron is imported by the methods: see `runtime`.
+    """
+
+    def __init__(self, runtime: Runtime, context: Context) -> None:
+        """An engine in a runtime that is there."""
+        self._runtime = runtime
+        self._context = context
+
+    @property
+    def rank(self) -> int:
+        return self._runtime.rank
+
+    @property
+    def world_size(self) -> int:
+        return self._runtime.world_size
+
+    @property
+    def data_rank(self) -> int:
+        return self._runtime.data_rank
+
+    @property
+    def data_size(self) -> int:
+        return self._runtime.data_size
+
+    @property
+    def device(self) -> torch.device:
+        return self._runtime.device
+
+    @property
+    def precision(self) -> Precision:
+        return self._runtime.precision
+
+    def agree(self, value: Value) -> Value:
+        told = [value]
+        dist.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def free(self) -> None:
+        free(self._runtime)
+
+    def build(self, architecture: Architecture, *, sequence_length: int, exact: bool = False) -> Any:
+        place = dataclasses.replace(self._runtime, dtype=torch.float32) if exact else self._runtime
+        return build(architecture, place, sequence_length=sequence_length)
+
+    def load(self, model: Any, architecture: Architecture, folder: Path) -> None:
+        conversion.load_into(model, architecture, folder)
+
+    def read(self, architecture: Architecture, folder: Path) -> State:
+        return dict(conversion.to_megatron(architecture, conversion.CheckpointReader(folder)))
+
+    def fill(self, model: Any, state: State, dtype: torch.dtype) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if self._runtime.leads_data_group:
+                    parameter.copy_(state[name].to(dtype))
+                dist.broadcast(parameter, group=self._runtime.data_group, group_src=0)
+
+    def state(self, model: Any) -> State:
+        return dict(model.named_parameters())
+
+    def tensors(self, state: State, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
+        return conversion.to_huggingface(architecture, lambda name: state[name].detach())
+
+    def validate(self, model: Any, data: ValidationData, *, sequences_per_pass: int) -> float:
+        from .validation import validation_loss
+
+        return validation_loss(model, data, self._runtime, self._context, batch_size=sequences_per_pass)
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return cast("Tensor", model.eval()(batch.tokens, batch.positions, None)).float()
+
+    def measure(self, model: Any, architecture: Architecture, batches: Batches, importance: ImportanceConfig) -> Scores:
+        return measure(model, architecture, batches, scorers(importance))
+
+    def cut(self, model: Any, teacher: Architecture, student: Architecture, choice: Choice, *, divisor: int) -> Any:
+        from .minitron import cut
+
+        cut(model, teacher, student, choice, divisor=divisor)
+        return model
+
+    def train(self, model: Any, training: Training) -> History:
+        from .training import LanguageModelLoss
+
+        flops = training_flops(training.architecture, training.data.sequence_length)
+        return self._train(model, training, loss=LanguageModelLoss(), measured=model, flops_per_token=flops)
+
+    def distill(
+        self, student: Any, teacher: Any, training: Training, *, of: Architecture, losses: Sequence[LossConfig]
+    ) -> tuple[History, State]:
+        from .distillation import DistillationLoss, StudentAlone, combine, of_student
+        from .objective import Objective
+
+        small, length = training.architecture, training.data.sequence_length
+        objective = Objective.of(losses, of, small, self._runtime, seed=training.settings.seed)
+        model = combine(student, teacher, objective)
+        state: dict[str, Tensor] = {}
+        history = self._train(
+            model,
+            training,
+            loss=DistillationLoss(model, objective),
+            measured=StudentAlone(model),
+            weights=lambda: of_student(model.named_parameters()),
+            flops_per_token=training_flops(small, length) + forward_flops(of, length),
+            finished=lambda optimizer: state.update(of_student(optimizer.weights().items())),
+        )
+        return history, state
+
+    def _train(
+        self,
+        model: Any,
+        training: Training,
+        *,
+        measured: Any,
+        weights: Callable[[], State] | None = None,
+        **told: Any,
+    ) -> History:
+        """`measured`: what the validation loss is of; `weights`: its own, if they are not all of the model's."""
+        from .checkpoint import Checkpoints
+        from .training import train
+
+        settings, data = training.settings, training.data
+        return train(
+            model,
+            settings=settings,
+            data=data,
+            validate=lambda: self.validate(measured, training.validation, sequences_per_pass=data.micro_batch_size),
+            check=lambda loss: training.check(loss, weights or (lambda: self.state(model))),
+            runtime=self._runtime,
+            context=self._context,
+            checkpoints=Checkpoints(self._context, training.fingerprint, self._runtime, keep=settings.keep_checkpoints),
+            **told,
+        )
