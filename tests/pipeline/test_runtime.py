@@ -2,6 +2,7 @@
 
 import socket
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +84,27 @@ def test_everything_is_put_back_and_the_compiler_is_never_imported() -> None:
         assert "cuda" in vars(torch.nn.Module) and "cuda" not in vars(torch.Tensor)
         assert "torch._inductor" not in sys.modules and "torch._dynamo" not in sys.modules
         """
+    )
+    _, errors = child.communicate(timeout=540)
+    assert child.returncode == 0, errors
+
+
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
+    """torch builds extensions one at a time, and waits for ever for who died in the middle of it."""
+    child = python(
+        """
+        import os, pathlib, torch
+        from torch.utils import cpp_extension
+        from engine_models import finetune_job
+        folder = pathlib.Path(cpp_extension._get_build_directory("managed_alloc_runtime", verbose=False))
+        (folder / "lock").touch()
+        from compression_pipeline.megatron.runtime import runtime
+        with runtime(finetune_job()):
+            pass
+        assert [path.name for path in folder.iterdir()] == ["lock"]
+        assert cpp_extension.load_inline.__module__ == "torch.utils.cpp_extension"
+        """,
+        TORCH_EXTENSIONS_DIR=str(tmp_path),
     )
     _, errors = child.communicate(timeout=540)
     assert child.returncode == 0, errors

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
+from torch.utils import cpp_extension
 
 from compression_pipeline.errors import UserError
 
@@ -115,6 +116,18 @@ def replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> N
     else:  # inherited (torch.Tensor's methods are its C base's)
         stack.callback(delattr, owner, name)
     setattr(owner, name, value)
+
+
+def build_no_allocator(stack: contextlib.ExitStack) -> None:
+    """Keep the import of Megatron's inference from compiling an allocator for CUDA's unified memory, which nothing here
+    uses and Megatron does without if it can't be built. It would take seconds, write below the home directory, and wait
+    for ever where a killed process has left its lock.
+    """
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nothing is compiled here")
+
+    replace(stack, cpp_extension, "load_inline", refuse)
 
 
 @contextlib.contextmanager

@@ -180,6 +180,7 @@ def _import_megatron(gpu: bool) -> None:
         warnings.simplefilter("ignore")
         stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.WARNING)
+        private.build_no_allocator(stack)
         if not gpu:
             # Megatron decorates functions with torch.compile when it is imported. With dynamo off that would give the
             # plain functions back, after importing the compiler.
