@@ -37,6 +37,9 @@ from .troubles import REASONS as TROUBLES
 BLOCKED_SECONDS = 10.0
 """When to look again while a step waits for a job to be gone, should nobody tell that it is."""
 
+FIRST_LOOK = timedelta(seconds=1)
+"""When to look at a job that was just made: if no controller takes it up, nothing tells of it."""
+
 ORPHAN = "orphan"
 """Finalizer of an object whose dependants are to outlive it (metav1.FinalizerOrphanDependents)."""
 
@@ -298,6 +301,8 @@ class _Pass:
         for step in self._status.steps:
             if step.state is StepState.PENDING and step.retry_time is not None and step.retry_time > self._now:
                 yield step.retry_time
+            if step.state.active and step.job_name not in self._jobs:
+                yield self._now + FIRST_LOOK
             job = self._jobs.get(step.job_name or "")
             if job is not None and step.state.active and (gives_back := give_back(job, settings[step.name])):
                 yield gives_back

@@ -287,7 +287,7 @@ def test_an_operator_that_dies_between_a_job_and_the_status_finds_the_job(world:
 
 
 def test_a_listing_that_lags_behind_makes_no_second_job(world: World) -> None:
-    world.look()
+    assert world.look().look_again_seconds == 1, "if no controller takes the job up, nothing tells of it"
     name = open_jobs(world)[0]
     world.start(name)
     for _ in range(24):
