@@ -12,7 +12,7 @@ from compression_operator.api.overrides import InvalidOverride, override
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.schema import structural_schema
 from compression_operator.api.validate import validate
-from compression_pipeline.config import DistillConfig, Rule
+from compression_pipeline.config import DistillConfig, Phase, Rule
 
 HERE = Path(__file__).parents[1]
 INVALID = sorted((HERE / "invalid").glob("*.yaml"))
@@ -78,8 +78,8 @@ def test_what_is_given_arrives_typed_and_the_rest_has_defaults() -> None:
     assert spec.distill is not None and spec.distill.warmup_steps == 40
     assert spec.job_template.pod_template is not None
     phases = spec.phases
-    assert [phases.prepare.gpus_per_node, phases.finetune.gpus_per_node, phases.prune.gpus_per_node] == [0, 8, 1]
-    assert phases.prepare.resources == {"requests": {"cpu": 8, "memory": "64Gi"}}
+    assert [phases.of(phase).gpus_per_node for phase in (Phase.PREPARE, Phase.FINETUNE, Phase.PRUNE)] == [0, 8, 1]
+    assert phases.of(Phase.PREPARE).resources == {"requests": {"cpu": 8, "memory": "64Gi"}}
 
 
 def test_faults_come_in_the_order_of_their_paths() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from tests.support.waiting import until_async
 
+from compression_operator.kube.cache import Body
 from compression_operator.kube.client import Resource
 from compression_operator.kube.watching.kopf_run import RETRY_SECONDS, Retries
 from compression_operator.kube.watching.thread import LASTING_SECONDS, keep_watching
@@ -24,7 +25,7 @@ class Told:
     def watched(self) -> dict[str | None, list[Resource]]:
         return {}
 
-    def note_event(self, *_: object) -> None:
+    def note_event(self, resource: Resource, kind: str | None, body: Body) -> None:
         pass
 
     def note_watching(self, problem: str | None) -> None:
