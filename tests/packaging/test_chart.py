@@ -27,11 +27,11 @@ from tests.packaging.helm import (
 )
 
 from compression_operator import __version__
-from compression_operator.__main__ import parse
 from compression_operator.api.documents import read_documents
 from compression_operator.backends.kinds import PERMISSIONS
 from compression_operator.backends.pods.network_policy import PERMISSION
 from compression_operator.cluster.health import Probes, serve
+from compression_operator.cluster.options import parse
 
 LONGEST_RELEASE = "r" * 53
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from tests.packaging.helm import CHART, REPOSITORY, Refused, container, everything, render
 
-from compression_operator.__main__ import parse
 from compression_operator.backends.pods.platform_defaults import PLAIN, RESERVED
+from compression_operator.cluster.options import parse
 
 
 def test_the_arguments_are_the_operators() -> None:

@@ -3,8 +3,8 @@
 import pytest
 from tests.packaging.helm import Body, Refused, container, only, pod, render
 
-from compression_operator.__main__ import parse
 from compression_operator.cluster.health import METRICS_PATH
+from compression_operator.cluster.options import parse
 from compression_operator.cluster.secure_metrics import REVIEWS
 
 ON: Body = {

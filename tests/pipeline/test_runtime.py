@@ -9,7 +9,7 @@ import torch
 from engine_models import finetune_job, python
 from meeting import Meeting
 
-from compression_operator.api.spec import PhaseSettings
+from compression_operator.api.phase_settings import PhaseSettings
 from compression_pipeline.config import Precision
 from compression_pipeline.errors import UserError
 from compression_pipeline.launcher.main import LOST_PEER_SECONDS

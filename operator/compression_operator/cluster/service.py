@@ -4,19 +4,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from compression_operator.api.run import GROUP, CompressionRun, ObjectMeta
 from compression_operator.backends.backend import ClusterBackend, job_caches, job_group, pod_cache
-from compression_operator.backends.log_watcher import PERIOD_SECONDS, LogWatcher
+from compression_operator.backends.log_watcher import LogWatcher
 from compression_operator.backends.pods.jobpods import label_value
-from compression_operator.backends.pods.platform_defaults import PLAIN, JobDefaults
 from compression_operator.backends.pods.pvc_access_modes import ClaimAdvice
 from compression_operator.backends.pods.refusals import PodRefusals, watched
-from compression_operator.core.controller import WORKERS, Conflict, Controller
+from compression_operator.core.controller import Conflict, Controller
 from compression_operator.core.jobs import Decision, Notice, ObservedJob
-from compression_operator.core.managers import Manager
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.troubles import Circumstances, Trouble, add_circumstances
 from compression_operator.kube.cache import Body, Cache
@@ -27,11 +24,12 @@ from compression_operator.kube.login import connect
 
 from .errors import PERSISTENT, FailedPass, RunErrors, is_internal, why_not_made
 from .events import EventRecorder
-from .health import MISSED_SECONDS, Probes
+from .health import Probes
 from .metrics import Metrics
+from .options import Options
 from .resync import Resync
 from .runs import ClusterRuns
-from .secure_metrics import SecureMetrics, listen
+from .secure_metrics import listen
 from .served_schema import ServedSchema
 
 logger = logging.getLogger(__name__)
@@ -48,32 +46,6 @@ TELLING_SECONDS = 1.0
 SYNC_PAUSE_SECONDS = 2.0
 DENIED_PAUSE_SECONDS = 30.0
 """Longest pause between two looks at a cluster of which nothing may be seen yet; the first is SYNC_PAUSE_SECONDS."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What an operator is told when it starts."""
-
-    image: str  # what runs that name no image get
-    jobs: JobDefaults = PLAIN  # what the platform gives to every job
-    namespaces: tuple[str, ...] = ()  # empty: the whole cluster
-    identity: str = "compression-operator"  # of this replica: its pod's name
-    lease_namespace: str = "default"
-    lease_name: str = "compression-operator"
-    leader_election: bool = True
-    take_over: tuple[str, ...] = ()  # installations that are gone, whose runs are this one's from now on
-    workers: int = WORKERS
-    resync_seconds: float = 60.0
-    missed_seconds: float = MISSED_SECONDS
-    progress_seconds: float = PERIOD_SECONDS
-    host: str | None = None  # of the endpoints; None: every address
-    port: int = 8080
-    per_run_metrics: bool = True
-    secure_metrics: SecureMetrics | None = None  # None: /metrics is on `port`, plain
-
-    @property
-    def manager(self) -> Manager:
-        return Manager(f"{self.lease_namespace}/{self.lease_name}", self.take_over)
 
 
 class Service:

@@ -5,8 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.spec import PhaseSettings
 from compression_operator.api.status import CompressionRunStatus, Progress
 from compression_pipeline.config import PRECISION_VARIABLE, ExitClass, JobConfig, Phase, Precision, Termination
 

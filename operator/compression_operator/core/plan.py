@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
+from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.run import CPU, DEVICES_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
-from compression_operator.api.spec import CompressionRunSpec, PhaseSettings, Student
+from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import CompressionRunStatus
 from compression_pipeline.config import (
     FORMER_NAMES,

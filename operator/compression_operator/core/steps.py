@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from compression_operator.api.spec import PhaseSettings
+from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.status import AttemptRecord, Progress, Step, StepState
 from compression_pipeline.config import ExitClass, StepResult
 

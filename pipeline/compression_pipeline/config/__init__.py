@@ -11,6 +11,17 @@ from .export import ExportConfig, ExportDtype
 from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .importance import METHODS, Axis, ImportanceConfig, Method, method_words
+from .jobs import (
+    CONFIG_VARIABLE,
+    FORMER_NAMES,
+    PRECISION_VARIABLE,
+    TERMINATION_VARIABLE,
+    Cache,
+    EngineJob,
+    JobConfig,
+    ResolvedSource,
+    StepResult,
+)
 from .layout import Parallelism, ParallelLayout
 from .losses import (
     Balance,
@@ -24,28 +35,19 @@ from .losses import (
 )
 from .members import one_of
 from .phases import (
-    CONFIG_VARIABLE,
-    FORMER_NAMES,
     PHASES,
-    PRECISION_VARIABLE,
-    TERMINATION_VARIABLE,
-    Cache,
     DistillJob,
     DistillResult,
-    EngineJob,
     ExportJob,
     ExportResult,
     FinetuneJob,
     FinetuneResult,
-    JobConfig,
     Phase,
     PhaseSpec,
     PrepareJob,
     PrepareResult,
     PruneJob,
     PruneResult,
-    ResolvedSource,
-    StepResult,
 )
 from .pruning import PruneConfig
 from .sequences import PACKING, Passes, passes, sequence_fault, text_fault

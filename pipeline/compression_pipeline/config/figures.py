@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .base import Record
-from .phases import StepResult
+from .jobs import StepResult
 
 
 def won_back(teacher: float | None, pruned: float | None, distilled: float | None) -> float | None:

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from test_render import a_run, container, environment, jobs, pods
 
-from compression_operator.__main__ import parse
 from compression_operator.api.run import CompressionRun
 from compression_operator.backends.pods.platform_defaults import CA_VARIABLES, PLAIN, JobDefaults, job_defaults
 from compression_operator.cli.__main__ import main
+from compression_operator.cluster.options import parse
 
 GPU = "nvidia.com/gpu"
 VOID = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}

@@ -5,8 +5,8 @@ import asyncio
 import aiohttp
 import pytest
 
-from compression_operator.__main__ import parse
 from compression_operator.cluster.health import Probes, WatchHealth, serve
+from compression_operator.cluster.options import parse
 
 
 def test_silence_alone_is_no_fault() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from compression_operator.cluster.errors import FailedPass, RunErrors
-from compression_operator.cluster.service import Options, Service
+from compression_operator.cluster.options import Options
+from compression_operator.cluster.service import Service
 from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, REFUSED, Trouble
 from compression_operator.kube.client import ApiError
 

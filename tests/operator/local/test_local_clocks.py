@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from local_jobs import ENDLESS, Local, a_job, a_run, now
 
-from compression_operator.api.spec import PhaseSettings
+from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.core.jobs import ObservedJob
 from compression_operator.core.steps import deadlines
 

@@ -19,7 +19,8 @@ from http_server import Answer, Server, served
 from tests.support.runs import Run, two_students
 
 from compression_operator.backends.kinds import KINDS
-from compression_operator.cluster.service import Options, Service
+from compression_operator.cluster.options import Options
+from compression_operator.cluster.service import Service
 from compression_operator.kube.client import EVENTS, RUNS, Resource
 
 Body = dict[str, Any]

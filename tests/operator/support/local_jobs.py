@@ -11,8 +11,8 @@ from typing import Any
 
 from tests.support.runs import a_run as build
 
+from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.spec import PhaseSettings
 from compression_operator.core.jobs import Job, ObservedJob
 from compression_operator.local.backend import LocalBackend, Place
 from compression_pipeline.config import DistillJob, FinetuneJob, Phase, PrepareJob

@@ -5,8 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from compression_operator.api.phase_settings import PhaseSettings
+from compression_operator.api.pods import SecretKeyRef
 from compression_operator.api.run import API_VERSION, GROUP, KIND, CompressionRun
-from compression_operator.api.spec import PhaseSettings, SecretKeyRef
 from compression_operator.api.templates import CONTAINER, PodTemplates
 from compression_operator.core.jobs import Job
 from compression_pipeline.config import CONFIG_VARIABLE, PHASES, JobConfig

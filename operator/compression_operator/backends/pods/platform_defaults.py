@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self, cast
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.pods import (
     LabelValue,
     LocalObjectReference,
@@ -22,7 +23,6 @@ from compression_operator.api.pods import (
     Toleration,
 )
 from compression_operator.api.run import GROUP, ObjectMeta
-from compression_operator.api.spec import PhaseSettings
 from compression_operator.api.templates import CONTAINER, OUR_VARIABLES, PodTemplates, TemplatePolicy
 from compression_pipeline.config import ConfigModel
 
