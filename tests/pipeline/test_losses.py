@@ -211,6 +211,26 @@ def test_a_dynamic_loss_has_the_size_of_those_on_logits(engine: Runtime) -> None
     assert same == 0, "nothing is divided by nothing"
 
 
+def test_dynamic_losses_have_one_factor_together(engine: Runtime) -> None:
+    """As alpha scales the sum of all states in the paper, and all other losses in ModelOpt's balancer: what hardly
+    differs between the two models stays small.
+    """
+    sizes = architecture()
+    kinds = "LogitsMSE", "LogitsCosine"
+    losses = [loss_of({"type": "LogitsKL"}), *(loss_of({"type": kind, "balance": "Dynamic"}) for kind in kinds)]
+    objective = Objective.of(losses, sizes, sizes, engine, seed=1)
+    student, teacher = numbers(5, 3, VOCABULARY, seed=0).requires_grad_(), numbers(5, 3, VOCABULARY, seed=1)
+    total = objective((student, None), (teacher, None))
+    on_logits, one, other = (
+        built({"type": kind})(Signals(student), Signals(teacher)).mean() for kind in ("LogitsKL", *kinds)
+    )
+    torch.testing.assert_close(total, on_logits * 2)
+    (gradient,) = torch.autograd.grad(total, student)
+    both = one + other
+    expected = torch.autograd.grad(on_logits + (on_logits / both).detach() * both, student)[0]
+    torch.testing.assert_close(gradient, expected)
+
+
 @pytest.mark.parametrize("kind", ["LogitsTopKKL", "LogitsReverseKL"])
 def test_the_loss_is_modelopts(engine: Runtime, kind: str) -> None:
     config: Any = SimpleNamespace(tensor_model_parallel_size=1, sequence_parallel=False)

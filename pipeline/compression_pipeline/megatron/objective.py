@@ -82,13 +82,14 @@ class Objective(Criterion):
         return reduce(torch.add, self._weighted(means))
 
     def _weighted(self, means: list[Tensor]) -> Iterator[Tensor]:
-        fixed = [
-            mean.detach()
-            for mean, needs, dynamic in zip(means, self._needs, self._dynamic, strict=True)
-            if needs.logits and not dynamic
-        ]
-        for mean, weight, dynamic in zip(means, self._weights, self._dynamic, strict=True):
-            scaled = mean * (reduce(torch.add, fixed) / mean.detach()) if dynamic and mean > 0 else mean
+        """The terms of the sum. The dynamic ones have one factor together: with one of its own a term that is nearly 0
+        (a student's embeddings that are still the teacher's) would have a gradient without bounds.
+        """
+        terms = list(zip(means, self._weights, self._needs, self._dynamic, strict=True))
+        on_logits = sum(mean.detach() for mean, _, needs, dynamic in terms if needs.logits and not dynamic)
+        others = sum(mean.detach() for mean, _, _, dynamic in terms if dynamic)
+        for mean, weight, _, dynamic in terms:
+            scaled = mean * (on_logits / others) if dynamic and others > 0 else mean
             yield scaled if weight == 1 else weight * scaled
 
 
