@@ -9,7 +9,7 @@ import torch
 from engine_models import architecture
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, LossConfig, losses_in_words, resolved_losses
+from compression_pipeline.config import Architecture, Balance, LossConfig, losses_in_words, resolved_losses
 from compression_pipeline.config.losses import LOSSES, loss_faults
 from compression_pipeline.losses import Signals, build_loss
 from compression_pipeline.megatron.modelopt import modelopt
@@ -189,6 +189,8 @@ def test_auto_is_logits_alone_unless_depth_is_cut_a_lot(layers: int, kinds: int)
     found = resolved_losses([LOSSES["Auto"](weight=2)], architecture(layers=8), architecture(layers=layers))
     assert [loss.type for loss in found] == ["LogitsKL", "HiddenStates", "Embeddings"][:kinds]
     assert {loss.weight for loss in found} == {2}
+    beside = resolved_losses([LOSSES["Auto"](balance="Dynamic")], architecture(layers=8), architecture(layers=layers))
+    assert {loss.balance for loss in beside} == {Balance.DYNAMIC}, "nothing that a user wrote is dropped"
     assert losses_in_words(found).startswith("2 times the forward KL")
     assert losses_in_words(found).count("scaled in every batch to the loss on the logits") == kinds - 1
 

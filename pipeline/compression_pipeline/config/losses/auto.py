@@ -30,7 +30,7 @@ class Auto(LossConfig):
         raise NotImplementedError("what it stands for has needs")
 
     def resolved(self, teacher: Architecture, student: Architecture) -> Sequence[LossConfig]:
-        losses: list[LossConfig] = [LogitsKL(weight=self.weight)]
+        losses: list[LossConfig] = [LogitsKL(weight=self.weight, balance=self.balance)]
         if student.layers <= DEPTH_KEPT * teacher.layers:
             losses += [made(weight=self.weight, balance=Balance.DYNAMIC) for made in (HiddenStates, Embeddings)]
         return losses
