@@ -51,7 +51,7 @@ class Objective(Criterion):
         """
         parts = student.config.tensor_model_parallel_size
         for loss, needs in zip(self.losses, self._needs, strict=True):
-            if needs.logits and parts > 1 and not loss.splits_vocabulary:
+            if (needs.logits or needs.labels) and parts > 1 and not loss.splits_vocabulary:
                 raise NotImplementedError(
                     f"{type(loss).__name__} is wrong on a part of the vocabulary; use tensor parallel 1, not {parts}"
                 )
