@@ -189,7 +189,9 @@ def test_auto_is_logits_alone_unless_depth_is_cut_a_lot(layers: int, kinds: int)
     found = resolved_losses([LOSSES["Auto"](weight=2)], architecture(layers=8), architecture(layers=layers))
     assert [loss.type for loss in found] == ["LogitsKL", "HiddenStates", "Embeddings"][:kinds]
     assert {loss.weight for loss in found} == {2}
-    beside = resolved_losses([LOSSES["Auto"](balance="Dynamic")], architecture(layers=8), architecture(layers=layers))
+    beside = resolved_losses(
+        [LOSSES["Auto"](balance=Balance.DYNAMIC)], architecture(layers=8), architecture(layers=layers)
+    )
     assert {loss.balance for loss in beside} == {Balance.DYNAMIC}, "nothing that a user wrote is dropped"
     assert losses_in_words(found).startswith("2 times the forward KL")
     assert losses_in_words(found).count("scaled in every batch to the loss on the logits") == kinds - 1

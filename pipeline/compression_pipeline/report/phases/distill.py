@@ -47,7 +47,7 @@ def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel |
     yield line_chart(
         "Distillation loss",
         [Series("training", student.history.loss, colour)],
-        note="divergence from the teacher's predictions on the training text, nats per token",
+        note="the sum of its losses on the training text, a mean over tokens",
         name_lines=False,
     )
 
