@@ -111,11 +111,7 @@ def cpu_adaptations() -> Iterator[None]:
 
 def replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an attribute for as long as `stack` is open."""
-    if name in vars(owner):
-        stack.callback(setattr, owner, name, vars(owner)[name])
-    else:  # inherited (torch.Tensor's methods are its C base's)
-        stack.callback(delattr, owner, name)
-    setattr(owner, name, value)
+    stack.enter_context(mock.patch.object(owner, name, value))
 
 
 def build_no_allocator(stack: contextlib.ExitStack) -> None:
