@@ -17,7 +17,7 @@ from exporting import DISTILLED, EXPORTED, student_store
 from finetuning import Stopping
 from manifests import a_run, judged, told
 from pages import Page
-from pydantic import Field
+from pydantic import Field, ValidationError
 from safetensors.torch import load_file
 from stores import common, context
 from tests.support.schemas import schema_made_anew
@@ -26,6 +26,7 @@ from compression_operator.api.schema import structural_schema
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import Architecture, DistillConfig, DistillJob, LossConfig, Needs
 from compression_pipeline.config.losses import LOSSES
+from compression_pipeline.config.members import LENIENT
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface.conversion import megatron_shapes
 from compression_pipeline.huggingface.files import read_architecture
@@ -144,6 +145,14 @@ def test_the_job_is_told_and_the_key_follows() -> None:
     assert job({"type": "LogitsKL", "weight": 1, "temperature": 1}).fingerprint == default.fingerprint
     others = [BOTH, BOTH[:1], BOTH[1:], [BOTH[0], {**BOTH[1], "weight": 0.6}], BOTH[::-1]]
     assert len({job(*losses).fingerprint for losses in others} | {default.fingerprint}) == len(others) + 1
+
+
+def test_what_a_newer_version_has_told_a_loss_is_read_over() -> None:
+    config = job(*BOTH).to_json()
+    config["distill"]["losses"][1]["spice"] = "hot"
+    assert DistillJob.model_validate(config, **LENIENT) == job(*BOTH)
+    with pytest.raises(ValidationError, match="spice"):
+        DistillJob.model_validate(config)
 
 
 def test_a_layer_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path: Path, engine: Runtime) -> None:

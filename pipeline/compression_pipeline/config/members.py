@@ -9,13 +9,22 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, cast, get_args
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from .base import ConfigModel
 
 TYPE = "type"
+
+LENIENT: Mapping[str, Any] = {"extra": "ignore", "context": {"extra": "ignore"}}
+"""Arguments of `model_validate` for what another version has written: unknown fields are read over at every depth."""
 
 
 class Member(ConfigModel):
@@ -53,8 +62,11 @@ class OneOf:
             if value.get(field) is None and value.get(TYPE) in owners:
                 yield field, _missing(owners)
 
-    def read(self, value: Any) -> Member:
-        """The member that `value` is or describes. Raises ValidationError, or PydanticCustomError of its type."""
+    def read(self, value: Any, info: ValidationInfo) -> Member:
+        """The member that `value` is or describes. Raises ValidationError, or PydanticCustomError of its type.
+
+        pydantic tells a validator nothing of its argument `extra`, so it is in the context, too (`LENIENT`).
+        """
         if isinstance(value, Member) and self.members.get(value.type) is type(value):
             return value
         if not isinstance(value, Mapping):
@@ -65,10 +77,11 @@ class OneOf:
         if member is None:
             known = {"given": repr(given), "known": ", ".join(self.members)}
             raise PydanticCustomError("member", "type {given} is not supported, supported: {known}", known)
-        return member.model_validate(fields)
+        context = cast("Mapping[str, Any]", info.context or {})
+        return member.model_validate(fields, extra=context.get("extra"), context=info.context)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.read)
+        return core_schema.with_info_plain_validator_function(self.read)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """One flat object. Raises TypeError where members have a field of one name and of two meanings."""

@@ -19,6 +19,7 @@ from compression_pipeline.config import (
     PruneJob,
     PruneResult,
 )
+from compression_pipeline.config.members import LENIENT
 from compression_pipeline.config.schemes import scheme_of
 from compression_pipeline.huggingface.terms import Terms
 
@@ -141,5 +142,5 @@ def source_name(source: str) -> str:
 def _made(artifact: Artifact) -> Made:
     spec = PHASES[Phase(artifact.manifest.phase)]
     # It may have been made by a newer version, and told more.
-    told = spec.job.model_validate(artifact.manifest.config, extra="ignore")
+    told = spec.job.model_validate(artifact.manifest.config, **LENIENT)
     return Made(artifact, told, spec.result.model_validate(artifact.manifest.result))
