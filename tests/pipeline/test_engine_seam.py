@@ -310,4 +310,6 @@ def test_it_makes_a_student_that_is_exported_and_card_and_report_tell_it(
     card = (artifact.model / "README.md").read_text()
     assert "**Pruning.** Nothing but indices; importance" in card
     assert "tokens; plain transformers." in card
-    assert (artifact.path / "report" / "index.html").is_file()
+    assert "\n  engine: Plain\n" in (artifact.path / "report" / "index.html").read_text(), (
+        "of the manifest to run again"
+    )

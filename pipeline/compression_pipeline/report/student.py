@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from compression_pipeline.artifact import versions
-from compression_pipeline.config import PHASES, ConfigModel, ExportJob, JobConfig, Phase, Precision
+from compression_pipeline.config import DEFAULT_ENGINE, PHASES, ConfigModel, ExportJob, JobConfig, Phase, Precision
 
 from .ancestry import Ancestry
 from .data import Exported, RunData
@@ -86,9 +86,11 @@ def spec_of(ancestry: Ancestry, job: ExportJob) -> dict[str, Any]:
     # A key of prune's counts on its device's arithmetic, which no setting says but whether it asks for a GPU.
     planned = ancestry.made[Phase.PRUNE].artifact.manifest.metrics.get("plannedPrecision")
     phases = {"prune": {"gpusPerNode": 0}} if planned == Precision.FP32 else {}
+    engine = ancestry.distill[0].engine
+    computed = {} if engine == DEFAULT_ENGINE else {"engine": engine}
     first = {name: blocks.pop(name) for name in ("teacher", "dataset", "finetune") if name in blocks}
     rest = {name: block for name, block in {**blocks, "phases": phases}.items() if block}
-    return {**first, "students": [student], **rest}
+    return {**first, "students": [student], **computed, **rest}
 
 
 def _blocks(job: JobConfig) -> Iterator[tuple[str, dict[str, Any]]]:
