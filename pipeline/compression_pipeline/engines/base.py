@@ -175,7 +175,8 @@ class Engine(Protocol):
     ) -> "tuple[History, State]":
         """Train a student to match a teacher, which is of the architecture `of`; history and weights in float32.
 
-        Parameters of the losses are trained and checkpointed, and no part of the weights. Raises as `train` does.
+        `losses` has no rules any more, but what they chose. Parameters of the losses are trained and checkpointed, and
+        no part of the weights. Raises as `train` does.
         """
         ...
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression_pipeline.config import Architecture, Balance, LossConfig, Needs, resolved_losses
+from compression_pipeline.config import Architecture, Balance, LossConfig, Needs
 from compression_pipeline.losses import Loss, Signals, build_loss
 
 from .private import Criterion
@@ -34,14 +34,13 @@ class Objective(Criterion):
     def of(
         cls, losses: Sequence[LossConfig], teacher: Architecture, student: Architecture, runtime: Runtime, *, seed: int
     ) -> "Objective":
-        """The losses of a manifest. Their parameters are drawn from `seed`, the same on all ranks."""
+        """The losses of a manifest, rules resolved. Their parameters are drawn from `seed`, the same on all ranks."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            terms = resolved_losses(losses, teacher, student)
-            built = [build_loss(term, teacher, student) for term in terms]
-        needs = [term.needs(teacher, student) for term in terms]
-        dynamic = [term.balance is Balance.DYNAMIC for term in terms]
-        made = cls(built, [term.weight for term in terms], needs, dynamic)
+            built = [build_loss(loss, teacher, student) for loss in losses]
+        needs = [loss.needs(teacher, student) for loss in losses]
+        dynamic = [loss.balance is Balance.DYNAMIC for loss in losses]
+        made = cls(built, [loss.weight for loss in losses], needs, dynamic)
         return made.to(device=runtime.device, dtype=runtime.dtype)
 
     def attach(self, student: Any, teacher: Any) -> None:

@@ -14,6 +14,7 @@ from compression_pipeline.config import (
     Passes,
     describe_losses,
     loss_faults,
+    resolved_losses,
     won_back,
 )
 from compression_pipeline.context import Context
@@ -179,7 +180,8 @@ def _trained(
         validation=validation,
         check=lambda loss, state: measuring.check_loss(engine, state, student, loss, whose="the pruned student"),
     )
-    history, state = engine.distill(small, big, training, of=teacher, losses=settings.losses)
+    losses = resolved_losses(settings.losses, teacher, student)
+    history, state = engine.distill(small, big, training, of=teacher, losses=losses)
     return _Trained(teacher_loss, history, state, data.passes(settings.steps))
 
 
