@@ -1,7 +1,6 @@
 """A queue of keys for level-triggered work: adding says "look at this again", never what happened."""
 
 import asyncio
-import math
 from collections import Counter
 
 URGENT, ROUTINE = 1, 2
@@ -13,8 +12,8 @@ class QueueClosed(Exception):
 
 
 def share_of_one_namespace(workers: int) -> int:
-    """How many of the workers one namespace may have at once."""
-    return math.ceil(workers / 4)
+    """How many of the workers one namespace may have at once: a quarter, and one at least."""
+    return max(1, workers // 4)
 
 
 class WorkQueue:
@@ -23,8 +22,8 @@ class WorkQueue:
     A key added while a worker has it is handed out again once that worker is done; a key added several times before it
     is handed out counts once. Not thread-safe: one event loop.
 
-    Namespaces take turns, and none has more than a quarter of the workers, rounded up. So three whose passes take long,
-    e.g. at an admission webhook that does not answer, hold up no other.
+    Namespaces take turns, and none has more than a quarter of the workers. So, with four workers or more, three whose
+    passes take long, e.g. at an admission webhook that does not answer, hold up no other.
     """
 
     def __init__(self, workers: int) -> None:

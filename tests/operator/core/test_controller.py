@@ -333,7 +333,7 @@ def test_one_key_has_one_worker_and_workers_are_bounded() -> None:
         await asyncio.sleep(0.005)
 
     world.observing = slow
-    work(world, lambda: min(observed(world)[n] for n in "abcdefgh") >= 3, workers=6, resync_seconds=60)
+    work(world, lambda: min(observed(world)[n] for n in "abcdefgh") >= 3, workers=8, resync_seconds=60)
     assert not world.overlapped and world.most_active == 2, "a quarter, because all are of one namespace"
 
 
