@@ -118,6 +118,32 @@ def test_a_watch_that_lasts_is_told_to_work_and_its_pauses_begin_anew(
     assert pauses(caplog.records)[:3] == [0.001, 0.002, 0.001]
 
 
+def test_the_pauses_begin_anew_too_where_it_lasted_until_there_was_something_new_to_watch(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compression_operator.kube.watching.kopf_run.RETRY_SECONDS", (0.001, 0.002, 0.003))
+    monkeypatch.setattr("compression_operator.kube.watching.thread.LASTING_SECONDS", 0.0)
+    told, lives = Told(), itertools.count(1)
+
+    async def watch(stop: asyncio.Event, opened: Callable[[], None]) -> None:
+        life = next(lives)
+        if life == 3:
+            opened()
+        if life in (3, 5):
+            await stop.wait()
+
+    async def main() -> None:
+        watching = asyncio.create_task(keep_watching(watch, told))
+        await until_async(lambda: None in told.problems, "word that it works")
+        told.resources_returned.set()
+        await until_async(lambda: len(told.problems) == 4, "the end of the life after it")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(main())
+    assert pauses(caplog.records) == [0.001, 0.002, 0.001]
+
+
 def test_it_looks_anew_when_asked_to_and_at_once() -> None:
     told, lives = Told(), list[int]()
 

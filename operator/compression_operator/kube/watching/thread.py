@@ -99,10 +99,10 @@ async def keep_watching(watch: Watch, listener: Listener) -> None:
         finally:
             asked.cancel()
             await life.leave()
-        if again.is_set():
-            continue
         if life.lasted:
             pauses = iter(Retries())
+        if again.is_set():
+            continue
         pause, died_of = next(pauses), life.ended.result()
         words = f"{type(died_of).__name__}: {died_of}" if died_of is not None else "they ended by themselves"
         logger.warning("the watches ended, and are started anew in %g s: %s", pause, words)
