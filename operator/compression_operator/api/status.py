@@ -285,7 +285,9 @@ class CompressionRunStatus(Record):
         json_schema_extra=BY_TYPE,
         description="Ready, Progressing, Degraded, Suspended, Reconciling and Stalled.",
     )
-    start_time: datetime | None = Field(default=None, description="Time the run was first planned.")
+    start_time: datetime | None = Field(
+        default=None, description="Time the run started, or started again after it had finished."
+    )
     completion_time: datetime | None = Field(default=None, description="Time the last step ended.")
     teacher: TeacherStatus | None = Field(default=None, description="Architecture of the teacher, as prepare found it.")
     resolved: Resolved | None = Field(
