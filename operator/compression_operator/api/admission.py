@@ -1,7 +1,7 @@
 """The chart's ValidatingAdmissionPolicy for pod templates, written from the table that the operator judges them by:
 `python -m compression_operator.api.admission`.
 
-The CRD's own rules cannot see into a podTemplate, for its fields are unknown to the schema.
+The CRD's own rules cannot see into a podTemplate, because its fields are unknown to the schema.
 """
 
 import sys

@@ -21,7 +21,7 @@ def kind_of(run: CompressionRun) -> JobKind:
 
 
 def kinds_for(run: CompressionRun) -> list[JobKind]:
-    """Every kind of which the run may have jobs, for its backend may have been edited: today's first."""
+    """Every kind of which the run may have jobs, because its backend may have been edited: today's first."""
     first = kind_of(run)
     return [first, *(kind for kind in KINDS.values() if kind is not first)]
 

@@ -50,8 +50,9 @@ def seen_job(kind: JobKind, body: Json) -> dict[str, Any]:
 def first_pods(kind: JobKind, body: Json, pods: Sequence[Json], known: FirstPods) -> FirstPods:
     """The pods that the job began with, given those that are known from earlier looks.
 
-    Where none are known, for this operator has only just started, a pod that was made long after the job began to run
-    is another's successor, whose UID nobody knows any more. A queue that suspends a job takes its pods: it begins anew.
+    Where none are known, because this operator has only just started, a pod that was made long after the job began to
+    run is another's successor, whose UID nobody knows any more. A queue that suspends a job takes its pods: it begins
+    anew.
     """
     seen = kind.view(body)
     ran = seen.running.since if seen.running.holds and not known else None

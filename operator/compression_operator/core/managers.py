@@ -21,7 +21,7 @@ class Manager:
     takes_over: tuple[str, ...] = ()  # installations that are gone, whose runs are this one's
 
     def other(self, run: Mapping[str, Any]) -> str | None:
-        """The other installation that looks after a run (JSON, for it may not be one that can be read)."""
+        """The other installation that looks after a run (JSON, because it may not be one that can be read)."""
         found = cast(Mapping[str, Any], run.get("status") or {}).get("managedBy")
         return None if found in (None, "", self.name, *self.takes_over) else str(found)
 

@@ -52,8 +52,8 @@ def cut(message: str) -> str:
 def planned_step(prior: Step | None, planned: PlannedStep) -> Step:
     """The step as the plan has it: what was done stands while its fingerprint does.
 
-    While a fingerprint is unknown, for prepare runs again, a finished step stays as it is: equal content will give it
-    the same fingerprint. Attempts are counted on over edits, so no job's name comes twice.
+    While a fingerprint is unknown, because what it rests on is made again, a finished step stays as it is: equal
+    content will give it the same fingerprint. Attempts are counted on over edits, so no job's name comes twice.
     """
     fresh = Step(name=planned.name, phase=planned.phase, student=planned.student, fingerprint=planned.fingerprint)
     if prior is None:
@@ -80,7 +80,7 @@ def forgiven(step: Step) -> Step:
 def lost(step: Step, name: str) -> Step:
     """A step that is done, once what it made is gone, or another has taken its place: it runs again.
 
-    The digest stays, for it may have been out of sight only.
+    The digest stays, because it may have been out of sight only.
     """
     undone = {"state": StepState.PENDING, "lost_attempt": step.attempt, "artifact": None, "cached": False}
     cleared = {"failures": 0, "interruptions": 0, "deletions": 0, "furthest": 0}
@@ -336,8 +336,8 @@ def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
 
 
 def _gave_back(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetime) -> Step:
-    """After an attempt some of whose pods found no place: not at once again, for others may wait for its places. The
-    step goes on waiting for what it waited for.
+    """After an attempt some of whose pods found no place: not at once again, because others may wait for its places.
+    The step goes on waiting for what it waited for.
     """
     limit = settings.rendezvous_timeout_seconds
     why = f"{job.message}; gave back the places of its other pods after rendezvousTimeoutSeconds ({limit})"

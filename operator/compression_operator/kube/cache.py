@@ -68,7 +68,7 @@ class Cache:
     def put(self, body: Body) -> bool:
         """Take note of an object; False where something newer is known already, or that it was gone by then.
 
-        One that was gone for the watch alone, for its labels changed, comes back in a newer version.
+        One that was gone for the watch alone, because its labels changed, comes back in a newer version.
         """
         key, known, uid = key_of(body), self._objects.get(key_of(body)), str(body["metadata"].get("uid"))
         if uid in self._deleted and version_of(body) <= self._deleted[uid][1]:

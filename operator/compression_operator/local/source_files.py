@@ -27,8 +27,8 @@ def local_files(source: str, root: Path, aside: Collection[Path] = ()) -> Iterat
 def signature(source: str, root: Path, aside: Collection[Path] = ()) -> str | None:
     """A digest that changes when a file of the source does; None for a source elsewhere.
 
-    Cheap enough to be asked at every start, for large files are not read (see `marks`). What prepare makes of the files
-    is keyed by their whole content.
+    Cheap enough to be asked at every start, because large files are not read (see `marks`). What prepare makes of the
+    files is keyed by their whole content.
     """
     path = local_path(source, root)
     return None if path is None else digest(marks(Selection.at(path, aside)))
