@@ -181,8 +181,9 @@ class _Telling:
             for kind, holds in HELD_UP.items():
                 self._set(kind, holds, trouble.reason, message)
         worse = degraded is not None and degraded.status == "True"
-        both = f"{trouble.message}; {degraded.message}" if degraded is not None and worse else message
-        self._set("Degraded", True, trouble.reason, cut(both))
+        # Whole, because what was cut off would be told anew in each pass.
+        both = f"{message}; {degraded.message}" if degraded is not None and worse else message
+        self._set("Degraded", True, trouble.reason, both)
         if stored is None or stored.reason != trouble.reason or message not in stored.message:
             self.notices.append(Notice("Warning", trouble.reason, trouble.message))
 

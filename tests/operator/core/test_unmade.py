@@ -12,7 +12,7 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
 from compression_operator.core.jobs import Decision
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import QUOTA_EXCEEDED, Circumstances, Trouble, add_circumstances
+from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, Circumstances, Trouble, add_circumstances
 from compression_pipeline.config import ExitClass, Phase
 
 TROUBLE = Trouble(QUOTA_EXCEEDED, "the quota is used up")
@@ -124,6 +124,16 @@ def test_a_run_that_nothing_goes_on_in_is_held_up_told_once_and_heals(world: Wor
     healed = reconcile(run, [], later)
     assert has_condition(healed, "Degraded", "False", reason="AsExpected")
     assert has_condition(healed, "Progressing", "True")
+
+
+def test_what_is_denied_is_told_once_beside_trouble_of_many_words(world: World) -> None:
+    known = Circumstances(Trouble(QUOTA_EXCEEDED, "x" * 990), denied=["y" * 300])
+    refused = {created_name(world): "the quota is used up"}
+    first = add_circumstances(world.run, reconcile(world.run, [], START, refused), known, START)
+    assert told(first) == [FORBIDDEN, QUOTA_EXCEEDED]
+    run = seen(world.run, first)
+    again = add_circumstances(run, reconcile(run, [], START, refused), known, START)
+    assert again.status == first.status and not again.notices
 
 
 def created_name(world: World) -> str:
