@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from .config import Record
+from .config.engines import ENGINES
 from .config.fingerprint import SCHEMA_VERSION, digest
 from .errors import MissingArtifact, UserError
 from .store import verified
@@ -32,8 +33,8 @@ from .store.published import Published
 from .store.trust import Trust
 
 MANIFEST = "manifest.json"
-VERSIONED = ("torch", "megatron-core", "nvidia-modelopt", "transformers", "tokenizers", "compression-operator")
-"""Distributions whose versions a manifest records, where installed."""
+VERSIONED = ("transformers", "tokenizers", "compression-operator")
+"""Distributions whose versions a manifest records, where installed, beside torch and what engines stand on."""
 
 Result = TypeVar("Result", bound=Record)
 
@@ -372,7 +373,8 @@ class Draft:
 def versions() -> dict[str, str]:
     """Versions of Python and of what shapes results, as installed; nothing is imported."""
     found = {"python": python_version()}
-    for name in VERSIONED:
+    engines = [name for engine in ENGINES.values() for name in engine.distributions]
+    for name in ("torch", *engines, *VERSIONED):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -219,7 +219,8 @@ def start(
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    info = EngineInfo(f"{__name__}:start", prunes_with="Nothing but indices", trains_with="plain transformers")
+    words = {"prunes_with": "Nothing but indices", "trains_with": "plain transformers"}
+    info = EngineInfo(f"{__name__}:start", **words, distributions=("transformers",))
     monkeypatch.setitem(ENGINES, "Plain", info)
     with schema_made_anew():
         yield

@@ -18,6 +18,8 @@ class EngineInfo:
     """What cuts students out of teachers, for the card: a phrase."""
     trains_with: str
     """What trains, for the card: a phrase."""
+    distributions: tuple[str, ...]
+    """What it stands on beside torch: artifacts record the versions."""
 
 
 DEFAULT_ENGINE = "Megatron"
@@ -27,6 +29,7 @@ ENGINES: dict[str, EngineInfo] = {
         implementation="compression_pipeline.megatron.engine:start",
         prunes_with="NVIDIA ModelOpt's mcore_minitron",
         trains_with="NVIDIA Megatron-Core and ModelOpt",
+        distributions=("megatron-core", "nvidia-modelopt"),
     ),
 }
 

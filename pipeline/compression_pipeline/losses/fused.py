@@ -18,25 +18,30 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, student: Tensor, teacher: Tensor, rule: Rule) -> Tensor:
+    def forward(context: Any, student: Tensor, teacher: Tensor, rule: Rule, temperature: float) -> Tensor:
         """Logits [..., vocabulary]; returns [...], in float32 or what is wider."""
-        wide = torch.promote_types(student.dtype, torch.float32)
-        logs_teacher = torch.log_softmax(teacher, dim=-1, dtype=wide)
-        logs_student = torch.log_softmax(student, dim=-1, dtype=wide)
+        logs_teacher, logs_student = _logs(teacher, temperature), _logs(student, temperature)
         loss, gradient = rule(logs_student, logs_teacher, context.needs_input_grad[0])
         if gradient is not None:
+            gradient = gradient if temperature == 1 else gradient.div_(temperature)
             context.save_for_backward(gradient.to(student.dtype))
         return loss
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """d loss / d student logits; the teacher gets none."""
         (gradient,) = context.saved_tensors
-        return (gradient * gradients[0].unsqueeze(-1)).to(gradient.dtype), None, None
+        return (gradient * gradients[0].unsqueeze(-1)).to(gradient.dtype), None, None, None
+
+
+def _logs(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities, in float32 or what is wider."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    if temperature == 1:  # a division copies the largest tensors there are
+        return torch.log_softmax(logits, dim=-1, dtype=wide)
+    return torch.log_softmax(logits.to(wide) / temperature, dim=-1)
 
 
 def fused(student: Tensor, teacher: Tensor, rule: Rule, temperature: float = 1) -> Tensor:
     """Loss of each row of logits by `rule`: [..., vocabulary] twice -> [...], float32."""
-    if temperature != 1:  # a division copies the largest tensors there are
-        student, teacher = student / temperature, teacher / temperature
-    return cast("Tensor", _Fused.apply(student, teacher, rule))
+    return cast("Tensor", _Fused.apply(student, teacher, rule, temperature))

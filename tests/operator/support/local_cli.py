@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.append(str(Path(__file__).parents[3]))  # a process of its own is not told by pytest where `tests` is
+
 from local_jobs import STANDIN, manifest
 
 from compression_operator.cli import report

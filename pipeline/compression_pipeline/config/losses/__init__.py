@@ -13,7 +13,6 @@ from .base import Balance, LossConfig, Needs
 from .cross_entropy import CrossEntropy
 from .embeddings import Embeddings
 from .hidden_states import HiddenStates
-from .logits import LogitsLoss
 from .logits_cosine import LogitsCosine
 from .logits_jensen_shannon import LogitsJensenShannon
 from .logits_kl import LogitsKL
@@ -65,7 +64,7 @@ def is_balanced(losses: Sequence[LossConfig]) -> bool:
     return len(fixed) == len(losses) or any(loss.type in ON_LOGITS for loss in fixed)
 
 
-ON_LOGITS = [name for name, loss in LOSSES.items() if issubclass(loss, LogitsLoss | Auto)]
+ON_LOGITS = [name for name, loss in LOSSES.items() if loss.compares_logits]
 """Names of the losses that compare logits, with models of any sizes."""
 
 

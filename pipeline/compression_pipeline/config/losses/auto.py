@@ -21,6 +21,7 @@ class Auto(LossConfig):
     """
 
     implementation: ClassVar[str] = ""
+    compares_logits: ClassVar[bool] = True
 
     @property
     def words(self) -> str:

@@ -38,11 +38,14 @@ class LossConfig(Member):
     implementation: ClassVar[str]
     """`module:class` of its other half, a `compression_pipeline.losses.Loss`."""
 
+    compares_logits: ClassVar[bool] = False
+    """Whether it compares the models' logits, whatever their sizes: what is Dynamic is scaled to such losses."""
+
     weight: float = Field(default=1, gt=0, le=1e6, description="Weight of this loss in the sum.")
     balance: Balance = Field(
         default=Balance.FIXED,
-        description="Fixed adds the loss times its weight. Dynamic first scales it, in every batch, to the value of "
-        "the losses that compare logits (alpha of arXiv 2407.14679, section 2.4).",
+        description="Fixed adds the loss times its weight. Dynamic first scales all such losses by one factor, in "
+        "every micro-batch, so that they sum to those that compare logits (alpha of arXiv 2407.14679, section 2.4).",
     )
 
     @property

@@ -1,5 +1,7 @@
 """What the losses that compare logits share."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from compression_pipeline.config.architecture import Architecture
@@ -9,6 +11,8 @@ from .base import LossConfig, Needs
 
 class LogitsLoss(LossConfig):
     """Compares the logits of the two models, token by token."""
+
+    compares_logits: ClassVar[bool] = True
 
     def needs(self, teacher: Architecture, student: Architecture) -> Needs:
         return Needs(logits=True)
