@@ -22,7 +22,7 @@ from compression_operator.api.schema import NotStructural, structural_schema
 from compression_operator.api.status import CompressionRunStatus
 from compression_operator.api.validate import inspect
 from compression_pipeline.config import ConfigModel, Phase, PruneConfig, one_of
-from compression_pipeline.config.losses import LossField
+from compression_pipeline.config.losses import LOSSES, LossField
 
 REPOSITORY = Path(__file__).parents[3]
 LOCAL_SCHEMA = structural_schema(CompressionRun)
@@ -39,7 +39,9 @@ def with_whole_losses(spec: Any) -> Any:
         for loss in (training or {}).get("losses", []):
             for field, _ in [*table.misplaced(loss)]:
                 loss.pop(field) if field in loss else loss.update({field: 1})
-            loss.update(table.read(loss).to_json())  # defaults of its own, which the schema of all cannot give
+            fields = {field: value for field, value in loss.items() if field != "type"}
+            # With the defaults of its own, which the schema of all types cannot give.
+            loss.update(LOSSES[loss["type"]].model_validate(fields).to_json())
     return spec
 
 
