@@ -13,29 +13,16 @@ import pytest
 import yaml
 from holding import Hold
 from pages import Page
+from tests.support.runs import tiny_run
 from tests.support.waiting import until
 from tiny import texts, write_checkpoint
 
-MANIFEST = {
-    "apiVersion": "modelcompression.io/v1alpha1",
-    "kind": "CompressionRun",
-    "metadata": {"name": "tiny"},
-    "spec": {
-        "teacher": {"model": "file:teacher"},
-        "dataset": {"source": "file:text.jsonl", "sequenceLength": 32, "validationFraction": 0.1},
-        "students": [{"name": "narrow", "prune": {"ffnHiddenSize": 96, "divisor": 32, "calibrationSamples": 8}}],
-        "distill": {
-            "steps": 40,
-            "globalBatchSize": 2,
-            "microBatchSize": 2,
-            "warmupSteps": 2,
-            "checkpointInterval": 4,
-            "validationInterval": 40,
-        },
-        "validation": {"samples": 4},
-        "export": {"dtype": "float32", "sampleTokens": 4},
-    },
-}
+MANIFEST = (
+    tiny_run()
+    .distill(steps=40, globalBatchSize=2, microBatchSize=2, warmupSteps=2, checkpointInterval=4, validationInterval=40)
+    .spec(export={"dtype": "float32", "sampleTokens": 4})
+    .body()
+)
 
 STUDENT = Path("students", "narrow", "model.safetensors")
 

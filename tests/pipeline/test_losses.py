@@ -189,6 +189,8 @@ def test_auto_is_logits_alone_unless_depth_is_cut_a_lot(layers: int, kinds: int)
     found = resolved_losses([LOSSES["Auto"](weight=2)], architecture(layers=8), architecture(layers=layers))
     assert [loss.type for loss in found] == ["LogitsKL", "HiddenStates", "Embeddings"][:kinds]
     assert {loss.weight for loss in found} == {2}
+    needs = LOSSES["Auto"]().needs(architecture(layers=8), architecture(layers=layers))
+    assert (needs.logits, bool(needs.hidden), needs.embeddings) == (True, kinds == 3, kinds == 3)
     beside = resolved_losses(
         [LOSSES["Auto"](balance=Balance.DYNAMIC)], architecture(layers=8), architecture(layers=layers)
     )

@@ -59,6 +59,15 @@ def a_run(
     return Run({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec})
 
 
+def tiny_run() -> Run:
+    """A local run of `tiny`'s teacher and texts with one student, whose phases take seconds. Give it a `distill`."""
+    run = a_run("tiny", "file:teacher", "file:text.jsonl", 32).student(
+        "narrow", ffnHiddenSize=96, divisor=32, calibrationSamples=8
+    )
+    dataset = {**run.body()["spec"]["dataset"], "validationFraction": 0.1}
+    return run.spec(dataset=dataset, validation={"samples": 4}, export={"sampleTokens": 4})
+
+
 def two_students() -> Run:
     """A run of eight steps: prepare, finetune, and prune, distill and export of `width` and `depth`."""
     run = a_run().finetune(steps=200).distill(steps=100)

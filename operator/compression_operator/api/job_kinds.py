@@ -40,10 +40,3 @@ JOB_KINDS: dict[str, JobKindInfo] = {
         ),
     )
 }
-
-
-def known_job_kind(name: str) -> str:
-    """The name. Raises ValueError where no kind has it."""
-    if name not in JOB_KINDS:
-        raise ValueError(f"{name} is not supported, supported: {', '.join(JOB_KINDS)}")
-    return name

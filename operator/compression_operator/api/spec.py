@@ -4,7 +4,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from compression_pipeline.config import (
     DEFAULT_ENGINE,
@@ -16,6 +16,7 @@ from compression_pipeline.config import (
     EngineName,
     ExportConfig,
     FinetuneConfig,
+    NameOf,
     PruneConfig,
     Rule,
     TeacherConfig,
@@ -24,7 +25,7 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.config.schemes import in_words, needed_secrets
 
-from .job_kinds import DEFAULT_JOB_KIND, JOB_KINDS, known_job_kind
+from .job_kinds import DEFAULT_JOB_KIND, JOB_KINDS
 from .phase_settings import PhaseSettingsByPhase
 from .pods import (
     QUANTITY,
@@ -222,10 +223,9 @@ class CompressionRunSpec(ConfigModel):
         default=PhaseSettingsByPhase(),
         description="Settings of each phase's jobs: nodes, GPUs, resources, retries, deadlines and scheduling.",
     )
-    backend: Annotated[str, AfterValidator(known_job_kind)] = Field(
+    backend: Annotated[str, NameOf(lambda: JOB_KINDS)] = Field(
         default=DEFAULT_JOB_KIND,
         description="Kind of job that runs the phases on a cluster.",
-        json_schema_extra=lambda schema: schema.update(enum=[*JOB_KINDS]),
     )
     suspend: bool = Field(
         default=False,

@@ -157,9 +157,6 @@ class ClusterBackend:
             body = await self._created(kind, namespace, kind.build(run, job, image, self._defaults))
             logger.info("created attempt %d of %s", job.attempt, job.step, extra=context)
         except ApiError as error:
-            if error.namespace_gone:
-                logger.info("nothing is created any more in a namespace that is being deleted", extra=context)
-                return
             if error.reason != "AlreadyExists":
                 raise
             body = await self._there(kind, namespace, job.name)

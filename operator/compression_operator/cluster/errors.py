@@ -103,8 +103,8 @@ class RunErrors:
             outage.trouble = unanswered(error.code, str(error))
         return outage.trouble
 
-    def is_first_told(self, key: str) -> bool:
-        """Whether the outage is asked for here for the first time: perhaps no status can tell it."""
+    def note_told(self, key: str) -> bool:
+        """Note that the outage is told; whether that is for the first time, because perhaps no status can tell it."""
         outage = self._outages.get(key)
         if outage is None or outage.trouble is None or outage.told:
             return False

@@ -253,7 +253,7 @@ class Service:
         try:
             news = await self._runs.tell(key, trouble, _now())
         except ApiError as error:
-            if error.passing and not self._errors.is_first_told(key):
+            if error.passing and not self._errors.note_told(key):
                 raise
             logger.warning("trouble cannot be told in its status: %s", error, extra={"run": key})
             news = True

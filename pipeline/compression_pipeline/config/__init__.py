@@ -33,7 +33,7 @@ from .losses import (
     losses_in_words,
     resolved_losses,
 )
-from .members import one_of
+from .members import NameOf, one_of
 from .phases import (
     PHASES,
     DistillJob,
@@ -95,6 +95,7 @@ __all__ = [
     "LogitsKL",
     "LossConfig",
     "Method",
+    "NameOf",
     "Needs",
     "Normalization",
     "Operational",

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator
+
+from .members import NameOf
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,8 @@ ENGINES: dict[str, EngineInfo] = {
 }
 
 
-def known_engine(name: str) -> str:
-    """The name. Raises ValueError if no engine has it."""
-    if name not in ENGINES:
-        raise ValueError(f"{name} is not supported, supported: {', '.join(ENGINES)}")
-    return name
-
-
-class _OneOfThem:
-    """Gives the schema of a field the names of all engines."""
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {**handler(schema), "enum": [*ENGINES]}
-
-
-EngineName = Annotated[str, AfterValidator(known_engine), _OneOfThem()]
-"""Name of an engine. The table is read when a value or a schema is made."""
+EngineName = Annotated[str, NameOf(lambda: ENGINES)]
+"""Name of an engine."""
 
 PlannedEngine = Annotated[EngineName, BeforeValidator(lambda name: name or DEFAULT_ENGINE)]
 """As a plan tells it to a job: None is the default, so that no key names it."""

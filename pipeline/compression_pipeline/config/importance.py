@@ -5,13 +5,12 @@ entry in `METHODS`; nothing else names it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import Field
 
 from .base import ConfigModel
+from .members import NameOf
 
 
 class Axis(StrEnum):
@@ -52,48 +51,29 @@ METHODS: dict[str, Method] = {
 }
 
 
-class MethodOf:
-    """Annotates a field that names a method for an axis. The table is read when a value or a schema is made."""
-
-    def __init__(self, axis: Axis) -> None:
-        self._axis = axis
-
-    def known(self) -> list[str]:
-        """The methods for the axis."""
-        return [name for name, method in METHODS.items() if self._axis in method.implementations]
-
-    def read(self, value: str) -> str:
-        """`value`. Raises PydanticCustomError where there is no such method for the axis."""
-        if value not in self.known():
-            told = {"given": value, "axis": self._axis.value, "known": ", ".join(self.known())}
-            raise PydanticCustomError("method", "{given} is not supported for {axis}, supported: {known}", told)
-        return value
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self.read, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "enum": self.known()}
+def method_for(axis: Axis) -> NameOf:
+    """Annotates a field that names a method for the axis."""
+    return NameOf(lambda: [name for name, method in METHODS.items() if axis in method.implementations], f"for {axis}")
 
 
 class ImportanceConfig(ConfigModel):
     """A method for each axis. All axes are scored, those that stay whole too; the report shows the scores."""
 
-    hidden: Annotated[str, MethodOf(Axis.HIDDEN)] = Field(
+    hidden: Annotated[str, method_for(Axis.HIDDEN)] = Field(
         default="ActivationMagnitude",
         description="Method for hidden channels. ActivationMagnitude ranks them by the outputs of all norm layers.",
     )
-    ffn: Annotated[str, MethodOf(Axis.FFN)] = Field(
+    ffn: Annotated[str, method_for(Axis.FFN)] = Field(
         default="ActivationMagnitude",
         description="Method for feed-forward neurons. ActivationMagnitude ranks them by the input of the down "
         "projection.",
     )
-    heads: Annotated[str, MethodOf(Axis.HEADS)] = Field(
+    heads: Annotated[str, method_for(Axis.HEADS)] = Field(
         default="ActivationMagnitude",
         description="Method for attention heads, within each key/value group. ActivationMagnitude ranks them by the "
         "input of the output projection.",
     )
-    depth: Annotated[str, MethodOf(Axis.LAYERS)] = Field(
+    depth: Annotated[str, method_for(Axis.LAYERS)] = Field(
         default="BlockInfluence",
         description="Method for layers. BlockInfluence ranks them by how much each changes its input.",
     )

@@ -6,7 +6,7 @@ when the field is declared: who adds a member adds it to all manifests, schemas 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast, get_args
 
 from pydantic import (
@@ -160,6 +160,29 @@ def _misplaced(owners: list[str]) -> str:
 
 def _missing(owners: list[str]) -> str:
     return f"is required by {', '.join(owners)}"
+
+
+class NameOf:
+    """Annotates a field that names an entry of a table. The table is read when a value or a schema is made."""
+
+    def __init__(self, known: Callable[[], Iterable[str]], purpose: str = "") -> None:
+        """`known`: the names. `purpose`: what the entry is for, as the sentence about another name ends ("for ffn")."""
+        self.known = known
+        self._purpose = f" {purpose}" if purpose else ""
+
+    def read(self, value: str) -> str:
+        """`value`. Raises PydanticCustomError if no entry has that name."""
+        known = list(self.known())
+        if value not in known:
+            told = {"given": value, "purpose": self._purpose, "known": ", ".join(known)}
+            raise PydanticCustomError("name", "{given} is not supported{purpose}, supported: {known}", told)
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "enum": list(self.known())}
 
 
 def one_of(annotation: Any) -> OneOf | None:

@@ -17,7 +17,7 @@ from compression_pipeline.config import Architecture
 from compression_pipeline.errors import UserError
 
 from .files import inspect
-from .names import EMBEDDING, FINAL_NORM, OUTPUT, expected_shapes, layer_prefix
+from .names import EMBEDDING, FINAL_NORM, OUTPUT, expected_shapes, kinds, layer_prefix
 
 MEGATRON_EMBEDDING = "embedding.word_embeddings.weight"
 MEGATRON_FINAL_NORM = "decoder.final_layernorm"
@@ -46,7 +46,7 @@ def split_qkv(fused: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor
 
 def _whole(architecture: Architecture) -> Iterator[tuple[str, str]]:
     """(Hugging Face's name, Megatron's) of what is one tensor of a layer on both sides."""
-    for kind in _kinds(architecture.normalization.biased):
+    for kind in kinds(biased=architecture.normalization.biased):
         yield f"input_layernorm.{kind}", f"input_layernorm.{kind}"
         yield f"post_attention_layernorm.{kind}", f"pre_mlp_layernorm.{kind}"
     yield "self_attn.o_proj.weight", "self_attention.linear_proj.weight"
@@ -56,10 +56,6 @@ def _whole(architecture: Architecture) -> Iterator[tuple[str, str]]:
     yield "mlp.down_proj.weight", "mlp.linear_fc2.weight"
 
 
-def _kinds(biased: bool) -> tuple[str, ...]:
-    return ("weight", "bias") if biased else ("weight",)
-
-
 def to_megatron(architecture: Architecture, tensor: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) in Megatron's layout; `tensor` gives Hugging Face's by name, and is asked for each once."""
     yield MEGATRON_EMBEDDING, tensor(EMBEDDING)
@@ -67,7 +63,7 @@ def to_megatron(architecture: Architecture, tensor: Callable[[str], Tensor]) -> 
         source, target = layer_prefix(layer), f"decoder.layers.{layer}."
         for theirs, ours in _whole(architecture):
             yield target + ours, tensor(source + theirs)
-        for kind in _kinds(architecture.qkv_bias):
+        for kind in kinds(biased=architecture.qkv_bias):
             parts = (tensor(f"{source}self_attn.{part}_proj.{kind}") for part in "qkv")
             yield f"{target}{QKV}.{kind}", fuse_qkv(*parts, architecture=architecture)
         up = f"{source}mlp.up_proj.weight"
@@ -75,7 +71,7 @@ def to_megatron(architecture: Architecture, tensor: Callable[[str], Tensor]) -> 
             yield target + FC1, torch.cat((tensor(f"{source}mlp.gate_proj.weight"), tensor(up)))
         else:
             yield target + FC1, tensor(up)
-    for kind in _kinds(architecture.normalization.biased):
+    for kind in kinds(biased=architecture.normalization.biased):
         yield f"{MEGATRON_FINAL_NORM}.{kind}", tensor(f"{FINAL_NORM}.{kind}")
     if not architecture.tied_embeddings:
         yield MEGATRON_OUTPUT, tensor(OUTPUT)
@@ -88,7 +84,7 @@ def to_huggingface(architecture: Architecture, tensor: Callable[[str], Tensor]) 
         source, target = f"decoder.layers.{layer}.", layer_prefix(layer)
         for theirs, ours in _whole(architecture):
             yield target + theirs, tensor(source + ours)
-        for kind in _kinds(architecture.qkv_bias):
+        for kind in kinds(biased=architecture.qkv_bias):
             parts = split_qkv(tensor(f"{source}{QKV}.{kind}"), architecture)
             for part, value in zip("qkv", parts, strict=True):
                 yield f"{target}self_attn.{part}_proj.{kind}", value
@@ -97,7 +93,7 @@ def to_huggingface(architecture: Architecture, tensor: Callable[[str], Tensor]) 
             gate, up = up.chunk(2)
             yield f"{target}mlp.gate_proj.weight", gate
         yield f"{target}mlp.up_proj.weight", up
-    for kind in _kinds(architecture.normalization.biased):
+    for kind in kinds(biased=architecture.normalization.biased):
         yield f"{FINAL_NORM}.{kind}", tensor(f"{MEGATRON_FINAL_NORM}.{kind}")
     if not architecture.tied_embeddings:
         yield OUTPUT, tensor(MEGATRON_OUTPUT)

@@ -11,6 +11,11 @@ FINAL_NORM = "model.norm"
 OUTPUT = "lm_head.weight"
 
 
+def kinds(*, biased: bool) -> tuple[str, ...]:
+    """The last part of the names of a module's tensors."""
+    return ("weight", "bias") if biased else ("weight",)
+
+
 def layer_prefix(layer: int) -> str:
     """Prefix of the tensors of a layer, counted from 0."""
     return f"model.layers.{layer}."
@@ -37,7 +42,7 @@ def layer_shapes(architecture: Architecture) -> Iterator[tuple[str, Shape]]:
 
 
 def _norm(name: str, architecture: Architecture) -> Iterator[tuple[str, Shape]]:
-    for kind in ("weight", "bias") if architecture.normalization.biased else ("weight",):
+    for kind in kinds(biased=architecture.normalization.biased):
         yield f"{name}.{kind}", (architecture.hidden_size,)
 
 

@@ -47,7 +47,6 @@ class Runtime:
 
     rank: int
     """Among all ranks of the job. Rank 0 writes, publishes and reports; every rank owns a share of a checkpoint."""
-    local_rank: int
     """Among the ranks of this node."""
     layout: ParallelLayout
     data_rank: int
@@ -135,7 +134,6 @@ def runtime(
         _seed(seed, gpu)
         yield Runtime(
             rank=rank,
-            local_rank=local_rank,
             layout=layout,
             **groups,
             device=device,

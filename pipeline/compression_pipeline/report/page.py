@@ -112,7 +112,7 @@ def _subtitle(run: RunData) -> str:
 
 def _warnings(run: RunData) -> Iterator[str]:
     """What a reader should know before trusting the figures."""
-    if run.phase not in ("Succeeded",):
+    if run.phase != "Succeeded":
         yield f"The run is {run.phase}, so this page is not complete. {run.message}".strip()
     for phase in all_phases():
         yield from phase.warnings(run)

@@ -42,8 +42,8 @@ def write_report(run: Path, store: Path, output: Path) -> Path:
     return output / PAGE
 
 
-def write_importance(folder: Path, teacher: Architecture, prune: PruneConfig, kept_layers: Sequence[int]) -> Path:
-    """Write `importance.html` into the folder of prune's artifact, of the scores and the choice there; returns it.
+def write_importance(folder: Path, teacher: Architecture, prune: PruneConfig, kept_layers: Sequence[int]) -> None:
+    """Write `importance.html` into the folder of prune's artifact, of the scores and the choice there.
 
     `kept_layers` are counted from 1. The same scores make the same page, to the byte.
     """
@@ -51,7 +51,6 @@ def write_importance(folder: Path, teacher: Architecture, prune: PruneConfig, ke
     found = read_importance(folder)
     named = bool(prune.drop_layers)
     page.write_text(render_importance(teacher, kept_layers, found, named=named, title=title), encoding="utf-8")
-    return page
 
 
 def write_student_report(ancestry: Ancestry, job: ExportJob, exported: Exported, folder: Path) -> Path:

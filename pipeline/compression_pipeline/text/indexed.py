@@ -34,10 +34,13 @@ class IndexedText:
             if not head.startswith(_MAGIC):
                 raise ValueError(f"{prefix}.idx is not an index of Megatron's")
             _, code, count, _ = _HEADER.unpack(head[len(_MAGIC) :])
+            kind = next((name for name, known in _CODES.items() if known == code), None)
+            if kind is None:
+                raise ValueError(f"{prefix}.idx has tokens of an unknown type ({code})")
             self.lengths = np.fromfile(file, np.int32, count)
             """Tokens of each sequence; those without any are left out."""
             offsets = np.fromfile(file, np.int64, count)
-        dtype = np.dtype(next(name for name, known in _CODES.items() if known == code))
+        dtype = np.dtype(kind)
         self.places = offsets // dtype.itemsize
         """Where each sequence begins in `tokens`."""
         tokens = prefix.with_name(prefix.name + ".bin")

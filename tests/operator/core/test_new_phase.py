@@ -11,6 +11,7 @@ import pytest
 import yaml
 from tests.pipeline.pages import Page
 from tests.pipeline.tiny import texts, write_checkpoint
+from tests.support.runs import tiny_run
 
 ROOT = Path(__file__).parents[3]
 
@@ -133,19 +134,7 @@ assert figures_that_stand(undone, ["width"]).student("width").figures is None
 """
 
 
-MANIFEST = {
-    "apiVersion": "modelcompression.io/v1alpha1",
-    "kind": "CompressionRun",
-    "metadata": {"name": "tiny"},
-    "spec": {
-        "teacher": {"model": "file:teacher"},
-        "dataset": {"source": "file:text.jsonl", "sequenceLength": 32, "validationFraction": 0.1},
-        "students": [{"name": "narrow", "prune": {"ffnHiddenSize": 96, "divisor": 32, "calibrationSamples": 8}}],
-        "distill": {"steps": 2, "globalBatchSize": 2, "microBatchSize": 2, "warmupSteps": 1},
-        "validation": {"samples": 4},
-        "export": {"sampleTokens": 4},
-    },
-}
+MANIFEST = tiny_run().distill(steps=2, globalBatchSize=2, microBatchSize=2, warmupSteps=1).body()
 
 
 @pytest.fixture(scope="module")

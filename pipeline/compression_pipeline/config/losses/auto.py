@@ -20,7 +20,7 @@ class Auto(LossConfig):
     Source: arXiv 2407.14679, section 2.4 and best practice 6.
     """
 
-    implementation: ClassVar[str] = ""
+    implementation: ClassVar[str] = ""  # a job computes what it stands for
     compares_logits: ClassVar[bool] = True
 
     @property
@@ -28,7 +28,12 @@ class Auto(LossConfig):
         return "losses that the papers' rule chooses"
 
     def needs(self, teacher: Architecture, student: Architecture) -> Needs:
-        raise NotImplementedError("what it stands for has needs")
+        each = [loss.needs(teacher, student) for loss in self.resolved(teacher, student)]
+        return Needs(
+            logits=any(needs.logits for needs in each),
+            hidden=tuple(pair for needs in each for pair in needs.hidden),
+            embeddings=any(needs.embeddings for needs in each),
+        )
 
     def resolved(self, teacher: Architecture, student: Architecture) -> Sequence[LossConfig]:
         losses: list[LossConfig] = [LogitsKL(weight=self.weight, balance=self.balance)]
