@@ -171,7 +171,10 @@ def test_several_pairs_of_layers_count_alike() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"type": "LogitsTopKKL", "topK": 999}, "losses[0].topK: 999 is more than the teacher's"),
+        (
+            {"type": "LogitsTopKKL", "topK": 999},
+            "losses[0].topK: 999 is more than the 320 tokens of the teacher's vocabulary; lower it",
+        ),
         (
             {"type": "HiddenStates", "layerMap": [{"student": 1, "teacher": 1}, {"student": 3, "teacher": 9}]},
             "losses[0].layerMap[1].student: the student has layers 1 to 2; there is no layer 3\n"

@@ -143,7 +143,7 @@ def _view(kind: type[ConfigModel], data: dict[str, Json], path: str, faulty: set
                 ]
                 if len(views) == len(items):
                     values[name] = views
-        elif isinstance(value, dict):
+        elif not many and isinstance(value, dict):
             values[name] = _view(nested, value, below, faulty)
     view = kind.model_construct(**values)
     for name in kind.model_fields.keys() - values.keys():

@@ -1,4 +1,4 @@
-"""Forward KL on the logits of the teacher's likeliest words."""
+"""Forward KL on the logits of the teacher's likeliest tokens."""
 
 from torch import Tensor
 
@@ -18,5 +18,5 @@ class LogitsTopKKLLoss(Loss):
         self._temperature, self._top_k = config.temperature, config.top_k
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
-        likeliest, words = teacher.logits.topk(self._top_k, dim=-1)
-        return fused(student.logits.gather(-1, words), likeliest, forward_kl, self._temperature)
+        likeliest, tokens = teacher.logits.topk(self._top_k, dim=-1)
+        return fused(student.logits.gather(-1, tokens), likeliest, forward_kl, self._temperature)
