@@ -199,7 +199,7 @@ def test_auto_is_logits_alone_unless_depth_is_cut_a_lot(layers: int, kinds: int)
     )
     assert {loss.balance for loss in beside} == {Balance.DYNAMIC}, "nothing that a user wrote is dropped"
     assert losses_in_words(found).startswith("2 times the forward KL")
-    assert losses_in_words(found).count("scaled in every batch to the loss on the logits") == kinds - 1
+    assert losses_in_words(found).count("scaled in every micro-batch to the loss on the logits") == kinds - 1
 
 
 def test_a_dynamic_loss_has_the_size_of_those_on_logits(engine: Runtime) -> None:
