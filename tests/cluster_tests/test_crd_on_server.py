@@ -77,9 +77,13 @@ def test_a_wrong_manifest_is_refused_with_our_paths_and_sentences(api: Api, path
         submit(api, path.read_text())
     told = causes(caught.value)
     faults = [line.removeprefix("# fault: ") for line in path.read_text().splitlines() if line.startswith("# fault: ")]
-    if "unknown field" in told.values():
-        # The API server looks no further then.
+    if unknown := [path for path, words in told.items() if words == "unknown field"]:
+        # The API server looks no further then. It calls the fields of an object that stands for a list unknown, too.
+        lists = [fault.partition(": ")[0] for fault in faults if fault.endswith(" must be a list")]
+        assert all(any(path.startswith(f"{field}.") for path in unknown) for field in lists)
         faults = [fault for fault in faults if "unknown field" in fault]
+        if lists and not faults:
+            return
     assert faults
     for fault in faults:
         where, _, what = fault.partition(": ")
