@@ -26,6 +26,7 @@ from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.modelopt import modelopt
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases.prune import write_scores
+from compression_pipeline.report.write import write_importance
 
 Teacher = tuple[Any, Architecture, Path]
 AXES = scorers(ImportanceConfig())
@@ -240,7 +241,9 @@ def test_a_page_shows_scores_and_choice_and_is_the_same_every_time(tmp_path: Pat
     pages: list[str] = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        write_scores(scores, choose(scores, teacher, prune), teacher, prune, folder)
+        choice = choose(scores, teacher, prune)
+        write_scores(scores, choice, prune, folder)
+        write_importance(folder, teacher, prune, [layer + 1 for layer in choice.layers])
         pages.append((folder / "importance.html").read_text(encoding="utf-8"))
     assert pages[0] == pages[1]
     text = " ".join(Page(pages[0]).text.split())

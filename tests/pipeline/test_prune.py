@@ -217,6 +217,27 @@ def test_everything_may_be_read_by_whom_the_folder_may(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o666 for path in files} == {allowed}
 
 
+def test_a_page_that_cannot_be_drawn_costs_a_warning_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that fills up: half a page is there, and then it ends."""
+    whole = Path.write_text
+
+    def torn(path: Path, data: str, **options: Any) -> int:
+        if path.name != "importance.html":
+            return whole(path, data, **options)
+        whole(path, data[:9], **options)
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", torn)
+    result, artifact, events = run(make_store(tmp_path), PruneConfig(drop_layers=[2], calibration_samples=9))
+    assert result.kept_layers == [1, 3]
+    assert "chosen.json" in artifact.manifest.files and "importance.html" not in artifact.manifest.files
+    [warning] = [event["message"] for event in events if event["event"] == "warning"]
+    assert warning.startswith("the page importance.html could not be drawn (OSError: [Errno 28] No space left")
+    assert warning.endswith("the student and its scores are whole")
+
+
 def test_fewer_sequences_than_asked_for(tmp_path: Path) -> None:
     store = make_store(tmp_path, tokens=32 * 5 + 1)
     _, artifact, _ = run(store, PruneConfig(hidden_size=32, divisor=16, calibration_samples=1024))

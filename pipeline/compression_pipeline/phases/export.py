@@ -3,7 +3,6 @@
 Needs neither Megatron nor ModelOpt.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from compression_pipeline.huggingface.names import expected_shapes
 from compression_pipeline.huggingface.sample import continue_greedily, default_prompt
 from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.huggingface.writer import write_checkpoint
+from compression_pipeline.phases.drawing import try_to_draw, warn_of
 from compression_pipeline.proof import Reference, relative_error
 from compression_pipeline.report import PAGE
 from compression_pipeline.report.ancestry import Ancestry
@@ -31,6 +31,9 @@ TOLERANCE = 1e-4
 
 REPORT = "report"
 """Folder of the report, beside the checkpoint's."""
+
+PROVED = "the checkpoint is whole and proved"
+"""What a warning of something else ends with."""
 
 NEGLIGIBLE = 1024**3
 """Bytes of memory that an export has for a model at least."""
@@ -104,25 +107,14 @@ def run(job: ExportJob, context: Context) -> ExportResult:
 
 
 def draw_report(ancestry: Ancestry, job: ExportJob, exported: Exported, folder: Path, context: Context) -> bool:
-    """Write the student's report into `folder`; whether that could be done.
+    """Write the student's report into `folder`; whether that could be done."""
 
-    A report that can't be drawn costs a warning, never a checkpoint that was proved: nothing is left of it then.
-    """
-    try:
+    def write() -> None:
         from compression_pipeline.report.write import write_student_report
 
         write_student_report(ancestry, job, exported, folder)
-    except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        _warn(context, "the report could not be drawn", error)
-        return False
-    return True
 
-
-def _warn(context: Context, what: str, error: Exception) -> None:
-    """Tell of something that a checkpoint does without."""
-    why = " ".join(f"{type(error).__name__}: {error}".split())
-    context.events.warning(f"{what} ({why[:500]}); the checkpoint is whole and proved")
+    return try_to_draw("the report", write, folder, context, safe=PROVED)
 
 
 def check_range(reference: Reference, dtype: ExportDtype) -> None:
@@ -142,7 +134,7 @@ def teacher_sample(teacher: Path, student: Architecture, prompt: str, tokens: in
         model, tokenizer = load(teacher, torch.bfloat16)
         return continue_greedily(model, tokenizer, prompt, tokens)
     except Exception as error:
-        _warn(context, "the teacher's sample could not be had", error)
+        warn_of("the teacher's sample could not be had", error, context, safe=PROVED)
         return None
 
 

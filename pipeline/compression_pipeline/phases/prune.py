@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,8 @@ from compression_pipeline.huggingface.writer import save_tensors, write_checkpoi
 from compression_pipeline.importance import Choice, Scores, choose
 from compression_pipeline.importance.base import Batches
 from compression_pipeline.phases import measuring
-from compression_pipeline.report.write import write_importance
+from compression_pipeline.phases.drawing import try_to_draw
+from compression_pipeline.report import IMPORTANCE
 from compression_pipeline.text.batches import Place, ShuffledText
 
 CALIBRATION_TOKENS = 8192
@@ -98,7 +99,8 @@ def run(job: PruneJob, context: Context) -> PruneResult:
                     template=teacher_artifact.model,
                     dtype=dtype,
                 )
-                write_scores(scores, choice, teacher, prune, draft.path)
+                write_scores(scores, choice, prune, draft.path)
+                draw_importance(draft.path, teacher, prune, result.kept_layers, context)
                 published = draft.publish(
                     config=job.to_json(),
                     inputs={"data": job.data, "teacher": job.teacher},
@@ -192,9 +194,22 @@ class Calibration:
             context.events.progress(done, self.count, unit="samples")
 
 
-def write_scores(scores: Scores, choice: Choice, teacher: Architecture, prune: PruneConfig, folder: Path) -> None:
-    """Scores, choice, methods and the page that shows them, beside the model."""
+def write_scores(scores: Scores, choice: Choice, prune: PruneConfig, folder: Path) -> None:
+    """Scores, choice and methods, beside the model."""
     save_tensors(scores, folder / "importance.safetensors")
     methods = {axis.value: name for axis, name in prune.importance.by_axis().items()}
     (folder / "chosen.json").write_text(json.dumps({**choice.to_json(), "methods": methods}) + "\n")
-    write_importance(folder, teacher, prune, [layer + 1 for layer in choice.layers])
+
+
+def draw_importance(
+    folder: Path, teacher: Architecture, prune: PruneConfig, kept_layers: Sequence[int], context: Context
+) -> None:
+    """Draw the page that shows the scores and the choice, which are written in `folder` by now."""
+
+    def write() -> None:
+        from compression_pipeline.report.write import write_importance
+
+        write_importance(folder, teacher, prune, kept_layers)
+
+    page = folder / IMPORTANCE
+    try_to_draw(f"the page {IMPORTANCE}", write, page, context, safe="the student and its scores are whole")

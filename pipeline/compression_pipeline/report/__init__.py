@@ -2,3 +2,6 @@
 
 PAGE = "index.html"
 """The page's file, in the folder of its report."""
+
+IMPORTANCE = "importance.html"
+"""The page of what a prune measured and kept, in its artifact."""

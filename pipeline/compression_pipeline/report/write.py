@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compression_pipeline.config import Architecture, ExportJob, PruneConfig
 
-from . import PAGE
+from . import IMPORTANCE, PAGE
 from .ancestry import Ancestry
 from .data import Exported
 from .importance import read_importance
@@ -17,7 +17,6 @@ from .run import run_data
 from .student import load_student, manifest_of
 
 PICTURE = "loss.svg"
-IMPORTANCE = "importance.html"
 
 
 def write_report(run: Path, store: Path, output: Path) -> Path:
