@@ -220,7 +220,7 @@ def combined(
     objective = (
         Objective.of(settings.losses, teacher, student, current, seed=settings.seed)
         if fused
-        else Objective([ModelOptsOwn(small.config)], [1.0], [Needs(logits=True)], [False])
+        else Objective(settings.losses, [ModelOptsOwn(small.config)], [Needs(logits=True)])
     )
     model = combine(small, big, objective)
     wrapped = data_parallel(model)

@@ -128,7 +128,7 @@ def test_the_student_learns(tmp_path: Path) -> None:
 def test_auto_compares_states_too_where_depth_is_cut_a_lot(tmp_path: Path) -> None:
     result, artifact, seen = run(pruned_store(tmp_path, sizes={"layers": 1}), steps=30, losses=[{"type": "Auto"}])
     assert result.losses is not None
-    assert result.losses.count("scaled in every micro-batch to the loss on the logits") == 2
+    assert result.losses.count("scaled in every sequence to the loss on the logits") == 2
     assert result.losses.endswith("(Auto, because the student keeps 1 of 3 layers)")
     losses = [event["loss"] for event in seen if event["event"] == "progress"]
     assert sum(losses[-5:]) < sum(losses[:5])

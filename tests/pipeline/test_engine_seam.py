@@ -46,7 +46,7 @@ from compression_pipeline.huggingface.conversion import CheckpointReader
 from compression_pipeline.huggingface.names import expected_shapes
 from compression_pipeline.importance import Choice, Scores
 from compression_pipeline.importance.base import Batches
-from compression_pipeline.losses import Signals, build_loss
+from compression_pipeline.losses import Signals, build_loss, weighted_sum
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, finetune, measuring, prune
@@ -166,13 +166,13 @@ class Plain:
     def distill(
         self, student: Any, teacher: Any, training: Training, *, of: Architecture, losses: Sequence[LossConfig]
     ) -> tuple[History, State]:
-        terms = [(build_loss(loss, of, training.architecture), loss.weight) for loss in losses]
+        terms = [build_loss(loss, of, training.architecture) for loss in losses]
 
         def loss(batch: Batch) -> Tensor:
             with torch.no_grad():
                 theirs = Signals(teacher(batch.tokens).logits.transpose(0, 1))
             mine = Signals(student(batch.tokens).logits.transpose(0, 1))
-            return torch.stack([weight * term(mine, theirs).mean() for term, weight in terms]).sum()
+            return weighted_sum(losses, [term(mine, theirs) for term in terms])
 
         return self._train(student, training, loss), self.state(student)
 

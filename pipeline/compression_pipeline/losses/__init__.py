@@ -5,6 +5,7 @@ from importlib import import_module
 from compression_pipeline.config import Architecture, LossConfig
 
 from .base import Loss, Signals
+from .weighted import weighted_sum
 
 
 def build_loss(config: LossConfig, teacher: Architecture, student: Architecture) -> Loss:
@@ -13,4 +14,4 @@ def build_loss(config: LossConfig, teacher: Architecture, student: Architecture)
     return getattr(import_module(module), name)(config, teacher, student)
 
 
-__all__ = ["Loss", "Signals", "build_loss"]
+__all__ = ["Loss", "Signals", "build_loss", "weighted_sum"]

@@ -2,14 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compression_pipeline.config import Architecture, Balance, LossConfig, Needs
-from compression_pipeline.losses import Loss, Signals, build_loss
+from compression_pipeline.config import Architecture, LossConfig, Needs
+from compression_pipeline.losses import Loss, Signals, build_loss, weighted_sum
 
 from .private import Criterion
 from .runtime import Runtime
@@ -21,13 +20,11 @@ class Objective(Criterion):
     What else its losses need it captures by hooks, and only while a training step's forward pass runs (`captured`).
     """
 
-    def __init__(
-        self, losses: Sequence[Loss], weights: Sequence[float], needs: Sequence[Needs], dynamic: Sequence[bool]
-    ) -> None:
-        """Use `of`; this is for losses that no manifest can name."""
+    def __init__(self, settings: Sequence[LossConfig], losses: Sequence[Loss], needs: Sequence[Needs]) -> None:
+        """Use `of`."""
         super().__init__()
         self.losses = nn.ModuleList(losses)
-        self._weights, self._needs, self._dynamic = list(weights), list(needs), list(dynamic)
+        self._settings, self._needs = list(settings), list(needs)
         self._student, self._teacher = _Taps(), _Taps()
 
     @classmethod
@@ -38,9 +35,7 @@ class Objective(Criterion):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = [build_loss(loss, teacher, student) for loss in losses]
-        needs = [loss.needs(teacher, student) for loss in losses]
-        dynamic = [loss.balance is Balance.DYNAMIC for loss in losses]
-        made = cls(built, [loss.weight for loss in losses], needs, dynamic)
+        made = cls(losses, built, [loss.needs(teacher, student) for loss in losses])
         return made.to(device=runtime.device, dtype=runtime.dtype)
 
     def attach(self, student: Any, teacher: Any) -> None:
@@ -70,26 +65,14 @@ class Objective(Criterion):
             self._student.open, self._teacher.open = False, False
 
     def forward(self, student: tuple[Tensor, Any], teacher: tuple[Tensor, Any]) -> Tensor:
-        """The sum of the losses' means over all tokens of the batch (there is no padding, so none is masked).
+        """The sum of the losses (`weighted_sum`).
 
         Args:
             student: what its output layer gave: logits [sequence, batch, vocabulary], and a bias.
             teacher: what its output layer gave.
         """
         signals = self._student.taken(student[0]), self._teacher.taken(teacher[0].detach())
-        means = [loss(*signals).transpose(0, 1).contiguous().mean() for loss in self.losses]
-        return reduce(torch.add, self._weighted(means))
-
-    def _weighted(self, means: list[Tensor]) -> Iterator[Tensor]:
-        """The terms of the sum. The dynamic ones have one factor together: with one of its own a term that is nearly 0
-        (a student's embeddings that are still the teacher's) would have a gradient without bounds.
-        """
-        terms = list(zip(means, self._weights, self._needs, self._dynamic, strict=True))
-        on_logits = sum(mean.detach() for mean, _, needs, dynamic in terms if needs.logits and not dynamic)
-        others = sum(mean.detach() for mean, _, _, dynamic in terms if dynamic)
-        for mean, weight, _, dynamic in terms:
-            scaled = mean * (on_logits / others) if dynamic and others > 0 else mean
-            yield scaled if weight == 1 else weight * scaled
+        return weighted_sum(self._settings, [loss(*signals) for loss in self.losses])
 
 
 class _Taps:

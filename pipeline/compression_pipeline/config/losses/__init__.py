@@ -43,9 +43,7 @@ def losses_in_words(losses: Sequence[LossConfig]) -> str:
 
 def _term(loss: LossConfig) -> str:
     words = loss.words if loss.weight == 1 else f"{loss.weight:g} times the {loss.words}"
-    return (
-        f"{words}, scaled in every micro-batch to the loss on the logits" if loss.balance is Balance.DYNAMIC else words
-    )
+    return f"{words}, scaled in every sequence to the loss on the logits" if loss.balance is Balance.DYNAMIC else words
 
 
 def resolved_losses(losses: Sequence[LossConfig], teacher: Architecture, student: Architecture) -> list[LossConfig]:

@@ -45,7 +45,7 @@ class LossConfig(Member):
     balance: Balance = Field(
         default=Balance.FIXED,
         description="Fixed adds the loss times its weight. Dynamic first scales all such losses by one factor, in "
-        "every micro-batch, so that they sum to those that compare logits (alpha of arXiv 2407.14679, section 2.4).",
+        "every sequence, so that they sum to those that compare logits (alpha of arXiv 2407.14679, section 2.4).",
     )
 
     @property
