@@ -13,8 +13,11 @@ from report_run import CORRECTED_LOSS, DEPTH, TEACHER_LOSS, WIDTH, Run
 
 from compression_operator.api.run import CompressionRun
 from compression_pipeline.artifact import Store
+from compression_pipeline.config import Phase
 from compression_pipeline.errors import UserError
 from compression_pipeline.report import words
+from compression_pipeline.report.data import Measured
+from compression_pipeline.report.phases import REPORTS, PhaseReport
 from compression_pipeline.report.resource import Resource
 from compression_pipeline.report.write import write_report
 from compression_pipeline.store.published import Published
@@ -55,6 +58,16 @@ def test_models_that_were_measured_over_other_sequences_are_not_compared(tmp_pat
     losses = [row[head.index("Loss")] for row in (teacher, corrected, width, depth)]
     assert losses == [words.DASH, f"{CORRECTED_LOSS:.3f}", f"{WIDTH.distilled:.3f}", words.DASH]
     assert f"{DEPTH.name} was measured over 256 validation sequences and not over 512 as the others" in page.text
+
+
+def test_what_any_phase_tells_of_losses_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phase that measures a student again later needs its entry in `REPORTS`, and nothing else of the report's."""
+    told = PhaseReport(losses=lambda result: Measured(taught_by=0.5, pruned=9.0))
+    monkeypatch.setitem(REPORTS, Phase.EXPORT, told)
+    head, _, corrected, width, _ = page_of(Run(tmp_path).write()).tables["figures"]
+    assert width[head.index("When pruned")] == "9.000"
+    assert width[head.index("Loss")] == f"{WIDTH.distilled:.3f}", "what it does not tell, distill does"
+    assert corrected[head.index("Loss")] == f"{CORRECTED_LOSS:.3f}"
 
 
 def fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

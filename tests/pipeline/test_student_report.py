@@ -12,11 +12,19 @@ from exporting import DISTILLED, EXPORTED, PRUNED, job, run, student_store
 from pages import Page
 from stores import DATA, TEACHER, context
 
-from compression_operator.api.spec import CompressionRunSpec
+from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import Resolved
 from compression_operator.core.plan import plan
 from compression_pipeline.artifact import Artifact, Store
-from compression_pipeline.config import Architecture, DistillResult, ExportDtype, ExportResult, ResolvedSource
+from compression_pipeline.config import (
+    PHASES,
+    Architecture,
+    ConfigModel,
+    DistillResult,
+    ExportDtype,
+    ExportResult,
+    ResolvedSource,
+)
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export
 from compression_pipeline.report import words
@@ -184,6 +192,22 @@ def test_what_was_pruned_without_a_gpu_is_found_where_there_is_one(copy: Store) 
     found = {"prepare": resolved}
     here, there = (plan(told, discovered=found, gpus=gpus).get("prune-student") for gpus in (False, True))
     assert here and there and here.artifact == there.artifact is not None
+
+
+def test_the_manifest_holds_what_a_job_names_as_its_blocks(copy: Store) -> None:
+    """How a phase ran is no block of a manifest; every block of a manifest that a job has is one of its own."""
+    path = copy.open(f"prune-{PRUNED}").path / "manifest.json"
+    content = json.loads(path.read_text())
+    content["config"]["parallelism"] = {"tensor": 2}
+    path.write_text(json.dumps(content))
+    page = page_of(run(copy, EXPORTED)[1])
+    spec = yaml.safe_load(page.text[page.text.index("apiVersion:") :])["spec"]
+    CompressionRunSpec.model_validate(spec)
+    blocks = {*CompressionRunSpec.model_fields, *Student.model_fields}
+    for entry in PHASES.values():
+        kinds: dict[str, Any] = {name: field.annotation for name, field in entry.job.model_fields.items()}
+        settings = {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, ConfigModel)}
+        assert settings & blocks == {*entry.job.blocks}
 
 
 def test_it_stands_on_its_own(exported: tuple[ExportResult, Artifact]) -> None:

@@ -48,6 +48,9 @@ class JobConfig(ConfigModel):
     roles: ClassVar[tuple[str, ...]] = ("data", "teacher", "pruned", "distilled")
     """Fields that name an artifact that the job reads, as far as its phase has them."""
 
+    blocks: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold a block of the manifest by its name there; those of prune are the student's."""
+
     run: str
     run_uid: str | None = Field(default=None, description="UID of the run: two of one name may share a store.")
     step: str = Field(description="Name of the step, e.g. distill-width; unique within the run.")

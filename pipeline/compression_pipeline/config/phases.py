@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -32,6 +33,8 @@ class Phase(StrEnum):
 class PrepareJob(JobConfig):
     """Fetch the teacher, look at it, tokenize the text. Its artifact: `model/` (the teacher) and `data/`."""
 
+    blocks: ClassVar[tuple[str, ...]] = ("teacher", "dataset")
+
     teacher: TeacherConfig
     dataset: DatasetConfig
     source_roots: dict[str, str] = Field(
@@ -54,6 +57,8 @@ class PrepareJob(JobConfig):
 class FinetuneJob(EngineJob):
     """Correct the teacher. Its artifact: `model/`, the corrected teacher as a Hugging Face checkpoint."""
 
+    blocks: ClassVar[tuple[str, ...]] = ("finetune", "validation")
+
     data: str = Field(description="Artifact with the tokenized text (prepare's).")
     teacher: str = Field(description="Artifact with the teacher (prepare's).")
     sequence_length: int
@@ -71,6 +76,8 @@ class FinetuneJob(EngineJob):
 class PruneJob(EngineJob):
     """Cut the student out of the (corrected) teacher. Its artifact: `model/`, importance scores and plot."""
 
+    blocks: ClassVar[tuple[str, ...]] = ("prune",)
+
     data: str
     teacher: str = Field(description="Artifact with the (corrected) teacher: finetune's, or prepare's without one.")
     sequence_length: int
@@ -85,6 +92,8 @@ class DistillJob(EngineJob):
 
     The reference logits are float32, of the weights rounded to each dtype that an export may have.
     """
+
+    blocks: ClassVar[tuple[str, ...]] = ("distill", "validation")
 
     data: str
     teacher: str
@@ -106,6 +115,8 @@ class ExportJob(JobConfig):
 
     Its artifact: `model/` and `report/index.html`.
     """
+
+    blocks: ClassVar[tuple[str, ...]] = ("export",)
 
     data: str
     teacher: str

@@ -5,14 +5,14 @@ A run's report is made from its resource and the store (run.py), a student's own
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from compression_pipeline.config import Architecture, Phase, PrepareResult, StepResult, won_back
 
 from .importance import Importance
-from .resource import Step
+from .resource import Losses, Step
 
 Curve = Sequence[tuple[float, float]]
 
@@ -38,6 +38,32 @@ class Exported:
     weights: int  # bytes
     sample: str
     teacher_sample: str | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Validation losses of a chain of models, in nats per token, as far as one phase or one status tells them."""
+
+    teacher: float | None = None
+    """Of the teacher as it came."""
+    corrected_teacher: float | None = None
+    taught_by: float | None = None
+    """Of the teacher that the student learns from."""
+    pruned: float | None = None
+    distilled: float | None = None
+    rounded: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of the student's weights, by the type that they are rounded to."""
+
+    @classmethod
+    def of_status(cls, told: Losses) -> "Measured":
+        """What the status of a run has of a student."""
+        taught_by = told.teacher if told.corrected_teacher is None else told.corrected_teacher
+        return cls(told.teacher, told.corrected_teacher, taught_by, told.pruned, told.distilled)
+
+    def over(self, other: "Measured") -> "Measured":
+        """These losses, and what only the other one tells."""
+        told = {name: value for name, value in vars(self).items() if value not in (None, {})}
+        return replace(other, **told)
 
 
 @dataclass(frozen=True)

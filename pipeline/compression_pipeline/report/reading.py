@@ -22,9 +22,10 @@ from compression_pipeline.config import (
 )
 
 from .ancestry import measured_over
-from .data import Curve, Exported, History, Results, StudentData, TeacherData
+from .data import Curve, Exported, History, Measured, Results, StudentData, TeacherData
 from .importance import Importance, read_importance
-from .resource import Losses, Step, Student
+from .phases import measured
+from .resource import Step, Student
 
 Model = TypeVar("Model", bound=StepResult)
 
@@ -35,6 +36,11 @@ class Chain:
 
     artifacts: Mapping[Phase, Artifact]
     results: Results
+
+    @property
+    def losses(self) -> Measured:
+        """The validation losses that its results tell."""
+        return measured(self.results)
 
     def result(self, phase: Phase, model: type[Model]) -> Model | None:
         """What the phase reported, by its own model."""
@@ -71,18 +77,19 @@ class Reader:
                 self.gaps.append(f"{artifact.name} was made by another version; its result can't be read.")
         return Chain(artifacts, results)
 
-    def teacher(self, chain: Chain, *, parameters: int | None = None, losses: Sequence[Losses] = ()) -> TeacherData:
+    def teacher(self, chain: Chain, *, parameters: int | None = None, losses: Sequence[Measured] = ()) -> TeacherData:
         """The teacher by the artifacts that all students share; `losses` are what is known without finetune's."""
         prepare, finetune = chain.artifacts.get(Phase.PREPARE), chain.artifacts.get(Phase.FINETUNE)
         prepared = chain.result(Phase.PREPARE, PrepareResult)
         corrected = chain.result(Phase.FINETUNE, FinetuneResult)
-        known = (each.teacher for each in losses if each.teacher is not None)
-        known_corrected = (each.corrected_teacher for each in losses if each.corrected_teacher is not None)
+        loss = chain.losses
+        for each in losses:
+            loss = loss.over(each)
         return TeacherData(
             architecture=prepared.teacher if prepared else None,
             parameters=parameters or (prepared.teacher_parameters if prepared else None),
-            loss=corrected.teacher_loss if corrected else next(known, None),
-            corrected_loss=corrected.corrected_teacher_loss if corrected else next(known_corrected, None),
+            loss=loss.teacher,
+            corrected_loss=loss.corrected_teacher,
             history=self._history(finetune, prepared),
             tokens_per_second=corrected.tokens_per_second if corrected else None,
             checkpoint_bytes=weights(prepare),
@@ -105,13 +112,10 @@ class Reader:
         prune, distill = chain.artifacts.get(Phase.PRUNE), chain.artifacts.get(Phase.DISTILL)
         pruned = chain.result(Phase.PRUNE, PruneResult)
         distilled = chain.result(Phase.DISTILL, DistillResult)
-        loss = figures.validation_loss
+        told = figures.validation_loss
+        loss = chain.losses.over(Measured.of_status(told))
         # Of the weights that are handed out; as distill measured them last, where export stands since before that.
-        final = distilled.rounded_losses.get(exported.dtype) if exported and distilled else None
-        if final is None:
-            final = exported.loss if exported else loss.exported
-        if final is None:
-            final = distilled.distilled_loss if distilled else loss.distilled
+        final = loss.rounded.get(exported.dtype, exported.loss) if exported else told.exported
         taught_by = loss.taught_by
         if taught_by is None:
             taught_by = teacher.corrected_loss if teacher.corrected_loss is not None else teacher.loss
@@ -119,9 +123,9 @@ class Reader:
             name=figures.name,
             parameters=figures.parameters or (pruned.parameters if pruned else None),
             ratio=figures.compression_ratio or (pruned.compression_ratio if pruned else None),
-            teacher_loss=distilled.teacher_loss if distilled else taught_by,
-            pruned_loss=distilled.pruned_loss if distilled else loss.pruned,
-            distilled_loss=final,
+            teacher_loss=taught_by,
+            pruned_loss=loss.pruned,
+            distilled_loss=loss.distilled if final is None else final,
             tokens_per_second=figures.tokens_per_second or (distilled.tokens_per_second if distilled else None),
             architecture=pruned.student if pruned else None,
             kept_layers=pruned.kept_layers if pruned else [],

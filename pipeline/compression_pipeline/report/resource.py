@@ -67,11 +67,6 @@ class Losses(Record):
     distilled: float | None = None
     exported: float | None = None
 
-    @property
-    def taught_by(self) -> float | None:
-        """Of the teacher that the student learns from."""
-        return self.teacher if self.corrected_teacher is None else self.corrected_teacher
-
 
 class Student(Record):
     """The figures of one student, as the status has them."""

@@ -7,7 +7,7 @@ from typing import Any
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import ExportResult, Phase
 
-from .data import Exported, RunData, StudentData
+from .data import Exported, Measured, RunData, StudentData
 from .reading import Chain, Reader, weights
 from .resource import Resource, Step, Student, read_resource
 
@@ -29,7 +29,7 @@ def run_data(resource: Resource, store: Path) -> RunData:
     teacher = found.reader.teacher(
         shared,
         parameters=status.teacher.parameter_count,
-        losses=[student.validation_loss for student in status.students],
+        losses=[Measured.of_status(student.validation_loss) for student in status.students],
     )
     students: list[StudentData] = []
     for name in [entry["name"] for entry in spec.get("students") or []] or list(figures):

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from compression_pipeline.artifact import versions
-from compression_pipeline.config import DEFAULT_ENGINE, PHASES, ConfigModel, ExportJob, JobConfig, Phase, Precision
+from compression_pipeline.config import DEFAULT_ENGINE, PHASES, ExportJob, JobConfig, Phase, Precision
 
 from .ancestry import Ancestry
-from .data import Exported, RunData
+from .data import Exported, Measured, RunData
 from .reading import Reader
-from .resource import Losses, Step, Student
+from .resource import Step, Student
 
 NAME = "student"
 API_VERSION = "modelcompression.io/v1alpha1"
@@ -34,7 +34,7 @@ def load_student(ancestry: Ancestry, job: ExportJob, exported: Exported) -> RunD
     reader.saw(versions())
     shared = reader.chain({phase: artifact for phase, artifact in found.items() if not PHASES[phase].per_student})
     own = reader.chain({phase: artifact for phase, artifact in found.items() if PHASES[phase].per_student})
-    teacher = reader.teacher(shared, losses=[Losses(teacher=ancestry.distill[1].teacher_loss)])
+    teacher = reader.teacher(shared, losses=[Measured(teacher=own.losses.taught_by)])
     steps = [_step(phase, artifact.manifest.config["fingerprint"], artifact.name) for phase, artifact in found.items()]
     steps.append(_step(Phase.EXPORT, job.fingerprint, f"{Phase.EXPORT}-{job.fingerprint}"))
     student = reader.student(
@@ -94,10 +94,8 @@ def spec_of(ancestry: Ancestry, job: ExportJob) -> dict[str, Any]:
 
 
 def _blocks(job: JobConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in type(job).model_fields:
-        settings = getattr(job, name)
-        if isinstance(settings, ConfigModel):
-            yield to_camel(name), settings.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    for name in job.blocks:
+        yield to_camel(name), getattr(job, name).model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
 def _step(phase: Phase, fingerprint: str, artifact: str) -> Step:

@@ -6,6 +6,7 @@ A phase without an entry is there too, with the figures of its result.
 from collections.abc import Mapping
 
 from compression_pipeline.config import Phase
+from compression_pipeline.report.data import Measured, Results
 
 from . import distill, export, finetune, prepare, prune
 from .base import PhaseReport, Row, plain
@@ -24,4 +25,12 @@ def all_phases() -> list[PhaseReport]:
     return [REPORTS.get(phase) or plain(phase) for phase in Phase]
 
 
-__all__ = ["REPORTS", "PhaseReport", "Row", "all_phases"]
+def measured(results: Results) -> Measured:
+    """The validation losses that these phases tell, later ones first."""
+    found = Measured()
+    for phase in (phase for phase in Phase if phase in results and phase in REPORTS):
+        found = REPORTS[phase].losses(results[phase]).over(found)
+    return found
+
+
+__all__ = ["REPORTS", "PhaseReport", "Row", "all_phases", "measured"]

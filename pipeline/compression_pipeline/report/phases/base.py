@@ -8,7 +8,7 @@ from compression_pipeline.config import PHASES, Phase, StepResult, figures_of
 from compression_pipeline.report import markdown
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import Area, Figures, Grid, LineChart
-from compression_pipeline.report.data import RunData, StudentData
+from compression_pipeline.report.data import Measured, RunData, StudentData
 
 Fact = tuple[str, str]
 """A name and a sentence."""
@@ -46,6 +46,8 @@ class PhaseReport:
     """By the part of the spec that has it."""
     warnings: Callable[[RunData], Iterable[str]] = lambda run: ()
     """What a reader should know before trusting the figures."""
+    losses: Callable[[Any], Measured] = lambda result: Measured()
+    """Validation losses that its result tells: those of later phases count first."""
     card: Callable[[Ancestry], Iterable[str]] = lambda ancestry: ()
     """Paragraphs of the student's card on how it was made."""
 

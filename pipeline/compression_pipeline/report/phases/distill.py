@@ -17,7 +17,7 @@ from compression_pipeline.config import (
 from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import COLOURS, Level, LineChart, Series, line_chart
-from compression_pipeline.report.data import RunData, StudentData
+from compression_pipeline.report.data import Measured, RunData, StudentData
 
 from . import training
 from .base import Fact, Panel, PhaseReport, Spec
@@ -124,11 +124,21 @@ def _losses_told(job: DistillJob, result: DistillResult) -> str:
     return f"{said[0].upper()}{said[1:]}, {'mean over tokens; no other loss' if alone else 'each a mean over tokens'}"
 
 
+def _measured(result: DistillResult) -> Measured:
+    return Measured(
+        taught_by=result.teacher_loss,
+        pruned=result.pruned_loss,
+        distilled=result.distilled_loss,
+        rounded=result.rounded_losses,
+    )
+
+
 REPORT = PhaseReport(
     charts=lambda run: [validation_chart(run)],
     panels=_panels,
     facts=_facts,
     seeds=_seeds,
     warnings=_warnings,
+    losses=_measured,
     card=_card,
 )

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from compression_pipeline.config import FinetuneConfig, Phase
+from compression_pipeline.config import FinetuneConfig, FinetuneResult, Phase
 from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import LineChart, Series, line_chart
-from compression_pipeline.report.data import RunData
+from compression_pipeline.report.data import Measured, RunData
 
 from . import training
 from .base import Fact, PhaseReport, Row, Spec
@@ -68,4 +68,10 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
         yield training.card_table(ancestry, Phase.FINETUNE, job, job.finetune)
 
 
-REPORT = PhaseReport(rows=_rows, charts=_charts, facts=_facts, seeds=_seeds, warnings=_warnings, card=_card)
+def _measured(result: FinetuneResult) -> Measured:
+    return Measured(teacher=result.teacher_loss, corrected_teacher=result.corrected_teacher_loss)
+
+
+REPORT = PhaseReport(
+    rows=_rows, charts=_charts, facts=_facts, seeds=_seeds, warnings=_warnings, losses=_measured, card=_card
+)
