@@ -67,8 +67,8 @@ def test_no_two_test_files_have_one_name() -> None:
 
 
 @pytest.mark.parametrize("path", sources(OPERATOR), ids=lambda path: str(path.relative_to(OPERATOR)))
-def test_the_operator_takes_nothing_from_the_pipeline_but_configuration_and_store(path: Path) -> None:
-    light = ("compression_pipeline.config", "compression_pipeline.store")
+def test_the_operator_takes_nothing_from_the_pipeline_but_configuration_sizing_and_store(path: Path) -> None:
+    light = ("compression_pipeline.config", "compression_pipeline.sizing", "compression_pipeline.store")
     foreign = {
         name
         for name in imported(path, OPERATOR)
@@ -148,9 +148,9 @@ def test_tests_of_the_operator_stand_in_the_folders_of_what_they_test() -> None:
     assert not [*tests.glob("*.py")]
 
 
-def test_configuration_and_store_need_pydantic_alone() -> None:
+def test_what_the_operator_takes_from_the_pipeline_needs_pydantic_alone() -> None:
     code = (
-        "import sys, compression_pipeline.config, compression_pipeline.store.watched; "
+        "import sys, compression_pipeline.config, compression_pipeline.sizing, compression_pipeline.store.watched; "
         "print(*{'torch', 'numpy', 'transformers', 'kopf', 'kubernetes', 'yaml'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

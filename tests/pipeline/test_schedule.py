@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from compression_pipeline.config import FinetuneConfig
 from compression_pipeline.engines.history import MOST_ENTRIES, History, StepEntry, ValidationEntry
 from compression_pipeline.engines.schedule import learning_rate
-from compression_pipeline.megatron.flops import PEAK_BF16, forward_flops, peak_flops, training_flops
+from compression_pipeline.sizing import GPUS, find_gpu, forward_flops, training_flops
 
 
 @st.composite
@@ -57,6 +57,7 @@ def test_operations_of_llama_3_1_8b() -> None:
     # 8,192 tokens of context: 4,096.5 positions on average, two products of 4,096 channels in 32 layers.
     assert forward_flops(shape, 8192) == pytest.approx(2 * weights + 32 * 4 * 4096 * 4096.5)
     assert training_flops(shape, 8192) == 3 * forward_flops(shape, 8192)
+    assert training_flops(shape, 8192, shape) == 4 * forward_flops(shape, 8192)
     tied = shape.model_copy(update={"tied_embeddings": True})
     assert forward_flops(tied, 8192) == forward_flops(shape, 8192)
 
@@ -78,8 +79,18 @@ def test_operations_of_llama_3_1_8b() -> None:
     ],
 )
 def test_peaks_by_the_drivers_names(name: str, peak: float | None) -> None:
-    assert peak_flops(name) == peak
-    assert all(1e13 < value < 1e16 for value in PEAK_BF16.values())
+    found = find_gpu(name)
+    assert (found and found.peak_flops) == peak
+    assert all(1e13 < gpu.peak_flops < 1e16 for gpu in GPUS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "gibibytes"),
+    [("NVIDIA-H100-80GB-HBM3", 79.6), ("NVIDIA-A100-SXM4-40GB", 40), ("a100", 80), ("H200", 140.4), ("L40S", 45)],
+)
+def test_memory_by_the_names_of_nodes_and_people(name: str, gibibytes: float) -> None:
+    found = find_gpu(name)
+    assert found is not None and found.memory / 1024**3 == pytest.approx(gibibytes, abs=0.1)
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

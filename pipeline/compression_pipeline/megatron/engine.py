@@ -17,9 +17,9 @@ from compression_pipeline.engines.history import History
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.importance import Choice, Scores, measure, scorers
 from compression_pipeline.importance.base import Batches
+from compression_pipeline.sizing import training_flops
 from compression_pipeline.text.batches import Batch, ValidationData
 
-from .flops import forward_flops, training_flops
 from .model import build
 from .runtime import Runtime, free, runtime
 
@@ -141,7 +141,7 @@ class MegatronEngine:
             loss=DistillationLoss(model, objective),
             measured=StudentAlone(model),
             weights=lambda: of_student(model.named_parameters()),
-            flops_per_token=training_flops(small, length) + forward_flops(of, length),
+            flops_per_token=training_flops(small, length, of),
             finished=lambda optimizer: state.update(of_student(optimizer.weights().items())),
         )
         return history, state

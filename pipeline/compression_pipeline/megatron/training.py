@@ -20,10 +20,10 @@ from compression_pipeline.context import Context
 from compression_pipeline.engines.history import History, Scalars, StepEntry, ValidationEntry
 from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.sizing import find_gpu
 from compression_pipeline.text.batches import Batch, TrainingData
 
 from .checkpoint import Checkpoints
-from .flops import peak_flops
 from .optimizer import Optimizer
 from .runtime import Runtime
 
@@ -90,7 +90,7 @@ def train(
             `validation_interval` steps and after the last.
         check: looks at the validation loss before the first step, and raises UserError where the model that is to be
             trained computes no number.
-        flops_per_token: operations that a trained token needs, for the utilization (`flops.training_flops`).
+        flops_per_token: operations that a trained token needs, for the utilization (`sizing.training_flops`).
         checkpoints: where the state is kept. They stay; remove them once the result is published.
         finished: called on every rank after the last step, while the optimizer and its float32 weights are there.
 
@@ -132,7 +132,8 @@ class _Loop:
         self._saved: int | None = None
         self._tokens_per_step = settings.global_batch_size * data.sequence_length
         self._flops_per_token = flops_per_token / runtime.world_size
-        self._peak = peak_flops(torch.cuda.get_device_name(runtime.device)) if _bf16_gpu(runtime) else None
+        gpu = find_gpu(torch.cuda.get_device_name(runtime.device)) if _bf16_gpu(runtime) else None
+        self._peak = gpu.peak_flops if gpu is not None else None
         self._wrapped = data_parallel(model)
         self.optimizer = Optimizer(self._wrapped, settings, runtime)
 

@@ -41,6 +41,11 @@ class LossConfig(Member):
     compares_logits: ClassVar[bool] = False
     """Whether it compares the models' logits, whatever their sizes: what is Dynamic is scaled to such losses."""
 
+    logit_copies: ClassVar[int | None] = None
+    """Float32 copies of the logits that there are at once at most, beside both models' own; None: it uses none.
+    Measured: `tests/pipeline/test_memory.py`.
+    """
+
     weight: float = Field(default=1, gt=0, le=1e6, description="Weight of this loss in the sum.")
     balance: Balance = Field(
         default=Balance.FIXED,

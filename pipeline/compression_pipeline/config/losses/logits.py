@@ -13,6 +13,7 @@ class LogitsLoss(LossConfig):
     """Compares the logits of the two models, token by token."""
 
     compares_logits: ClassVar[bool] = True
+    logit_copies: ClassVar[int | None] = 3
 
     def needs(self, teacher: Architecture, student: Architecture) -> Needs:
         return Needs(logits=True)

@@ -9,6 +9,7 @@ class LogitsJensenShannon(TemperedLoss):
     """Mean of the two KL divergences to the mean of both next-token distributions, per token."""
 
     implementation: ClassVar[str] = "compression_pipeline.losses.logits_jensen_shannon:LogitsJensenShannonLoss"
+    logit_copies: ClassVar[int | None] = 5
 
     @property
     def words(self) -> str:

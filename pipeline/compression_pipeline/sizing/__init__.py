@@ -1,0 +1,10 @@
+"""How much a compression needs, said before anything is computed: parameters, operations, memory, time. No torch.
+
+The control plane imports it too.
+"""
+
+from .flops import forward_flops, training_flops
+from .gpus import GPUS, Gpu, find_gpu
+from .memory import Memory, training_memory
+
+__all__ = ["GPUS", "Gpu", "Memory", "find_gpu", "forward_flops", "training_flops", "training_memory"]

@@ -1,0 +1,130 @@
+"""Memory of one rank while it trains, by what it is of, for the engine as it is.
+
+Megatron's data parallelism: every rank has all weights and all float32 gradients, and a share of the optimizer's state
+(`megatron/optimizer.py`). Nothing is computed again in the backward pass, so all that it needs is kept. The attention
+never holds its scores (`megatron/attention.py`); on a GPU this holds for BF16 alone.
+
+The figures are sums of tensors. What a device needs beside them (CUDA's context, NCCL's buffers, fragments) is not
+among them. `tests/pipeline/test_memory.py` holds them against what torch's allocator was asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from compression_pipeline.config import Activation, Architecture, LossConfig, Needs, Normalization, Precision
+
+_F32 = 4
+_INT64 = 8
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at the peak of a training step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """Moments, and float32 master weights where the weights are bfloat16."""
+    teacher: int
+    activations: int
+    """What the backward pass needs of the forward pass."""
+    logits: int
+    """Both models' logits and what the losses make of them; without a teacher the softmax."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def training_memory(
+    trained: Architecture,
+    *,
+    micro_batch_size: int,
+    sequence_length: int,
+    precision: Precision,
+    copies: int,
+    on_gpu: bool = True,
+    teacher: Architecture | None = None,
+    losses: Sequence[LossConfig] = (),
+) -> Memory:
+    """What a rank needs to train a model.
+
+    Args:
+        precision: BF16 or FP32, not Auto.
+        copies: data-parallel ranks, which share the optimizer's state.
+        teacher: of a distillation; None where the next token alone is learnt.
+        losses: of a distillation, rules resolved.
+    """
+    size = 2 if precision is Precision.BF16 else _F32
+    tokens = micro_batch_size * sequence_length
+    needs = [loss.needs(teacher, trained) for loss in losses] if teacher is not None else []
+    parameters = trained.parameters + _projections(trained, teacher, needs)
+    state = (3 if size == 2 else 2) * _F32
+    activations = _activations(trained, tokens, sequence_length, size, on_gpu)
+    if teacher is not None:
+        activations += _states(teacher, tokens, size, needs)
+    return Memory(
+        weights=parameters * size,
+        gradients=parameters * _F32,
+        optimizer=-(-parameters * state // copies),
+        teacher=teacher.parameters * size if teacher is not None else 0,
+        activations=activations,
+        logits=_logits(trained, tokens, size, losses if teacher is not None else None),
+    )
+
+
+def _activations(model: Architecture, tokens: int, sequence_length: int, size: int, on_gpu: bool) -> int:
+    """Saved for the backward pass, but for the logits. Each is [tokens, width]."""
+    h, ffn = model.hidden_size, model.ffn_hidden_size
+    queries, keys = model.attention_heads * model.head_dim, model.query_groups * model.head_dim
+    norm = _norm(model, h, size, on_gpu)
+    # Values are a view of all that the projection gave; queries and keys were rotated; and what they gave.
+    attention = (queries + 2 * keys) * size + (queries + keys) * size + queries * size
+    attention += model.attention_heads * _F32  # of each row of scores its sum, as a logarithm
+    if model.qk_norm:
+        composed = 0 if on_gpu else 2 * _F32 - (size if size == _F32 else 0)
+        attention += (
+            queries * size + (queries + keys) * composed + 2 * _F32 * (model.attention_heads + model.query_groups)
+        )
+    # Gated: what the first matrix gave (both halves), silu of one, a copy of the other, their product.
+    # Squared ReLU: the ReLU and its square.
+    inner = (5 if model.activation is Activation.SWIGLU else 2) * ffn * size
+    rotations = 4 * sequence_length * model.rotary_dim * size  # sine and cosine, for queries and keys
+    layer = tokens * (2 * norm + attention + inner) + rotations
+    return model.layers * layer + tokens * (norm + _INT64)
+
+
+def _norm(model: Architecture, width: int, size: int, on_gpu: bool) -> int:
+    """Bytes a token of a norm: its input and its output. On a CPU torch composes RMSNorm of simpler operations in
+    float32, and keeps what lies between them.
+    """
+    if on_gpu or model.normalization is not Normalization.RMS_NORM:
+        return 2 * width * size + 2 * _F32
+    return 2 * width * _F32 + width * size + _F32
+
+
+def _projections(student: Architecture, teacher: Architecture | None, needs: Sequence[Needs]) -> int:
+    """Parameters of the losses that compare states of two widths."""
+    if teacher is None or teacher.hidden_size == student.hidden_size:
+        return 0
+    count = sum(len(each.hidden) + each.embeddings for each in needs)
+    return count * student.hidden_size * teacher.hidden_size
+
+
+def _states(teacher: Architecture, tokens: int, size: int, needs: Sequence[Needs]) -> int:
+    """The teacher's states, and those of both models in float32 at the teacher's width while they are compared."""
+    count = sum(len(each.hidden) + each.embeddings for each in needs)
+    return tokens * teacher.hidden_size * (count * (size + 2 * _F32) + (3 * _F32 if count else 0))
+
+
+def _logits(model: Architecture, tokens: int, size: int, losses: Sequence[LossConfig] | None) -> int:
+    """The largest of two moments: the losses are computed, or the output layer's gradient is."""
+    one, matrix = tokens * model.vocabulary_size, model.vocabulary_size * model.hidden_size * size
+    if losses is None:
+        # Megatron's cross-entropy turns the logits into their softmax in float32, and that into their gradient.
+        return max(one * (_F32 + (size if size != _F32 else 0)), one * size + matrix)
+    on_logits = [loss.logit_copies for loss in losses if loss.logit_copies is not None]
+    # A loss keeps one gradient of the logits' size until the backward pass.
+    kept = max(0, len(on_logits) - 1) * one * size
+    return max(one * (2 * size + _F32 * max(on_logits, default=0)) + kept, one * size + matrix)
