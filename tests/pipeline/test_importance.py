@@ -1,16 +1,24 @@
 """Our importance orders every axis as ModelOpt's own hooks do, and each score is its formula's."""
 
+import itertools
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import save_model
+from hypothesis import given
+from hypothesis import strategies as st
 from pages import Page
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from compression_pipeline.config import (
+    Aggregation,
+    AggregationConfig,
     Architecture,
     ImportanceConfig,
     PruneConfig,
@@ -20,6 +28,7 @@ from compression_pipeline.config import (
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.importance import Choice, choose, measure, scorers
+from compression_pipeline.importance.aggregation import OVER_BATCH, OverBatch
 from compression_pipeline.importance.ranking import descending
 from compression_pipeline.megatron.minitron import cut
 from compression_pipeline.megatron.model import build
@@ -174,6 +183,97 @@ def test_scores_are_their_formulas(teacher: Teacher) -> None:
     torch.testing.assert_close(ours["hidden"].double(), torch.stack(norms).sum(0), rtol=1e-5, atol=1e-8)
 
 
+def naive(values: Tensor, how: Aggregation, dim: int) -> Tensor:
+    """The paper's three, in so many words."""
+    return {
+        Aggregation.MEAN: lambda: values.abs().sum(dim) / values.shape[dim],
+        Aggregation.L2: lambda: (values**2).sum(dim) ** 0.5,
+        Aggregation.VARIANCE: lambda: ((values - values.mean(dim, keepdim=True)) ** 2).mean(dim),
+    }[how]()
+
+
+AGGREGATIONS = [AggregationConfig(sequence=s, batch=b) for s, b in itertools.product(Aggregation, repeat=2)]
+
+
+@pytest.mark.parametrize("kind", ["llama3", "nemotron"])
+def test_every_aggregation_is_that_of_the_hugging_face_model(tmp_path: Path, engine: Runtime, kind: str) -> None:
+    """An oracle that shares nothing with ours: transformers' model in float64, all activations in one tensor."""
+    folder = save_model(tmp_path / "model", kind, num_attention_heads=6)
+    architecture = read_architecture(folder)
+    ours = build(architecture, engine, sequence_length=32)
+    conversion.load_into(ours, architecture, folder)
+    data = batches(architecture.vocabulary_size, count=3)
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, tensor: Tensor) -> None:
+        seen.setdefault(name, []).append(tensor)
+
+    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+    for index, layer in enumerate(oracle.model.layers):
+        for name, module in (("ffn", layer.mlp.down_proj), ("heads", layer.self_attn.o_proj)):
+            module.register_forward_hook(lambda _, inputs, __, at=f"{name}{index}": keep(at, inputs[0]))
+        for name, module in (("a", layer.input_layernorm), ("b", layer.post_attention_layernorm)):
+            module.register_forward_hook(lambda _, __, output, at=f"norm-{name}{index}": keep(at, output))
+    with torch.no_grad():
+        for tokens, _ in data:
+            oracle(tokens)
+    everything = {name: torch.cat(tensors) for name, tensors in seen.items()}  # [samples, sequence, channels]
+    for how in AGGREGATIONS:
+
+        def score(name: str, how: AggregationConfig = how) -> Tensor:
+            return naive(naive(everything[name], how.sequence, 1), how.batch, 0)
+
+        found = measure(ours, architecture, data, AXES, how)
+        layers = range(architecture.layers)
+        expected = {
+            "ffn": torch.stack([score(f"ffn{index}") for index in layers]),
+            "heads": torch.stack([score(f"heads{index}").view(6, -1).norm(dim=1) for index in layers]),
+            "hidden": sum(score(name) for name in everything if name.startswith("norm")),
+        }
+        for axis, wanted in expected.items():
+            error = (found[axis].double() - wanted).abs().max() / wanted.abs().max()
+            assert error < 2e-5, (axis, how)
+
+
+@given(data=st.data())
+def test_what_is_kept_between_passes_is_exact(data: st.DataObject) -> None:
+    """However samples are split into passes and among ranks, and however large they are beside their spread."""
+    offset = data.draw(st.sampled_from([0.0, 1e6]))
+    samples = data.draw(st.integers(1, 9))
+    seed = data.draw(st.integers(0, 99))
+    values = torch.rand(samples, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + offset
+    owners = data.draw(st.lists(st.integers(0, 2), min_size=samples, max_size=samples))
+    size = data.draw(st.integers(1, 4))
+    for kind in Aggregation:
+        ranks = [OVER_BATCH[kind](torch.zeros(2, 3, dtype=torch.float64)) for _ in range(3)]
+        for rank, state in enumerate(ranks):
+            mine = values[[index for index, owner in enumerate(owners) if owner == rank]]
+            for part, chunk in itertools.product(range(2), mine.split(size) if len(mine) else ()):
+                state.add(part, chunk[:, part])
+        found = _together(ranks)
+        torch.testing.assert_close(found, naive(values, kind, 0), rtol=1e-9, atol=1e-9)
+
+
+def _together(ranks: list[OverBatch]) -> Tensor:
+    """What each rank gets: threads in place of processes, which meet at each sum."""
+    meeting, told = threading.Barrier(len(ranks), timeout=60), [torch.empty(0)] * len(ranks)
+
+    def total(rank: int) -> Tensor:
+        def over_ranks(tensor: Tensor) -> Tensor:
+            told[rank] = tensor
+            meeting.wait()
+            summed = torch.stack(told).sum(dim=0)
+            meeting.wait()
+            return summed
+
+        return ranks[rank].total(over_ranks)
+
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        found = list(pool.map(total, range(len(ranks))))
+    assert all(torch.equal(found[0], other) for other in found)
+    return found[0]
+
+
 def test_measuring_leaves_no_trace(teacher: Teacher) -> None:
     model, architecture, _ = teacher
     model.train()
@@ -183,12 +283,13 @@ def test_measuring_leaves_no_trace(teacher: Teacher) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_split_into_batches_does_not_matter(teacher: Teacher) -> None:
+@pytest.mark.parametrize("how", AGGREGATIONS, ids=lambda how: f"{how.sequence}-{how.batch}")
+def test_the_split_into_batches_does_not_matter(teacher: Teacher, how: AggregationConfig) -> None:
     model, architecture, _ = teacher
     whole = batches(architecture.vocabulary_size, count=1, size=6)
     tokens, positions = whole[0]
     split = [(tokens[:1], positions[:1]), (tokens[1:], positions[1:])]
-    one, two = (measure(model, architecture, data, AXES) for data in (whole, split))
+    one, two = (measure(model, architecture, data, AXES, how) for data in (whole, split))
     for axis in AXES:
         torch.testing.assert_close(one[axis], two[axis], rtol=1e-5, atol=1e-7)
 

@@ -16,7 +16,17 @@ from tests.support.schemas import schema_made_anew
 from torch.nn.functional import cross_entropy
 
 from compression_operator.api.schema import structural_schema
-from compression_pipeline.config import METHODS, Axis, ImportanceConfig, Method, PruneConfig, PruneJob, PruneResult
+from compression_pipeline.config import (
+    METHODS,
+    Aggregation,
+    AggregationConfig,
+    Axis,
+    ImportanceConfig,
+    Method,
+    PruneConfig,
+    PruneJob,
+    PruneResult,
+)
 from compression_pipeline.importance import Estimator, Measurement
 from compression_pipeline.importance.base import Batches
 from compression_pipeline.megatron.runtime import Runtime
@@ -69,12 +79,12 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def prune(importance: dict[str, str] | None) -> dict[str, Any]:
+def prune(importance: dict[str, Any] | None) -> dict[str, Any]:
     asked = {"hiddenSize": 64, "layers": 2} | ({"importance": importance} if importance else {})
     return {"students": [{"name": "width", "prune": asked}]}
 
 
-def job(importance: dict[str, str] | None = None) -> PruneJob:
+def job(importance: dict[str, Any] | None = None) -> PruneJob:
     return told(a_run(**prune(importance)), "prune-width", PruneJob)
 
 
@@ -86,7 +96,7 @@ def test_a_manifest_names_a_method_for_each_axis() -> None:
         Axis.LAYERS: "WithoutIt",
     }
     fields = structural_schema(ImportanceConfig)["properties"]
-    assert {name: field["enum"] for name, field in fields.items()} == {
+    assert {name: field["enum"] for name, field in fields.items() if "enum" in field} == {
         "hidden": ["ActivationMagnitude", "LeastActive"],
         "ffn": ["ActivationMagnitude"],
         "heads": ["ActivationMagnitude"],
@@ -103,6 +113,18 @@ def test_the_key_follows_and_the_default_changes_none() -> None:
     assert "importance" not in default.for_image()["prune"]
     assert job({"depth": "BlockInfluence"}).fingerprint == default.fingerprint
     assert len({job(OTHERS).fingerprint, job({"depth": "WithoutIt"}).fingerprint, default.fingerprint}) == 3
+
+
+def test_the_aggregation_is_in_the_manifest_and_in_the_key() -> None:
+    default, other = job(), job({"aggregation": {"sequence": "Variance"}})
+    assert other.prune.importance.aggregation == AggregationConfig(sequence=Aggregation.VARIANCE)
+    assert job({"aggregation": {"sequence": "Mean", "batch": "L2"}}).fingerprint == default.fingerprint
+    assert other.fingerprint != default.fingerprint
+    assert other.for_image()["prune"]["importance"] == {"aggregation": {"sequence": "Variance"}}
+    refused = judged(**prune({"aggregation": {"batch": "Max"}}))
+    assert refused == [
+        'spec.students[0].prune.importance.aggregation.batch: "Max" is not supported, supported: Mean, L2, Variance'
+    ]
 
 
 def test_students_are_cut_by_them_and_artifact_report_and_card_tell_it(tmp_path: Path, engine: Runtime) -> None:

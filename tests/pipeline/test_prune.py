@@ -18,7 +18,10 @@ from transformers import AutoModelForCausalLM
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import (
     PRECISION_VARIABLE,
+    Aggregation,
+    AggregationConfig,
     Architecture,
+    ImportanceConfig,
     Precision,
     PruneConfig,
     PruneJob,
@@ -319,7 +322,10 @@ def test_a_configuration_that_disagrees_with_the_weights_is_caught() -> None:
 def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:
     """As the launcher starts them: calibration is shared, ModelOpt runs on both, rank 0 publishes."""
     store = make_store(tmp_path, num_attention_heads=8)
-    student = PruneConfig(**STUDENTS["everything"], divisor=8, calibration_samples=9)
+    # Of the aggregations the one whose state is merged, not summed; the ranks have 5 and 4 samples.
+    variance = AggregationConfig(sequence=Aggregation.VARIANCE, batch=Aggregation.VARIANCE)
+    importance = ImportanceConfig(aggregation=variance)
+    student = PruneConfig(**STUDENTS["everything"], divisor=8, calibration_samples=9, importance=importance)
     _, alone, _ = run(store, student)
     told = {"COMPRESSION_CONFIG": json.dumps(job(store, student, "2" * 32).to_json())}
     with contextlib.closing(Meeting(2)) as meeting:
@@ -342,6 +348,9 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:
     first, second = weights(alone), weights(together)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (alone.path / "chosen.json").read_text() == (together.path / "chosen.json").read_text()
+    one, two = (load_file(artifact.path / "importance.safetensors") for artifact in (alone, together))
+    for axis in one:
+        torch.testing.assert_close(one[axis], two[axis], rtol=1e-5, atol=0)
 
 
 def test_another_text_makes_other_scores(tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
 from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
-from .importance import METHODS, Axis, ImportanceConfig, Method, method_words
+from .importance import (
+    METHODS,
+    Aggregation,
+    AggregationConfig,
+    Axis,
+    ImportanceConfig,
+    Method,
+    aggregation_words,
+    method_words,
+)
 from .jobs import (
     CONFIG_VARIABLE,
     FORMER_NAMES,
@@ -67,6 +76,8 @@ __all__ = [
     "TERMINATION_MESSAGE_LIMIT",
     "TERMINATION_VARIABLE",
     "Activation",
+    "Aggregation",
+    "AggregationConfig",
     "Architecture",
     "Axis",
     "Balance",
@@ -118,6 +129,7 @@ __all__ = [
     "Termination",
     "TrainingConfig",
     "ValidationConfig",
+    "aggregation_words",
     "describe_losses",
     "digest",
     "figures_of",

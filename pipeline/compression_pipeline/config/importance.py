@@ -5,7 +5,7 @@ entry in `METHODS`; nothing else names it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ class Method:
     """What parts are ranked by, for report and card: a phrase."""
     implementations: Mapping[Axis, str]
     """Axis -> `module:class`, an `Estimator` or a `Measurement` of `compression_pipeline.importance`."""
+    aggregates: bool = False
+    """Whether it makes one score of many activations as `ImportanceConfig.aggregation` says."""
     meaning: str = ""
     """What a high score says of a part, for the report: a phrase."""
 
@@ -37,6 +39,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "ActivationMagnitude": Method(
         words="their activations",
+        aggregates=True,
         implementations={
             Axis.HIDDEN: "compression_pipeline.importance.hidden:HiddenChannels",
             Axis.FFN: "compression_pipeline.importance.ffn:FeedForwardNeurons",
@@ -54,6 +57,29 @@ METHODS: dict[str, Method] = {
 def method_for(axis: Axis) -> NameOf:
     """Annotates a field that names a method for the axis."""
     return NameOf(lambda: [name for name, method in METHODS.items() if axis in method.implementations], f"for {axis}")
+
+
+class Aggregation(StrEnum):
+    """How many values of one channel become one (arXiv 2407.14679, section 2.2)."""
+
+    MEAN = "Mean"
+    L2 = "L2"
+    VARIANCE = "Variance"
+
+
+class AggregationConfig(ConfigModel):
+    """How the activations of a channel become its score: over the tokens of each sequence, then over sequences. The
+    defaults are those of the published recipe.
+    """
+
+    sequence: Aggregation = Field(
+        default=Aggregation.MEAN,
+        description="Over the tokens of a sequence: Mean of absolute values, L2 the root of the sum of squares, "
+        "Variance the mean square of the distance from the mean.",
+    )
+    batch: Aggregation = Field(
+        default=Aggregation.L2, description="Over sequences, of what the tokens of each gave, in the same words."
+    )
 
 
 class ImportanceConfig(ConfigModel):
@@ -77,6 +103,10 @@ class ImportanceConfig(ConfigModel):
         default="BlockInfluence",
         description="Method for layers. BlockInfluence ranks them by how much each changes its input.",
     )
+    aggregation: AggregationConfig = Field(
+        default=AggregationConfig(),
+        description="How ActivationMagnitude makes one score of many activations.",
+    )
 
     def by_axis(self) -> dict[Axis, str]:
         """Axis -> name of its method."""
@@ -86,3 +116,11 @@ class ImportanceConfig(ConfigModel):
 def method_words(name: str) -> str:
     """What parts were ranked by; the name itself of a method that another version knows."""
     return METHODS[name].words if name in METHODS else name
+
+
+def aggregation_words(told: Mapping[str, Any] | None) -> str:
+    """How activations were aggregated, from what a manifest says of it, which another version may have written."""
+    default = AggregationConfig()
+    named = {Aggregation.MEAN: "mean", Aggregation.L2: "L2 norm", Aggregation.VARIANCE: "variance"}
+    sequence, batch = ((told or {}).get(axis) or getattr(default, axis) for axis in ("sequence", "batch"))
+    return f"{named.get(sequence, sequence)} over each sequence, {named.get(batch, batch)} over sequences"

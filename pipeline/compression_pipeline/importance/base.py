@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from compression_pipeline.config import Architecture
+from compression_pipeline.config import AggregationConfig, Architecture
+
+from .aggregation import PUBLISHED, Channels
 
 Scores = Mapping[str, Tensor]
 """Axis -> scores, float32 on the CPU, higher is more important.
@@ -41,9 +43,12 @@ class Measurement(ABC):
 class Estimator(ABC):
     """Watches the forward passes of a GPTModel and scores the parts of one axis."""
 
-    def __init__(self, model: nn.Module, architecture: Architecture) -> None:
-        """Hang hooks into `model`; call `close` when done."""
+    def __init__(
+        self, model: nn.Module, architecture: Architecture, aggregation: AggregationConfig = PUBLISHED
+    ) -> None:
+        """Hang hooks into `model`; call `close` when done. `aggregation`: of `channels`."""
         self.architecture = architecture
+        self.aggregation = aggregation
         self.device = next(model.parameters()).device
         self._handles: list[Any] = []
         self.attach(model)
@@ -70,6 +75,10 @@ class Estimator(ABC):
         """An accumulator on the model's device. Double: sums over a thousand samples lose nothing."""
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
+    def channels(self, parts: int, channels: int) -> Channels:
+        """What scores the channels of several parts of the model, by the aggregation that is asked for."""
+        return Channels(self.aggregation, self.zeros(parts, channels))
+
     def over_ranks(self, sums: Tensor) -> Tensor:
         """The sum over the data-parallel ranks, on the CPU; of each part over the ranks that have it."""
         from megatron.core import parallel_state  # see `runtime`
@@ -77,11 +86,3 @@ class Estimator(ABC):
         total = sums.clone()
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         return total.cpu()
-
-
-def squared_means(activations: Tensor) -> Tensor:
-    """[sequence, batch, channels] -> [channels]: |x| averaged over each sequence, squared, summed over the batch.
-
-    The square root of its sum over all batches is the L2 norm over samples of the mean magnitude.
-    """
-    return activations.detach().float().abs().mean(dim=0).square().sum(dim=0).double()

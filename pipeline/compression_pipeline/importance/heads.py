@@ -4,21 +4,21 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Estimator, squared_means
+from .base import Estimator
 
 
 class AttentionHeads(Estimator):
-    """Magnitude of the output projection's input: mean over each sequence, L2 over samples and a head's channels."""
+    """Magnitude of the output projection's input, aggregated over each sequence and over samples; L2 over a head's
+    channels.
+    """
 
     def attach(self, model: Any) -> None:
-        self._sums = self.zeros(self.architecture.layers, self.architecture.attention_heads)
+        heads = self.architecture.attention_heads
+        self._channels = self.channels(self.architecture.layers, heads * self.architecture.head_dim)
         for index, layer in enumerate(model.decoder.layers):
             linear = layer.self_attention.linear_proj
-            self.hook(linear, lambda _, inputs, __, index=index: self._add(index, inputs[0]))
-
-    def _add(self, index: int, activations: Tensor) -> None:
-        channels = squared_means(activations)
-        self._sums[index] += channels.view(self.architecture.attention_heads, -1).sum(dim=1)
+            self.hook(linear, lambda _, inputs, __, index=index: self._channels.add(index, inputs[0]))
 
     def scores(self) -> Tensor:
-        return self.over_ranks(self._sums).sqrt().float()
+        found = self._channels.total(self.over_ranks)
+        return found.view(len(found), self.architecture.attention_heads, -1).norm(dim=-1).float()

@@ -6,14 +6,21 @@ from typing import Any, TypeAlias
 
 import torch
 
-from compression_pipeline.config import Architecture
+from compression_pipeline.config import AggregationConfig, Architecture
 
+from .aggregation import PUBLISHED
 from .base import Batches, Estimator, Measurement, Scores
 
 Scorer: TypeAlias = type[Estimator] | type[Measurement]
 
 
-def measure(model: Any, architecture: Architecture, batches: Batches, axes: Mapping[str, Scorer]) -> Scores:
+def measure(
+    model: Any,
+    architecture: Architecture,
+    batches: Batches,
+    axes: Mapping[str, Scorer],
+    aggregation: AggregationConfig = PUBLISHED,
+) -> Scores:
     """Score the parts of a GPTModel on `batches`, by axis. Every rank gives its own and gets the scores over all.
 
     Estimators share one forward pass. The model runs it without its output layer, whose logits none of them needs and
@@ -22,14 +29,20 @@ def measure(model: Any, architecture: Architecture, batches: Batches, axes: Mapp
     measurements = {axis: kind(architecture) for axis, kind in axes.items() if issubclass(kind, Measurement)}
     hooked = {axis: kind for axis, kind in axes.items() if issubclass(kind, Estimator)}
     with torch.no_grad(), _in_eval_mode(model):
-        found = dict(_estimated(model, architecture, batches, hooked)) if hooked else {}
+        found = dict(_estimated(model, architecture, batches, hooked, aggregation)) if hooked else {}
         for axis, measurement in measurements.items():
             found[axis] = measurement.scores(model, batches)
     return {axis: found[axis] for axis in axes}
 
 
-def _estimated(model: Any, architecture: Architecture, batches: Batches, axes: Mapping[str, type[Estimator]]) -> Scores:
-    estimators = {axis: kind(model, architecture) for axis, kind in axes.items()}
+def _estimated(
+    model: Any,
+    architecture: Architecture,
+    batches: Batches,
+    axes: Mapping[str, type[Estimator]],
+    aggregation: AggregationConfig,
+) -> Scores:
+    estimators = {axis: kind(model, architecture, aggregation) for axis, kind in axes.items()}
     try:
         with _without_logits(model):
             for tokens, positions in batches:

@@ -111,7 +111,7 @@ class MegatronEngine:
             return cast("Tensor", model.eval()(batch.tokens, batch.positions, None)).float()
 
     def measure(self, model: Any, architecture: Architecture, batches: Batches, importance: ImportanceConfig) -> Scores:
-        return measure(model, architecture, batches, scorers(importance))
+        return measure(model, architecture, batches, scorers(importance), importance.aggregation)
 
     def cut(self, model: Any, teacher: Architecture, student: Architecture, choice: Choice, *, divisor: int) -> Any:
         from .minitron import cut

@@ -198,7 +198,8 @@ def write_scores(scores: Scores, choice: Choice, prune: PruneConfig, folder: Pat
     """Scores, choice and methods, beside the model."""
     save_tensors(scores, folder / "importance.safetensors")
     methods = {axis.value: name for axis, name in prune.importance.by_axis().items()}
-    (folder / "chosen.json").write_text(json.dumps({**choice.to_json(), "methods": methods}) + "\n")
+    told = {"methods": methods, "aggregation": prune.importance.aggregation.to_json()}
+    (folder / "chosen.json").write_text(json.dumps({**choice.to_json(), **told}) + "\n")
 
 
 def draw_importance(

@@ -4,7 +4,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from compression_pipeline.config import ENGINES, METHODS, Architecture, ImportanceConfig, method_words, number_runs
+from compression_pipeline.config import (
+    ENGINES,
+    METHODS,
+    AggregationConfig,
+    Architecture,
+    ImportanceConfig,
+    aggregation_words,
+    method_words,
+    number_runs,
+)
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import Area, Cell, Grid, ranked_area
 from compression_pipeline.report.data import RunData, StudentData
@@ -123,13 +132,19 @@ def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
     ranked: dict[str, list[str]] = {}
     for field, axis, name in RANKED:
         if settings.get(field):
-            ranked.setdefault(method_words(told.get(axis, getattr(default, axis))), []).append(name)
+            method = told.get(axis, getattr(default, axis))
+            how = f" ({aggregation_words(told.get('aggregation'))})" if _aggregates(method) else ""
+            ranked.setdefault(f"{method_words(method)}{how}", []).append(name)
     parts = [f"{', '.join(names)} ranked by {by}" for by, names in ranked.items()]
     if dropped := settings.get("dropLayers"):
         parts.append(f"layers {number_runs(sorted(set(dropped)))} dropped, as the manifest names them, not ranked")
     if parts and student.calibration_samples:
         parts.append(f"importance measured on {student.calibration_samples:,} sequences of the training text")
     return "; ".join(parts)
+
+
+def _aggregates(method: str) -> bool:
+    return method in METHODS and METHODS[method].aggregates
 
 
 def _card(ancestry: Ancestry) -> Iterator[str]:
@@ -150,6 +165,8 @@ def _otherwise(importance: ImportanceConfig) -> str:
     """Which axes were ranked by another method than the default."""
     default = ImportanceConfig().by_axis()
     others = [f"{axis} by {method_words(name)}" for axis, name in importance.by_axis().items() if name != default[axis]]
+    if importance.aggregation != AggregationConfig():
+        others.append(aggregation_words(importance.aggregation.to_json()))
     return f" ({', '.join(others)})" if others else ""
 
 

@@ -1,0 +1,143 @@
+"""Time of measuring importance on all axes, beside a plain forward pass over the same text, in the same process.
+
+    python benchmarks/importance.py [--json] [--hidden 128 ...]
+
+One teacher with random weights, float32 on CPU and bfloat16 on GPU. Rounds alternate between the variants, so that a
+busy machine slows all of them; figures are medians, ratios are to the plain forward pass, which gives logits.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from compression_pipeline.config import (
+    Aggregation,
+    AggregationConfig,
+    Architecture,
+    Family,
+    ImportanceConfig,
+    PruneConfig,
+    PruneJob,
+)
+from compression_pipeline.importance import measure, scorers
+from compression_pipeline.megatron.model import build
+from compression_pipeline.megatron.runtime import Runtime, runtime
+
+AGGREGATIONS = {
+    "mean, L2 (default)": AggregationConfig(),
+    "L2, mean": AggregationConfig(sequence=Aggregation.L2, batch=Aggregation.MEAN),
+    "variance, variance": AggregationConfig(sequence=Aggregation.VARIANCE, batch=Aggregation.VARIANCE),
+}
+
+
+def arguments() -> argparse.Namespace:
+    """The defaults are the demo's teacher."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    for name, default in (
+        ("layers", 6),
+        ("hidden", 128),
+        ("ffn", 384),
+        ("heads", 8),
+        ("groups", 4),
+        ("vocabulary", 2048),
+        ("sequence", 128),
+        ("batch", 16),
+        ("passes", 2),
+        ("rounds", 11),
+        ("threads", 0),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    chosen = arguments()
+    warnings.simplefilter("ignore")
+    told = {"run": "benchmark", "step": "prune", "attempt": 1, "fingerprint": "0" * 32, "store": "/nonexistent"}
+    job = PruneJob(
+        **told,
+        threads=chosen.threads or None,
+        data="",
+        teacher="",
+        sequence_length=chosen.sequence,
+        prune=PruneConfig(layers=1),
+    )
+    with runtime(job) as current:
+        report = compare(chosen, current)
+    if chosen.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+        return
+    lines = [f"{'':24}{'ms':>9}{'ratio':>8}"]
+    lines += [f"{name:24}{found['ms']:9.1f}{found['ratio']:8.3f}" for name, found in report["variants"].items()]
+    sys.stdout.write("\n".join([*lines, f"on {report['device']}, {report['tokens']:,} tokens a round", ""]))
+
+
+def compare(chosen: argparse.Namespace, current: Runtime) -> dict[str, Any]:
+    """Medians over all rounds, of every variant."""
+    architecture = Architecture(
+        family=Family.LLAMA,
+        layers=chosen.layers,
+        hidden_size=chosen.hidden,
+        ffn_hidden_size=chosen.ffn,
+        attention_heads=chosen.heads,
+        query_groups=chosen.groups,
+        head_dim=chosen.hidden // chosen.heads,
+        vocabulary_size=chosen.vocabulary,
+    )
+    model = build(architecture, current, sequence_length=chosen.sequence).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    positions = torch.arange(chosen.sequence, device=current.device).expand(chosen.batch, -1)
+    shape = (chosen.batch, chosen.sequence)
+    batches = [
+        (torch.randint(chosen.vocabulary, shape, generator=generator).to(current.device), positions)
+        for _ in range(chosen.passes)
+    ]
+
+    def forward(*, logits: bool) -> None:
+        model.post_process = logits
+        with torch.no_grad():
+            for tokens, places in batches:
+                model(tokens, places, None)
+        model.post_process = True
+
+    axes = scorers(ImportanceConfig())
+    variants: dict[str, Callable[[], Any]] = {
+        "plain forward": lambda: forward(logits=True),
+        "forward without logits": lambda: forward(logits=False),
+    }
+    for name, how in AGGREGATIONS.items():
+        variants[f"all axes: {name}"] = lambda how=how: measure(model, architecture, batches, axes, how)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(chosen.rounds + 1):  # the first warms up
+        for name, run in variants.items():
+            started = time.perf_counter()
+            run()
+            if current.device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:
+                times[name].append(time.perf_counter() - started)
+    plain = statistics.median(times["plain forward"])
+    return {
+        "device": str(current.device),
+        "tokens": chosen.batch * chosen.sequence * chosen.passes,
+        "variants": {
+            name: {"ms": 1000 * statistics.median(found), "ratio": statistics.median(found) / plain}
+            for name, found in times.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
