@@ -17,6 +17,8 @@ export OMP_NUM_THREADS ?= 1
 # nproc counts OMP_NUM_THREADS instead of cores where that is set.
 WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
 PYTEST := $(BIN)/python -m pytest --durations=20
+# Where the tests are that need a cluster: to look through all folders imports torch, and takes most of a minute.
+CLUSTER_TESTS := tests/benchmarks tests/cluster_tests tests/packaging
 
 .PHONY: help
 help: ## List the targets
@@ -50,16 +52,23 @@ demo-teacher: $(STAMP) ## Train the demo's teacher anew (half an hour on 2 cores
 
 .PHONY: test
 test: lint types ## Lint, types, every test: what CI runs
-	@# Both halves at once, because the tests on a cluster mostly wait. Those that compute stand back: NICE.
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going NICE="nice -n 10" test-unit test-cluster
+	@# All at once, because the tests on a cluster mostly wait. Those that compute stand back: NICE.
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going NICE="nice -n 10" test-unit test-cluster
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The quick half: the tests that need no cluster; TESTS=tests/operator narrows them
 	$(NICE) $(PYTEST) --numprocesses=$(WORKERS) --dist=worksteal -m "not cluster" $(TESTS)
 
 .PHONY: test-cluster
-test-cluster: $(STAMP) ## The tests on a real cluster, which they bring up themselves (pods: root, Debian)
-	$(PYTEST) -m cluster $(TESTS)
+test-cluster: test-shared-cluster test-own-cluster ## The tests on real clusters, which they bring up themselves (pods: root, Debian)
+
+.PHONY: test-shared-cluster
+test-shared-cluster: $(STAMP) ## Of these the many that share one cluster; TESTS=tests/cluster_tests/test_runs.py narrows them
+	$(PYTEST) -m "cluster and not own_cluster" $(or $(TESTS),$(CLUSTER_TESTS))
+
+.PHONY: test-own-cluster
+test-own-cluster: $(STAMP) ## Of these the few that have clusters of their own, or need the images alone
+	$(PYTEST) -m "cluster and own_cluster" $(or $(TESTS),$(CLUSTER_TESTS))
 
 .PHONY: lint
 lint: $(STAMP) ## ruff

@@ -15,11 +15,11 @@ import pytest
 TIMEOUT_SECONDS = 1800
 """The first of them builds programs, too."""
 
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(TIMEOUT_SECONDS)]
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reaction.py"
 
 
-@pytest.mark.cluster
-@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_a_step_costs_at_most_eight_writes() -> None:
     command = [sys.executable, str(SCRIPT), "--runs", "1", "--completions", "16", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
@@ -38,8 +38,6 @@ def test_a_step_costs_at_most_eight_writes() -> None:
     assert record["writes_per_step"] <= 8
 
 
-@pytest.mark.cluster
-@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_told_to_stop_it_leaves_nothing_behind() -> None:
     # Not pytest's folder, whose path is too long for Unix sockets.
     with tempfile.TemporaryDirectory(prefix="told-to-stop-") as folder:

@@ -16,6 +16,8 @@ from tests.cluster.paths import State
 from tests.cluster.up import find, up
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.own_cluster
+
 # What a cluster might change of the machine.
 SETTINGS = [
     "/proc/sys/net/ipv4/ip_forward",

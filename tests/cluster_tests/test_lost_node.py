@@ -21,6 +21,8 @@ from tests.support.waiting import until
 
 from compression_operator.backends.pods.jobpods import STORE
 
+pytestmark = pytest.mark.own_cluster
+
 BEHAVIOUR = {"*": {"steps": 5}, "distill-width": {"steps": 600, "seconds": 0.2}}
 LET_GO = "let-go"
 RESUMED = {"*": {"steps": 5}, "distill-width": {"steps": 600, "seconds": 0.01, "until": f"{STORE}/{LET_GO}"}}
@@ -28,11 +30,13 @@ RESUMED = {"*": {"steps": 5}, "distill-width": {"steps": 600, "seconds": 0.01, "
 
 
 @pytest.fixture
-def own(pods: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
-    """A cluster of this test's own, where pods can run (`pods`: they can on this machine)."""
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    """A cluster of this test's own, where pods can run."""
     state = State.at(tmp_path_factory.mktemp("lost"))
-    up(state, print)
+    cluster = up(state, print)
     try:
+        if not cluster.pods:
+            pytest.skip(f"no pods here: {'; '.join(cluster.left_out)}")
         Api(state.kubeconfig).apply_crd(CRD)
         import_archive(state, standin_image.write(tmp_path_factory.mktemp("image") / "standin.tar"))
         yield state

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from api import CRD
 from bare import bare
 from kubelets import NOWHERE
 from operators import Namespace
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.own_cluster
 
 
 def test_what_was_written_since_the_backup_has_never_been(tmp_path: Path) -> None:

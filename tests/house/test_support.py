@@ -139,11 +139,13 @@ def test_in_ci_a_skipped_test_has_failed(tmp_path: Path) -> None:
     assert "no test may be skipped there. Skipped: no pods here: not root" in said and "not today" in said
 
 
+CLUSTER_TESTS = ("tests/benchmarks", "tests/cluster_tests", "tests/packaging")
+
 GIVEN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "WORKERS", "TESTS", "NICE")
 """What a `make test` that runs this test tells other ones."""
 
 
-def test_the_two_halves_run_at_once_and_one_of_them_by_all_cores() -> None:
+def test_what_needs_a_cluster_runs_beside_the_rest_which_has_all_cores() -> None:
     """`nproc` tells OMP_NUM_THREADS, which the Makefile sets, instead of the number of cores."""
     planned = subprocess.run(
         ["make", "--dry-run", "test"],
@@ -155,4 +157,11 @@ def test_the_two_halves_run_at_once_and_one_of_them_by_all_cores() -> None:
     ).stdout
     workers = min(4, len(os.sched_getaffinity(0)))
     assert f'--durations=20 --numprocesses={workers} --dist=worksteal -m "not cluster"' in planned
-    assert "--durations=20 -m cluster" in planned
+    for which in ("not own_cluster", "own_cluster"):
+        assert f'--durations=20 -m "cluster and {which}" {" ".join(CLUSTER_TESTS)}\n' in planned
+
+
+def test_all_that_needs_a_cluster_is_where_make_looks_for_it() -> None:
+    mark = "pytest.mark." + "cluster"
+    marked = {path.relative_to(TESTS.parent) for path in TESTS.rglob("*.py") if mark in path.read_text()}
+    assert {"/".join(path.parts[:2]) for path in marked} == set(CLUSTER_TESTS)

@@ -1,10 +1,5 @@
-"""A real cluster for the tests that install the chart.
+"""A real cluster for the tests that install the chart: their own, because other tests replace the CRD of theirs."""
 
-`COMPRESSION_CLUSTER_STATE` names the state folder of a cluster to use (see tests/cluster); one that was up before stays
-up. Without it there is a cluster of these tests' own.
-"""
-
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,8 +31,7 @@ def _say(sentence: str) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster that runs pods, with the operator's image imported."""
-    given = os.environ.get("COMPRESSION_CLUSTER_STATE")
-    state = State.at(Path(given) if given else Path(tempfile.mkdtemp(prefix="co-packaging-")))
+    state = State.at(Path(tempfile.mkdtemp(prefix="co-packaging-")))
     found = up(state, _say)
     try:
         if not found.pods or found.bin is None:
@@ -48,5 +42,4 @@ def cluster() -> Iterator[Cluster]:
             pytest.skip(f"the operator's image cannot be built here: {error}")
         yield Cluster(found.kubeconfig, found.bin)
     finally:
-        if not found.already:
-            down(state, _say)
+        down(state, _say)

@@ -19,7 +19,7 @@ from tests.packaging.base import CannotBuild
 
 from compression_operator import __version__
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 
 LAYER_LIMIT, PACKED_LIMIT = 125_000_000, 30_000_000
 """Bytes that we add to the base, unpacked and packed; 111 and 26 million when this was written."""

@@ -18,7 +18,7 @@ from tests.packaging.installed import Cluster
 from tests.packaging.prometheus import program
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster]
 
 NAMESPACE, RELEASE = "compression-system", "compression-operator"
 REPOSITORY_NAME, TAG = OPERATOR.rsplit(":", 1)
