@@ -16,7 +16,7 @@ class PhaseError(Exception):
 
 
 class UserError(PhaseError):
-    """Only an edit helps: bad input, impossible sizes, CUDA out of memory, NaN loss."""
+    """Only a person can help: bad input, impossible sizes, CUDA out of memory, NaN loss, a full disk."""
 
     exit_class = ExitClass.USER_ERROR
 
@@ -98,10 +98,10 @@ def port_taken(error: BaseException) -> bool:
     )
 
 
-def no_space(path: str | Path | None) -> TransientError:
-    """A file system without space."""
+def no_space(path: str | Path | None) -> UserError:
+    """A file system without space: it does not pass by itself, so to try again would only say it again."""
     where = f" while writing {path}" if path else ""
-    return TransientError(f"the disk is full{where}; free some space or enlarge the volume of the store")
+    return UserError(f"the disk is full{where}; free some space or enlarge the volume of the store, then try again")
 
 
 def not_whole(path: str | Path, why: str) -> TransientError:

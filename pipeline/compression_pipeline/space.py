@@ -4,14 +4,14 @@ import shutil
 
 from .artifact import Store
 from .config import human_bytes
-from .errors import TransientError
+from .errors import UserError
 
 
 def require(store: Store, needed: int, purpose: str) -> None:
-    """Raise TransientError where the store's volume has less than `needed` bytes free; `purpose` says what for."""
+    """Raise UserError where the store's volume has less than `needed` bytes free; `purpose` says what for."""
     free = shutil.disk_usage(store.root).free
     if free < needed:
-        raise TransientError(
+        raise UserError(
             f"the store {store.root} has {human_bytes(free)} free and {purpose} needs about {human_bytes(needed)}; "
-            "free some space or enlarge its volume"
+            "free some space or enlarge its volume, then try again"
         )

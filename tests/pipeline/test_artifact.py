@@ -207,7 +207,7 @@ def test_a_disk_that_fills_in_mid_write(tmp_path: Path, file: str) -> None:
             full.write("x" * 100_000)
         draft.publish(config={}, inputs={}, result={})
     fault = classify(raised.value)
-    assert isinstance(fault, TransientError)
+    assert isinstance(fault, UserError)
     assert "the disk is full" in str(fault)
     assert leftovers(tmp_path) == []
     assert store.find(f"prune-{KEY}") is None

@@ -72,7 +72,7 @@ def test_a_cached_step_imports_nothing_heavy(launch: Launch) -> None:
             "UserError",
             "the GPU is out of memory (tried to allocate 2 GiB); lower microBatchSize or sequenceLength",
         ),
-        ("open('/dev/full', 'w').write('x' * 100000)", 75, "Transient", "the disk is full; free some space"),
+        ("open('/dev/full', 'w').write('x' * 100000)", 64, "UserError", "the disk is full; free some space"),
         ("sys.exit(3)", 64, "UserError", "SystemExit: 3 at "),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",

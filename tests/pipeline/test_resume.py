@@ -27,7 +27,7 @@ from stores import Recorder, context
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.context import StopFlag
-from compression_pipeline.errors import Interrupted, TransientError, torn_write
+from compression_pipeline.errors import Interrupted, PhaseError, TransientError, UserError, torn_write
 from compression_pipeline.megatron.runtime import Runtime
 
 
@@ -202,9 +202,12 @@ def test_a_write_that_fails_leaves_older_checkpoints_and_no_draft(
     assert_same_run(store, uninterrupted)
 
 
-@pytest.mark.parametrize(("free", "said"), [(15 * 2**20, "the disk is full while writing"), (2**30, "written whole")])
+@pytest.mark.parametrize(
+    ("free", "kind", "said"),
+    [(15 * 2**20, UserError, "the disk is full while writing"), (2**30, TransientError, "written whole")],
+)
 def test_a_torn_archive_is_a_full_disk_where_there_is_no_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, kind: type[PhaseError], said: str
 ) -> None:
     """torch's own words, which stand over the OSError of the write that failed."""
     real = os.statvfs(tmp_path)
@@ -212,7 +215,7 @@ def test_a_torn_archive_is_a_full_disk_where_there_is_no_space(
     monkeypatch.setattr(os, "statvfs", lambda _: volume)
     torn = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
     fault = torn_write(torn, tmp_path)
-    assert isinstance(fault, TransientError)
+    assert isinstance(fault, kind)
     assert said in str(fault)
     assert str(tmp_path) in str(fault)
     assert torn_write(RuntimeError("shapes differ"), tmp_path) is None

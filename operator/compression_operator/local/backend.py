@@ -130,7 +130,7 @@ class LocalBackend:
         folder.create(JobRecord.of(job, run_uid=run.metadata.uid, created=self._now()))
         lacking = self._shortage(run, job)
         if lacking is not None:
-            self._fail(folder, lacking)
+            self._fail(folder, ExitClass.USER_ERROR, lacking)
             return
         self._waiting.append(_Waiting(run, job, folder))
         await self._start_waiting()
@@ -297,7 +297,7 @@ class LocalBackend:
                     start_new_session=True,  # Ctrl-C in the terminal is for this process alone
                 )
         except OSError as error:
-            self._fail(folder, f"cannot start {self._place.command[0]}: {error.strerror or error}")
+            self._fail(folder, ExitClass.TRANSIENT, f"cannot start {self._place.command[0]}: {error.strerror or error}")
             self._wake(waiting.run)
             return
         self._children[folder.name] = child
@@ -346,10 +346,10 @@ class LocalBackend:
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
-    def _fail(self, folder: JobFolder, message: str) -> None:
-        """Let the job end before it starts, by a passing fault."""
-        folder.write_termination(Termination.model_validate({"class": ExitClass.TRANSIENT, "message": message}))
-        self._settle(folder, ExitClass.TRANSIENT.code)
+    def _fail(self, folder: JobFolder, exit_class: ExitClass, message: str) -> None:
+        """Let the job end before it starts."""
+        folder.write_termination(Termination.model_validate({"class": exit_class, "message": message}))
+        self._settle(folder, exit_class.code)
 
     def _settle(self, folder: JobFolder, code: int | None) -> ExitRecord:
         """Note that nothing of the job runs any more."""

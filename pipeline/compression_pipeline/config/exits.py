@@ -20,7 +20,7 @@ class ExitClass(StrEnum):
     """What an ended attempt means for the next one."""
 
     DONE = "Done"
-    USER_ERROR = "UserError"  # never retried: only an edit helps (bad input, CUDA out of memory, NaN loss)
+    USER_ERROR = "UserError"  # never retried: only a person can help (bad input, CUDA out of memory, a full disk)
     TRANSIENT = "Transient"  # retried with backoff, counted against retryLimit
     INTERRUPTED = "Interrupted"  # resumed from the newest checkpoint, not counted
 

@@ -167,7 +167,7 @@ def test_a_user_s_mistake_fails_its_student_and_the_next_run_tries_again(
 def test_a_passing_fault_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "FIRST_BACKOFF", steps.timedelta(seconds=1))
     bench = Bench(tmp_path)
-    bench.behave(finetune={"fail": {"class": "Transient", "message": "the disk is full", "attempts": 1}})
+    bench.behave(finetune={"fail": {"class": "Transient", "message": "a connection was lost", "attempts": 1}})
     assert bench.run() == 0
     assert [start for start in bench.starts() if "finetune" in start] == ["finetune 1", "finetune 2"]
 
