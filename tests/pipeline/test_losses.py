@@ -9,7 +9,14 @@ import torch
 from engine_models import architecture
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, Balance, LossConfig, losses_in_words, resolved_losses
+from compression_pipeline.config import (
+    Architecture,
+    Balance,
+    LossConfig,
+    describe_losses,
+    losses_in_words,
+    resolved_losses,
+)
 from compression_pipeline.config.losses import LOSSES, loss_faults
 from compression_pipeline.losses import Signals, build_loss
 from compression_pipeline.megatron.modelopt import modelopt
@@ -199,6 +206,14 @@ def test_auto_is_logits_alone_unless_depth_is_cut_a_lot(layers: int, kinds: int)
     assert {loss.balance for loss in beside} == {Balance.DYNAMIC}, "nothing that a user wrote is dropped"
     assert losses_in_words(found).startswith("2 times the forward KL")
     assert losses_in_words(found).count("scaled in every sequence to the loss on the logits") == kinds - 1
+
+
+def test_why_stands_behind_what_auto_chose() -> None:
+    losses = [LOSSES[kind]() for kind in ("Auto", "CrossEntropy")]
+    words = LOSSES["CrossEntropy"]().words
+    whole, shallow = (describe_losses(losses, architecture(layers=8), architecture(layers=left)) for left in (8, 4))
+    assert whole.endswith(f"(Auto, because the student keeps 8 of 8 layers); plus {words}")
+    assert shallow.endswith(f"(these 3: Auto, because the student keeps 4 of 8 layers); plus {words}")
 
 
 @pytest.mark.parametrize("kind", ["LogitsTopKKL", "LogitsReverseKL"])

@@ -61,7 +61,9 @@ def inspect(document: dict[str, Json], world: World) -> tuple[dict[str, Json], l
     found += findings(schema, filled)
     view = _view(CompressionRun, filled, "", {path for path, _ in found})
     found += _rule_findings(view, "", world)
-    found += _misplaced(CompressionRun, filled, "")
+    misplaced = list(_misplaced(CompressionRun, filled, ""))
+    # What should not stand there has no value that is right.
+    found = [finding for finding in found if not any(_within(finding[0], path) for path, _ in misplaced)] + misplaced
     if world is World.CLUSTER:
         found += template_findings(filled.get("spec"))
     return filled, sorted(set(found), key=_order)
@@ -130,7 +132,7 @@ def _view(kind: type[ConfigModel], data: dict[str, Json], path: str, faulty: set
         value = data[alias]
         nested, many = _nested(field.annotation)
         if nested is None:
-            if not any(fault == below or fault.startswith((f"{below}.", f"{below}[")) for fault in faulty):
+            if not any(_within(fault, below) for fault in faulty):
                 values[name] = value
         elif many and isinstance(value, list):
             items = [item for item in value if isinstance(item, dict)]
@@ -149,6 +151,11 @@ def _view(kind: type[ConfigModel], data: dict[str, Json], path: str, faulty: set
     for name in kind.model_fields.keys() - values.keys():
         vars(view).pop(name, None)  # a default would hide that the field is faulty
     return view
+
+
+def _within(path: str, above: str) -> bool:
+    """Whether a path is this one, or one below it."""
+    return path == above or path.startswith((f"{above}.", f"{above}["))
 
 
 def _kind(annotation: Any, base: type[ConfigModel], item: dict[str, Json]) -> type[ConfigModel] | None:

@@ -258,7 +258,8 @@ class _Pass:
                 whose = f"spec.students[{index}].distill" if own else "spec.distill"
                 shape = student_architecture(teacher, student.prune)
                 losses = distill.losses if distill is not None else []
-                sentences = [f"{whose}.{field}: {sentence}" for field, sentence in loss_faults(losses, teacher, shape)]
+                faults = loss_faults(losses, teacher, shape, engine=self._run.spec.engine)
+                sentences = [f"{whose}.{field}: {sentence}" for field, sentence in faults]
             if sentences:
                 found[student.name] = "; ".join(sentences)
         return found

@@ -20,6 +20,8 @@ class EngineInfo:
     """What trains, for the card: a phrase."""
     distributions: tuple[str, ...]
     """What it stands on beside torch: artifacts record the versions."""
+    gives_states: bool = True
+    """Whether its models give the outputs of layers and embeddings, which some losses compare."""
 
 
 DEFAULT_ENGINE = "Megatron"

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .base import ConfigModel, Operational, Rule, cel_format, cel_indivisible, indivisible
-from .losses import ON_LOGITS, LogitsKL, LossField, is_balanced
+from .losses import CHOSEN_BY_AUTO, ON_LOGITS, LogitsKL, LossField, is_balanced, is_clear, twice
 
 
 class Precision(StrEnum):
@@ -137,6 +137,20 @@ class DistillConfig(TrainingConfig):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *TrainingConfig.rules,
+        Rule.of(
+            "losses",
+            "names a type of loss twice; give it once, with the weight of both",
+            lambda distill: not twice(distill.losses),
+            "self.losses.all(loss, self.losses.exists_one(other, other.type == loss.type))",
+        ),
+        Rule.of(
+            "losses",
+            f"Auto chooses among {', '.join(CHOSEN_BY_AUTO)}, and one of these is named beside it; remove it, or name "
+            "all losses in place of Auto",
+            lambda distill: is_clear(distill.losses),
+            "!self.losses.exists(loss, loss.type == 'Auto') || "
+            f"!self.losses.exists(loss, loss.type in {CHOSEN_BY_AUTO})",
+        ),
         Rule.of(
             "losses",
             "balance: Dynamic scales a loss to those on logits, and none of these is here with balance: Fixed; add "

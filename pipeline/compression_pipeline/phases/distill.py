@@ -45,9 +45,9 @@ def run(job: DistillJob, context: Context) -> DistillResult:
             f"the student {job.pruned} has {student.vocabulary_size:,} tokens and the teacher {job.teacher} "
             f"{teacher.vocabulary_size:,}; prune the student out of this teacher"
         )
-    faults = [f"distill.{field}: {sentence}" for field, sentence in loss_faults(settings.losses, teacher, student)]
-    if faults:
-        raise UserError("; ".join(faults))
+    faults = loss_faults(settings.losses, teacher, student, engine=job.engine)
+    if said := "; ".join(f"distill.{field}: {sentence}" for field, sentence in faults):
+        raise UserError(said)
     with start_engine(
         job, context, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
     ) as engine:

@@ -3,6 +3,7 @@
 import importlib
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from jobs_world import World, manifest, student
@@ -13,7 +14,7 @@ from compression_operator.api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION
 from compression_operator.api.status import RunPhase, StepState
 from compression_operator.core.names import job_name
 from compression_operator.core.reconcile import reconcile
-from compression_pipeline.config import ExitClass
+from compression_pipeline.config import ENGINES, ExitClass
 
 
 @pytest.fixture
@@ -197,6 +198,27 @@ def test_a_student_that_cannot_be_made_stops_the_run_before_any_gpu_is_asked_for
     assert created(world.look()) == ["finetune"]
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
+
+
+STATES: list[dict[str, Any]] = [{"type": "HiddenStates", "layerMap": [{"student": 2, "teacher": 9}]}]
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [
+        (True, "layerMap[0].teacher: the teacher has layers 1 to 4; there is no layer 9"),
+        (False, "type: HiddenStates compares outputs of layers here, which the engine Megatron does not give; use "),
+    ],
+)
+def test_a_loss_that_cannot_be_computed_stops_the_run_before_any_gpu_is_asked_for(
+    gives: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENGINES, "Megatron", replace(ENGINES["Megatron"], gives_states=gives))
+    students = [student("narrow", hiddenSize=128, distill={"steps": 100, "losses": STATES})]
+    world = World(manifest(students=students))
+    at(world, *PREPARED)
+    assert open_jobs(world) == []
+    assert condition(world, "Stalled").message.startswith(f"spec.students[0].distill.losses[0].{said}")
 
 
 def test_jobs_go_on_while_a_student_is_added_that_cannot_be_made(world: World) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 from compression_pipeline.config.architecture import Architecture
+from compression_pipeline.config.engines import DEFAULT_ENGINE, ENGINES
 from compression_pipeline.config.members import OneOf, table
 
-from .auto import Auto
+from .auto import CHOSEN, Auto
 from .base import Balance, LossConfig, Needs
 from .cross_entropy import CrossEntropy
 from .embeddings import Embeddings
@@ -52,10 +53,29 @@ def resolved_losses(losses: Sequence[LossConfig], teacher: Architecture, student
 
 
 def describe_losses(losses: Sequence[LossConfig], teacher: Architecture, student: Architecture) -> str:
-    """What is lowered for models of these sizes, and why where a rule chose it."""
-    reasons = filter(None, dict.fromkeys(loss.reason(teacher, student) for loss in losses))
-    chosen = "".join(f" ({reason})" for reason in reasons)
-    return losses_in_words(resolved_losses(losses, teacher, student)) + chosen
+    """What is lowered for models of these sizes, and why, behind the losses that a rule chose."""
+    return "; plus ".join(_described(loss, teacher, student, alone=len(losses) == 1) for loss in losses)
+
+
+def _described(loss: LossConfig, teacher: Architecture, student: Architecture, *, alone: bool) -> str:
+    chosen, reason = loss.resolved(teacher, student), loss.reason(teacher, student)
+    which = "" if alone or len(chosen) == 1 else f"these {len(chosen)}: "
+    return losses_in_words(chosen) + (f" ({which}{reason})" if reason else "")
+
+
+def twice(losses: Sequence[LossConfig]) -> bool:
+    """Whether one type of loss stands there more than once."""
+    return len({loss.type for loss in losses}) < len(losses)
+
+
+def is_clear(losses: Sequence[LossConfig]) -> bool:
+    """Whether no loss is named that Auto may choose, beside Auto."""
+    types = {loss.type for loss in losses}
+    return Auto.__name__ not in types or types.isdisjoint(CHOSEN_BY_AUTO)
+
+
+CHOSEN_BY_AUTO = [loss.__name__ for loss in CHOSEN]
+"""Names of the losses that Auto may choose."""
 
 
 def is_balanced(losses: Sequence[LossConfig]) -> bool:
@@ -69,10 +89,17 @@ ON_LOGITS = [name for name, loss in LOSSES.items() if loss.compares_logits]
 
 
 def loss_faults(
-    losses: Sequence[LossConfig], teacher: Architecture, student: Architecture
+    losses: Sequence[LossConfig], teacher: Architecture, student: Architecture, *, engine: str = DEFAULT_ENGINE
 ) -> Iterator[tuple[str, str]]:
     """What is wrong with the losses for these models, as (path below `distill`, sentence)."""
     for index, loss in enumerate(losses):
+        needs = loss.needs(teacher, student)
+        if (needs.hidden or needs.embeddings) and not ENGINES[engine].gives_states:
+            yield (
+                f"losses[{index}].type",
+                f"{loss.type} compares outputs of layers here, which the engine {engine} does not give; use losses on "
+                "logits, or another engine",
+            )
         for field, sentence in (
             fault for term in loss.resolved(teacher, student) for fault in term.faults(teacher, student)
         ):
@@ -80,6 +107,7 @@ def loss_faults(
 
 
 __all__ = [
+    "CHOSEN_BY_AUTO",
     "LOSSES",
     "ON_LOGITS",
     "Balance",
@@ -89,7 +117,9 @@ __all__ = [
     "Needs",
     "describe_losses",
     "is_balanced",
+    "is_clear",
     "loss_faults",
     "losses_in_words",
     "resolved_losses",
+    "twice",
 ]

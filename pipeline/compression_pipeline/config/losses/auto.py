@@ -14,6 +14,9 @@ DEPTH_KEPT = 0.5
 """Share of the teacher's layers from which downwards depth is cut a lot."""
 
 
+CHOSEN = (LogitsKL, HiddenStates, Embeddings)
+
+
 class Auto(LossConfig):
     """Forward KL on logits; hidden states and embeddings too if half of the layers or more are cut.
 
