@@ -288,6 +288,7 @@ def test_what_is_written_is_computed_alike_by_transformers(kind: str, spelling: 
     ("fields", "said"),
     [
         ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 8}, "a mixture of experts, which would need"),
+        ({"architectures": ["MixtralForCausalLM"]}, "a mixture of experts, which would need"),
         ({"architectures": ["Qwen2VLForConditionalGeneration"], "vision_config": {}}, "it takes more than text"),
         ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "an encoder and a decoder"),
         ({"architectures": ["BertForMaskedLM"]}, "an encoder"),

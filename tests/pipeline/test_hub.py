@@ -78,7 +78,9 @@ def test_a_tokenizer_that_is_written_anew_leaves_the_download_alone(preparation:
     (snapshot,) = (preparation.store / "hub").glob("models--*/snapshots/*")
     assert (snapshot / "tokenizer_config.json").read_bytes() == files["tokenizer_config.json"]
     (warning,) = preparation.events("warning")
-    assert warning["message"].startswith("teacher.model: hf://owner/model/tokenizer_config.json: plain transformers")
+    assert warning["message"].startswith(
+        "spec.teacher.model: hf://owner/model/tokenizer_config.json: plain transformers"
+    )
     assert str(preparation.store) not in warning["message"]
 
 
@@ -89,7 +91,7 @@ def test_a_revision(preparation: Preparation, hub: Hub) -> None:
     assert (preparation.artifact(result).model / "generation_config.json").read_bytes() == b"{}"
     assert result.resolved_teacher.revision == commit(repository.branches["v2"])
     said = fault(preparation, "file:corpus.jsonl", UserError, teacher=MODEL | {"revision": "v3"})
-    assert said == "teacher.model: hf://owner/model has no revision v3; correct teacher.revision"
+    assert said == "spec.teacher.model: hf://owner/model has no revision v3; correct spec.teacher.revision"
 
 
 def test_a_connection_dropped_in_mid_file_is_resumed(
@@ -122,7 +124,7 @@ def test_a_download_that_ends_while_progress_is_told_breaks_none_off(
 
 def test_what_does_not_fit_is_not_downloaded(preparation: Preparation, hub: Hub) -> None:
     hub.announced["model.safetensors"] = 10**18
-    said = fault(preparation, "file:corpus.jsonl", TransientError)
+    said = fault(preparation, "file:corpus.jsonl", UserError)
     assert said.startswith(f"the store {preparation.store} has ")
     assert "preparing hf://owner/model and file:corpus.jsonl needs about 1000000.0 TB; free some space" in said
     assert hub.downloads() == []
@@ -130,7 +132,7 @@ def test_what_does_not_fit_is_not_downloaded(preparation: Preparation, hub: Hub)
     hub.announced.clear()
     dataset(hub, {"train.jsonl": lines(*texts()[:12])})
     hub.announced["train.jsonl"] = 10**18
-    assert "hf://owner/data needs about 2000000.0 TB" in fault(preparation, "hf://owner/data", TransientError)  # tokens
+    assert "hf://owner/data needs about 2000000.0 TB" in fault(preparation, "hf://owner/data", UserError)  # tokens
     assert hub.downloads() == []
 
 
@@ -162,7 +164,9 @@ def test_a_missing_model(preparation: Preparation, monkeypatch: pytest.MonkeyPat
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     said = fault(preparation, "file:corpus.jsonl", UserError, teacher={"model": "hf://owner/nothing"})
-    assert said.startswith(f"teacher.model: hf://owner/nothing was {'not found (404)' if token else 'refused (401)'}")
+    assert said.startswith(
+        f"spec.teacher.model: hf://owner/nothing was {'not found (404)' if token else 'refused (401)'}"
+    )
     assert "there is no such model" in said
     assert ("the token in HF_TOKEN" if token else "no token (set secretRef)") in said
 
@@ -187,7 +191,7 @@ def test_a_gated_model(preparation: Preparation, hub: Hub, monkeypatch: pytest.M
     hub.repositories["models/owner/model"].gated = True
     monkeypatch.setenv("HF_TOKEN", hub.token)
     said = fault(preparation, "file:corpus.jsonl", UserError)
-    assert said.startswith("teacher.model: hf://owner/model is gated (403): ask for access at ")
+    assert said.startswith("spec.teacher.model: hf://owner/model is gated (403): ask for access at ")
     assert f"{hub.url}/owner/model" in said
 
 
@@ -200,7 +204,7 @@ def test_passing_faults_are_transient(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     said = fault(preparation, "file:corpus.jsonl", TransientError)
     assert said == (
-        "teacher.model: hf://owner/model: 127.0.0.1:9 can't be reached: "
+        "spec.teacher.model: hf://owner/model: 127.0.0.1:9 can't be reached: "
         "it refuses the connection (is HF_ENDPOINT right?)"
     )
 
@@ -212,7 +216,7 @@ def test_a_name_that_cannot_be_resolved_is_said_plainly(
     monkeypatch.setenv("NO_PROXY", "*")
     said = fault(preparation, "file:corpus.jsonl", TransientError)
     assert said == (
-        "teacher.model: hf://owner/model: hub.invalid can't be reached: "
+        "spec.teacher.model: hf://owner/model: hub.invalid can't be reached: "
         "its name cannot be resolved (is the network up?)"
     )
     assert "MaxRetryError" in capfd.readouterr().err

@@ -92,7 +92,7 @@ def test_where_the_hub_does_not_answer_what_is_known_goes_on_and_says_so(
     again = preparation.run(DATA)
     assert again == first.model_copy(update={"cached": True})
     [warning] = preparation.events("warning")
-    assert warning["message"].startswith("teacher.model: hf://owner/model")
+    assert warning["message"].startswith("spec.teacher.model: hf://owner/model")
     assert f"goes on with what it was when last asked (commit {first.resolved_teacher.revision}" in warning["message"]
 
 

@@ -32,13 +32,13 @@ def test_sources_that_are_not_there(preparation: Preparation) -> None:
     preparation.write("ok.jsonl", *rows("a", "b", "c"))
     (preparation.folder / "nothing").mkdir()
     preparation.write("other/a.csv", "a,b")
-    assert "dataset.source: file:missing does not exist" in fault(preparation, "file:missing")
+    assert "spec.dataset.source: file:missing does not exist" in fault(preparation, "file:missing")
     assert "is an empty folder" in fault(preparation, "file:nothing")
     assert "matches no file" in fault(preparation, "file:*.parquet")
     assert "a.csv is none); give one of .txt, " in fault(preparation, "file:other")
     assert "unsupported type" in fault(preparation, "file:other/a.csv")
     said = fault(preparation, "file:ok.jsonl", teacher={"model": "file:missing"})
-    assert "teacher.model: file:missing does not exist" in said
+    assert "spec.teacher.model: file:missing does not exist" in said
     assert "has no safetensors weights" in fault(preparation, "file:ok.jsonl", teacher={"model": "file:nothing"})
     assert "this job was not told where pvc://other is" in fault(preparation, "pvc://other/a")
 
@@ -151,7 +151,9 @@ def test_teachers_that_cannot_be_used(preparation: Preparation, tiny_teacher: Pa
             (folder / "config.json").write_text(json.dumps(config))
     said = fault(preparation, "file:corpus.jsonl", teacher={"model": "file:teacher"})
     assert message in said
-    assert said.startswith((f"teacher.model: {folder}", "teacher.model: file:teacher ")), "the draft's folder is gone"
+    assert said.startswith((f"spec.teacher.model: {folder}", "spec.teacher.model: file:teacher ")), (
+        "the draft's folder is gone"
+    )
     assert not list(preparation.store.glob("artifacts/*"))
 
 
@@ -179,7 +181,7 @@ def test_a_disk_that_fills_in_mid_write(preparation: Preparation, monkeypatch: p
         patched.setattr(IndexedWriter, "__init__", on_a_full_disk)
         with pytest.raises(OSError, match="No space left") as raised:
             preparation.run("file:corpus.jsonl")
-    assert isinstance(classify(raised.value), TransientError)
+    assert isinstance(classify(raised.value), UserError)
     assert "the disk is full" in str(classify(raised.value))
     assert preparation.leftovers() == []
     assert preparation.run("file:corpus.jsonl").cached is False  # there is space again

@@ -58,7 +58,7 @@ def test_students_get_a_tokenizer_that_loads(
     change(teacher)
     found = student(preparation, tmp_path / "student")
     (warning,) = preparation.events("warning")
-    assert warning["message"].startswith(f"teacher.model: {teacher / 'tokenizer_config.json'}: ")
+    assert warning["message"].startswith(f"spec.teacher.model: {teacher / 'tokenizer_config.json'}: ")
     assert "the same ids" in warning["message"]
     before = plain(Path(preparation.teacher.removeprefix("file:")))
     assert plain(found)("def save")["input_ids"] == before("def save")["input_ids"]

@@ -63,7 +63,7 @@ class MemSource:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._content = SERVED[place.source]
-        self._folder = place.download("model" if place.field == "teacher.model" else "dataset")
+        self._folder = place.download("model" if place.field == "spec.teacher.model" else "dataset")
 
     def model_files(self) -> tuple[SourceFile, ...]:
         return tuple(

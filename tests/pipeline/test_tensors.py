@@ -116,6 +116,15 @@ def test_each_trap_has_its_own_sentence(folder: Path, how: Callable[[Tensors], T
     assert sentence.startswith(str(folder))
 
 
+def test_a_configuration_without_a_size_is_to_blame_and_not_the_weights(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["hidden_size"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json has no hidden_size, and the weights are not of the default size"):
+        inspect(folder)
+
+
 def test_a_tied_head_alone(folder: Path) -> None:
     change(folder, without(EMBEDDING))
     config(folder, tie_word_embeddings=True)
@@ -169,7 +178,7 @@ def test_a_weight_that_is_no_number_is_named_before_anything_is_made(
     with pytest.raises(UserError) as caught:
         preparation.run("file:a.jsonl", teacher={"model": f"file:{folder}"})
     name = "nan" if value != value else "inf"
-    said = f"teacher.model: {folder / 'model.safetensors'}: tensor {UP} has {name} at [5, 7]; "
+    said = f"spec.teacher.model: {folder / 'model.safetensors'}: tensor {UP} has {name} at [5, 7]; "
     assert str(caught.value).startswith(said)
 
 

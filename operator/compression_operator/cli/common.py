@@ -15,6 +15,7 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.local.source_files import local_files, local_path, signature
 from compression_operator.local.workdir import Workdir, WorkdirError
 from compression_pipeline.config import digest
+from compression_pipeline.store.watched import Selection
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,11 @@ def load_local(file: Path, overrides: Sequence[str]) -> CompressionRun:
 
 
 def _why_no_files(path: Path) -> str:
-    return f"{path} is empty" if path.is_dir() else f"{path} does not exist"
+    if path.is_dir():
+        return f"{path} is empty"
+    # The folder that a glob begins in may be there.
+    found = Selection.at(path)
+    return f"no file matches {path}" if found.patterns and found.base.is_dir() else f"{path} does not exist"
 
 
 def source_root(file: Path) -> Path:

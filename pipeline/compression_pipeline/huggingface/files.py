@@ -12,6 +12,7 @@ from compression_pipeline.config import Architecture
 from compression_pipeline.errors import UserError
 
 from .families import family_of_config, member
+from .families.base import WHOLE_NUMBERS
 from .headers import TORCH_NAMES, TensorEntry, read_header
 from .layout import CONFIG, GENERATION_CONFIG, INDEX, parse, weight_files, weight_map
 from .names import EMBEDDING, expected_shapes
@@ -63,7 +64,16 @@ def inspect(folder: Path, elsewhere: Elsewhere | None = None) -> CheckpointFiles
     if (generation := folder / GENERATION_CONFIG).is_file():
         read_json(generation)  # it is read by the export, at the end
     tensors = read_tensors(folder, elsewhere or {})
-    check_tensors(folder, tensors, expected_shapes(architecture), architecture)
+    try:
+        check_tensors(folder, tensors, expected_shapes(architecture), architecture)
+    except UserError as error:
+        absent = [key for key in WHOLE_NUMBERS if config.get(key) is None]
+        if not absent:
+            raise
+        raise UserError(
+            f"{folder / CONFIG} has no {', '.join(absent)}, and the weights are not of the default size; copy it from "
+            "the model's source again"
+        ) from error
     return CheckpointFiles(folder, config, architecture, tensors, elsewhere or {})
 
 

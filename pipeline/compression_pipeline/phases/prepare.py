@@ -43,10 +43,10 @@ from .teacher import Teacher
 def run(job: PrepareJob, context: Context) -> PrepareResult:
     """Make the artifact, or find that there is one of the same content. Raises PhaseError."""
     teacher = open_source(
-        job.teacher.model, field="teacher.model", revision=job.teacher.revision, job=job, context=context
+        job.teacher.model, field="spec.teacher.model", revision=job.teacher.revision, job=job, context=context
     )
     dataset = open_source(
-        job.dataset.source, field="dataset.source", revision=job.dataset.revision, job=job, context=context
+        job.dataset.source, field="spec.dataset.source", revision=job.dataset.revision, job=job, context=context
     )
     context.events.info(f"looks at {job.teacher.model} and {job.dataset.source}")
     try:
@@ -154,13 +154,13 @@ def _check_length(found: PrepareResult, dataset: DatasetConfig) -> None:
     tokens = {"train_tokens": found.train_tokens, "validation_tokens": found.validation_tokens}
     fault = text_fault(dataset, **tokens, trainings={})  # the operator knows the trainings, and asks before they run
     if fault:
-        raise UserError(fault)
+        raise UserError(f"spec.{fault}")
 
 
 def _check_positions(teacher: Architecture, dataset: DatasetConfig) -> None:
     fault = sequence_fault(teacher, dataset.sequence_length)
     if fault:
-        raise UserError(fault)
+        raise UserError(f"spec.{fault}")
 
 
 def _in_order(splits: Splits, dataset: DatasetConfig) -> Splits:

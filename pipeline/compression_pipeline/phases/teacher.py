@@ -46,7 +46,7 @@ class Teacher:
         paths = dict(zip(files, source.fetch(files), strict=True))
         original = next((path.parent for file, path in paths.items() if file.name == CONFIG), None)
         if original is None:
-            raise UserError(f"teacher.model: {name} has no {CONFIG}; name a Hugging Face checkpoint")
+            raise UserError(f"spec.teacher.model: {name} has no {CONFIG}; name a Hugging Face checkpoint")
         # A download lies in a cache whose path says nothing to a person.
         self._called = name if scheme_of(name).downloads else str(original)
         self.folder = draft.path / "model"
@@ -90,7 +90,7 @@ class Teacher:
         given = read_json(generates) if generates.is_file() else None
         settled = settle(whole.normalized(), given, loaded.tokenizer, rows, str(self.folder))
         for said in (*([loaded.changes] if loaded.config is not None else []), *settled.said):
-            self._context.events.warning(f"teacher.model: {self._named(said)}")
+            self._context.events.warning(f"spec.teacher.model: {self._named(said)}")
         write_json(self.folder / CONFIG, settled.config)
         if loaded.config is not None:
             write_json(self.folder / tokenizer.CONFIG, loaded.config)
@@ -100,13 +100,13 @@ class Teacher:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Faults of the teacher's files, as of `teacher.model`."""
+        """Faults of the teacher's files, as of `spec.teacher.model`."""
         try:
             yield
         except UserError as error:
-            if str(error).startswith("teacher.model"):  # of the source, which knows its field
+            if str(error).startswith("spec.teacher.model"):  # of the source, which knows its field
                 raise
-            raise UserError(f"teacher.model: {self._named(str(error))}") from None
+            raise UserError(f"spec.teacher.model: {self._named(str(error))}") from None
 
     def _named(self, said: str) -> str:
         return said.replace(str(self.folder), self._called)

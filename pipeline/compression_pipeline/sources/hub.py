@@ -269,22 +269,23 @@ class HubSource:
         response: Any = getattr(error, "response", None)
         status = response.status_code if response is not None else None
         asked = "the token in HF_TOKEN" if self._token else "no token (set secretRef)"
-        field = self._place.field.split(".")[0]
+        block = self._place.field.rpartition(".")[0]
         if isinstance(error, errors.GatedRepoError) or (
             status == 403 and not isinstance(error, errors.EntryNotFoundError)
         ):
             return UserError(
                 f"{self._where} is gated ({status}): ask for access at {self._endpoint}/{self._web_path()}, and set "
-                f"teacher.secretRef to a token that has it; this was asked with {asked}"
+                f"spec.teacher.secretRef to a token that has it; this was asked with {asked}"
             )
         if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
             refused = f"was refused ({status})" if status == 401 else f"was not found ({status})"
             return UserError(
                 f"{self._where} {refused}: there is no such {self._kind} at {self._endpoint}, or it is private; "
-                f"correct the name, or set teacher.secretRef to a token that may read it; this was asked with {asked}"
+                f"correct the name, or set spec.teacher.secretRef to a token that may read it; this was asked with "
+                f"{asked}"
             )
         if isinstance(error, errors.RevisionNotFoundError):
-            return UserError(f"{self._where} has no revision {revision}; correct {field}.revision")
+            return UserError(f"{self._where} has no revision {revision}; correct {block}.revision")
         wrong = requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema
         if isinstance(error, wrong):
             return UserError(f"{self._where}: {ENDPOINT_VARIABLE} is no address of a server; write https://host")

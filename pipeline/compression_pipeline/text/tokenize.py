@@ -140,7 +140,7 @@ class Tokenization:
         return document.where if isinstance(document, Long) else reached[0].place
 
     def _nothing(self, name: str, writers: dict[str, IndexedWriter], *, held_out: bool) -> str:
-        source = f"dataset.source: {self._dataset.source}"
+        source = f"spec.dataset.source: {self._dataset.source}"
         if not any(writer.lengths for writer in writers.values()):
             return f"{source} is empty: it has no document with any text in it"
         if held_out:

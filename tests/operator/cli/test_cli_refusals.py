@@ -74,6 +74,13 @@ def test_a_source_that_is_not_there_is_told_before_anything_starts(
         == f"{bench.file}: spec.dataset.source: {tmp_path / 'texts' / '*.jsonl'} does not exist\n"
     )
     assert not bench.workdir.exists()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").touch()
+    assert bench.run("--set", "dataset.source=file:texts/*.jsonl") == 2
+    assert (
+        capsys.readouterr().err
+        == f"{bench.file}: spec.dataset.source: no file matches {tmp_path / 'texts' / '*.jsonl'}\n"
+    )
 
 
 def test_a_source_that_is_an_empty_folder_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

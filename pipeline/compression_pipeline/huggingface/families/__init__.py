@@ -51,7 +51,11 @@ def _what_it_is(config: Mapping[str, Any], name: str) -> str:
     """Why not, where that can be told."""
     if any(key in config for key in ("vision_config", "audio_config", "text_config", "thinker_config")):
         return " (it takes more than text)"
-    if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")) or "Moe" in name:
+    if (
+        any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+        or "Moe" in name
+        or "Mixtral" in name
+    ):
         return " (a mixture of experts, which would need scores for experts and a router that is cut with them)"
     if config.get("is_encoder_decoder") or name.endswith(("ForConditionalGeneration", "ForSeq2SeqLM")):
         return " (an encoder and a decoder)"
