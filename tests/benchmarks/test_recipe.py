@@ -1,0 +1,48 @@
+"""The benchmark of the papers' claims goes from teacher and text to its page; what it finds is no test's business."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "recipe.py"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts import each other as they do when one is run."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+
+
+def test_every_claim_is_measured_and_told(tmp_path: Path, scripts: None) -> None:
+    from recipe_claims import CLAIMS
+
+    text = tmp_path / "text"
+    text.mkdir()
+    for split in ("train", "validation"):
+        lines = (f"{split}: value {number} of the table is {number * number}." for number in range(200))
+        (text / f"{split}.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    sizes = {"seeds": 1, "steps": 1, "correction": 1, "batch": 2, "length": 16, "validation": 2}
+    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    places = ["--text", str(text), "--work", str(tmp_path / "work"), "--output", str(tmp_path / "docs")]
+    done = subprocess.run([sys.executable, SCRIPT, *options, *places], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "docs" / "recipe.md").read_text()
+    assert all(f"| {claim.words} | {claim.source} |" in page for claim in CLAIMS)
+    assert "    python benchmarks/recipe.py --seeds 1 --steps 1 " in page
+    assert not re.search(r"\bnan\b|\binf\b", page)
+    assert (tmp_path / "docs" / "images" / "recipe.svg").read_text().count("<circle") == len(CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("worse", "verdict"),
+    [([1.2, 1.3, 1.2], "shows"), ([0.8, 0.7, 0.8], "the contrary shows"), ([1.2, 0.9, 1.1], "open"), ([1.0], "open")],
+)
+def test_a_claim_shows_if_every_seed_says_so_beyond_their_spread(
+    worse: list[float], verdict: str, scripts: None
+) -> None:
+    from recipe_claims import CLAIMS, Finding
+
+    assert Finding(CLAIMS[0], [1.0] * len(worse), worse).verdict == verdict
