@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from compression_operator.api.spec import CompressionRunSpec
 from compression_pipeline.config import (
     ENGINES,
     Architecture,
+    Axis,
     DistillConfig,
     DistillJob,
     DistillResult,
@@ -111,7 +112,14 @@ class Plain:
         with torch.no_grad():
             return model(batch.tokens).logits
 
-    def measure(self, model: Any, architecture: Architecture, batches: Batches, importance: ImportanceConfig) -> Scores:
+    def measure(
+        self,
+        model: Any,
+        architecture: Architecture,
+        batches: Batches,
+        importance: ImportanceConfig,
+        axes: Collection[Axis],
+    ) -> Scores:
         seen: dict[str, list[Tensor]] = {name: [] for name in ("hidden", "ffn", "heads", "layers")}
 
         def magnitudes(axis: str, tensor: Tensor) -> None:

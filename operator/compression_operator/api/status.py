@@ -224,6 +224,11 @@ class StudentStatus(Record):
     validation_loss: ValidationLoss = Field(
         default=ValidationLoss(), description="Validation losses, in mean nats per token over the same sequences."
     )
+    scores_reused: bool | None = Field(
+        default=None,
+        description="Whether all importance scores are those of an earlier prune of the same teacher, so that no "
+        "forward pass was needed.",
+    )
     losses: str | None = Field(
         default=None,
         max_length=1000,

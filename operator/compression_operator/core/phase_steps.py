@@ -245,6 +245,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             student_figures={
                 "parameters": lambda result, step: result.parameters,
                 "compression_ratio": lambda result, step: result.compression_ratio,
+                "scores_reused": lambda result, step: result.scores_reused,
             },
         ),
         PhaseSteps(

@@ -1,9 +1,9 @@
 """What of a store no run refers to any more, and its removal.
 
-Removed are artifacts (`artifacts/<phase>-<key>`) with what says that they were verified (`verified/<artifact>.json`),
-those that were set aside as damaged, what attempts left (`work/<fingerprint>`), and downloads (`hub/models--...`,
-`hub/datasets--...`) of what no run names: artifacts hold what they need of them by hard links or copies. Everything
-else in a store is left alone.
+Removed are artifacts (`artifacts/<phase>-<key>`, and `scores-<key>` of which no student is left) with what says that
+they were verified (`verified/<artifact>.json`), those that were set aside as damaged, what attempts left
+(`work/<fingerprint>`), and downloads (`hub/models--...`, `hub/datasets--...`) of what no run names: artifacts hold what
+they need of them by hard links or copies. Everything else in a store is left alone.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.plan import discovered_in, plan_of
-from compression_pipeline.config import Phase
+from compression_pipeline.config import SCORES, Phase
 from compression_pipeline.config.schemes import Role, caches, scheme_of
 from compression_pipeline.store import verified
 
@@ -28,7 +28,7 @@ from .store_probe import noted
 LIVE = timedelta(hours=1)
 """A job that has touched its heartbeat this lately may still run: hundreds of beats, and clocks of volumes differ."""
 
-_ARTIFACT = re.compile(rf"(?:{'|'.join(phase.value for phase in Phase)})-[0-9a-f]{{32}}")
+_ARTIFACT = re.compile(rf"(?:{'|'.join((*(phase.value for phase in Phase), SCORES))})-[0-9a-f]{{32}}")
 _MARKER = re.compile(rf"({_ARTIFACT.pattern})\.json|\.{_ARTIFACT.pattern}\.[0-9a-f]{{32}}")
 _ASIDE = re.compile(r"\.(?:damaged|removing)-.+")
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")

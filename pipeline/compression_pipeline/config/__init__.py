@@ -12,6 +12,7 @@ from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .importance import (
     METHODS,
+    SCORES,
     Aggregation,
     AggregationConfig,
     Axis,
@@ -73,6 +74,7 @@ __all__ = [
     "PACKING",
     "PHASES",
     "PRECISION_VARIABLE",
+    "SCORES",
     "TERMINATION_MESSAGE_LIMIT",
     "TERMINATION_VARIABLE",
     "Activation",

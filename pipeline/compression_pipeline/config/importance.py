@@ -12,6 +12,9 @@ from pydantic import Field
 from .base import ConfigModel
 from .members import NameOf
 
+SCORES = "scores"
+"""What artifacts are called that hold what a method has measured of a teacher: scores-<key>. No phase's own."""
+
 
 class Axis(StrEnum):
     """What a model can be made smaller along."""

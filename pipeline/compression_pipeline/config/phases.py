@@ -172,6 +172,9 @@ class PruneResult(StepResult):
     parameters: int
     compression_ratio: float = Field(description="Student parameters / teacher parameters.")
     kept_layers: list[int] = Field(description="Layers of the teacher that the student keeps, counted from 1.")
+    scores_reused: bool | None = Field(
+        default=None, description="Whether all importance scores were measured before, for the same teacher."
+    )
 
 
 class DistillResult(StepResult):

@@ -5,7 +5,7 @@ is the engine's own business: phases only hand it back. The text (`text.batches`
 artifacts and their keys are the phases'.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from compression_pipeline.config import (
     Architecture,
+    Axis,
     EngineJob,
     ImportanceConfig,
     LossConfig,
@@ -138,9 +139,14 @@ class Engine(Protocol):
         ...
 
     def measure(
-        self, model: Model, architecture: Architecture, batches: "Batches", importance: ImportanceConfig
+        self,
+        model: Model,
+        architecture: Architecture,
+        batches: "Batches",
+        importance: ImportanceConfig,
+        axes: Collection[Axis],
     ) -> "Scores":
-        """How much each part matters, over the `batches` of all ranks, by the method that is named for each axis."""
+        """How much each part of these axes matters, over the `batches` of all ranks, by the method named for each."""
         ...
 
     def cut(

@@ -2,7 +2,7 @@
 `config.importance.METHODS`, one file per method and axis.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 
 from compression_pipeline.config import METHODS, Axis, ImportanceConfig
@@ -12,9 +12,9 @@ from .measuring import Scorer, measure
 from .ranking import Choice, choose
 
 
-def scorers(importance: ImportanceConfig) -> Mapping[str, Scorer]:
-    """Axis -> what scores its parts."""
-    return {axis.value: _scorer(axis, name) for axis, name in importance.by_axis().items()}
+def scorers(importance: ImportanceConfig, axes: Collection[Axis] = tuple(Axis)) -> Mapping[str, Scorer]:
+    """Axis -> what scores its parts, of the axes that are asked for."""
+    return {axis.value: _scorer(axis, name) for axis, name in importance.by_axis().items() if axis in axes}
 
 
 def _scorer(axis: Axis, name: str) -> Scorer:

@@ -1,7 +1,7 @@
 """Megatron-Core and ModelOpt as an `Engine`."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, EngineJob, ImportanceConfig, LossConfig, Precision
+from compression_pipeline.config import Architecture, Axis, EngineJob, ImportanceConfig, LossConfig, Precision
 from compression_pipeline.context import Context
 from compression_pipeline.engines import State, Training
 from compression_pipeline.engines.history import History
@@ -110,8 +110,15 @@ class MegatronEngine:
         with torch.no_grad():
             return cast("Tensor", model.eval()(batch.tokens, batch.positions, None)).float()
 
-    def measure(self, model: Any, architecture: Architecture, batches: Batches, importance: ImportanceConfig) -> Scores:
-        return measure(model, architecture, batches, scorers(importance), importance.aggregation)
+    def measure(
+        self,
+        model: Any,
+        architecture: Architecture,
+        batches: Batches,
+        importance: ImportanceConfig,
+        axes: Collection[Axis],
+    ) -> Scores:
+        return measure(model, architecture, batches, scorers(importance, axes), importance.aggregation)
 
     def cut(self, model: Any, teacher: Architecture, student: Architecture, choice: Choice, *, divisor: int) -> Any:
         from .minitron import cut

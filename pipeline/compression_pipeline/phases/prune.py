@@ -2,8 +2,7 @@
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from compression_pipeline.config import (
     PRECISION_VARIABLE,
     Architecture,
+    Axis,
     Precision,
     PruneConfig,
     PruneJob,
@@ -21,14 +21,14 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.config.base import indivisible
 from compression_pipeline.context import Context
-from compression_pipeline.engines import start_engine
+from compression_pipeline.engines import Engine, Model, start_engine
 from compression_pipeline.engines.soundness import check_sound
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import CheckpointFiles, inspect
 from compression_pipeline.huggingface.writer import save_tensors, write_checkpoint
 from compression_pipeline.importance import Choice, Scores, choose
 from compression_pipeline.importance.base import Batches
-from compression_pipeline.phases import measuring
+from compression_pipeline.phases import measuring, scores
 from compression_pipeline.phases.drawing import try_to_draw
 from compression_pipeline.report import IMPORTANCE
 from compression_pipeline.text.batches import Place, ShuffledText
@@ -60,35 +60,32 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     with start_engine(job, context, precision=precision) as engine:
         sequences = Calibration(data.data, engine, job.sequence_length, prune.calibration_samples)
         model = measuring.loaded(engine, teacher, teacher_artifact.model, sequence_length=job.sequence_length)
-        started = time.monotonic()
-        scores = engine.measure(model, teacher, sequences.batches(context), prune.importance)
-        seconds = time.monotonic() - started
-        for axis, found in scores.items():
-            total, what = float(found.double().sum()), f"the importance of its {axis}"
-            check_sound(
-                lambda: engine.tensors(engine.state(model), teacher),
-                total,
-                whose="the teacher",
-                what=what,
-                precision=engine.precision,
-            )
-        choice = choose(scores, teacher, prune)
+        batches = sequences.batches(context)
+        found = scores.find_or_measure(
+            job, context, engine, lambda axes: _measured(engine, model, teacher, batches, prune, axes)
+        )
+        choice = choose(found.scores, teacher, prune)
         model = engine.cut(model, teacher, student, choice, divisor=prune.divisor)
         result = PruneResult(
             student=student,
             parameters=student.parameters,
             compression_ratio=student.parameters / teacher.parameters,
             kept_layers=[layer + 1 for layer in choice.layers],
+            scores_reused=found.seconds is None,
         )
         if engine.rank == 0:
             tokens = sequences.count * job.sequence_length
             metrics = {
                 "calibrationSamples": sequences.count,
                 "calibrationTokens": tokens,
-                "calibrationSeconds": seconds,
-                "calibrationTokensPerSecond": tokens / seconds,
+                "scoresReused": list(found.reused),
                 "precision": engine.precision.value,
             }
+            if found.seconds is not None:
+                metrics |= {
+                    "calibrationSeconds": found.seconds,
+                    "calibrationTokensPerSecond": tokens / found.seconds,
+                }
             if settled is not Precision.AUTO:
                 metrics["plannedPrecision"] = settled.value
             with context.store.draft("prune", job.fingerprint) as draft:
@@ -99,16 +96,32 @@ def run(job: PruneJob, context: Context) -> PruneResult:
                     template=teacher_artifact.model,
                     dtype=dtype,
                 )
-                write_scores(scores, choice, prune, draft.path)
+                write_scores(found.scores, choice, prune, draft.path)
                 draw_importance(draft.path, teacher, prune, result.kept_layers, context)
                 published = draft.publish(
                     config=job.to_json(),
-                    inputs={"data": job.data, "teacher": job.teacher},
+                    inputs={"data": job.data, "teacher": job.teacher, **found.inputs},
                     result=result.to_json(),
                     metrics=metrics,
                 )
             result = published.result(PruneResult)  # another job's, where that was first
     return result
+
+
+def _measured(
+    engine: Engine, model: Model, teacher: Architecture, batches: Batches, prune: PruneConfig, axes: Collection[Axis]
+) -> Scores:
+    """The scores of some axes. Raises UserError where they are no numbers, which says what is to blame."""
+    found = engine.measure(model, teacher, batches, prune.importance, axes)
+    for name, tensor in found.items():
+        check_sound(
+            lambda: engine.tensors(engine.state(model), teacher),
+            float(tensor.double().sum()),
+            whose="the teacher",
+            what=f"the importance of its {name}",
+            precision=engine.precision,
+        )
+    return found
 
 
 def settled_precision(environment: Mapping[str, str] = os.environ) -> Precision:

@@ -224,6 +224,21 @@ def test_what_a_kept_artifact_was_made_from_is_kept(edited: Edited) -> None:
     assert f"artifacts/{older}" in tree(bench.store)
 
 
+def test_scores_stay_as_long_as_a_student_that_was_cut_by_them(edited: Edited) -> None:
+    bench, _, needed = edited
+    artifacts = bench.store / "artifacts"
+    kept, left = f"scores-{'1' * 32}", f"scores-{'2' * 32}"
+    for name in (kept, left):
+        (artifacts / name).mkdir()
+    pruned = artifacts / bench.steps()["prune-width"]["artifact"] / "manifest.json"
+    manifest = json.loads(pruned.read_text())
+    manifest["inputs"]["scores.ActivationMagnitude"] = kept
+    pruned.write_text(json.dumps(manifest))
+    age(bench.store)
+    assert gc(bench) == 0
+    assert tree(bench.store) == needed | {f"artifacts/{kept}"}
+
+
 def test_what_is_not_ours_stays_and_what_was_left_half_removed_goes(edited: Edited, tmp_path: Path) -> None:
     bench, _, needed = edited
     artifacts = bench.store / "artifacts"

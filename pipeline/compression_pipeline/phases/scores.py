@@ -1,0 +1,118 @@
+"""Importance, measured once for a teacher: what each method found is an artifact of its own (`scores-<key>`), so that
+another shape of the same teacher is cut without a forward pass.
+
+A prune takes it as any artifact is taken: where it is whole, trusted, and to the byte what was published. Where only
+some artifacts are trusted (`spec.cache`) none of these is, because no status tells their digests; nothing is published
+then either. A prune keeps a copy of its scores, so the artifact may go at any time.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from compression_pipeline.artifact import Artifact
+from compression_pipeline.config import DEFAULT_ENGINE, METHODS, SCORES, Axis, PruneJob
+from compression_pipeline.config.fingerprint import fingerprint
+from compression_pipeline.context import Context
+from compression_pipeline.engines import Engine
+from compression_pipeline.huggingface.writer import save_tensors
+from compression_pipeline.importance import Scores
+
+FILE = "scores.safetensors"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Scores of all axes, and where they are from."""
+
+    scores: Scores
+    artifacts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By method: the artifact that has its scores."""
+    reused: Collection[str] = ()
+    """Methods that were not measured now."""
+    seconds: float | None = None
+    """That measuring took; None where nothing was measured."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """As a manifest names them; clean-up keeps what it names."""
+        return {f"{SCORES}.{method}": name for method, name in self.artifacts.items()}
+
+
+def find_or_measure(
+    job: PruneJob, context: Context, engine: Engine, measure: Callable[[Collection[Axis]], Scores]
+) -> Found:
+    """The scores of every axis, those that were measured before from the store, the others measured and published.
+
+    Every rank calls it, and gets the same. `measure`: gives the scores of some axes, checked.
+    """
+    by_method: dict[str, list[Axis]] = {}
+    for axis, method in job.prune.importance.by_axis().items():
+        by_method.setdefault(method, []).append(axis)
+    kept = not context.store.trust.limited
+    keys = {method: key_of(job, context, engine, method, axes) for method, axes in by_method.items()} if kept else {}
+    # One rank looks: a volume may not show the same to all nodes yet.
+    read = {method: _read(context, key, by_method[method]) for method, key in keys.items()} if engine.rank == 0 else {}
+    scores: dict[str, Scores] = {method: found for method, found in read.items() if found is not None}
+    scores = engine.agree(scores)
+    reused, seconds = sorted(scores), None
+    for method in reused:
+        context.events.info(f"scores reused: {method} was measured before ({SCORES}-{keys[method]})")
+    if missing := [axis for method, axes in by_method.items() if method not in scores for axis in axes]:
+        started = time.monotonic()
+        measured = measure(missing)
+        seconds = time.monotonic() - started
+        for method in by_method.keys() - scores.keys():
+            axes = by_method[method]
+            scores[method] = {name: tensor for name, tensor in measured.items() if name.partition(".")[0] in axes}
+            if engine.rank == 0 and kept:
+                _publish(job, context, method, keys[method], scores[method], seconds)
+    found = {name: tensor for method in by_method for name, tensor in scores[method].items()}
+    return Found(found, {method: f"{SCORES}-{key}" for method, key in keys.items()}, reused, seconds)
+
+
+def key_of(job: PruneJob, context: Context, engine: Engine, method: str, axes: Collection[Axis]) -> str:
+    """Key of the scores of one method: what is measured, how, in which arithmetic, on which text and which weights.
+
+    Inputs enter by their content, because one that is made anew under its name may be another. Sizes of the student do
+    not enter.
+    """
+    prune = job.prune
+    how = {
+        "method": method,
+        "axes": ",".join(sorted(axes)),
+        "aggregation": prune.importance.aggregation if METHODS[method].aggregates else None,
+        "samples": prune.calibration_samples,
+        "sequence_length": job.sequence_length,
+        "engine": job.engine if job.engine != DEFAULT_ENGINE else None,
+        "precision": engine.precision.value,
+    }
+    read = {"data": job.data, "teacher": job.teacher}
+    return fingerprint(SCORES, how, {role: context.store.open(name).content for role, name in read.items()})
+
+
+def _read(context: Context, key: str, axes: Collection[Axis]) -> Scores | None:
+    """What was published under the key; None where nothing was that can be taken."""
+    artifact: Artifact | None = context.sound(context.store.find(f"{SCORES}-{key}"))
+    if artifact is None:
+        return None
+    try:
+        found = load_file(context.store.use(artifact).path / FILE)
+    except (OSError, SafetensorError):
+        return None
+    return found if all(axis in found for axis in axes) else None
+
+
+def _publish(job: PruneJob, context: Context, method: str, key: str, scores: Scores, seconds: float) -> None:
+    """For rank 0. Another job may have been first, with the same scores up to rounding: each keeps its own."""
+    with context.store.draft(SCORES, key) as draft:
+        save_tensors(scores, draft.path / FILE)
+        draft.publish(
+            config={"method": method, "importance": job.prune.importance.to_json(), "step": job.step},
+            inputs={"data": job.data, "teacher": job.teacher},
+            result={},
+            metrics={"seconds": seconds},
+        )
