@@ -168,7 +168,8 @@ class Step(Record):
         default=None,
         description="Why the job's pods have not been running for some time: Unschedulable, NodeUnreachable, "
         "ImagePullFailed, ContainerConfigError, ContainerCreating, ContainerStartFailed or PodsNotCreated. "
-        "JobNameTaken if the job itself cannot be created. The condition Degraded has the same reason.",
+        "JobNameTaken if the job itself cannot be created, JobNotRecognized if its labels or its ownerReference were "
+        "removed. The condition Degraded has the same reason.",
     )
     name_taken_since: datetime | None = Field(
         default=None,

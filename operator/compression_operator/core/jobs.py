@@ -51,6 +51,7 @@ class WaitReason(StrEnum):
     CONTAINER_START_FAILED = "ContainerStartFailed"
     PODS_NOT_CREATED = "PodsNotCreated"
     JOB_NAME_TAKEN = "JobNameTaken"  # by a job that isn't the run's, before there are pods
+    JOB_NOT_RECOGNIZED = "JobNotRecognized"  # the step's own, whose labels or ownerReference somebody removed
 
 
 @dataclass(frozen=True)

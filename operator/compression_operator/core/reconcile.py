@@ -31,7 +31,7 @@ from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, pl
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
-from .steps import deadlines, follow, forgiven, give_back, lost, planned_step, seconds
+from .steps import deadlines, follow, forgiven, give_back, lost, planned_step, seconds, unrecognized
 from .troubles import REASONS as TROUBLES
 
 BLOCKED_SECONDS = 10.0
@@ -131,7 +131,8 @@ class _Pass:
         situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
         self._status = summarized(self._status, situation, self._now)
         expired, waits = self._retention()
-        waits += [BLOCKED_SECONDS] if schedule.blocked else []
+        unrecognized_job = any(step.state.active and step.job_name in self._foreign for step in self._status.steps)
+        waits += [BLOCKED_SECONDS] if schedule.blocked or unrecognized_job else []
         waits += [self._seconds_until(time) for time in self._times(steps)]
         return Decision(
             status=self._status,
@@ -217,6 +218,9 @@ class _Pass:
 
     def _follow(self, step: Step, planned: PlannedStep, steps: Plan) -> None:
         """Bring one step up to date with its jobs, and the status with what they found."""
+        if step.state.active and step.job_name in self._foreign:
+            self._steps[planned.name] = unrecognized(step)
+            return
         makable = frozenset(one.artifact for one in steps.steps if one.artifact)
         jobs = [job for job in self._jobs.values() if job.step == planned.name]
         halt = self._run.spec.suspend
@@ -302,7 +306,7 @@ class _Pass:
         for step in self._status.steps:
             if step.state is StepState.PENDING and step.retry_time is not None and step.retry_time > self._now:
                 yield step.retry_time
-            if step.state.active and step.job_name not in self._jobs:
+            if step.state.active and step.job_name not in {*self._jobs, *self._foreign}:
                 yield self._now + FIRST_LOOK
             job = self._jobs.get(step.job_name or "")
             if job is not None and step.state.active and (gives_back := give_back(job, settings[step.name])):

@@ -10,7 +10,7 @@ from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.status import AttemptRecord, Progress, Step, StepState
 from compression_pipeline.config import ExitClass, StepResult
 
-from .jobs import JobState, ObservedJob
+from .jobs import JobState, ObservedJob, WaitReason
 from .plan import PlannedStep
 from .results import read_result
 
@@ -125,6 +125,17 @@ def follow(
     return Followed(_with_job(step, job, settings, now, halt=halt))
 
 
+def unrecognized(step: Step) -> Step:
+    """The step whose job is there under its name and does not say any more whose it is. It may still run, so no other
+    attempt begins beside it; and it may be another's by now, so it is not touched.
+    """
+    message = (
+        f"job {step.job_name} exists, but its labels or its ownerReference do not show that it belongs to this run: "
+        "restore them as they were, or delete the job to have another attempt"
+    )
+    return step.model_copy(update={"message": message, "waiting_reason": WaitReason.JOB_NOT_RECOGNIZED.value})
+
+
 def due(step: Step, now: datetime) -> bool:
     """Whether the pause before the step's next attempt is over, also where the clock was ahead when it was set."""
     return step.retry_time is None or not now < step.retry_time <= now + 2 * MAX_BACKOFF
@@ -159,9 +170,11 @@ def _with_job(step: Step, job: ObservedJob, settings: PhaseSettings, now: dateti
     """The step by the state of its newest job."""
     match job.ended_as:
         case ExitClass.DONE:
-            return _passing(step, job, settings, now, job.message or "it ended without a result that can be read")
+            return _after_passing_fault(
+                step, job, settings, now, job.message or "it ended without a result that can be read"
+            )
         case ExitClass.TRANSIENT:
-            return _passing(step, job, settings, now, _message(job))
+            return _after_passing_fault(step, job, settings, now, _message(job))
         case ExitClass.USER_ERROR:
             return _failed(step, job, ExitClass.USER_ERROR, now, _message(job))
         case ExitClass.INTERRUPTED:
@@ -170,7 +183,7 @@ def _with_job(step: Step, job: ObservedJob, settings: PhaseSettings, now: dateti
             pass
     overdue = next((why for when, why in deadlines(job, settings) if when <= now), None)
     if overdue:
-        return _passing(step, job, settings, now, f"the job {overdue}; it was stopped")
+        return _after_passing_fault(step, job, settings, now, f"the job {overdue}; it was stopped")
     if job.deleting and not job.alive:
         return _interrupted(step, job, now)
     if halt:
@@ -182,10 +195,10 @@ def _with_job(step: Step, job: ObservedJob, settings: PhaseSettings, now: dateti
 
 
 def _message(job: ObservedJob) -> str:
-    return _said(job) or "the job failed and did not say why"
+    return _last_message(job) or "the job failed and did not say why"
 
 
-def _said(job: ObservedJob) -> str:
+def _last_message(job: ObservedJob) -> str:
     return (job.termination.message if job.termination else "") or job.message
 
 
@@ -288,7 +301,7 @@ def _failed(step: Step, job: ObservedJob, exit_class: ExitClass, now: datetime, 
     return step.model_copy(update=left)
 
 
-def _passing(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetime, message: str) -> Step:
+def _after_passing_fault(step: Step, job: ObservedJob, settings: PhaseSettings, now: datetime, message: str) -> Step:
     """After a passing fault: again after a pause, or no more where the limit is reached."""
     failures = step.failures + 1
     limit = settings.retry_limit
@@ -324,7 +337,7 @@ def _interrupted(step: Step, job: ObservedJob, now: datetime) -> Step:
     deletions = step.deletions + job.deleting  # the step wants it, so it is not the operator that deletes it
     # What was done to it says more than where it stopped for that.
     told = [_deleted(deletions) if job.deleting else job.message, job.termination.message if job.termination else ""]
-    said = "; ".join(filter(None, told if job.interrupted or job.deleting else [_said(job)]))
+    said = "; ".join(filter(None, told if job.interrupted or job.deleting else [_last_message(job)]))
     left = _record(job, ExitClass.INTERRUPTED, now, f"interrupted: {said}" if said else "interrupted")
     begun = job.started or job.created
     again = seconds(begun) + INTERRUPTION_PACE if begun else None

@@ -5,10 +5,10 @@ from datetime import timedelta
 import pytest
 from jobs_world import START, World
 from looks import created, step
-from tests.support.matchers import has_condition
+from tests.support.matchers import has_condition, has_step
 
 from compression_operator.api.status import RunPhase
-from compression_operator.core.jobs import CreateJob, Notice
+from compression_operator.core.jobs import CreateJob, JobState, Notice
 from compression_operator.core.names import job_name
 
 
@@ -51,3 +51,35 @@ def test_a_name_that_stays_taken_is_told_and_another_one_is_tried(world: World) 
     assert said == [("Warning", f"prepare: waits for job {job.name} to be removed, which is not this run's")]
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
+
+
+def test_no_attempt_begins_beside_a_job_whose_labels_or_owner_somebody_removed(world: World) -> None:
+    world.look()
+    (name,) = [job.step for job in world.listing()]
+    (job,) = world.jobs
+    world.update(job, state=JobState.RUNNING, started=world.now)
+    world.look()
+    hidden = world.jobs.pop(job)
+    world.foreign.add(job)
+    for _ in range(2):
+        decision = world.look()
+        assert decision.actions == () and 1 < (decision.look_again_seconds or 0) <= 60
+        assert has_step(world, name, state="Running", attempt=1, job_name=job, says="restore them as they were")
+        world.pass_time(60)
+    assert has_condition(world, "Degraded", "True", reason="JobNotRecognized", says=f"job {job} exists")
+    world.foreign.clear()
+    world.jobs[job] = hidden
+    world.look()
+    assert has_step(world, name, state="Running", attempt=1, job_name=job, interruptions=0, message="")
+    assert has_condition(world, "Degraded", "False")
+
+
+def test_once_a_job_that_was_not_recognized_is_deleted_the_next_attempt_begins(world: World) -> None:
+    world.look()
+    (job,) = world.jobs
+    world.jobs.clear()
+    world.foreign.add(job)
+    world.look()
+    world.foreign.clear()
+    assert created(world.look()) == ["prepare"]
+    assert has_step(world, "prepare", attempt=2)
