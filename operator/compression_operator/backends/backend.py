@@ -132,10 +132,10 @@ class ClusterBackend:
                 if lacking is not None:
                     self._missed[uid] = lacking
             job = observe_job(kind, body, pods, run_uid=run.metadata.uid, now=now, first=first, missed=lacking)
-            job = await self._refusals.told(job, kind, namespace, uid, now)
+            job = await self._refusals.explain_wait(job, kind, namespace, uid, now)
             if job.state is JobState.RUNNING and job.ours and job.pod is not None and not gone_since:
                 running[uid] = job.pod
-            found.append(self._logs.told(job, uid, progress.get(name), now))
+            found.append(self._logs.with_progress(job, uid, progress.get(name), now))
         self._logs.follow(key, running)
         return [*found, *(gone for name, gone in left.items() if gone is not None and name not in unseen)]
 
@@ -172,7 +172,7 @@ class ClusterBackend:
         """Create the job, owned in a way that a foreground deletion of the run waits for it where that is allowed."""
         loss = "a foreground deletion of a run does not wait for its jobs"
         try:
-            with self._denials.without(namespace, loss, blocks_no_deletion):
+            with self._denials.note_denial(namespace, loss, blocks_no_deletion):
                 return await self._kube.create(kind.resource, namespace, manifest)
         except ApiError as error:
             if not blocks_no_deletion(error):

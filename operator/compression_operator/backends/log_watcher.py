@@ -44,7 +44,7 @@ class Look:
         """When the job last gave a sign of life, for all that is known: time since the look is not silence."""
         return None if self.last_event is None else min(now, self.last_event + (now - self.at))
 
-    def told(self, job: ObservedJob, now: datetime) -> ObservedJob:
+    def applied_to(self, job: ObservedJob, now: datetime) -> ObservedJob:
         """The job with what its log tells of it. A job waits, if at all, before it does anything else."""
         waited = 0.0
         if job.state is JobState.RUNNING and job.started is not None:
@@ -100,11 +100,11 @@ class LogWatcher:
         """The newest look at a job's log. Before the first one the job has the benefit of the doubt."""
         return self._looks.get(uid) or Look(now, last_event=now, waits=True)
 
-    def told(self, job: ObservedJob, uid: str, known: Progress | None, now: datetime) -> ObservedJob:
+    def with_progress(self, job: ObservedJob, uid: str, known: Progress | None, now: datetime) -> ObservedJob:
         """The job with what its log tells of it; its progress once it is a while ahead of what is `known`, whoever
         wrote that, so that writes are as rare as looks.
         """
-        told = self.look(uid, now).told(job, now)
+        told = self.look(uid, now).applied_to(job, now)
         seen = told.progress
         if job.state is not JobState.RUNNING or not (seen and seen.time and known and known.time):
             return told
@@ -142,7 +142,7 @@ class LogWatcher:
     async def _read(self, namespace: str, pod: str, before: Look | None, key: str) -> Look:
         try:
             async with self._turn:
-                with self._denials.without(namespace, "progress is not shown, nor progressDeadlineSeconds kept"):
+                with self._denials.note_denial(namespace, "progress is not shown, nor progressDeadlineSeconds kept"):
                     text = await self._kube.log(
                         namespace, pod, container=CONTAINER, tail_lines=LOG_LINES, last_bytes=LOG_BYTES
                     )

@@ -156,7 +156,7 @@ class Session:
         if notice.reason in TOLD:
             self._view.say(notice.message)
 
-    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
+    def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         if consecutive == 1:
             self._view.say(f"trying again: {error}")
         if consecutive >= FATAL_ERRORS:

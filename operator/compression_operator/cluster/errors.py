@@ -82,7 +82,7 @@ class _Outage:
 
     since: datetime
     trouble: Trouble | None = None  # as it was first told: its words may change with every try
-    told: bool = False
+    reported: bool = False
 
 
 class RunErrors:
@@ -92,7 +92,7 @@ class RunErrors:
         self._now = now
         self._outages: dict[str, _Outage] = {}
         self._newest: dict[str, Trouble] = {}
-        self._undeleted: dict[str, dict[str, Trouble]] = {}  # by the job's name
+        self._failed_deletions: dict[str, dict[str, Trouble]] = {}  # by the job's name
 
     def trouble(self, key: str, error: Exception) -> Trouble | None:
         """What to tell on the run of an error: at once what will not go away, the rest once it has lasted."""
@@ -103,12 +103,12 @@ class RunErrors:
             outage.trouble = unanswered(error.code, str(error))
         return outage.trouble
 
-    def note_told(self, key: str) -> bool:
+    def note_reported(self, key: str) -> bool:
         """Note that the outage is told; whether that is for the first time, because perhaps no status can tell it."""
         outage = self._outages.get(key)
-        if outage is None or outage.trouble is None or outage.told:
+        if outage is None or outage.trouble is None or outage.reported:
             return False
-        outage.told = True
+        outage.reported = True
         return True
 
     def end_outage(self, key: str) -> None:
@@ -130,26 +130,26 @@ class RunErrors:
             return FailedPass.STILL_THE_SAME if waits_already else FailedPass.WAIT
         return FailedPass.STILL_THE_SAME if trouble == before else FailedPass.ERROR
 
-    def note_undeleted(self, key: str, errors: Mapping[str, Exception]) -> None:
+    def note_failed_deletions(self, key: str, errors: Mapping[str, Exception]) -> None:
         """Note the jobs, by name, that a pass could not delete. An error that may pass by itself, e.g. no answer, says
         nothing of what was refused before.
 
         The status is written before a job goes, so what keeps it from going is told by the next pass, and by each one
         from then on: a pass that did not know would write that all is well, and have it taken back a moment later.
         """
-        before = self._undeleted.pop(key, {})
+        before = self._failed_deletions.pop(key, {})
         found = {name: self.trouble(key, error) or before.get(name) for name, error in errors.items()}
         why = {name: trouble for name, trouble in found.items() if trouble is not None}
         if why:
-            self._undeleted[key] = why
+            self._failed_deletions[key] = why
 
-    def undeleted(self, key: str, decision: Decision) -> list[Trouble]:
+    def failed_deletions(self, key: str, decision: Decision) -> list[Trouble]:
         """What is known to prevent the deletions that are decided, in their order."""
-        why = self._undeleted.get(key, {})
+        why = self._failed_deletions.get(key, {})
         names = [action.name for action in decision.actions if isinstance(action, DeleteJob)]
         return [why[name] for name in names if name in why]
 
     def forget(self, key: str) -> None:
         """Forget a run that is gone."""
-        for known in (self._outages, self._newest, self._undeleted):
+        for known in (self._outages, self._newest, self._failed_deletions):
             known.pop(key, None)

@@ -59,12 +59,12 @@ class EventRecorder:
         try:
             if known is not None and now - known.last < WINDOW:
                 known.count, known.last = known.count + 1, now
-                with self._denials.without(about.namespace, "Events that repeat are not counted"):
+                with self._denials.note_denial(about.namespace, "Events that repeat are not counted"):
                     await self._kube.patch(EVENTS, about.namespace, known.name, _repetition(known))
             else:
                 body = _event(about, notice, self._instance, now)
                 known = _Series(body["metadata"]["name"], 1, now)
-                with self._denials.without(about.namespace, "no Events are written"):
+                with self._denials.note_denial(about.namespace, "no Events are written"):
                     await self._kube.create(EVENTS, about.namespace, body)
         except ApiError as error:
             if error.code == 404:  # the Event has expired, or the namespace is going

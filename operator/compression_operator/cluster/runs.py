@@ -155,7 +155,7 @@ class ClusterRuns:
         self._written(run.status, status)
         return self._read(key, written)
 
-    async def tell(self, key: str, trouble: Trouble, now: datetime) -> bool:
+    async def write_trouble(self, key: str, trouble: Trouble, now: datetime) -> bool:
         """Write into the run's conditions what keeps it from being looked after; whether that was news.
 
         Raises Conflict and ApiError.

@@ -81,7 +81,7 @@ class Service:
             self._caches,
             options.namespaces,
             changed=self._enqueue_owner,
-            gone=self._cleaned,
+            gone=self._forget_deleted,
             returned=self.resources_returned.set,
         )
         self.watched = self._resync.watched
@@ -124,11 +124,11 @@ class Service:
             now=_now,
             workers=options.workers,
             resync_seconds=options.resync_seconds,
-            timed=self._metrics.reconcile_seconds.observe,
-            patience=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
-            passing=lambda error: isinstance(error, ApiError) and error.passing,
-            undeleted=self._errors.note_undeleted,
-            whole=self._errors.end_outage,
+            observe_seconds=self._metrics.reconcile_seconds.observe,
+            least_pause=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
+            is_outage=lambda error: isinstance(error, ApiError) and error.passing,
+            note_failed_deletions=self._errors.note_failed_deletions,
+            note_success=self._errors.end_outage,
         )
 
     # -- what the watches tell ----------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class Service:
         self._resync.note_event(resource, kind, body)
         if kind == "DELETED":
             changed = self._caches[resource].remove(body)
-            self._cleaned(resource, body)
+            self._forget_deleted(resource, body)
         else:
             changed = self._caches[resource].put(body)
         if changed:
@@ -150,7 +150,7 @@ class Service:
         if problem is not None:
             self._look.set()  # it may be the first sign of a resource that is gone
 
-    def _cleaned(self, resource: Resource, body: Body) -> None:
+    def _forget_deleted(self, resource: Resource, body: Body) -> None:
         if resource == RUNS:
             self._backend.run_gone(body)
             key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
@@ -195,9 +195,9 @@ class Service:
         key = run.metadata.key
         found = (self._errors.trouble(key, error) for error in unmade.values())
         troubles = [trouble for trouble in found if trouble is not None]
-        troubles += self._errors.undeleted(key, decision)
-        trouble, denied = next(iter(troubles), None), self._denials.about(run.metadata.namespace)
-        known = Circumstances(trouble, denied, self._claims.advice(run), advised=self._claims.told(run))
+        troubles += self._errors.failed_deletions(key, decision)
+        trouble, denied = next(iter(troubles), None), self._denials.sentences(run.metadata.namespace)
+        known = Circumstances(trouble, denied, self._claims.advice(run), advised=self._claims.was_reported(run))
         return add_circumstances(run, decision, known, now)
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
@@ -205,7 +205,7 @@ class Service:
 
     def noticed(self, run: CompressionRun, notice: Notice) -> None:
         """Something worth telling: a log line and an Event."""
-        self._claims.tell(run, notice)
+        self._claims.note_reported(run, notice)
         self._notice(run.metadata, notice)
 
     def _left_alone(self, about: ObjectMeta, notice: Notice) -> None:
@@ -217,9 +217,9 @@ class Service:
         level = logging.WARNING if notice.type == "Warning" else logging.INFO
         context = {"run": about.key, "step": notice.step, "job": notice.job}
         logger.log(level, "%s", notice.message, extra={**context, "reason": notice.reason})
-        self._later(lambda: self._recorder.record(about, notice))
+        self._queue_chore(lambda: self._recorder.record(about, notice))
 
-    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
+    def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         """A pass met with trouble."""
         if isinstance(error, NotLeading):
             logger.info("%s", error, extra={"run": key})
@@ -239,21 +239,21 @@ class Service:
         else:
             level = logging.WARNING if kind is FailedPass.WAIT else logging.DEBUG
             logger.log(level, "waits (%d passes in a row): %s", consecutive, error, extra={"run": key})
-        if trouble is not None and not told and (consecutive >= PERSISTENT or not is_internal(error)):
-            self._later(lambda: self._tell(key, trouble))
+        if trouble is not None and not in_status and (consecutive >= PERSISTENT or not is_internal(error)):
+            self._queue_chore(lambda: self._report_trouble(key, trouble))
 
-    def _later(self, chore: Callable[[], Awaitable[None]]) -> None:
+    def _queue_chore(self, chore: Callable[[], Awaitable[None]]) -> None:
         try:
             self._chores.put_nowait(chore)
         except asyncio.QueueFull:
             logger.warning("too many events wait to be written; one is dropped")
 
-    async def _tell(self, key: str, trouble: Trouble) -> None:
-        """Tell trouble on the run and by an Event; by that alone where the run cannot even take a status."""
+    async def _report_trouble(self, key: str, trouble: Trouble) -> None:
+        """Write trouble to the run's status, and an Event; an Event alone if the run cannot even take a status."""
         try:
-            news = await self._runs.tell(key, trouble, _now())
+            news = await self._runs.write_trouble(key, trouble, _now())
         except ApiError as error:
-            if error.passing and not self._errors.note_told(key):
+            if error.passing and not self._errors.note_reported(key):
                 raise
             logger.warning("trouble cannot be told in its status: %s", error, extra={"run": key})
             news = True

@@ -57,9 +57,10 @@ class Listener(Protocol):
         """Something worth telling about `run`."""
         ...
 
-    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
-        """A pass met with trouble, for the `consecutive`-th time in a row; it is tried again after a pause. `told`: the
-        pass went through nevertheless, and whoever decides knows of it: the status says what came of it, or will.
+    def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
+        """A pass met with trouble, for the `consecutive`-th time in a row; it is tried again after a pause.
+
+        `in_status`: the pass went through nevertheless, and the status says what came of it, or will.
         """
         ...
 
@@ -82,7 +83,7 @@ class _Look:
 
     again: float | None = None  # seconds after which to look again, if nothing happens before
     trouble: Exception | None = None
-    told: bool = False  # whether it went through, and the trouble is the decisions' to tell
+    in_status: bool = False  # whether it went through, and the trouble is the decisions' to tell
 
 
 class Controller:
@@ -99,16 +100,16 @@ class Controller:
         workers: int = WORKERS,
         resync_seconds: float = 60.0,
         backoff: Backoff | None = None,
-        timed: Callable[[float], None] | None = None,
-        patience: Callable[[Exception], float] = lambda _: 0.0,
-        passing: Callable[[Exception], bool] = lambda _: False,
-        undeleted: Callable[[str, Mapping[str, Exception]], None] = lambda key, errors: None,
-        whole: Callable[[str], None] = lambda key: None,
+        observe_seconds: Callable[[float], None] | None = None,
+        least_pause: Callable[[Exception], float] = lambda _: 0.0,
+        is_outage: Callable[[Exception], bool] = lambda _: False,
+        note_failed_deletions: Callable[[str, Mapping[str, Exception]], None] = lambda key, errors: None,
+        note_success: Callable[[str], None] = lambda key: None,
     ) -> None:
-        """`timed` is told the seconds that each pass took; `patience` says how many an error asks to wait at least, and
-        `passing` whether the next job would fare no better than the one that could not be made. `undeleted` is told,
-        after each pass over a key that went through, the jobs that could not be deleted, by name, and why; `whole`
-        of each pass that met with no trouble.
+        """`observe_seconds` is given the seconds that each pass took. `least_pause` says how many an error asks to wait
+        at least, and `is_outage` whether the next job would fare no better than the one that could not be made.
+        `note_failed_deletions` is given, after each pass over a key that went through, the jobs that could not be
+        deleted, by name, and why; `note_success` each key whose pass met with no trouble.
         """
         self._runs = runs
         self._backend = backend
@@ -121,11 +122,11 @@ class Controller:
         self._queue = WorkQueue(workers)
         self._errors: dict[str, int] = {}
         self._conflicts: dict[str, int] = {}
-        self._timed = timed
-        self._patience = patience
-        self._passing = passing
-        self._undeleted = undeleted
-        self._whole = whole
+        self._observe_seconds = observe_seconds
+        self._least_pause = least_pause
+        self._is_outage = is_outage
+        self._note_failed_deletions = note_failed_deletions
+        self._note_success = note_success
 
     @property
     def queue_depth(self) -> int:
@@ -171,8 +172,8 @@ class Controller:
                 await self._pass(key)
             finally:
                 self._queue.done(key)
-                if self._timed is not None:
-                    self._timed(time.perf_counter() - began)
+                if self._observe_seconds is not None:
+                    self._observe_seconds(time.perf_counter() - began)
             # A pass that finds nothing to do waits for nothing: a queue of such must not hold up what the watches tell.
             await asyncio.sleep(0)
 
@@ -190,11 +191,11 @@ class Controller:
             self._queue.add_after(key, look.again)
         if look.trouble is None:
             self._errors.pop(key, None)
-            self._whole(key)
+            self._note_success(key)
             return
         count = self._errors[key] = self._errors.get(key, 0) + 1
-        self._queue.add_after(key, max(self._backoff.seconds(count), self._patience(look.trouble)))
-        self._listener.failed(key, look.trouble, count, told=look.told)
+        self._queue.add_after(key, max(self._backoff.seconds(count), self._least_pause(look.trouble)))
+        self._listener.failed(key, look.trouble, count, in_status=look.in_status)
 
     def _again(self, key: str, conflict: Conflict) -> None:
         """Nothing is wrong: somebody else wrote first. What was done is found again by observing; at once, unless it
@@ -212,7 +213,7 @@ class Controller:
         """One pass over one run. What cannot be made or deleted holds up nothing else."""
         run = await self._runs.get(key)
         if run is None:
-            self._undeleted(key, {})
+            self._note_failed_deletions(key, {})
             return _Look()  # its jobs go with it, by owner reference
         observed = await self._backend.observe(run)
         # A status must not tell of a job that could not be made, and a job must not go before the status tells what
@@ -222,20 +223,20 @@ class Controller:
             run = await self._runs.write_status(run, decision.status)
         for notice in decision.notices:
             self._listener.noticed(run, notice)
-        undeleted: dict[str, Exception] = {}
+        failed_deletions: dict[str, Exception] = {}
         for action in decision.actions:
             if isinstance(action, DeleteJob):
                 try:
                     if await self._backend.delete(run, action.name):
                         self._listener.noticed(run, _deleted(action))
                 except Exception as error:
-                    undeleted[action.name] = error
-        self._undeleted(key, undeleted)
+                    failed_deletions[action.name] = error
+        self._note_failed_deletions(key, failed_deletions)
         self._listener.passed(run, decision)
-        troubles = list((undeleted or unmade).values())
+        troubles = list((failed_deletions or unmade).values())
         # Whoever asks for the longest pause means all requests.
-        trouble = max(troubles, key=self._patience, default=None)
-        return _Look(decision.look_again_seconds, trouble, told=True)
+        trouble = max(troubles, key=self._least_pause, default=None)
+        return _Look(decision.look_again_seconds, trouble, in_status=True)
 
     async def _made(
         self, run: CompressionRun, observed: Sequence[ObservedJob]
@@ -255,7 +256,7 @@ class Controller:
                     made.add(job.name)
                     continue
                 unmade[job.name] = error
-                hopeless = error if self._passing(error) else None
+                hopeless = error if self._is_outage(error) else None
             if len(unmade) > refused:
                 decision = self._reconcile(run, observed, now, unmade)
         return decision, unmade

@@ -131,21 +131,21 @@ def add_circumstances(run: CompressionRun, decision: Decision, known: Circumstan
     A run that has finished is what it is: of one that goes on the advice stands in Progressing, the rest in Degraded.
     If jobs cannot be made and none goes on, the run is held up.
     """
-    told = _Telling(run, decision, seconds(now))
+    report = _Report(run, decision, seconds(now))
     if decision.status.phase not in FINISHED:
         if known.advice is not None:
-            told.advise(known.advice, known.advised)
+            report.add_advice(known.advice, known.advised)
         if known.denied:
-            told.deny(known.denied)
+            report.add_denials(known.denied)
     if known.trouble is not None:
-        told.trouble(known.trouble)
-    if not told.changed:
+        report.add_trouble(known.trouble)
+    if not report.changed:
         return decision
-    status = decision.status.model_copy(update={"conditions": told.conditions})
-    return replace(decision, status=status, notices=(*decision.notices, *told.notices))
+    status = decision.status.model_copy(update={"conditions": report.conditions})
+    return replace(decision, status=status, notices=(*decision.notices, *report.notices))
 
 
-class _Telling:
+class _Report:
     """Conditions and Events that change by what is told of a run."""
 
     def __init__(self, run: CompressionRun, decision: Decision, now: datetime) -> None:
@@ -156,7 +156,7 @@ class _Telling:
         self._decision = decision
         self._now = now
 
-    def advise(self, advice: Trouble, advised: bool) -> None:
+    def add_advice(self, advice: Trouble, advised: bool) -> None:
         progressing, stored = _of_type(self.conditions, "Progressing"), _of_type(self._stored, "Progressing")
         if progressing is None:
             return
@@ -166,7 +166,7 @@ class _Telling:
         if not advised and not (same_generation and stored is not None and advice.message in stored.message):
             self.notices.append(Notice("Warning", advice.reason, advice.message))
 
-    def deny(self, denied: Sequence[str]) -> None:
+    def add_denials(self, denied: Sequence[str]) -> None:
         degraded, stored = _of_type(self.conditions, "Degraded"), _of_type(self._stored, "Degraded")
         worse = degraded is not None and degraded.status == "True"
         reason = degraded.reason if degraded is not None and worse else FORBIDDEN
@@ -174,7 +174,7 @@ class _Telling:
         known = stored.message if stored is not None else ""
         self.notices += [Notice("Warning", FORBIDDEN, sentence) for sentence in denied if sentence not in known]
 
-    def trouble(self, trouble: Trouble) -> None:
+    def add_trouble(self, trouble: Trouble) -> None:
         degraded, stored = _of_type(self.conditions, "Degraded"), _of_type(self._stored, "Degraded")
         status, message = self._decision.status, cut(trouble.message)
         if status.phase not in FINISHED and not any(step.state.active for step in status.steps):

@@ -267,8 +267,14 @@ class Kube:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            page = data[:200].decode(errors="replace")
-            raise ApiError(0, "Unreachable", f"something else answers in the API server's place: {page}")
+            begins = data[:200].decode(errors="replace")
+            raise ApiError(
+                0,
+                "Unreachable",
+                "what answered is not the Kubernetes API, because its answer is not a JSON object: check the server's "
+                "address in the kubeconfig, and the proxies on the way (HTTPS_PROXY, NO_PROXY). The answer begins with "
+                f"{begins!r}",
+            )
         return cast(Body, answer)
 
     async def _bytes(

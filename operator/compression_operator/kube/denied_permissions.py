@@ -19,12 +19,12 @@ class Denials:
     """What is denied in each namespace, for as long as the API server does."""
 
     def __init__(self, changed: Callable[[str], None]) -> None:
-        """`changed` is told the namespace for which `about` has another answer now."""
+        """`changed` is told the namespace for which `sentences` has another answer now."""
         self._changed = changed
         self._denied: dict[tuple[str, str], str] = {}  # by namespace and loss: the sentence
 
     @contextmanager
-    def without(
+    def note_denial(
         self, namespace: str, loss: str, denies: Callable[[ApiError], bool] = lambda error: error.denied
     ) -> Generator[None]:
         """Around one request: `loss` says what runs do without where it is denied; `denies` tells by an error whether
@@ -40,14 +40,14 @@ class Denials:
                 logger.warning("in namespace %s %s", namespace, self._denied[key])
                 self._changed(namespace)
             elif not error.denied and not error.passing:
-                self._over(key)
+                self._end_denial(key)
             raise
-        self._over(key)
+        self._end_denial(key)
 
-    def _over(self, key: tuple[str, str]) -> None:
+    def _end_denial(self, key: tuple[str, str]) -> None:
         if self._denied.pop(key, None) is not None:
             self._changed(key[0])
 
-    def about(self, namespace: str) -> list[str]:
+    def sentences(self, namespace: str) -> list[str]:
         """A sentence for each thing that the namespace's runs do without."""
         return [sentence for (where, _), sentence in self._denied.items() if where == namespace]

@@ -27,7 +27,7 @@ from . import machine_shares as shares
 from .jobfiles import ExitRecord, JobFolder, JobRecord, ProcessRecord
 from .outcome import ending
 from .processes import ProcessId
-from .running_time import Vigil
+from .running_time import RunningTime
 from .store_probe import is_published
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class LocalBackend:
         self._records: dict[str, JobRecord] = {}
         self._ended: dict[str, ObservedJob] = {}
         self._progress: dict[str, ProgressReader] = {}
-        self._vigils: dict[str, Vigil] = {}  # of running jobs
+        self._running_times: dict[str, RunningTime] = {}  # of running jobs
         self._children: dict[str, asyncio.subprocess.Process] = {}
         self._waiting: deque[_Waiting] = deque()
         self._starting: set[str] = set()
@@ -125,7 +125,7 @@ class LocalBackend:
             if folder.exit() is None:
                 raise RuntimeError(f"job {job.name} was deleted and its processes are still ending")
             folder.set_aside()
-            for known in (self._records, self._ended, self._progress, self._vigils):
+            for known in (self._records, self._ended, self._progress, self._running_times):
                 known.pop(job.name, None)
         folder.create(JobRecord.of(job, run_uid=run.metadata.uid, created=self._now()))
         lacking = self._shortage(run, job)
@@ -205,16 +205,16 @@ class LocalBackend:
                 # standard input has closed; the grace period holds for it too.
                 self._stop(run, folder, record)
             reader = self._read_log(folder)
-            vigil = self._vigils.setdefault(folder.name, Vigil())
-            vigil.look(self._monotonic(), reader.last_event, waits=bool(reader.waits))
-            common |= vigil.seen(self._now(), process.started if process else record.created)
+            running_time = self._running_times.setdefault(folder.name, RunningTime())
+            running_time.look(self._monotonic(), reader.last_event, waits=bool(reader.waits))
+            common |= running_time.fields(self._now(), process.started if process else record.created)
             common |= {"progress": reader.progress, "message": reader.waits}
             return ObservedJob(**common, state=JobState.RUNNING, alive=True)
         exited = folder.exit() or self._settle(folder, None)
         reader = self._read_log(folder)
         common |= {"last_event": reader.last_event, "progress": reader.progress}
         self._ended[folder.name] = ObservedJob(**common, alive=False, **ending(folder, exited))
-        for known in (self._progress, self._vigils):
+        for known in (self._progress, self._running_times):
             known.pop(folder.name, None)
         return self._ended[folder.name]
 

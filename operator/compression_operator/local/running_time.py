@@ -9,7 +9,7 @@ machine, was stopped or asleep, and that is nobody's silence.
 """
 
 
-class Vigil:
+class RunningTime:
     """Counts from look to look on a clock that nobody sets: the time of day jumps, and goes on while a machine sleeps.
 
     The longest silence that is not counted is that before the first look, which comes as soon as the job runs.
@@ -31,7 +31,7 @@ class Vigil:
         self.silent = self.silent + passed if last_event == self._heard else 0.0
         self._heard = last_event
 
-    def seen(self, now: datetime, started: datetime) -> dict[str, Any]:
+    def fields(self, now: datetime, started: datetime) -> dict[str, Any]:
         """Fields of an ObservedJob that tell this by the time of day. Where that was set back, the seconds that do not
         count as running are fewer than none.
         """

@@ -114,10 +114,10 @@ def test_of_how_many_runs_it_was_told_is_bounded(monkeypatch: pytest.MonkeyPatch
     kube = Kube(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))
     claims, runs = ClaimAdvice(kube, Denials(lambda _: None)), [named(f"uid-{n}") for n in range(3)]
     for one in runs:
-        claims.tell(one, Notice("Normal", "JobCreated", ""))
-        assert not claims.told(one)
-        claims.tell(one, Notice("Warning", REASON, ""))
-    assert [claims.told(one) for one in runs] == [False, True, True]
+        claims.note_reported(one, Notice("Normal", "JobCreated", ""))
+        assert not claims.was_reported(one)
+        claims.note_reported(one, Notice("Warning", REASON, ""))
+    assert [claims.was_reported(one) for one in runs] == [False, True, True]
 
 
 def named(uid: str) -> CompressionRun:

@@ -100,7 +100,7 @@ def overdue(look: Look, seconds: int) -> list[str]:
     """What a job is stopped for that began at TIME, so many seconds later."""
     now = TIME + timedelta(seconds=seconds)
     job = ObservedJob("job", "distill-width", "f" * 32, 1, JobState.RUNNING, alive=True, started=TIME)
-    return [why for when, why in deadlines(look.told(job, now), LIMITS) if when <= now]
+    return [why for when, why in deadlines(look.applied_to(job, now), LIMITS) if when <= now]
 
 
 def test_what_waits_for_another_job_does_not_run_but_may_hang() -> None:

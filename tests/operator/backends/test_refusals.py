@@ -100,7 +100,7 @@ def test_events_are_read_and_pods_asked_for_again_at_a_bounded_rate() -> None:
         kube = Kube(lambda: kopf.ConnectionInfo(server=url))
         asks = PodRefusals(kube, Denials(lambda _: None))
         told = [
-            await asks.told(a_job(), PYTORCHJOB, "ns", "u", START + timedelta(seconds=s))
+            await asks.explain_wait(a_job(), PYTORCHJOB, "ns", "u", START + timedelta(seconds=s))
             for s in (1, 9, 10, 11, 19, 20, 21)
         ]
         assert [QUOTA in job.message for job in told] == [False, False, True, True, True, True, True]
@@ -111,7 +111,7 @@ def test_events_are_read_and_pods_asked_for_again_at_a_bounded_rate() -> None:
         query = server.asked[0][1]
         assert "regarding.name%3Dj" in query and "reason%3DFailedCreatePod" in query
         assert server.asked[1][2] == {"metadata": {"annotations": {TRIED_AGAIN: "2026-11-01T12:00:10Z"}}}
-        assert (await asks.told(replace(a_job(), waiting=None), PYTORCHJOB, "ns", "u", START)).message == ""
+        assert (await asks.explain_wait(replace(a_job(), waiting=None), PYTORCHJOB, "ns", "u", START)).message == ""
         await kube.close()
 
     with served() as (server, url):

@@ -97,9 +97,9 @@ def test_progress_is_written_as_rarely_as_looked_at_whoever_wrote_it(ahead: int,
         watcher = cluster.watcher(period=30)
         watcher.follow("default/demo", {"uid": "pod"})
         await until_async(lambda: cluster.changed, "the log to be read")
-        told = watcher.told(job, "uid", known, TIME).progress
+        told = watcher.with_progress(job, "uid", known, TIME).progress
         assert told is not None and (told.step == 48) == written
-        first = watcher.told(job, "uid", None, TIME).progress
+        first = watcher.with_progress(job, "uid", None, TIME).progress
         assert first is not None and first.step == 48
         await watcher.close()
 

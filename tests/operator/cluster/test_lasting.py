@@ -44,9 +44,9 @@ def test_it_is_told_once_it_has_lasted_for_a_minute_and_is_over_with_the_first_p
     told = clock.errors.trouble(KEY, ApiError(500, "InternalError", WORDS.replace("no endpoints", "x")))
     assert told is not None and told.message.endswith(WORDS), "the words of a try are no news"
     assert "is the training operator running?" in told.message
-    assert clock.errors.note_told(KEY) and not clock.errors.note_told(KEY)
+    assert clock.errors.note_reported(KEY) and not clock.errors.note_reported(KEY)
     clock.errors.end_outage(KEY)
-    assert clock.reason(error) is None and not clock.errors.note_told(KEY)
+    assert clock.reason(error) is None and not clock.errors.note_reported(KEY)
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,13 @@ def full(used: int) -> ApiError:
     return error(403, f'pytorchjobs "demo-prepare-1" is forbidden: exceeded quota: q, used: count/jobs={used}')
 
 
-def levels(caplog: pytest.LogCaptureFixture, *errors: ApiError, told: bool = True) -> tuple[list[str], float]:
+def levels(caplog: pytest.LogCaptureFixture, *errors: ApiError, in_status: bool = True) -> tuple[list[str], float]:
     """What an operator logs of these failures in a row of one run, and how many it counts as errors."""
 
     async def scenario() -> float:
         service = Service(Options(image="x"))
         for index, failure in enumerate(errors):
-            service.failed(KEY, failure, index + 1, told=told)
+            service.failed(KEY, failure, index + 1, in_status=in_status)
         lines = service._metrics.exposition().decode().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{COUNTER} "))
 

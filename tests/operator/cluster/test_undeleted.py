@@ -77,12 +77,14 @@ def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> 
 
 def test_only_what_is_still_to_go_is_told() -> None:
     errors = RunErrors(lambda: START)
-    errors.note_undeleted(KEY, {"b": DENIED, "a": ApiError(422, "Invalid", "no")})
-    assert [trouble.reason for trouble in errors.undeleted(KEY, GOING)] == ["Refused", FORBIDDEN]
-    assert not errors.undeleted("default/other", GOING)
+    errors.note_failed_deletions(KEY, {"b": DENIED, "a": ApiError(422, "Invalid", "no")})
+    assert [trouble.reason for trouble in errors.failed_deletions(KEY, GOING)] == ["Refused", FORBIDDEN]
+    assert not errors.failed_deletions("default/other", GOING)
     world = at(World())
-    assert open_jobs(world) and not errors.undeleted(KEY, reconcile(world.run, world.listing(), START))
-    errors.note_undeleted(KEY, {"b": ApiError(0, "Unreachable", "no answer")})
-    assert [trouble.reason for trouble in errors.undeleted(KEY, GOING)] == [FORBIDDEN], "no answer is no permission"
-    errors.note_undeleted(KEY, {})
-    assert not errors.undeleted(KEY, GOING)
+    assert open_jobs(world) and not errors.failed_deletions(KEY, reconcile(world.run, world.listing(), START))
+    errors.note_failed_deletions(KEY, {"b": ApiError(0, "Unreachable", "no answer")})
+    assert [trouble.reason for trouble in errors.failed_deletions(KEY, GOING)] == [FORBIDDEN], (
+        "no answer is no permission"
+    )
+    errors.note_failed_deletions(KEY, {})
+    assert not errors.failed_deletions(KEY, GOING)

@@ -102,9 +102,9 @@ class World:
     def noticed(self, run: CompressionRun, notice: Notice) -> None:
         self.notices.append(notice)
 
-    def failed(self, key: str, error: Exception, consecutive: int, *, told: bool) -> None:
+    def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         self.errors.append((str(error), consecutive))
-        self.untold += not told
+        self.untold += not in_status
 
 
 Unmade = Mapping[str, Exception]
@@ -129,7 +129,7 @@ def to_failed(run: CompressionRun, observed: Sequence[ObservedJob], now: datetim
 def work(world: World, until: Callable[[], bool], *, reconcile: Any = still, seconds: float = 30, **more: Any) -> None:
     """Let the controller work until the condition holds, then stop it."""
 
-    more["undeleted"] = lambda _, errors: world.undeleted.append(set(errors))
+    more["note_failed_deletions"] = lambda _, errors: world.undeleted.append(set(errors))
 
     async def scenario() -> None:
         controller = Controller(
@@ -246,7 +246,7 @@ def test_where_the_api_server_does_not_answer_it_is_not_asked_for_every_job() ->
             raise TimeoutError("no answer")
 
     world.fault = fault
-    more: dict[str, Any] = {"passing": lambda error: isinstance(error, TimeoutError)}
+    more: dict[str, Any] = {"is_outage": lambda error: isinstance(error, TimeoutError)}
     work(world, lambda: bool(world.errors), reconcile=wants("one", "two", "three"), resync_seconds=60, **more)
     assert len(asked) == len(world.errors) and world.untold == 0
     told = world.stored["default/a"].status.image

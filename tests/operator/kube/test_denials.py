@@ -28,7 +28,7 @@ class Told:
 
     def ask(self, error: ApiError | None, namespace: str = "a", loss: str = "no progress") -> None:
         try:
-            with self.denials.without(namespace, loss):
+            with self.denials.note_denial(namespace, loss):
                 if error:
                     raise error
         except ApiError as raised:
@@ -43,29 +43,29 @@ def test_a_denial_lasts_until_the_api_server_has_another_answer() -> None:
     assert not world.changed
     world.ask(DENIED)
     world.ask(DENIED)
-    (sentence,) = world.denials.about("a")
+    (sentence,) = world.denials.sentences("a")
     assert sentence.startswith("no progress: the operator may not get pods/log in namespace a: add this to the Role")
-    assert world.changed == ["a"] and not world.denials.about("b")
+    assert world.changed == ["a"] and not world.denials.sentences("b")
     world.ask(None, namespace="b")
     world.ask(None, loss="no Events")
     world.ask(ApiError(503, "ServiceUnavailable", ""))
-    assert world.denials.about("a") == [sentence], "another request, another namespace, no answer: no news"
+    assert world.denials.sentences("a") == [sentence], "another request, another namespace, no answer: no news"
     world.ask(None)
-    assert not world.denials.about("a") and world.changed == ["a", "a"]
+    assert not world.denials.sentences("a") and world.changed == ["a", "a"]
 
 
 @pytest.mark.parametrize("error", [ApiError(404, "NotFound", ""), ApiError(403, "", "", namespace_gone=True)])
 def test_what_is_no_denial(error: ApiError) -> None:
     world = Told()
     world.ask(error)
-    assert not world.denials.about("a")
+    assert not world.denials.sentences("a")
 
 
 def test_one_that_is_answered_with_not_found_is_denied_no_more() -> None:
     world = Told()
     world.ask(DENIED)
     world.ask(ApiError(404, "NotFound", ""))
-    assert not world.denials.about("a")
+    assert not world.denials.sentences("a")
 
 
 def degraded(status: CompressionRunStatus) -> tuple[str, str, str]:

@@ -147,7 +147,10 @@ def test_a_page_in_place_of_an_answer_is_no_answer(page: str) -> None:
             lambda kube: kube.delete(RUNS, "ns", "x"),
         ):
             error = refused(url, what)
-            assert error.passing and str(error) == f"something else answers in the API server's place: {page}"
+            assert error.passing and str(error).startswith(
+                "what answered is not the Kubernetes API, because its answer"
+            )
+            assert str(error).endswith(f"The answer begins with {page!r}")
 
 
 def test_an_api_server_that_does_not_answer_is_given_up() -> None:

@@ -58,7 +58,7 @@ class ClaimAdvice:
         self._denials = denials
         self._known: dict[str, tuple[int, str]] = {}  # by UID of the run: generation, warning
         # By UID, the generation. The status alone does not say: of a run that is held up it has other things to tell.
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
 
     async def look(self, run: CompressionRun) -> None:
         """Find out. What cannot be found out is no reason to hold the run up."""
@@ -68,7 +68,7 @@ class ClaimAdvice:
         claim, why, sentence = storage.persistent_volume_claim.claim_name, several(run), ""
         if why is not None:
             try:
-                with self._denials.without(meta.namespace, "claims are not looked at for their access modes"):
+                with self._denials.note_denial(meta.namespace, "claims are not looked at for their access modes"):
                     body = await self._kube.get(CLAIMS, meta.namespace, claim)
                 sentence = warning(claim, body.get("spec", {}).get("accessModes") or [], why)
             except ApiError as error:
@@ -83,14 +83,14 @@ class ClaimAdvice:
         _, sentence = self._known.get(run.metadata.uid, (0, ""))
         return Trouble(REASON, sentence) if sentence else None
 
-    def tell(self, run: CompressionRun, notice: Notice) -> None:
-        """This was told of the run in its present generation."""
+    def note_reported(self, run: CompressionRun, notice: Notice) -> None:
+        """Note that the warning was reported for the run in its present generation, if that is what the notice says."""
         if notice.reason == REASON:
-            _remember(self._told, run.metadata.uid, run.metadata.generation)
+            _remember(self._reported, run.metadata.uid, run.metadata.generation)
 
-    def told(self, run: CompressionRun) -> bool:
-        """Whether the warning was told of the run in its present generation, by this process."""
-        return self._told.get(run.metadata.uid) == run.metadata.generation
+    def was_reported(self, run: CompressionRun) -> bool:
+        """Whether this process has reported the warning for the run in its present generation."""
+        return self._reported.get(run.metadata.uid) == run.metadata.generation
 
 
 def _remember(known: dict[str, T], uid: str, what: T) -> None:

@@ -40,8 +40,12 @@ class PodRefusals:
         self._denials = denials
         self._asked: dict[str, tuple[datetime, str]] = {}  # by UID of the job: when, and what was said
 
-    async def told(self, job: ObservedJob, kind: JobKind, namespace: str, uid: str, now: datetime) -> ObservedJob:
-        """The job, with the reason in what it waits for. What cannot be found out holds nothing up."""
+    async def explain_wait(
+        self, job: ObservedJob, kind: JobKind, namespace: str, uid: str, now: datetime
+    ) -> ObservedJob:
+        """Ask why pods of the job are not made, and return the job with the answer in what it waits for. An answer that
+        cannot be had holds nothing up.
+        """
         waiting = job.waiting
         if not _lacks_pods(job) or waiting is None:
             self.forget(uid)
@@ -65,7 +69,7 @@ class PodRefusals:
 
     async def _words(self, kind: JobKind, namespace: str, name: str, uid: str) -> str:
         try:
-            with self._denials.without(namespace, "why pods of a job cannot be made is not told"):
+            with self._denials.note_denial(namespace, "why pods of a job cannot be made is not told"):
                 events = await self._kube.list(EVENTS, namespace, fields=kind.event_fields(name))
         except ApiError as error:
             logger.debug("cannot read the events of job %s: %s", name, error)
@@ -75,7 +79,7 @@ class PodRefusals:
     async def _ask_again(self, kind: JobKind, namespace: str, name: str, now: datetime) -> None:
         body = {"metadata": {"annotations": {TRIED_AGAIN: f"{now:%Y-%m-%dT%H:%M:%SZ}"}}}
         try:
-            with self._denials.without(namespace, "pods that could not be made are not asked for again at once"):
+            with self._denials.note_denial(namespace, "pods that could not be made are not asked for again at once"):
                 await self._kube.patch(kind.resource, namespace, name, body)
         except ApiError as error:
             logger.debug("cannot have the pods of job %s asked for again: %s", name, error)

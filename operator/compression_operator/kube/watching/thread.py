@@ -49,7 +49,7 @@ class _Life(threading.Thread):
         asyncio.set_event_loop(loop)
         died_of: BaseException | None = None
         try:
-            loop.run_until_complete(self._watch(self._stop, lambda: self._tell(self._note_open)))
+            loop.run_until_complete(self._watch(self._stop, lambda: self._call_in_listeners_loop(self._note_open)))
         except BaseException as error:  # told to whoever waits; a thread has nobody else to tell
             died_of = error
         left = asyncio.all_tasks(loop)
@@ -58,14 +58,14 @@ class _Life(threading.Thread):
         if left:
             loop.run_until_complete(asyncio.wait(left, timeout=LEFT_SECONDS))
         loop.close()
-        self._tell(self._note_end, died_of)
+        self._call_in_listeners_loop(self._note_end, died_of)
 
     @property
     def lasted(self) -> bool:
         """Whether it was open for LASTING_SECONDS."""
         return self._open_since is not None and time.monotonic() - self._open_since >= LASTING_SECONDS
 
-    def _tell(self, note: Callable[..., None], *what: object) -> None:
+    def _call_in_listeners_loop(self, note: Callable[..., None], *what: object) -> None:
         with contextlib.suppress(RuntimeError):  # nobody waits any more
             self._here.call_soon_threadsafe(note, *what)
 
