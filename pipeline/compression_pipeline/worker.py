@@ -38,7 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         phase = Phase(arguments[0])
         job = PHASES[phase].job.model_validate_json(os.environ[CONFIG_VARIABLE])
         context = Context.of(job, stop=stop)
-        result = importlib.import_module(f"compression_pipeline.phases.{phase.value}").run(job, context).to_json()
+        program = importlib.import_module(f"compression_pipeline.phases.{PHASES[phase].program.value}")
+        result = program.run(job, context).to_json()
         context.events.result(result)
     except BaseException as error:
         fault, redactor = classify(error), Redactor.of()

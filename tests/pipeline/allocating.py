@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable
-
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile

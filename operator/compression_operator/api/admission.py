@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 
-from compression_pipeline.config import Phase
-
 from .cel import LISTED, Place, joined, part, sentences, split, text
+from .phase_settings import PhaseSettingsByPhase
 from .shapes import Check, Images
 from .templates import IMAGE_PATH, NO_TEMPLATES, PodTemplates, TemplatePolicy, template_check
 
@@ -75,7 +74,10 @@ def _policy(templates: PodTemplates) -> dict[str, Any]:
 
 def _templates(source: str) -> str:
     """CEL for the pod templates of a run, each with its path. `dyn`: the schema knows no fields of theirs."""
-    phases, names = f"dyn({source}).spec[?'phases'].orValue({{}})", ", ".join(text(phase.value) for phase in Phase)
+    phases, names = (
+        f"dyn({source}).spec[?'phases'].orValue({{}})",
+        ", ".join(map(text, PhaseSettingsByPhase.model_fields)),
+    )
     there = "[?'podTemplate'].orValue({}).size() > 0"
     shared = part(text("spec.jobTemplate.podTemplate"), "j['podTemplate']")
     of_phase = part("'spec.phases.' + n + '.podTemplate'", f"{phases}[n]['podTemplate']")

@@ -9,6 +9,7 @@ from compression_pipeline.config import (
     PHASES,
     ConfigModel,
     ParallelLayout,
+    Phase,
     PhaseSpec,
 )
 
@@ -123,7 +124,7 @@ class SettingsByPhase(ConfigModel):
 
     def of(self, phase: str) -> PhaseSettings:
         """The settings of this phase's jobs."""
-        return getattr(self, phase)
+        return getattr(self, PHASES[Phase(phase)].program)
 
 
 def _settings_field(spec: PhaseSpec) -> tuple[type[PhaseSettings], Any]:
@@ -139,10 +140,10 @@ def _settings_field(spec: PhaseSpec) -> tuple[type[PhaseSettings], Any]:
 
 if TYPE_CHECKING:
     PhaseSettingsByPhase = SettingsByPhase
-else:  # one field for each entry of PHASES
+else:  # one field for each entry of PHASES that has settings of its own
     PhaseSettingsByPhase = create_model(
         "PhaseSettingsByPhase",
         __base__=SettingsByPhase,
         __doc__=SettingsByPhase.__doc__,
-        **{phase.value: _settings_field(spec) for phase, spec in PHASES.items()},
+        **{phase.value: _settings_field(spec) for phase, spec in PHASES.items() if spec.program is phase},
     )

@@ -30,12 +30,6 @@ def spec_rules() -> tuple[Rule, ...]:
             cel="has(self.distill) || self.students.all(student, has(student.distill))",
             message=cel_format(_UNDISTILLED, "self.students.filter(student, !has(student.distill))[0].name"),
         ),
-        Rule.of(
-            "evaluate",
-            "was renamed to validation; the fields are the same",
-            lambda spec: spec.evaluate is None,
-            "!has(self.evaluate)",
-        ),
         *(_splits_over_ranks(phase) for phase, spec in PHASES.items() if spec.trains),
         _students_split_over_ranks(),
         *_reachable(World.CLUSTER),
@@ -139,14 +133,32 @@ def _reachable(world: World) -> Iterator[Rule]:
     for scheme in unreachable_from(world.value):
         yield _is_not("teacher.model", "model", scheme, world)
         yield _is_not("dataset.source", "dataset", scheme, world)
+        yield _no_task_is(scheme, world)
 
 
-def _is_not(path: str, role: Role, scheme: SourceScheme, world: World) -> Rule:
+def _elsewhere(role: Role, scheme: SourceScheme, world: World) -> str:
+    """The sentence that a source of this kind is not for this world."""
     others = forms(role, world.value)
-    sentence = {
+    return {
         World.CLUSTER: f"{scheme.prefix} is for local runs; on a cluster use {others}",
         World.LOCAL: f"{scheme.prefix} is for clusters; local runs use {others}",
     }[world]
+
+
+def _no_task_is(scheme: SourceScheme, world: World) -> Rule:
+    sentence = _elsewhere("tasks", scheme, world)
+
+    def check(spec: CompressionRunSpec) -> str | None:
+        tasks = spec.evaluate.tasks if spec.evaluate else []
+        return sentence if any(task.source and task.source.startswith(scheme.prefix) for task in tasks) else None
+
+    tasks, named = "self.evaluate.tasks", f"has(task.source) && task.source.startsWith('{scheme.prefix}')"
+    cel = f"!has(self.evaluate) || !has({tasks}) || !{tasks}.exists(task, {named})"
+    return Rule("evaluate.tasks", check, cel, sentence=sentence, where=world.value)
+
+
+def _is_not(path: str, role: Role, scheme: SourceScheme, world: World) -> Rule:
+    sentence = _elsewhere(role, scheme, world)
     part, field = path.split(".")
 
     def check(spec: CompressionRunSpec) -> str | None:

@@ -14,6 +14,7 @@ from compression_pipeline.config import (
     DatasetConfig,
     DistillConfig,
     EngineName,
+    EvaluateConfig,
     ExportConfig,
     FinetuneConfig,
     NameOf,
@@ -196,8 +197,10 @@ class CompressionRunSpec(ConfigModel):
         default=ExportConfig(), description="How the students are written as Hugging Face checkpoints."
     )
     validation: ValidationConfig = Field(default=ValidationConfig(), description="How validation loss is measured.")
-    evaluate: ValidationConfig | None = Field(
-        default=None, description="Renamed to validation. Runs that set it are refused."
+    evaluate: EvaluateConfig | None = Field(
+        default=None,
+        description="Tasks that the teacher, the corrected teacher and every student are scored by, and the speed of "
+        "their generation. Skipped if not set.",
     )
     storage: Storage | None = Field(
         default=None,
@@ -254,6 +257,12 @@ class CompressionRunSpec(ConfigModel):
         description="Seconds after which an ended job is deleted together with its pods. Artifacts and the run itself "
         "are kept. Local runs keep every log.",
     )
+
+    def task_sources(self) -> dict[str, str]:
+        """The folders of the user's own tasks, by the field that names each."""
+        tasks = self.evaluate.tasks if self.evaluate else []
+        named = ((f"evaluate.tasks[{n}].source", task.source) for n, task in enumerate(tasks))
+        return {field: source for field, source in named if source is not None}
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training that the manifest asks for, by its field."""

@@ -12,11 +12,14 @@ from compression_pipeline.config import (
     Architecture,
     ExportDtype,
     Family,
+    GenerationFigures,
     Normalization,
     Phase,
     Record,
     ResolvedSource,
+    TaskScore,
 )
+from compression_pipeline.config.tasks import MOST_TASKS
 
 
 class RunPhase(StrEnum):
@@ -216,6 +219,19 @@ class ValidationLoss(Record):
         return self.distilled if self.exported is None else self.exported
 
 
+class Evaluation(Record):
+    """What a model scored in tasks, and how fast it generates."""
+
+    tasks: list[TaskScore] = Field(
+        default=[],
+        max_length=MOST_TASKS,
+        json_schema_extra=WHOLE,
+        description="Scores in the tasks of spec.evaluate. The 95 % confidence interval is the score plus or minus "
+        "1.96 standard errors.",
+    )
+    generation: GenerationFigures | None = Field(default=None, description="Speed and memory of generation.")
+
+
 class StudentStatus(Record):
     """The figures of one student."""
 
@@ -245,6 +261,11 @@ class StudentStatus(Record):
     )
     dtype: ExportDtype | None = Field(default=None, description="Data type of the exported weights.")
     sample: str | None = Field(default=None, max_length=1000, description="Text that the exported student generated.")
+    evaluation: Evaluation | None = Field(
+        default=None,
+        description="Scores of the student, with its weights rounded to export.dtype, and its speed. The teacher's are "
+        "in status.teacher.",
+    )
     figures: dict[str, float] | None = Field(
         default=None,
         max_length=MOST_FIGURES,
@@ -267,6 +288,10 @@ class TeacherStatus(Architecture):
     corrected_validation_loss: float | None = Field(
         default=None, description="Validation loss of the corrected teacher. Unset if finetune did not run."
     )
+    evaluation: Evaluation | None = Field(default=None, description="Scores and speed of the original teacher.")
+    corrected_evaluation: Evaluation | None = Field(
+        default=None, description="Scores and speed of the corrected teacher. Unset if finetune did not run."
+    )
 
 
 class Resolved(Record):
@@ -277,6 +302,13 @@ class Resolved(Record):
     dataset: ResolvedSource = Field(description="The resolved dataset.")
     train_tokens: int | None = Field(default=None, description="Tokens in the training split.")
     validation_tokens: int | None = Field(default=None, description="Tokens in the validation split.")
+
+
+class ResolvedTasks(Record):
+    """What the tasks turned out to be; the keys of all evaluations rest on it."""
+
+    key: str = Field(description="Key of the artifact with the tasks' definitions and questions.")
+    harness: str = Field(description="Version of lm-eval.")
 
 
 class CompressionRunStatus(Record):
@@ -298,6 +330,9 @@ class CompressionRunStatus(Record):
     teacher: TeacherStatus | None = Field(default=None, description="Architecture of the teacher, as prepare found it.")
     resolved: Resolved | None = Field(
         default=None, description="Exact versions of the sources, as prepare resolved them."
+    )
+    tasks: ResolvedTasks | None = Field(
+        default=None, description="Content of the tasks that models are scored by. Unset without tasks."
     )
     image: str | None = Field(
         default=None, description="Image of the jobs. An upgrade of the operator does not change it."

@@ -67,6 +67,7 @@ def load_local(file: Path, overrides: Sequence[str]) -> CompressionRun:
         for field, source in (
             ("spec.teacher.model", run.spec.teacher.model),
             ("spec.dataset.source", run.spec.dataset.source),
+            *((f"spec.{field}", source) for field, source in run.spec.task_sources().items()),
         )
         if (path := local_path(source, source_root(file))) is not None
         and not any(local_files(source, source_root(file)))
@@ -91,7 +92,8 @@ def source_root(file: Path) -> Path:
 
 def sources_digest(run: CompressionRun, root: Path, workdir: Workdir) -> str:
     """Digest of the local files that the run's sources name; empty where they name none, as on a cluster."""
-    signatures = [signature(source, root, workdir.ours) for source in (run.spec.teacher.model, run.spec.dataset.source)]
+    named = (run.spec.teacher.model, run.spec.dataset.source, *dict.fromkeys(run.spec.task_sources().values()))
+    signatures = [signature(source, root, workdir.ours) for source in named]
     return digest(signatures) if any(signatures) else ""
 
 

@@ -145,7 +145,7 @@ def _story(steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], situa
 
 
 def _reason(failed: Sequence[Step], situation: Situation) -> str:
-    return "InvalidStudent" if situation.faults else f"{failed[0].phase.value.capitalize()}Failed"
+    return "InvalidStudent" if situation.faults else f"{failed[0].phase.value.title().replace('-', '')}Failed"
 
 
 def _why_stuck(steps: Sequence[Step]) -> str:

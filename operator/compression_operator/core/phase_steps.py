@@ -10,7 +10,9 @@ from typing import Any
 from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import (
     CompressionRunStatus,
+    Evaluation,
     Resolved,
+    ResolvedTasks,
     Step,
     StudentStatus,
     TeacherStatus,
@@ -19,11 +21,13 @@ from compression_operator.api.status import (
 from compression_pipeline.config import (
     DEFAULT_ENGINE,
     DistillResult,
+    EvaluateResult,
     FinetuneResult,
     Phase,
     Precision,
     PrepareResult,
     Record,
+    TasksResult,
     TeacherConfig,
     TrainingConfig,
 )
@@ -138,6 +142,37 @@ def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Pre
     }
 
 
+def _asked(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    return {"evaluate": spec.evaluate}
+
+
+def _evaluated(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    # A student is what export will write: its weights are rounded. The teacher is what it was taught by.
+    rounded = {"dtype": spec.export.dtype} if student else {}
+    return {"evaluate": spec.evaluate, **rounded}
+
+
+def _is_evaluated(spec: CompressionRunSpec) -> bool:
+    return spec.evaluate is not None
+
+
+def _has_tasks(spec: CompressionRunSpec) -> bool:
+    return spec.evaluate is not None and bool(spec.evaluate.tasks)
+
+
+def _model(phase: Phase) -> Callable[[CompressionRunSpec], Mapping[str, Phase]]:
+    """What is read to evaluate the model that the phase makes."""
+    return lambda spec: {"model": phase, **({"tasks": Phase.TASKS} if _has_tasks(spec) else {})}
+
+
+def _scores(spec: CompressionRunSpec) -> dict[str, Phase]:
+    """What tells of the scores of a student and of its teachers."""
+    if not _is_evaluated(spec):
+        return {}
+    corrected = {"baseline_corrected": Phase.BASELINE_CORRECTED} if spec.finetune else {}
+    return {"baseline": Phase.BASELINE, **corrected, "evaluated": Phase.EVALUATE}
+
+
 def _engine(spec: CompressionRunSpec) -> str | None:
     """None if it is the default: keys are those of before there was a choice."""
     return spec.engine if spec.engine != DEFAULT_ENGINE else None
@@ -165,6 +200,8 @@ def _found(status: CompressionRunStatus, result: PrepareResult) -> CompressionRu
         parameter_count=result.teacher_parameters,
         validation_loss=before.validation_loss if before else None,
         corrected_validation_loss=before.corrected_validation_loss if before else None,
+        evaluation=before.evaluation if before else None,
+        corrected_evaluation=before.corrected_evaluation if before else None,
     )
     return status.model_copy(update={"resolved": resolved, "teacher": teacher})
 
@@ -204,6 +241,33 @@ def _with_teacher_losses(
     return status.model_copy(update={"teacher": status.teacher and status.teacher.model_copy(update=losses)})
 
 
+def _found_tasks(status: CompressionRunStatus, result: TasksResult) -> CompressionRunStatus:
+    return status.model_copy(update={"tasks": ResolvedTasks(key=result.key, harness=result.harness)})
+
+
+def _baseline(field: str) -> Callable[[CompressionRunStatus, EvaluateResult | None], CompressionRunStatus]:
+    """What keeps a teacher's scores in this field of status.teacher; None: it has none."""
+
+    def keep(status: CompressionRunStatus, result: EvaluateResult | None) -> CompressionRunStatus:
+        told = Evaluation(tasks=result.tasks, generation=result.generation) if result else None
+        return status.model_copy(update={"teacher": status.teacher and status.teacher.model_copy(update={field: told})})
+
+    return keep
+
+
+def _baseline_steps(phase: Phase, of: Phase, field: str) -> PhaseSteps:
+    keep = _baseline(field)
+    return PhaseSteps(
+        phase,
+        inputs=_model(of),
+        configuration=_evaluated,
+        wanted=lambda spec: _is_evaluated(spec) and (of is not Phase.FINETUNE or spec.finetune is not None),
+        depends_on_device=True,
+        record=keep,
+        forget=lambda status: keep(status, None),
+    )
+
+
 def _losses(result: DistillResult, step: Step) -> ValidationLoss:
     return ValidationLoss(
         teacher=result.teacher_loss,
@@ -224,6 +288,18 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             discovery=Discovery(
                 read=lambda status: status.resolved,
                 forget=lambda status: status.model_copy(update={"resolved": None}),
+                key=lambda found: found.key,
+            ),
+        ),
+        PhaseSteps(
+            Phase.TASKS,
+            inputs=lambda spec: {},
+            configuration=_asked,
+            wanted=_has_tasks,
+            record=_found_tasks,
+            discovery=Discovery(
+                read=lambda status: status.tasks,
+                forget=lambda status: status.model_copy(update={"tasks": None}),
                 key=lambda found: found.key,
             ),
         ),
@@ -258,9 +334,21 @@ STEPS: Mapping[Phase, PhaseSteps] = {
                 "tokens_per_second": lambda result, step: result.tokens_per_second,
             },
         ),
+        _baseline_steps(Phase.BASELINE, Phase.PREPARE, "evaluation"),
+        _baseline_steps(Phase.BASELINE_CORRECTED, Phase.FINETUNE, "corrected_evaluation"),
+        PhaseSteps(
+            Phase.EVALUATE,
+            inputs=_model(Phase.DISTILL),
+            configuration=_evaluated,
+            wanted=_is_evaluated,
+            depends_on_device=True,
+            student_figures={
+                "evaluation": lambda result, step: Evaluation(tasks=result.tasks, generation=result.generation)
+            },
+        ),
         PhaseSteps(
             Phase.EXPORT,
-            inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE, "distilled": Phase.DISTILL},
+            inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE, "distilled": Phase.DISTILL, **_scores(spec)},
             configuration=lambda spec, student, precision: {"export": spec.export},
             student_figures={
                 "artifact": lambda result, step: step.artifact,

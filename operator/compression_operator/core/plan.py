@@ -171,7 +171,7 @@ def phases_that_were_planned(status: CompressionRunStatus) -> Set[Phase]:
     for phase in Phase:
         planned.add(phase)
         discovery = STEPS[phase].discovery
-        if discovery is not None and discovery.read(status) is None:
+        if discovery is not None and discovery.read(status) is None and status.step(step_name(phase)) is not None:
             break
     return planned
 

@@ -48,6 +48,8 @@ from .phases import (
     PHASES,
     DistillJob,
     DistillResult,
+    EvaluateJob,
+    EvaluateResult,
     ExportJob,
     ExportResult,
     FinetuneJob,
@@ -58,11 +60,15 @@ from .phases import (
     PrepareResult,
     PruneJob,
     PruneResult,
+    SourcesJob,
+    TasksJob,
+    TasksResult,
 )
 from .pruning import PruneConfig
 from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
 from .students import student_architecture, student_faults
+from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
 from .training import DistillConfig, FinetuneConfig, Precision, TrainingConfig, ValidationConfig
 
 __all__ = [
@@ -93,6 +99,9 @@ __all__ = [
     "EngineInfo",
     "EngineJob",
     "EngineName",
+    "EvaluateConfig",
+    "EvaluateJob",
+    "EvaluateResult",
     "ExitClass",
     "ExportConfig",
     "ExportDtype",
@@ -103,6 +112,8 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneJob",
     "FinetuneResult",
+    "GenerationConfig",
+    "GenerationFigures",
     "ImportanceConfig",
     "JobConfig",
     "LogitsKL",
@@ -126,7 +137,12 @@ __all__ = [
     "Record",
     "ResolvedSource",
     "Rule",
+    "SourcesJob",
     "StepResult",
+    "TaskConfig",
+    "TaskScore",
+    "TasksJob",
+    "TasksResult",
     "TeacherConfig",
     "Termination",
     "TrainingConfig",

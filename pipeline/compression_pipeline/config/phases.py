@@ -12,6 +12,7 @@ from .export import ExportConfig, ExportDtype
 from .jobs import EngineJob, JobConfig, ResolvedSource, StepResult
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
+from .tasks import EvaluateConfig, GenerationFigures, TaskScore
 from .training import DistillConfig, FinetuneConfig, TrainingConfig, ValidationConfig
 
 WEIGHT = 4
@@ -24,19 +25,19 @@ class Phase(StrEnum):
     """The phases, in their order. `PHASES` says what each of them is."""
 
     PREPARE = "prepare"
+    TASKS = "tasks"
     FINETUNE = "finetune"
     PRUNE = "prune"
     DISTILL = "distill"
+    BASELINE = "baseline"
+    BASELINE_CORRECTED = "baseline-corrected"
+    EVALUATE = "evaluate"
     EXPORT = "export"
 
 
-class PrepareJob(JobConfig):
-    """Fetch the teacher, look at it, tokenize the text. Its artifact: `model/` (the teacher) and `data/`."""
+class SourcesJob(JobConfig):
+    """A job that reads sources of the manifest."""
 
-    blocks: ClassVar[tuple[str, ...]] = ("teacher", "dataset")
-
-    teacher: TeacherConfig
-    dataset: DatasetConfig
     source_roots: dict[str, str] = Field(
         default={},
         description='Where sources are found: "file" -> folder that file: paths are relative to, '
@@ -48,10 +49,32 @@ class PrepareJob(JobConfig):
         "none either.",
     )
 
+
+class PrepareJob(SourcesJob):
+    """Fetch the teacher, look at it, tokenize the text. Its artifact: `model/` (the teacher) and `data/`."""
+
+    blocks: ClassVar[tuple[str, ...]] = ("teacher", "dataset")
+
+    teacher: TeacherConfig
+    dataset: DatasetConfig
+
     @property
     def sources(self) -> tuple[str, str]:
         """The teacher's and the dataset's."""
         return self.teacher.model, self.dataset.source
+
+
+class TasksJob(SourcesJob):
+    """Fetch the definitions of tasks and their questions. Its artifact: `definitions.json` and `data/`."""
+
+    blocks: ClassVar[tuple[str, ...]] = ("evaluate",)
+
+    evaluate: EvaluateConfig
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The folders of the user's own tasks."""
+        return tuple(dict.fromkeys(task.source for task in self.evaluate.tasks if task.source))
 
 
 class FinetuneJob(EngineJob):
@@ -110,18 +133,36 @@ class DistillJob(EngineJob):
         return _bytes_of_training(self.distill, student or teacher)
 
 
+class EvaluateJob(JobConfig):
+    """Score a model by tasks, and measure how fast it generates. Its artifact: `scores.json`, with every metric."""
+
+    roles = ("model", "tasks")
+    blocks: ClassVar[tuple[str, ...]] = ("evaluate",)
+
+    model: str = Field(description="Artifact with the model to evaluate.")
+    tasks: str | None = Field(default=None, description="Artifact with the tasks (tasks'); none without tasks.")
+    evaluate: EvaluateConfig
+    dtype: ExportDtype | None = Field(
+        default=None, description="Data type that the weights are rounded to first, as export will. Default: as stored."
+    )
+
+
 class ExportJob(JobConfig):
     """Write the student as a Hugging Face checkpoint with its card, and prove it.
 
     Its artifact: `model/` and `report/index.html`.
     """
 
+    roles = (*JobConfig.roles, "baseline", "baseline_corrected", "evaluated")
     blocks: ClassVar[tuple[str, ...]] = ("export",)
 
     data: str
     teacher: str
     pruned: str
     distilled: str = Field(description="Artifact with the distilled student (distill's).")
+    baseline: str | None = Field(default=None, description="Artifact with the teacher's scores.")
+    baseline_corrected: str | None = Field(default=None, description="Artifact with the corrected teacher's scores.")
+    evaluated: str | None = Field(default=None, description="Artifact with the student's scores (evaluate's).")
     export: ExportConfig
 
     def bytes_written(self, teacher: int, student: int) -> int:
@@ -208,11 +249,31 @@ class ExportResult(StepResult):
     )
 
 
+class TasksResult(StepResult):
+    """What tasks reports."""
+
+    key: str = Field(description="Key of the artifact, made from the content of the tasks: artifacts/tasks-<key>.")
+    harness: str = Field(description="Version of lm-eval.")
+
+    @property
+    def found_key(self) -> str:
+        return self.key
+
+
+class EvaluateResult(StepResult):
+    """What evaluate reports."""
+
+    tasks: list[TaskScore] = Field(default=[], description="What the model scored.")
+    generation: GenerationFigures | None = Field(default=None, description="How fast it generates.")
+    harness: str | None = Field(default=None, description="Version of lm-eval; none without tasks.")
+    precision: str = Field(description="Arithmetic that the model was run in.")
+
+
 @dataclass(frozen=True)
 class PhaseSpec:
     """One phase: everything that holds for each of its jobs. The control plane adds its inputs (core/phase_steps.py).
 
-    `python -m compression_pipeline <phase>` runs `compression_pipeline.phases.<phase>.run(job, context)`.
+    `python -m compression_pipeline <phase>` runs `compression_pipeline.phases.<program>.run(job, context)`.
     """
 
     phase: Phase
@@ -229,6 +290,12 @@ class PhaseSpec:
     by the content that it finds (StepResult.found_key), and all other steps rest on that content.
     """
     delivers: bool = False  # whether its artifact is what the run is made for, and stays needed after its end
+    like: Phase | None = None  # whose program it runs, and whose settings its jobs take, if not its own
+
+    @property
+    def program(self) -> Phase:
+        """The phase whose program it runs, and by whose name `spec.phases` has the settings of its jobs."""
+        return self.like or self.phase
 
 
 PHASES: Mapping[Phase, PhaseSpec] = {
@@ -240,6 +307,16 @@ PHASES: Mapping[Phase, PhaseSpec] = {
             PrepareResult,
             under_way="Preparing",
             purpose="fetch the teacher and tokenize the text",
+            per_student=False,
+            single_process=True,
+            reads_sources=True,
+        ),
+        PhaseSpec(
+            Phase.TASKS,
+            TasksJob,
+            TasksResult,
+            under_way="Preparing",
+            purpose="fetch the tasks that models are scored by",
             per_student=False,
             single_process=True,
             reads_sources=True,
@@ -265,6 +342,37 @@ PHASES: Mapping[Phase, PhaseSpec] = {
             purpose="train the students",
             gpus=8,
             trains=True,
+        ),
+        PhaseSpec(
+            Phase.BASELINE,
+            EvaluateJob,
+            EvaluateResult,
+            under_way="Evaluating",
+            purpose="evaluate the teacher",
+            gpus=1,
+            per_student=False,
+            single_process=True,
+            like=Phase.EVALUATE,
+        ),
+        PhaseSpec(
+            Phase.BASELINE_CORRECTED,
+            EvaluateJob,
+            EvaluateResult,
+            under_way="Evaluating",
+            purpose="evaluate the corrected teacher",
+            gpus=1,
+            per_student=False,
+            single_process=True,
+            like=Phase.EVALUATE,
+        ),
+        PhaseSpec(
+            Phase.EVALUATE,
+            EvaluateJob,
+            EvaluateResult,
+            under_way="Evaluating",
+            purpose="evaluate the teacher, the corrected teacher and the students",
+            gpus=1,
+            single_process=True,
         ),
         PhaseSpec(
             Phase.EXPORT,

@@ -1,6 +1,7 @@
 """Where the teacher and the text come from."""
 
 import re
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -12,8 +13,23 @@ from .schemes import SCHEMES, Role, forms, forms_with_notes, in_words, scheme_of
 
 def _source_rules(path: str, role: Role) -> tuple[Rule, ...]:
     """The rules of a source in the field `path`, and of the field `revision` beside it."""
+    return (*source_rules(path, role), _has_revisions("revision", path))
+
+
+def source_rules(path: str, role: Role, *, optional: bool = False) -> tuple[Rule, ...]:
+    """The rules of a source in the field `path`. `optional`: it need not be set."""
     own = (rule for scheme in SCHEMES.values() if role in scheme.roles for rule in scheme.rules(path))
-    return (_is_a_source(path, role), _has_revisions("revision", path), *own)
+    rules = (_is_a_source(path, role), *own)
+    return tuple(_if_set(path, rule) for rule in rules) if optional else rules
+
+
+def _if_set(path: str, rule: Rule) -> Rule:
+    """The rule, for an object that has the field."""
+
+    def check(model: ConfigModel) -> str | None:
+        return None if getattr(model, path) is None else rule.check(model)
+
+    return replace(rule, check=check, cel=f"!has(self.{path}) || ({rule.cel})")
 
 
 def _is_a_source(path: str, role: Role) -> Rule:

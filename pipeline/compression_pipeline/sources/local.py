@@ -97,6 +97,18 @@ class LocalSource:
         self._warn(splits.doubts(names, found, dataset))
         return found
 
+    def task_files(self) -> tuple[SourceFile, ...]:
+        """Every file of a folder of tasks. Raises UserError."""
+        if not self._path.is_dir():
+            missing = "is no folder" if self._path.exists() or self._selection.patterns else "does not exist"
+            raise UserError(f"{self._where} {missing} ({self._path}); name a folder with lm-eval's YAML files")
+        self._watched = Watched.now(self._selection)
+        return self._described(self._selection.names())
+
+    def path_of(self, name: str) -> Path:
+        """Where a file of the source lies."""
+        return self._folder / name
+
     def missing_bytes(self, files: Sequence[SourceFile]) -> int:
         return 0
 

@@ -16,12 +16,13 @@ from schema_strategies import instances
 
 from compression_operator.api.check import findings, join, with_defaults
 from compression_operator.api.crd import DEFAULT_FILE, crd_text, custom_resource_definition, main, told_defaults
+from compression_operator.api.phase_settings import PhaseSettingsByPhase
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.schema import NotStructural, structural_schema
 from compression_operator.api.status import CompressionRunStatus
 from compression_operator.api.validate import inspect
-from compression_pipeline.config import ConfigModel, Phase, PruneConfig, one_of
+from compression_pipeline.config import ConfigModel, PruneConfig, one_of
 from compression_pipeline.config.losses import LOSSES, LossField
 
 REPOSITORY = Path(__file__).parents[3]
@@ -142,7 +143,8 @@ def test_only_pods_parts_are_untyped() -> None:
     untyped = {path for path, node in nodes(SCHEMA) if node.get("x-kubernetes-preserve-unknown-fields")}
     template = "spec.jobTemplate."
     spec = {f"{template}{field}" for field in ("podTemplate", "affinity", "topologySpreadConstraints[]")}
-    spec |= {f"spec.phases.{phase}.{field}" for phase in Phase for field in ("podTemplate", "affinity")}
+    phases = PhaseSettingsByPhase.model_fields
+    spec |= {f"spec.phases.{phase}.{field}" for phase in phases for field in ("podTemplate", "affinity")}
     assert {path for path in untyped if path.startswith("spec")} == spec
 
 

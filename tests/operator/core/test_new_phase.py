@@ -76,9 +76,8 @@ class PhaseSpec:""",
             Phase.EXPORT,""",
         ),
         (
-            '"distilled": Phase.DISTILL},\n            configuration=lambda spec, student, precision: {"export"',
-            '"distilled": Phase.DISTILL, "tasted": Phase.TASTE},\n'
-            '            configuration=lambda spec, student, precision: {"export"',
+            '"distilled": Phase.DISTILL, **_scores(spec)}',
+            '"distilled": Phase.DISTILL, "tasted": Phase.TASTE}',
         ),
     ],
 }

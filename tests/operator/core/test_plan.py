@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs_world import manifest, student
 
-from compression_operator.api.status import Resolved
+from compression_operator.api.status import Resolved, ResolvedTasks
 from compression_operator.core.names import NAME_LIMIT, job_name
 from compression_operator.core.plan import Plan, plan
 from compression_pipeline.config import (
@@ -23,6 +23,8 @@ from compression_pipeline.config import (
 )
 
 FP = "0123456789abcdef" * 2
+EVALUATE = {"tasks": [{"name": "hellaswag"}]}
+DISCOVERED = {"tasks": ResolvedTasks(key="t" * 32, harness="0.4.13")}
 
 
 def resolved(key: str = "k" * 32) -> Resolved:
@@ -31,7 +33,7 @@ def resolved(key: str = "k" * 32) -> Resolved:
 
 
 def planned(key: str = "k" * 32, **spec: Any) -> Plan:
-    return plan(manifest(**spec).spec, discovered={"prepare": resolved(key)})
+    return plan(manifest(**spec).spec, discovered={**DISCOVERED, "prepare": resolved(key)})
 
 
 def marks(of: Plan) -> dict[str, str | None]:
@@ -330,9 +332,35 @@ def test_a_students_own_distillation_replaces_the_common_one() -> None:
 def test_all_that_a_job_is_told_of_its_artifact_enters_the_fingerprint() -> None:
     """A field added to a phase's job is either an input, or configuration, or said here to shape nothing."""
     filled_in_by_backends = {"source_roots", "aside"}
-    for step in planned().steps:
+    of_students = {"dtype"}
+    for step in planned(evaluate=EVALUATE).steps:
         told = set(PHASES[step.phase].job.model_fields) - set(JobConfig.model_fields) - filled_in_by_backends
+        told -= of_students if step.phase in (Phase.BASELINE, Phase.BASELINE_CORRECTED) else set()
         assert told == set(step.inputs) | set(step.configuration), step.name
+
+
+def test_a_run_without_evaluate_is_planned_as_before() -> None:
+    before, after = planned(), planned(evaluate=EVALUATE)
+    added = {"tasks", "baseline", "baseline-corrected", "evaluate-width", "evaluate-depth"}
+    assert marks(after).keys() - marks(before).keys() == added
+    differ = {name for name, mark in marks(before).items() if marks(after)[name] != mark}
+    assert differ == {"export-width", "export-depth"}, "the card tells of the scores"
+
+
+def test_a_score_counts_for_one_model_and_one_way_to_ask() -> None:
+    before = planned(evaluate=EVALUATE)
+    evaluations = {"baseline", "baseline-corrected", "evaluate-width", "evaluate-depth"}
+    exports = {"export-width", "export-depth"}
+    assert len({marks(before)[name] for name in evaluations}) == 4
+    asked = changed(before, planned(evaluate={"tasks": [{"name": "hellaswag", "shots": 10}]}))
+    assert asked == {"tasks", *evaluations, *exports}, "the step tasks checks what is asked"
+    rounded = changed(before, planned(evaluate=EVALUATE, export={"dtype": "float16"}))
+    assert rounded == {"evaluate-width", "evaluate-depth", *exports}
+    found = {"prepare": resolved("k" * 32), "tasks": ResolvedTasks(key="u" * 32, harness="0.4.13")}
+    other = plan(manifest(evaluate=EVALUATE).spec, discovered=found)
+    assert changed(before, other) == {*evaluations, *exports}, "other questions"
+    on_cpu = plan(manifest(evaluate=EVALUATE).spec, discovered={**DISCOVERED, "prepare": resolved()}, gpus=False)
+    assert evaluations <= changed(before, on_cpu), "another arithmetic"
 
 
 def test_export_knows_all_that_its_card_tells_of() -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from compression_pipeline.config.base import Rule
 
 World = Literal["cluster", "local"]
-Role = Literal["model", "dataset"]
+Role = Literal["model", "dataset", "tasks"]
 
 
 class SourceScheme:

@@ -16,6 +16,7 @@ class FileScheme(SourceScheme):
     note: ClassVar = " (relative to the manifest)"
     pattern: ClassVar = "file:.+"
     implementation: ClassVar = "compression_pipeline.sources.local:LocalSource"
+    roles: ClassVar = frozenset({"model", "dataset", "tasks"})
     worlds: ClassVar = frozenset({"local"})
     manifest_root: ClassVar = _ROOT
 

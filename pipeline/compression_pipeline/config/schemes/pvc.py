@@ -14,6 +14,7 @@ class PvcScheme(SourceScheme):
     form: ClassVar = "pvc://claim/path"
     pattern: ClassVar = "pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/.+"
     implementation: ClassVar = "compression_pipeline.sources.local:LocalSource"
+    roles: ClassVar = frozenset({"model", "dataset", "tasks"})
     worlds: ClassVar = frozenset({"cluster"})
 
     def rules(self, path: str) -> tuple[Rule, ...]:

@@ -1,0 +1,97 @@
+"""evaluate: score a model by tasks and measure how fast it generates. The phases of the teachers run it, too.
+
+The model is the Hugging Face checkpoint that the phase before it wrote. A student's weights are rounded as export will
+round them: what is scored is what is handed out. Needs no engine.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compression_pipeline.config import (
+    PRECISION_VARIABLE,
+    EvaluateJob,
+    EvaluateResult,
+    ExportDtype,
+    Phase,
+    Precision,
+)
+from compression_pipeline.context import Context
+from compression_pipeline.errors import UserError
+from compression_pipeline.store.system import processors
+from compression_pipeline.tasks.generation import measure_generation, resident
+
+SCORES = "scores.json"
+
+
+def run(job: EvaluateJob, context: Context) -> EvaluateResult:
+    """Publish `<phase>-<fingerprint>` with `scores.json`: by task, every figure of lm-eval. Raises UserError."""
+    torch.set_num_threads(job.threads or processors())
+    model_artifact = context.store.open(job.model)
+    tasks = context.store.open(job.tasks) if job.tasks else None
+    precision = arithmetic(os.environ)
+    device = torch.device("cuda" if precision is Precision.BF16 else "cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    context.events.info(f"evaluates {job.model}")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    before = resident()
+    model = load_model(AutoModelForCausalLM, model_artifact.model, job.dtype, precision, device)
+    tokenizer = AutoTokenizer.from_pretrained(model_artifact.model, local_files_only=True, trust_remote_code=False)
+    settings = job.evaluate
+    generation = measure_generation(model, settings.generation, before=before) if settings.generation else None
+    scores, every, harness = [], {}, None
+    if tasks is not None:
+        from compression_pipeline.tasks.harness import harness_version
+        from compression_pipeline.tasks.scoring import score
+
+        harness = harness_version()
+
+        def tick(done: int, total: int) -> None:
+            context.stop_if_requested()
+            context.events.progress(done, total, unit="requests", doing="score")
+
+        scores, every = score(model, tokenizer, tasks.path, settings, tick=tick)
+    result = EvaluateResult(tasks=scores, generation=generation, harness=harness, precision=precision.value)
+    phase = phase_of(job)
+    with context.store.draft(phase.value, job.fingerprint) as draft:
+        (draft.path / SCORES).write_text(json.dumps(every, indent=1, default=str, sort_keys=True) + "\n")
+        published = draft.publish(
+            config=job.to_json(),
+            inputs={role: name for role in job.roles if (name := getattr(job, role, None))},
+            result=result.to_json(),
+        )
+    return published.result(EvaluateResult)  # another job's, where that was first
+
+
+def phase_of(job: EvaluateJob) -> Phase:
+    """The phase whose job this is, of those that run this program."""
+    if job.student is not None:
+        return Phase.EVALUATE
+    return Phase.BASELINE_CORRECTED if job.model.startswith(f"{Phase.FINETUNE}-") else Phase.BASELINE
+
+
+def arithmetic(environment: Mapping[str, str]) -> Precision:
+    """What the key of the step counts on: bfloat16 on a GPU, float32 on CPU. Raises UserError without the GPU."""
+    told = Precision(environment.get(PRECISION_VARIABLE, Precision.AUTO))
+    there = torch.cuda.is_available()
+    if told is Precision.BF16 and not there:
+        raise UserError("phases.evaluate.gpusPerNode: a GPU was planned and none is there; set it to 0")
+    if told is Precision.AUTO:
+        return Precision.BF16 if there else Precision.FP32
+    return told
+
+
+def load_model(
+    factory: Any, folder: Path, dtype: ExportDtype | None, precision: Precision, device: torch.device
+) -> Any:
+    """The checkpoint, its weights rounded to `dtype`, in the arithmetic of `precision`."""
+    stored = getattr(torch, dtype.value) if dtype else "auto"
+    model = factory.from_pretrained(folder, dtype=stored, local_files_only=True)
+    computed = torch.bfloat16 if precision is Precision.BF16 else torch.float32
+    return model.to(device=device, dtype=computed).eval()

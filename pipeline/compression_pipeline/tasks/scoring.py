@@ -1,0 +1,85 @@
+"""Scores a Hugging Face model by fetched tasks."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compression_pipeline.config import EvaluateConfig, TaskConfig, TaskScore
+from compression_pipeline.errors import UserError
+
+from .fetching import load, read_definitions
+
+BOOTSTRAPS = 1000
+"""Samples of the bootstrap by which lm-eval estimates the standard error of metrics that are no means."""
+
+
+def score(
+    model: Any, tokenizer: Any, folder: Path, settings: EvaluateConfig, *, tick: Any = lambda done, total: None
+) -> tuple[list[TaskScore], dict[str, Any]]:
+    """What `model` scores in the tasks of `settings`, which an artifact of the phase tasks in `folder` holds: the
+    scores in the manifest's order, and by task every figure that lm-eval tells.
+
+    The same model, tasks and settings give the same bits on one device. Raises UserError for a task that was not
+    fetched.
+    """
+    told = read_definitions(folder)
+    scores: list[TaskScore] = []
+    every: dict[str, Any] = {}
+    for index, task in enumerate(settings.tasks):
+        if task.name not in told:
+            raise UserError(f"evaluate.tasks[{index}].name: {task.name} was not fetched")
+        found = load(task.name, told, folder)
+        figures = _evaluate(model, tokenizer, found, task, settings.batch_size, tick)
+        scores.append(_score(task, found, figures))
+        every[task.name] = figures["results"]
+    return scores, every
+
+
+def _evaluate(
+    model: Any, tokenizer: Any, found: Mapping[str, Any], task: TaskConfig, batch_size: int, tick: Any
+) -> Mapping[str, Any]:
+    from lm_eval.evaluator import evaluate
+
+    from .harness import sandboxed
+    from .model import HuggingFaceModel
+
+    for built in found["tasks"].values():
+        shots = task.shots if task.shots is not None else built.config.num_fewshot
+        built.set_config(key="num_fewshot", value=shots or 0)
+        built.set_fewshot_seed(seed=task.seed)
+    random.seed(task.seed)
+    np.random.seed(task.seed)
+    torch.manual_seed(task.seed)
+    asked = HuggingFaceModel(model, tokenizer, batch_size=batch_size, tick=tick)
+    with sandboxed():
+        return evaluate(asked, dict(found), limit=task.limit, bootstrap_iters=BOOTSTRAPS, log_samples=False)  # pyright: ignore
+
+
+def _score(task: TaskConfig, found: Mapping[str, Any], figures: Mapping[str, Any]) -> TaskScore:
+    """The metric that is asked for, of the group where the task is one."""
+    results = figures["results"]
+    name = task.name if task.name in results else next(iter(results))
+    told = results[name]
+    metrics = [key for key in told if "," in key and "_stderr," not in key]
+    wanted = [key for key in metrics if task.metric in (None, key.partition(",")[0])]
+    if not wanted:
+        raise UserError(f"evaluate: {task.name} has no metric {task.metric}; choose one of {', '.join(metrics)}")
+    metric, _, how = wanted[0].partition(",")
+    error = told.get(f"{metric}_stderr,{how}")
+    samples = told.get("sample_len")
+    if not isinstance(samples, int):
+        samples = sum(count["effective"] for count in figures["n-samples"].values())
+    better = figures["higher_is_better"].get(name, {}).get(metric)
+    return TaskScore(
+        name=task.name,
+        metric=metric,
+        score=float(told[wanted[0]]),
+        stderr=float(error) if isinstance(error, int | float) else None,
+        samples=samples,
+        shots=max((built.config.num_fewshot or 0 for built in found["tasks"].values()), default=0),
+        higher_is_better=better is not False,
+    )

@@ -1,0 +1,41 @@
+"""A folder with a small multiple-choice task."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+CHOICES = ["a list", "a function of two arguments", "the module", "None"]
+QUESTIONS = [
+    {"question": f"What does call number {n} return?", "choices": CHOICES[: 2 + n % 3], "answer": n % (2 + n % 3)}
+    for n in range(12)
+]
+
+DEFINITION = """\
+task: calls
+dataset_path: json
+dataset_kwargs:
+  data_files: {test: questions.jsonl, train: solved.jsonl}
+training_split: train
+test_split: test
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list:
+- metric: acc
+  aggregation: mean
+  higher_is_better: true
+- metric: acc_norm
+  aggregation: mean
+  higher_is_better: true
+metadata: {version: 1.0}
+"""
+
+
+def write_task(folder: Path, definition: str = DEFINITION, questions: list[Any] = QUESTIONS) -> None:
+    """The task `calls`, with solved examples."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "calls.yaml").write_text(definition)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    (folder / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions[:4]))

@@ -1,0 +1,184 @@
+"""Tasks: fetched from a folder, and a tiny Hugging Face model scored by them."""
+
+import io
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from task_folders import DEFINITION, QUESTIONS, write_task
+from tiny import write_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import EvaluateConfig, EvaluateJob, EvaluateResult, TasksJob, TasksResult
+from compression_pipeline.context import Context
+from compression_pipeline.errors import UserError
+from compression_pipeline.events import Events
+from compression_pipeline.phases import evaluate, tasks
+from compression_pipeline.tasks.scoring import score
+
+FETCHED, SCORED = "1" * 32, "2" * 32
+
+
+def fetch(folder: Path, *told: dict[str, Any]) -> TasksResult:
+    """Run the phase tasks with these tasks, whose source is `own` below the folder unless told otherwise."""
+    job = TasksJob.model_validate(
+        {
+            "run": "r",
+            "step": "tasks",
+            "attempt": 1,
+            "fingerprint": FETCHED,
+            "store": str(folder / "store"),
+            "evaluate": {"tasks": [{"name": "calls", "source": "file:own"} | one for one in told]},
+            "sourceRoots": {"file": str(folder)},
+        }
+    )
+    context = Context.of(job, environment={})
+    context.events = Events(io.StringIO())
+    return tasks.run(job, context)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_checkpoint(folder, seed=3)
+    return folder
+
+
+def loaded(folder: Path) -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def by_hand(folder: Path, questions: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Whether the likeliest answer is the right one, and the likeliest by its length, question by question."""
+    model, tokenizer = loaded(folder)
+    found: list[tuple[float, float]] = []
+    for row in questions:
+        prompt = tokenizer.encode(f"Question: {row['question']}\nAnswer:")
+        likely: list[float] = []
+        for choice in row["choices"]:
+            whole = tokenizer.encode(f"Question: {row['question']}\nAnswer: {choice}")
+            with torch.no_grad():
+                logits = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+            likely.append(sum(logits[at - 1, whole[at]].item() for at in range(len(prompt), len(whole))))
+        normal = [score / len(choice) for score, choice in zip(likely, row["choices"], strict=True)]
+        right = row["answer"]
+        found.append((float(likely.index(max(likely)) == right), float(normal.index(max(normal)) == right)))
+    return found
+
+
+def test_a_score_is_the_accuracy_that_is_counted_by_hand(tmp_path: Path, model: Path) -> None:
+    write_task(tmp_path / "own")
+    folder = Store(tmp_path / "store").open(f"tasks-{fetch(tmp_path, {}).key}").path
+    settings = {"name": "calls", "source": "file:own"}
+    told = EvaluateConfig.model_validate({"tasks": [settings], "batchSize": 5})
+    [plain], every = score(*loaded(model), folder, told)
+    expected = by_hand(model, QUESTIONS)
+    right = [one for one, _ in expected]
+    assert 0 < sum(right) < len(QUESTIONS), "a task that tells nothing"
+    assert (plain.metric, plain.samples, plain.shots) == ("acc", 12, 0)
+    assert plain.score == pytest.approx(statistics.mean(right))
+    assert plain.stderr == pytest.approx(statistics.stdev(right) / 12**0.5)
+    low, high = plain.interval or (0.0, 0.0)
+    assert (high - low) / 2 == pytest.approx(1.959964 * (plain.stderr or 0))
+    assert every["calls"]["calls"]["acc_norm,none"] == pytest.approx(statistics.mean(two for _, two in expected))
+    first = EvaluateConfig.model_validate({"tasks": [settings | {"metric": "acc_norm", "limit": 7}]})
+    [limited], _ = score(*loaded(model), folder, first)
+    assert (limited.metric, limited.samples) == ("acc_norm", 7)
+    assert limited.score == pytest.approx(statistics.mean(two for _, two in expected[:7]))
+
+
+def evaluated(root: Path, model: Path, fingerprint: str, key: str, **told: Any) -> EvaluateResult:
+    """Run the phase evaluate over a model as an artifact of distill."""
+    store = Store(root)
+    if store.find("distill-" + "3" * 32) is None:
+        with store.draft("distill", "3" * 32) as draft:
+            (draft.path / "model").mkdir()
+            for file in model.iterdir():
+                (draft.path / "model" / file.name).write_bytes(file.read_bytes())
+            draft.publish(config={}, inputs={}, result={})
+    job = EvaluateJob.model_validate(
+        {
+            "run": "r",
+            "step": "evaluate-width",
+            "student": "width",
+            "attempt": 1,
+            "fingerprint": fingerprint,
+            "store": str(root),
+            "model": "distill-" + "3" * 32,
+            "tasks": f"tasks-{key}",
+            "evaluate": told,
+            "dtype": "bfloat16",
+        }
+    )
+    context = Context.of(job, environment={})
+    context.events = Events(io.StringIO())
+    return evaluate.run(job, context)
+
+
+def test_two_evaluations_give_the_same_bits(tmp_path: Path, model: Path) -> None:
+    write_task(tmp_path / "own")
+    key = fetch(tmp_path, {}).key
+    task = {"name": "calls", "source": "file:own", "shots": 3}
+    told = {"tasks": [task], "generation": {"promptTokens": 8, "newTokens": 4, "repeats": 1}}
+    results = [evaluated(tmp_path / "store", model, mark * 32, key, **told) for mark in "45"]
+    assert results[0].tasks == results[1].tasks and results[0].tasks[0].shots == 3
+    files = [(tmp_path / "store" / "artifacts" / f"evaluate-{mark * 32}" / "scores.json") for mark in "45"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    figures = results[0].generation
+    assert figures and figures.tokens_per_second > 0 and figures.first_token_seconds > 0 and figures.device
+
+
+def test_the_key_is_the_content_of_definition_and_questions(tmp_path: Path) -> None:
+    write_task(tmp_path / "own")
+    key = fetch(tmp_path, {}).key
+    assert fetch(tmp_path, {"shots": 2, "limit": 3}).key == key, "what is asked of it is no part of a task"
+    write_task(tmp_path / "own", DEFINITION.replace("Question:", "Q:"))
+    other = fetch(tmp_path, {}).key
+    write_task(tmp_path / "own", questions=QUESTIONS[1:])
+    assert len({key, other, fetch(tmp_path, {}).key}) == 3
+
+
+FAULTS = {
+    "unknown": ({"name": "nonesuch"}, DEFINITION, "evaluate.tasks[0].name: nonesuch should be defined by one file"),
+    "not shipped": (
+        {"name": "nonesuch", "source": None},
+        DEFINITION,
+        "evaluate.tasks[0].name: lm-eval 0.4.13 has no task nonesuch; correct the name, or name the folder",
+    ),
+    "offline": (
+        {"name": "hellaswag", "source": None},
+        DEFINITION,
+        "evaluate.tasks[0].name: hellaswag has its questions on the Hub (Rowan/hellaswag), which this job may not ask",
+    ),
+    "code": ({}, DEFINITION + "process_docs: !function utils.run\n", "names Python code (!function), which is not run"),
+    "include": ({}, DEFINITION + "include: ../../other.yaml\n", "include is not supported"),
+    "class": ({}, DEFINITION + "class: os.system\n", "class is not supported"),
+    "Hub": ({}, DEFINITION.replace("path: json", "path: owner/data"), "dataset_path should be one of json, csv"),
+    "outside": ({}, DEFINITION.replace("test: questions", "test: ../questions"), "is not in the folder of the task"),
+    "metric": (
+        {"metric": "f2"},
+        DEFINITION,
+        "evaluate.tasks[0].metric: calls has no metric f2; choose one of acc",
+    ),
+    "no metric": ({}, DEFINITION.replace("metric: acc_norm", "metric: own"), "own is no metric of lm-eval"),
+    "template": (
+        {},
+        DEFINITION.replace("{{question}}", "{{question.__class__.__mro__}}"),
+        "__class__",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_cannot_be_is_told_before_anything_is_scored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, definition, sentence = FAULTS[name]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_task(tmp_path / "own", definition)
+    with pytest.raises(UserError) as raised:
+        fetch(tmp_path, told)
+    assert sentence in str(raised.value)
