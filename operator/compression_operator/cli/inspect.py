@@ -25,7 +25,6 @@ from .view import step_seconds, step_word
 if TYPE_CHECKING:
     from compression_operator.backends.pods.platform_defaults import JobDefaults
 
-UNKNOWN = f"unknown until {' and '.join(phase for phase, spec in PHASES.items() if spec.reads_sources)} has run"
 PLACEHOLDER = "0" * 32
 """Stands for a fingerprint that isn't known yet in what `render` prints."""
 
@@ -62,9 +61,15 @@ def show_plan(arguments: argparse.Namespace) -> int:
     for heading in ("step", "after", "fingerprint"):
         table.add_column(heading, no_wrap=True)
     for step in planned.steps:
-        table.add_row(step.name, ", ".join(step.dependencies), step.fingerprint or UNKNOWN)
+        table.add_row(step.name, ", ".join(step.dependencies), step.fingerprint or _unknown(planned))
     console().print(table)
     return Code.SUCCEEDED
+
+
+def _unknown(planned: Plan) -> str:
+    """What is said of a fingerprint that rests on what the sources hold."""
+    first = [step.name for step in planned.steps if PHASES[step.phase].reads_sources]
+    return f"unknown until {' and '.join(first)} {'has' if len(first) == 1 else 'have'} run"
 
 
 def _load(file: Path, arguments: argparse.Namespace) -> CompressionRun:
@@ -115,7 +120,7 @@ def render(arguments: argparse.Namespace) -> int:
     kind = kind_of(run)
     print(f"# {kind.name}s of run {run.metadata.name} as a cluster gets them, one after the other.")
     if unknown:
-        print(f"# {PLACEHOLDER} stands for what is {UNKNOWN}: {', '.join(unknown)}.")
+        print(f"# {PLACEHOLDER} stands for what is {_unknown(whole)}: {', '.join(unknown)}.")
     print("# The owner's uid is the one that the API server gives the run.")
     owner = run.metadata.model_copy(update={"uid": run.metadata.uid or "<uid>"})
     for step in whole.steps:

@@ -339,30 +339,6 @@ def test_all_that_a_job_is_told_of_its_artifact_enters_the_fingerprint() -> None
         assert told == set(step.inputs) | set(step.configuration), step.name
 
 
-def test_a_run_without_evaluate_is_planned_as_before() -> None:
-    before, after = planned(), planned(evaluate=EVALUATE)
-    added = {"tasks", "baseline", "baseline-corrected", "evaluate-width", "evaluate-depth"}
-    assert marks(after).keys() - marks(before).keys() == added
-    differ = {name for name, mark in marks(before).items() if marks(after)[name] != mark}
-    assert differ == {"export-width", "export-depth"}, "the card tells of the scores"
-
-
-def test_a_score_counts_for_one_model_and_one_way_to_ask() -> None:
-    before = planned(evaluate=EVALUATE)
-    evaluations = {"baseline", "baseline-corrected", "evaluate-width", "evaluate-depth"}
-    exports = {"export-width", "export-depth"}
-    assert len({marks(before)[name] for name in evaluations}) == 4
-    asked = changed(before, planned(evaluate={"tasks": [{"name": "hellaswag", "shots": 10}]}))
-    assert asked == {"tasks", *evaluations, *exports}, "the step tasks checks what is asked"
-    rounded = changed(before, planned(evaluate=EVALUATE, export={"dtype": "float16"}))
-    assert rounded == {"evaluate-width", "evaluate-depth", *exports}
-    found = {"prepare": resolved("k" * 32), "tasks": ResolvedTasks(key="u" * 32, harness="0.4.13")}
-    other = plan(manifest(evaluate=EVALUATE).spec, discovered=found)
-    assert changed(before, other) == {*evaluations, *exports}, "other questions"
-    on_cpu = plan(manifest(evaluate=EVALUATE).spec, discovered={**DISCOVERED, "prepare": resolved()}, gpus=False)
-    assert evaluations <= changed(before, on_cpu), "another arithmetic"
-
-
 def test_export_knows_all_that_its_card_tells_of() -> None:
     steps = planned()
     config = steps.job(steps.steps[-1], run="demo", attempt=1).config
