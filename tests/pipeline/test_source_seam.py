@@ -262,6 +262,6 @@ def test_a_line_of_the_table_is_in_the_crd_and_in_what_pod_templates_may_not_set
     assert ["shelf://book" in text for text in found["described"]] == [True, False]
     assert "HF_TOKEN and SHELF_KEY" in found["secret"]
     assert found["reserved"] == {
-        "SHELF_KEY": "set teacher.secretRef, which only prepare receives",
-        "SHELF_CLOSED": "the operator sets it, because only prepare may reach the shelf",
+        "SHELF_KEY": "set teacher.secretRef, which only prepare and tasks receive",
+        "SHELF_CLOSED": "the operator sets it, because only prepare and tasks may reach the shelf",
     }

@@ -71,13 +71,13 @@ OUR_VOLUMES = r"^(store|shared-memory|tmp|ca-bundle|source-[0-9a-f]{10})$"
 OUR_MOUNTS = r"^/+(compression|sources|tmp|dev/+shm|etc/+compression)(/|$)"
 OUR_VARIABLES = {
     **{
-        name: "set teacher.secretRef, which only prepare receives"
+        name: "set teacher.secretRef, which only prepare and tasks receive"
         for scheme in SCHEMES.values()
         for name in (*scheme.secrets, *scheme.also_secret)
     },
     "COMPRESSION_CONFIG": "the operator sets it",
     **{
-        name: f"the operator sets it, because only prepare may reach {scheme.server}"
+        name: f"the operator sets it, because only prepare and tasks may reach {scheme.server}"
         for scheme in SCHEMES.values()
         for name in scheme.offline
     },

@@ -10,7 +10,7 @@ from compression_operator.api.pods import SecretKeyRef
 from compression_operator.api.run import API_VERSION, GROUP, KIND, CompressionRun
 from compression_operator.api.templates import CONTAINER, PodTemplates
 from compression_operator.core.jobs import Job
-from compression_pipeline.config import CONFIG_VARIABLE, PHASES, JobConfig
+from compression_pipeline.config import CONFIG_VARIABLE, PHASES, JobConfig, SourcesJob
 from compression_pipeline.config.schemes import claims_of, offline_variables, secret_keys
 
 from .platform_defaults import QUEUE_PREFIX, JobDefaults, asks_for_devices, completed
@@ -158,7 +158,7 @@ def _environment(run: CompressionRun, job: Job, claims: Mapping[str, str]) -> li
 
 def _secrets(secret: SecretKeyRef, config: JobConfig) -> list[Json]:
     """What opens the sources that the job fetches, by reference."""
-    keys = secret_keys(config.sources, secret.key) if config.sources else {}
+    keys = secret_keys(config.sources, secret.key) if isinstance(config, SourcesJob) else {}
     return [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": key}}} for name, key in keys.items()
     ]
