@@ -50,8 +50,8 @@ class Teacher(TeacherConfig):
 
     secret_ref: SecretKeyRef | None = Field(
         default=None,
-        description="Secret with the Hub token for a gated teacher or dataset. Only prepare and tasks receive the token. White "
-        f"space around it is removed. Local runs take {in_words(needed_secrets(), ' and ')} from the environment.",
+        description="Secret with the Hub token for a gated teacher or dataset. Only prepare and tasks receive the token. "
+        f"White space around it is removed. Local runs take {in_words(needed_secrets(), ' and ')} from the environment.",
     )
 
 

@@ -27,7 +27,7 @@ ANYWHERE: Json = {}
 
 
 def network_policy(run: CompressionRun, job: Job) -> Json:
-    """The policy for the pods of the job's step. Only prepare and tasks may go out: to the Hub, a mirror of it, or a proxy."""
+    """The policy for the pods of the job's step. Only those that read sources may go out."""
     own = {f"{GROUP}/run": label_value(run.metadata.name), f"{GROUP}/step": label_value(job.step)}
     pods: Json = {"podSelector": {"matchLabels": own}}
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": run.metadata.name, "uid": run.metadata.uid}
