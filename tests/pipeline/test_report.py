@@ -64,6 +64,21 @@ def test_figures_are_those_of_the_run(tmp_path: Path, report: Callable[[Run], Pa
     assert "by the teacher that it learnt from" in page.text
 
 
+def test_a_missed_gate_is_told_with_its_figures(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    run = Run(tmp_path, phase="Failed").write()
+    content = run.resource()
+    verdict = {"criterion": "maxValidationLoss", "measured": 4.171}
+    gates = [[verdict | {"limit": 4.0, "met": False}], [verdict | {"limit": 4.5, "met": True}]]
+    for student, gate in zip(content["status"]["students"], gates, strict=True):
+        student["gate"] = gate
+    run.run_yaml.write_text(yaml.safe_dump(content))
+    text = report(run).text
+    assert "width misses accept: maxValidationLoss is 4 and 4.1710 was measured." in text
+    assert "maxValidationLoss is 4 and 4.1710 was measured: missed" in text
+    assert "maxValidationLoss is 4.5 and 4.1710 was measured: met" in text
+    assert "so this page is not complete" not in text
+
+
 def test_without_a_sample_of_the_teacher_the_students_write_alone(
     tmp_path: Path, report: Callable[[Run], Page]
 ) -> None:

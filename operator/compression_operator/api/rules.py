@@ -11,7 +11,7 @@ from compression_pipeline.config.base import cel_format, cel_indivisible, indivi
 from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
 
 if TYPE_CHECKING:
-    from .spec import CompressionRunSpec
+    from .spec import CompressionRunSpec, Student
 
 
 class World(StrEnum):
@@ -29,6 +29,12 @@ def spec_rules() -> tuple[Rule, ...]:
             _every_student_is_distilled,
             cel="has(self.distill) || self.students.all(student, has(student.distill))",
             message=cel_format(_UNDISTILLED, "self.students.filter(student, !has(student.distill))[0].name"),
+        ),
+        Rule.of(
+            "students",
+            "accept.extendSteps trains on at distill.minLearningRate, which is 0 for one of them; set it above 0",
+            lambda spec: not any(_extends_by_nothing(spec, student) for student in spec.students),
+            f"!self.students.exists(student, {_CEL_EXTENDS} && {_CEL_BY_NOTHING})",
         ),
         *(_splits_over_ranks(phase) for phase, spec in PHASES.items() if spec.trains),
         _students_split_over_ranks(),
@@ -53,6 +59,21 @@ def _every_student_is_distilled(spec: CompressionRunSpec) -> str | None:
     if spec.distill is not None or not without:
         return None
     return _UNDISTILLED % without[0]
+
+
+_CEL_EXTENDS = (
+    "(has(student.accept) ? has(student.accept.extendSteps) : has(self.accept) && has(self.accept.extendSteps))"
+)
+_CEL_BY_NOTHING = (
+    "(has(student.distill) ? student.distill.minLearningRate == 0.0 "
+    ": has(self.distill) && self.distill.minLearningRate == 0.0)"
+)
+
+
+def _extends_by_nothing(spec: CompressionRunSpec, student: Student) -> bool:
+    accept, distill = student.accept or spec.accept, student.distill or spec.distill
+    extends = accept is not None and accept.extend_steps is not None
+    return extends and distill is not None and distill.min_learning_rate == 0
 
 
 def _unsplit_template(phase: str, of_student: bool = False) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field
 from compression_pipeline.config import (
     DEFAULT_ENGINE,
     PHASES,
+    AcceptConfig,
     Cache,
     ConfigModel,
     DatasetConfig,
@@ -69,6 +70,9 @@ class Student(ConfigModel):
     distill: DistillConfig | None = Field(
         default=None,
         description="Distillation of this student only. It replaces spec.distill as a whole; nothing is merged.",
+    )
+    accept: AcceptConfig | None = Field(
+        default=None, description="Gate of this student only. It replaces spec.accept as a whole; nothing is merged."
     )
 
 
@@ -189,6 +193,11 @@ class CompressionRunSpec(ConfigModel):
         default=None,
         description="Distillation of every student that has no distill of its own. Required unless all "
         "students have one.",
+    )
+    accept: AcceptConfig | None = Field(
+        default=None,
+        description="Gate of every student that has no accept of its own. If a student misses it, the run fails with "
+        "reason GateMissed once all students are done. Every student is exported, also one that misses its gate.",
     )
     engine: EngineName = Field(
         default=DEFAULT_ENGINE, description="Engine of finetune, prune and distill. A change runs them again."

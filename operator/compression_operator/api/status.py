@@ -18,6 +18,7 @@ from compression_pipeline.config import (
     Record,
     ResolvedSource,
     TaskScore,
+    Verdict,
 )
 from compression_pipeline.config.tasks import MOST_TASKS
 
@@ -266,6 +267,16 @@ class StudentStatus(Record):
         description="Scores of the student, with its weights rounded to export.dtype, and its speed. The teacher's are "
         "in status.teacher.",
     )
+    extended_steps: int | None = Field(
+        default=None,
+        description="Steps that distillation went on for, because the student missed accept after distill.steps.",
+    )
+    gate: list[Verdict] | None = Field(
+        default=None,
+        max_length=32,
+        json_schema_extra=WHOLE,
+        description="What each criterion of accept says of the exported student. Unset without accept.",
+    )
     figures: dict[str, float] | None = Field(
         default=None,
         max_length=MOST_FIGURES,
@@ -321,7 +332,7 @@ class CompressionRunStatus(Record):
     conditions: list[Condition] = Field(
         default=[],
         json_schema_extra=BY_TYPE,
-        description="Ready, Progressing, Degraded, Suspended, Reconciling and Stalled.",
+        description="Ready, Progressing, Degraded, Suspended, Reconciling and Stalled; Accepted if there is accept.",
     )
     start_time: datetime | None = Field(
         default=None, description="Time the run started, or started again after it had finished."

@@ -28,6 +28,9 @@ HEADINGS = (
     "recovered",
     "tokens/s",
 )
+ACCEPTED = "accepted"
+"""Heading of a run that has a gate."""
+
 ABREAST = 3
 """Students beside each other in a narrow terminal."""
 
@@ -42,8 +45,12 @@ def print_students(console: "Console", run: CompressionRun) -> None:
     students = run.status.students
     # Of phases that this table knows nothing of.
     others = tuple(dict.fromkeys(name for student in students for name in student.figures or {}))
-    rows = [(*HEADINGS, *others), *((*_row(student), *_figures(student, others)) for student in students)]
-    if console.width >= WIDE + sum(len(name) + PADDING for name in others):
+    judged = any(student.gate for student in students)
+    rows = [
+        (*HEADINGS, *([ACCEPTED] if judged else ()), *others),
+        *((*_row(student), *(_gate(student) if judged else ()), *_figures(student, others)) for student in students),
+    ]
+    if console.width >= WIDE + sum(len(name) + PADDING for name in rows[0][len(HEADINGS) :]):
         console.print(_table(rows))
     else:
         for first in range(1, len(rows), ABREAST):
@@ -57,6 +64,11 @@ def print_students(console: "Console", run: CompressionRun) -> None:
 def _figures(student: StudentStatus, names: Sequence[str]) -> Iterator[str]:
     for value in map((student.figures or {}).get, names):
         yield ABSENT if value is None else f"{value:,.5g}"
+
+
+def _gate(student: StudentStatus) -> Iterator[str]:
+    met = [verdict.met for verdict in student.gate or ()]
+    yield ABSENT if not met or None in met else "yes" if all(met) else "no"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> "Table":

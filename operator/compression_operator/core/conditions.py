@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from compression_operator.api.status import CompressionRunStatus, Condition, RunPhase, Step, StepState
+from compression_operator.api.status import CompressionRunStatus, Condition, RunPhase, Step, StepState, StudentStatus
 from compression_pipeline.config import PHASES, Phase
+
+from .gates import is_open, missed
 
 KINDS = ("Ready", "Progressing", "Degraded", "Suspended", "Reconciling", "Stalled")
 """The conditions of every run that was looked at."""
+
+ACCEPTED = "Accepted"
+"""The condition of a run that has a gate."""
+
+GATE_MISSED = "GateMissed"
 
 FINISHED = (RunPhase.SUCCEEDED, RunPhase.FAILED)
 LISTED = 5
@@ -41,11 +48,13 @@ def set_condition(
     return [changed if one.type == changed.type else one for one in conditions]
 
 
-def condition_of(kind: str, holds: bool, reason: str, message: str, *, generation: int, now: datetime) -> Condition:
-    """A condition whose status changes `now`, if it changes."""
+def condition_of(
+    kind: str, holds: bool | None, reason: str, message: str, *, generation: int, now: datetime
+) -> Condition:
+    """A condition whose status changes `now`, if it changes. `holds`: None where that is not known yet."""
     return Condition(
         type=kind,
-        status=str(holds),
+        status="Unknown" if holds is None else str(holds),
         observed_generation=generation,
         last_transition_time=now,
         reason=reason,
@@ -58,11 +67,14 @@ def is_finished(steps: Sequence[Step]) -> bool:
     return bool(steps) and all(step.state.final for step in steps)
 
 
-def run_phase(steps: Sequence[Step], *, suspended: bool) -> RunPhase:
-    """The phase of the earliest unfinished step; Failed only once nothing else goes on."""
+def run_phase(steps: Sequence[Step], *, suspended: bool, gate_missed: bool = False) -> RunPhase:
+    """The phase of the earliest unfinished step; Failed only once nothing else goes on, also if all steps are done and
+    a student misses its gate.
+    """
     unfinished = [step for step in steps if not step.state.final]
     if not unfinished:
-        return RunPhase.SUCCEEDED if all(step.state is StepState.SUCCEEDED for step in steps) else RunPhase.FAILED
+        well = not gate_missed and all(step.state is StepState.SUCCEEDED for step in steps)
+        return RunPhase.SUCCEEDED if well else RunPhase.FAILED
     if suspended:
         return RunPhase.SUSPENDED
     order = list(Phase)
@@ -72,13 +84,16 @@ def run_phase(steps: Sequence[Step], *, suspended: bool) -> RunPhase:
 
 
 def summarized(status: CompressionRunStatus, situation: Situation, now: datetime) -> CompressionRunStatus:
-    """`status`, whose steps are up to date, with the phase, the times and the conditions that follow from them."""
-    phase = run_phase(status.steps, suspended=situation.suspended)
+    """`status`, whose steps and verdicts are up to date, with the phase, the times and the conditions that follow from
+    them.
+    """
+    misses = missed(status.students)
+    phase = run_phase(status.steps, suspended=situation.suspended, gate_missed=bool(misses))
     begins = phase is not RunPhase.SUSPENDED and (status.start_time is None or status.completion_time is not None)
     begins = begins and phase not in FINISHED
     ended = phase in FINISHED
-    conditions = [condition for condition in status.conditions if condition.type not in KINDS]  # others' own
-    for kind, (holds, reason, message) in _verdicts(status.steps, phase, situation).items():
+    conditions = [condition for condition in status.conditions if condition.type not in (*KINDS, ACCEPTED)]  # others'
+    for kind, (holds, reason, message) in _verdicts(status, phase, misses, situation).items():
         found = condition_of(kind, holds, reason, message, generation=situation.generation, now=now)
         conditions = set_condition(conditions, found, stored=status.conditions)
     return status.model_copy(
@@ -92,23 +107,27 @@ def summarized(status: CompressionRunStatus, situation: Situation, now: datetime
     )
 
 
-_Verdict = tuple[bool, str, str]
+_Verdict = tuple[bool | None, str, str]
 
 
-def _verdicts(steps: Sequence[Step], phase: RunPhase, situation: Situation) -> dict[str, _Verdict]:
-    """By type of condition: whether it holds, the reason, the message."""
+def _verdicts(
+    status: CompressionRunStatus, phase: RunPhase, misses: Sequence[str], situation: Situation
+) -> dict[str, _Verdict]:
+    """By type of condition: whether it holds, the reason, the message. `misses`: gates, a sentence each."""
+    steps = status.steps
     failed = [step for step in steps if step.state is StepState.FAILED]
     going_on = [step for step in steps if not step.state.final]
     stuck = [step for step in going_on if step.waiting_reason]
     shaky = [step for step in going_on if step.failures or step.in_vain]
-    why, what = _story(steps, phase, failed, situation)
+    why, what = _story(steps, phase, failed, misses, situation)
     under_way = phase not in (*FINISHED, RunPhase.SUSPENDED)
     suspended = phase is RunPhase.SUSPENDED
     troubles = [f"{step.name}: {step.message}" for step in (*failed, *stuck)]
     troubles += [] if failed else [_trouble(step) for step in shaky]
+    troubles += misses
     degraded = "AsExpected"
     if troubles:
-        degraded = _reason(failed, situation) if failed else _why_stuck(stuck) or _why_shaky(shaky)
+        degraded = _reason(failed, situation) if failed else _why_stuck(stuck) or _why_shaky(shaky) or GATE_MISSED
     return {
         "Ready": (phase is RunPhase.SUCCEEDED, why, what),
         "Progressing": (under_way, why, what),
@@ -116,10 +135,27 @@ def _verdicts(steps: Sequence[Step], phase: RunPhase, situation: Situation) -> d
         "Suspended": (suspended, why, what) if suspended else (False, "NotSuspended", ""),
         "Reconciling": (under_way, why, what),
         "Stalled": (phase is RunPhase.FAILED, why, what),
+        **_gate(status.students, misses),
     }
 
 
-def _story(steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], situation: Situation) -> tuple[str, str]:
+def _gate(students: Sequence[StudentStatus], misses: Sequence[str]) -> dict[str, _Verdict]:
+    """The condition of a run that has a gate."""
+    undecided = is_open(students)
+    if misses:
+        return {ACCEPTED: (False, GATE_MISSED, _listed(misses))}
+    match undecided:
+        case None:
+            return {}
+        case True:
+            return {ACCEPTED: (None, "NotMeasured", "a student is judged once it is exported")}
+        case False:
+            return {ACCEPTED: (True, "GateMet", "every student that is judged meets accept")}
+
+
+def _story(
+    steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], misses: Sequence[str], situation: Situation
+) -> tuple[str, str]:
     """Reason and message of where the run stands."""
     done = sum(step.state is StepState.SUCCEEDED for step in steps)
     tally = f"{done} of {len(steps)} steps are done"
@@ -128,7 +164,7 @@ def _story(steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], situa
             students = len({step.student for step in steps if step.student is not None})
             return phase.value, f"{students} student{'s are' if students > 1 else ' is'} exported"
         case RunPhase.FAILED:
-            said = situation.faults or [f"{step.name}: {step.message}" for step in failed]
+            said = situation.faults or [*(f"{step.name}: {step.message}" for step in failed), *misses]
             return _reason(failed, situation), _listed(said)
         case RunPhase.SUSPENDED:
             jobs = situation.live_jobs
@@ -145,7 +181,9 @@ def _story(steps: Sequence[Step], phase: RunPhase, failed: Sequence[Step], situa
 
 
 def _reason(failed: Sequence[Step], situation: Situation) -> str:
-    return "InvalidStudent" if situation.faults else f"{failed[0].phase.value.title().replace('-', '')}Failed"
+    if situation.faults:
+        return "InvalidStudent"
+    return f"{failed[0].phase.value.title().replace('-', '')}Failed" if failed else GATE_MISSED
 
 
 def _why_stuck(steps: Sequence[Step]) -> str:
@@ -153,6 +191,8 @@ def _why_stuck(steps: Sequence[Step]) -> str:
 
 
 def _why_shaky(steps: Sequence[Step]) -> str:
+    if not steps:
+        return ""
     return "Interrupted" if any(step.in_vain for step in steps) else "Retrying"
 
 

@@ -93,6 +93,8 @@ class PhaseSteps:
     """For whom, if the phase has a step for each student. What an earlier step has found may add some."""
     discovery: Discovery | None = None
     """What its step finds that other steps are planned by. A phase of one step only."""
+    measures_choose: Callable[[Configuration], bool] = lambda configuration: False
+    """Whether what it measures decides what it makes, so that how it measures is a part of the key."""
     depends_on_device: bool = False
     """Whether the device's arithmetic shapes the artifact although no setting says which."""
     student_figures: Figures = field(default_factory=dict[str, Callable[[Any, Step], Any]])
@@ -134,8 +136,10 @@ def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precis
 
 
 def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    accept = (student and student.accept) or spec.accept
     return {
         "distill": _settled((student and student.distill) or spec.distill, precision),
+        "accept": accept and accept.shaping,
         "validation": spec.validation,
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
@@ -328,10 +332,12 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             Phase.DISTILL,
             inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE},
             configuration=_distilled,
+            measures_choose=lambda configuration: configuration["accept"] is not None,
             student_figures={
                 "validation_loss": _losses,
                 "losses": lambda result, step: result.losses and result.losses[:TEXT_LIMIT],
                 "tokens_per_second": lambda result, step: result.tokens_per_second,
+                "extended_steps": lambda result, step: result.extended_steps,
             },
         ),
         _baseline_steps(Phase.BASELINE, Phase.PREPARE, "evaluation"),

@@ -262,14 +262,17 @@ class _Builder:
         keys = {role: key for role, step in inputs.items() if (key := self._keys[step]) is not None}
         if len(keys) < len(inputs) or self._maker == "":
             return None, None
-        blocks = {to_camel(field): block for field, block in configuration.items() if field not in MEASURES}
+        measuring_alone = frozenset[str]() if steps.measures_choose(configuration) else MEASURES
+        blocks = {to_camel(field): block for field, block in configuration.items() if field not in measuring_alone}
         if PHASES[steps.phase].reads_sources:
             blocks["sources"] = self._sources or None
             blocks["maker"] = self._maker  # all later keys rest on this one
         if steps.depends_on_device:
             blocks["precision"] = precision
         key = fingerprint(steps.phase, blocks, keys)
-        measures = {FORMER_NAMES.get(field, field): configuration[field] for field in MEASURES & configuration.keys()}
+        measures = {
+            FORMER_NAMES.get(field, field): configuration[field] for field in measuring_alone & configuration.keys()
+        }
         mark = measuring(key, measures)
         kept = self._kept.get(name, mark)
         return (mark, key) if kept == mark else (kept, kept)

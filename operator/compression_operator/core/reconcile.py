@@ -22,9 +22,10 @@ from compression_pipeline.config import (
     text_fault,
 )
 
-from .conditions import KINDS, Situation, is_finished, run_phase, summarized
+from .conditions import ACCEPTED, KINDS, Situation, is_finished, run_phase, summarized
 from .digests import with_digests
 from .events_diff import notices_between
+from .gates import is_open, judged, missed
 from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
 from .phase_steps import STEPS, Discovered
 from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
@@ -126,7 +127,7 @@ class _Pass:
         schedule.decide(self._now)
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
         actions = [self._with_digests(action, steps, schedule) for action in schedule.actions]
-        self._status = figures_that_stand(self._status, steps.students)
+        self._status = judged(spec, figures_that_stand(self._status, steps.students))
         live = sum(job.live for job in self._jobs.values())
         situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
         self._status = summarized(self._status, situation, self._now)
@@ -153,14 +154,15 @@ class _Pass:
         """The status of a finished run, its phase and conditions written anew where somebody has changed or removed
         one, or where they tell of trouble that is over by now.
         """
-        conditions = self._status.conditions
-        whole = {condition.type for condition in conditions}.issuperset(KINDS)
-        if self._status.phase is not run_phase(self._status.steps, suspended=False):
+        conditions, status = self._status.conditions, judged(self._run.spec, self._status)
+        kinds = KINDS if is_open(status.students) is None else (*KINDS, ACCEPTED)
+        whole = {condition.type for condition in conditions}.issuperset(kinds) and status == self._status
+        if status.phase is not run_phase(status.steps, suspended=False, gate_missed=bool(missed(status.students))):
             whole = False
         if whole and not any(condition.reason in TROUBLES for condition in conditions):
             return self._status
         faults = list(self._student_faults().values())
-        return summarized(self._status, Situation(self._run.metadata.generation, False, 0, faults), self._now)
+        return summarized(status, Situation(self._run.metadata.generation, False, 0, faults), self._now)
 
     def _change(self, **changes: object) -> None:
         self._status = self._status.model_copy(update=changes)

@@ -10,6 +10,7 @@ from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
 from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
+from .gates import AcceptConfig, GateFigures, Verdict, misses, verdicts
 from .importance import (
     METHODS,
     SCORES,
@@ -83,6 +84,7 @@ __all__ = [
     "SCORES",
     "TERMINATION_MESSAGE_LIMIT",
     "TERMINATION_VARIABLE",
+    "AcceptConfig",
     "Activation",
     "Aggregation",
     "AggregationConfig",
@@ -112,6 +114,7 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneJob",
     "FinetuneResult",
+    "GateFigures",
     "GenerationConfig",
     "GenerationFigures",
     "ImportanceConfig",
@@ -147,6 +150,7 @@ __all__ = [
     "Termination",
     "TrainingConfig",
     "ValidationConfig",
+    "Verdict",
     "aggregation_words",
     "describe_losses",
     "digest",
@@ -157,6 +161,7 @@ __all__ = [
     "losses_in_words",
     "measuring",
     "method_words",
+    "misses",
     "number_runs",
     "one_of",
     "passes",
@@ -166,5 +171,6 @@ __all__ = [
     "student_architecture",
     "student_faults",
     "text_fault",
+    "verdicts",
     "won_back",
 ]

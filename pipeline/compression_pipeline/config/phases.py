@@ -9,6 +9,7 @@ from pydantic import Field
 
 from .architecture import Architecture
 from .export import ExportConfig, ExportDtype
+from .gates import AcceptConfig
 from .jobs import EngineJob, JobConfig, ResolvedSource, StepResult
 from .pruning import PruneConfig
 from .sources import DatasetConfig, TeacherConfig
@@ -124,6 +125,9 @@ class DistillJob(EngineJob):
     sequence_length: int
     distill: DistillConfig
     validation: ValidationConfig
+    accept: AcceptConfig | None = Field(
+        default=None, description="The gate, if a student that misses it is trained on."
+    )
 
     @property
     def training(self) -> TrainingConfig:
@@ -232,6 +236,9 @@ class DistillResult(StepResult):
     )
     tokens_per_second: float | None = None
     losses: str | None = Field(default=None, description="What the student was trained to match, in words.")
+    extended_steps: int | None = Field(
+        default=None, description="Steps beyond distill.steps, because the student missed accept after these."
+    )
 
 
 class ExportResult(StepResult):

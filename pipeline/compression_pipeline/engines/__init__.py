@@ -8,7 +8,7 @@ from pathlib import Path
 from compression_pipeline.config import ENGINES, EngineJob, Precision
 from compression_pipeline.context import Context
 
-from .base import Engine, Model, Start, State, Training
+from .base import Engine, Extension, Model, Start, State, Training
 
 
 @contextmanager
@@ -29,4 +29,4 @@ def start_engine(
         yield engine
 
 
-__all__ = ["Engine", "Model", "Start", "State", "Training", "start_engine"]
+__all__ = ["Engine", "Extension", "Model", "Start", "State", "Training", "start_engine"]

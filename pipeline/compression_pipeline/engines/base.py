@@ -42,6 +42,15 @@ State: TypeAlias = "Mapping[str, Tensor]"
 
 
 @dataclass(frozen=True)
+class Extension:
+    """More steps at the lowest learning rate, once, for a training that has not come far enough by its last step."""
+
+    steps: int
+    wanted: Callable[[float], bool]
+    """Given the validation loss after the last step: a function of it alone, so that who resumes decides alike."""
+
+
+@dataclass(frozen=True)
 class Training:
     """What a training is told, whatever is minimized."""
 
@@ -56,6 +65,8 @@ class Training:
     check: Callable[[float, Callable[[], State]], None]
     """Given the validation loss before the first step, and the weights that gave it: raises UserError if the model that
     is to be trained computes no number."""
+    extension: Extension | None = None
+    """History.total_steps tells whether it was trained."""
 
 
 class Engine(Protocol):

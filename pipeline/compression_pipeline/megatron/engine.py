@@ -175,6 +175,7 @@ class MegatronEngine:
             check=lambda loss: training.check(loss, weights or (lambda: self.state(model))),
             runtime=self._runtime,
             context=self._context,
+            extension=training.extension,
             checkpoints=Checkpoints(self._context, training.fingerprint, self._runtime, keep=settings.keep_checkpoints),
             **told,
         )

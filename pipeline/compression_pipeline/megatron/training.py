@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from compression_pipeline.config import TrainingConfig
 from compression_pipeline.context import Context
+from compression_pipeline.engines import Extension
 from compression_pipeline.engines.history import History, Scalars, StepEntry, ValidationEntry
 from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.errors import Interrupted, UserError
@@ -82,6 +83,7 @@ def train(
     context: Context,
     checkpoints: Checkpoints,
     finished: Callable[[Optimizer], None] = lambda optimizer: None,
+    extension: Extension | None = None,
 ) -> History:
     """Train `model` in place, from the newest checkpoint if there is one; every rank calls it.
 
@@ -93,12 +95,15 @@ def train(
         flops_per_token: operations that a trained token needs, for the utilization (`sizing.training_flops`).
         checkpoints: where the state is kept. They stay; remove them once the result is published.
         finished: called on every rank after the last step, while the optimizer and its float32 weights are there.
+        extension: more steps, where the validation loss after the last one asks for them.
 
     Raises:
         UserError: the loss, the gradient norm or the validation loss is not finite.
         Interrupted: told to stop; the state is in a checkpoint.
     """
-    loop = _Loop(model, loss, settings, data, validate, check, flops_per_token, runtime, context, checkpoints)
+    loop = _Loop(
+        model, loss, settings, data, validate, check, flops_per_token, runtime, context, checkpoints, extension
+    )
     history = loop.run()
     finished(loop.optimizer)
     return history
@@ -117,6 +122,7 @@ class _Loop:
         runtime: Runtime,
         context: Context,
         checkpoints: Checkpoints,
+        extension: Extension | None,
     ) -> None:
         self._model = model
         self._loss = loss
@@ -127,6 +133,7 @@ class _Loop:
         self._runtime = runtime
         self._context = context
         self._checkpoints = checkpoints
+        self._extension = extension
         self._history = History(settings.steps)
         self._scalars: Scalars | None = None
         self._saved: int | None = None
@@ -155,9 +162,10 @@ class _Loop:
         try:
             if self._validation_due(first) and first not in [entry.step for entry in self._history.validation]:
                 self._measure(first)
+            self._extend(first)
             self._wrapped.train()
             clock = _Clock(first)
-            for step in range(first, settings.steps):
+            for step in self._steps(first):
                 started = time.perf_counter()
                 figures = self._step(step)
                 self._record(step, figures, time.perf_counter() - started, clock)
@@ -166,12 +174,33 @@ class _Loop:
                     self._stop(done)
                 if self._validation_due(done):
                     self._measure(done)
-                if done == settings.steps or done % settings.checkpoint_interval == 0:
+                self._extend(done)
+                if done in (settings.steps, self._history.total_steps) or done % settings.checkpoint_interval == 0:
                     self._save(done)
         finally:
             if self._scalars is not None:
                 self._scalars.close()
         return self._history
+
+    def _steps(self, first: int) -> Iterator[int]:
+        """The steps that are left, counted from 0; the last of them may add some."""
+        step = first
+        while step < self._history.total_steps:
+            yield step
+            step += 1
+
+    def _extend(self, done: int) -> None:
+        """Go on after the last step where its validation loss asks for that. Who resumes there decides alike."""
+        extension, history, steps = self._extension, self._history, self._settings.steps
+        if extension is None or done != steps or history.total_steps > steps:
+            return
+        loss = history.validation[-1].loss
+        if extension.wanted(loss):
+            history.total_steps += extension.steps
+            self._context.events.info(
+                f"the validation loss after step {steps} is {loss:.4f}, which misses accept: trains on for "
+                f"{extension.steps} steps at minLearningRate ({self._settings.min_learning_rate:g})"
+            )
 
     def _step(self, step: int) -> Figures:
         """Forward, backward, and the optimizer's step unless something isn't finite."""
@@ -232,7 +261,7 @@ class _Loop:
         )
 
     def _record(self, step: int, figures: Figures, seconds: float, clock: "_Clock") -> None:
-        settings, done = self._settings, step + 1
+        settings, done, total = self._settings, step + 1, self._history.total_steps
         entry = StepEntry(
             step=done,
             loss=figures.loss,
@@ -246,14 +275,14 @@ class _Loop:
         clock.steps += 1
         clock.busy += seconds
         # A job that says nothing for long counts as hung, however seldom its user wants to hear of it.
-        if done % settings.log_interval == 0 or done == settings.steps or clock.busy >= SILENCE_SECONDS:
+        if done % settings.log_interval == 0 or done == total or clock.busy >= SILENCE_SECONDS:
             rate = clock.steps * self._tokens_per_step / clock.busy
             self._context.events.progress(
                 done,
-                settings.steps,
+                total,
                 loss=entry.loss,
                 tokens_per_second=round(rate, 1),
-                eta_seconds=clock.remaining(done, settings.steps),
+                eta_seconds=clock.remaining(done, total),
                 learning_rate=entry.learning_rate,
                 gradient_norm=entry.gradient_norm,
                 teraflops_per_device=round(rate * self._flops_per_token / 1e12, 3),
@@ -262,7 +291,8 @@ class _Loop:
             clock.steps, clock.busy = 0, 0.0
 
     def _validation_due(self, step: int) -> bool:
-        return step % self._settings.validation_interval == 0 or step == self._settings.steps
+        last = (self._settings.steps, self._history.total_steps)
+        return step % self._settings.validation_interval == 0 or step in last
 
     def _measure(self, step: int) -> None:
         try:

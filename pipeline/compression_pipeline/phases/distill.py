@@ -11,14 +11,16 @@ from compression_pipeline.config import (
     DistillJob,
     DistillResult,
     ExportDtype,
+    GateFigures,
     Passes,
     describe_losses,
     loss_faults,
+    misses,
     resolved_losses,
     won_back,
 )
 from compression_pipeline.context import Context
-from compression_pipeline.engines import Engine, State, Training, start_engine
+from compression_pipeline.engines import Engine, Extension, State, Training, start_engine
 from compression_pipeline.engines.history import History, metrics_of, publish_curves
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import read_architecture
@@ -78,6 +80,7 @@ def distill(
         rounded_losses=rounded,
         tokens_per_second=history.tokens_per_second,
         losses=describe_losses(job.distill.losses, teacher, student),
+        extended_steps=history.total_steps - job.distill.steps or None,
     )
     if engine.rank == 0:
         with context.store.draft("distill", job.artifact_key) as draft:
@@ -124,6 +127,7 @@ def _measured(job: DistillJob, context: Context, engine: Engine, made: Artifact)
         digest=made.digest,
         tokens_per_second=made.result(DistillResult).tokens_per_second,
         losses=made.result(DistillResult).losses,
+        extended_steps=made.result(DistillResult).extended_steps,
     )
     if engine.rank == 0:
         measuring.note(job, context, made, result)
@@ -179,10 +183,19 @@ def _trained(
         data=data,
         validation=validation,
         check=lambda loss, state: measuring.check_loss(engine, state, student, loss, whose="the pruned student"),
+        extension=extension(job, teacher_loss),
     )
     losses = resolved_losses(settings.losses, teacher, student)
     history, state = engine.distill(small, big, training, of=teacher, losses=losses)
-    return _Trained(teacher_loss, history, state, data.passes(settings.steps))
+    return _Trained(teacher_loss, history, state, data.passes(history.total_steps))
+
+
+def extension(job: DistillJob, teacher_loss: float) -> Extension | None:
+    """The steps that a student gets which misses the gate after `distill.steps`."""
+    accept = job.accept
+    if accept is None or accept.extend_steps is None:
+        return None
+    return Extension(accept.extend_steps, lambda loss: misses(accept, GateFigures(loss, teacher_loss)))
 
 
 def rounded_losses(

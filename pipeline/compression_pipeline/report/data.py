@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from compression_pipeline.config import Architecture, Phase, PrepareResult, StepResult, won_back
+from compression_pipeline.config import Architecture, Phase, PrepareResult, StepResult, Verdict, won_back
 
 from .importance import Importance
 from .resource import Losses, Step
@@ -89,6 +89,7 @@ class StudentData:
     precision: str | None = None  # the arithmetic of its distillation
     sequences: int | None = None  # that its losses are means over
     results: Results = field(default_factory=dict)
+    gate: Sequence[Verdict] = ()  # what accept says of it
 
     @property
     def recovered(self) -> float | None:

@@ -8,14 +8,14 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compression_pipeline.config import Architecture
+from compression_pipeline.config import Architecture, Verdict
 
 from . import words
 from .charts import COLOURS, LineChart
 from .data import RunData, StudentData
 from .importance import Importance
 from .phases import Row, all_phases
-from .phases.base import Panel
+from .phases.base import Fact, Panel
 from .phases.prune import importance_panels
 
 COLUMNS = ("Parameters", "Of teacher", "Loss", "Won back", "When pruned", "Perplexity", "Training tokens/s", "Weights")
@@ -70,7 +70,7 @@ def render(run: RunData, resource_yaml: str) -> str:
             rows=[row for phase in phases for row in phase.rows(run)] + _rows(run),
             charts=[chart for chart in charts if chart],
             steps=_steps(run) if any(step.start_time or step.state != "Succeeded" for step in run.steps) else [],
-            facts=[fact for phase in phases for fact in phase.facts(run)],
+            facts=[*(fact for phase in phases for fact in phase.facts(run)), *_gates(run)],
             seeds=[seed for phase in phases for seed in phase.seeds(run.spec)],
             versions=run.versions,
             fingerprints=[(step.name, step.fingerprint, step.artifact) for step in run.steps if step.fingerprint],
@@ -112,7 +112,9 @@ def _subtitle(run: RunData) -> str:
 
 def _warnings(run: RunData) -> Iterator[str]:
     """What a reader should know before trusting the figures."""
-    if run.phase != "Succeeded":
+    missed = [f"{student.name} misses accept: {verdict}." for student, verdict in _missed(run)]
+    yield from missed
+    if run.phase != "Succeeded" and not (missed and all(step.state == "Succeeded" for step in run.steps)):
         yield f"The run is {run.phase}, so this page is not complete. {run.message}".strip()
     for phase in all_phases():
         yield from phase.warnings(run)
@@ -121,6 +123,23 @@ def _warnings(run: RunData) -> Iterator[str]:
             times = "once" if step.failures == 1 else f"{step.failures} times"
             yield f"{step.name} failed {times} before it succeeded in attempt {step.attempt}."
     yield from run.gaps
+
+
+def _missed(run: RunData) -> Iterator[tuple[StudentData, Verdict]]:
+    for student in run.students:
+        yield from ((student, verdict) for verdict in student.gate if verdict.met is False)
+
+
+def _gates(run: RunData) -> Iterator[Fact]:
+    """What `accept` asks for, and what became of it."""
+    for student in run.students:
+        if student.gate:
+            yield f"Gate of {student.name}", "; ".join(_verdict(verdict) for verdict in student.gate)
+
+
+def _verdict(verdict: Verdict) -> str:
+    became = {None: "open", True: "met", False: "missed"}
+    return f"{verdict}: {became[verdict.met]}"
 
 
 def _when(run: RunData) -> list[str]:

@@ -139,6 +139,7 @@ class Reader:
             precision=_precision(distill),
             sequences=measured_over(distill, teacher.prepared) if distill else None,
             results=chain.results,
+            gate=figures.gate,
         )
 
     def comparable(

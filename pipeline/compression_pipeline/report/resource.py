@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from compression_pipeline.config import Record
+from compression_pipeline.config import Record, Verdict
 from compression_pipeline.errors import UserError
 
 
@@ -78,6 +78,7 @@ class Student(Record):
     tokens_per_second: float | None = None
     artifact: str | None = None
     sample: str | None = None
+    gate: Sequence[Verdict] = ()
 
 
 class Condition(Record):

@@ -15,7 +15,7 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import Progress, Step, StepState, StudentStatus, ValidationLoss
 from compression_operator.cli.summary import print_students
 from compression_operator.cli.view import LiveView
-from compression_pipeline.config import Phase
+from compression_pipeline.config import Phase, Verdict
 
 FIGURES = ["1,082,112,000", "60.0%", "4.0000", "3.8000", "4.8000", "3.9000", "90.0%", "123,456", "1.0625"]
 
@@ -49,6 +49,23 @@ def test_the_results_are_whole(count: int, width: int) -> None:
     assert all(shown.count(figure) == count for figure in FIGURES)
     assert all(name in shown for name in names)
     assert "weigh.bitsPerByte" in shown and "loss: teacher" in shown and "recovered" in shown
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_whether_a_student_meets_its_gate_is_in_the_table(width: int) -> None:
+    from rich.console import Console
+
+    met = Verdict(criterion="maxValidationLoss", limit=4, measured=3.9, met=True)
+    missed = met.model_copy(update={"limit": 3.5, "met": False})
+    gates = {"good": [met], "poor": [met, missed], "open": [met.model_copy(update={"met": None})], "free": None}
+    out = StringIO()
+    students = [student(name).model_copy(update={"gate": gate, "figures": None}) for name, gate in gates.items()]
+    print_students(Console(file=out, width=width), with_status(students=students))
+    shown = out.getvalue()
+    assert "accepted" in shown and (shown.count("yes"), shown.count("no ")) == (1, 1)
+    out = StringIO()
+    print_students(Console(file=out, width=width), with_status(students=[student("free")]))
+    assert "accepted" not in out.getvalue()
 
 
 @pytest.mark.parametrize("name", ["width", "a-student-with-the-longest-name-that-one-may-give-it"])

@@ -10,9 +10,11 @@ from compression_pipeline.config import (
     DistillConfig,
     DistillJob,
     DistillResult,
+    GateFigures,
     Phase,
     StepResult,
     losses_in_words,
+    verdicts,
 )
 from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
@@ -21,6 +23,8 @@ from compression_pipeline.report.data import Measured, RunData, StudentData
 
 from . import training
 from .base import Fact, Panel, PhaseReport, Spec
+
+NOTHING = GateFigures(None, None)
 
 
 def validation_chart(run: RunData) -> LineChart | None:
@@ -58,6 +62,10 @@ def _facts(run: RunData) -> Iterator[Fact]:
         used = {student.precision for student in theirs}
         said = training.in_words(run, settings, used.pop() if len(used) == 1 else None)
         yield f"Distillation{whose}", f"{said}. Loss: {_losses(settings, theirs)}"
+    for student in run.students:
+        result = student.results.get(Phase.DISTILL)
+        if isinstance(result, DistillResult) and result.extended_steps:
+            yield f"Extension of {student.name}", f"{result.extended_steps:,} steps more, because it missed accept"
 
 
 def _losses(settings: Mapping[str, Any], students: Sequence[StudentData]) -> str:
@@ -115,7 +123,13 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
         f"**Distillation.** {_losses_told(job, result)}. Sequences of "
         f"{job.sequence_length} tokens; {ENGINES[job.engine].trains_with}."
     )
-    yield training.card_table(ancestry, Phase.DISTILL, job, job.distill)
+    if result.extended_steps and job.accept is not None:
+        asked = " and ".join(f"{verdict.criterion} {verdict.limit:g}" for verdict in verdicts(job.accept, NOTHING))
+        yield (
+            f"After {job.distill.steps:,} steps it missed what it was asked for ({asked}), so it was trained on for "
+            f"{result.extended_steps:,} steps at the final learning rate."
+        )
+    yield training.card_table(ancestry, Phase.DISTILL, job, job.distill, more=result.extended_steps or 0)
 
 
 def _losses_told(job: DistillJob, result: DistillResult) -> str:

@@ -42,7 +42,7 @@ def length_of(spec: Spec) -> int:
 
 
 def in_words(run: RunData, settings: Mapping[str, Any], precision: str | None) -> str:
-    """A training by its settings in the spec, and the arithmetic that it used."""
+    """A training by its settings in the spec, and the arithmetic that it used; steps of an extension are told apart."""
     fields, length, prepared = DistillConfig.model_fields, length_of(run.spec), run.teacher.prepared
     batch = settings.get("globalBatchSize", fields["global_batch_size"].default)
     steps = settings.get("steps", 0)
@@ -55,13 +55,15 @@ def in_words(run: RunData, settings: Mapping[str, Any], precision: str | None) -
     return f"{steps:,} steps of {batch:,} sequences ({seen}){peak}{used}"
 
 
-def card_table(ancestry: Ancestry, phase: Phase, job: FinetuneJob | DistillJob, settings: TrainingConfig) -> str:
-    """The settings of a training as a table of the card."""
+def card_table(
+    ancestry: Ancestry, phase: Phase, job: FinetuneJob | DistillJob, settings: TrainingConfig, *, more: int = 0
+) -> str:
+    """The settings of a training as a table of the card. `more`: steps beyond those of its settings."""
     values = {**settings.model_dump(), "adam_betas": f"{settings.adam_beta1}, {settings.adam_beta2}"}
     seen = passes(
         text_tokens=ancestry.prepare.train_tokens,
         sequence_length=job.sequence_length,
-        sequences=settings.steps * settings.global_batch_size,
+        sequences=(settings.steps + more) * settings.global_batch_size,
     )
     used = ancestry.made[phase].artifact.manifest.metrics.get("precision", settings.precision)
     rows = [(label, str(values[field])) for label, field in HYPERPARAMETERS]
