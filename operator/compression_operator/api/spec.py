@@ -52,7 +52,7 @@ class Teacher(TeacherConfig):
     secret_ref: SecretKeyRef | None = Field(
         default=None,
         description="Secret with the Hub token for a gated teacher or dataset. Only prepare and tasks receive it. "
-        f"White space around it is removed. Local runs take {in_words(needed_secrets(), ' and ')} from the environment.",
+        f"Space around it is removed. Local runs take {in_words(needed_secrets(), ' and ')} from the environment.",
     )
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import StepState, StudentStatus
+from compression_operator.api.status import Evaluation, StepState, StudentStatus
 from compression_operator.local.workdir import Workdir
-from compression_pipeline.config import won_back
+from compression_pipeline.config import TaskScore, won_back
 
 from .common import WIDE
 
@@ -55,10 +55,36 @@ def print_students(console: "Console", run: CompressionRun) -> None:
     else:
         for first in range(1, len(rows), ABREAST):
             console.print(_table(list(zip(rows[0], *rows[first : first + ABREAST], strict=True))))
+    scores = list(_scores(run))
+    if scores:
+        console.print(_table([("student", "task", "metric", "teacher", "corrected", "score", "change"), *scores]))
     for student in run.status.students:
         if student.sample:
             text = Text.assemble((f"{student.name}: ", "bold"), " ".join(student.sample.split()))
             console.print(text, soft_wrap=True)
+
+
+def _scores(run: CompressionRun) -> Iterator[tuple[str, ...]]:
+    """A row for each task of each student, beside what its teachers scored."""
+    teacher = run.status.teacher
+    baselines = (teacher.evaluation, teacher.corrected_evaluation) if teacher else (None, None)
+    for student in run.status.students:
+        for score in student.evaluation.tasks if student.evaluation else []:
+            others = [_score_of(score.name, told) for told in baselines]
+            change = score.change(others[0])
+            cells = [_score_text(one) for one in (*others, score)]
+            yield student.name, score.name, score.metric, *cells, ABSENT if change is None else f"{change:+.1f} %"
+
+
+def _score_of(task: str, told: Evaluation | None) -> TaskScore | None:
+    return next((score for score in told.tasks if score.name == task), None) if told else None
+
+
+def _score_text(score: TaskScore | None) -> str:
+    """A score with half of its 95 % confidence interval."""
+    if score is None:
+        return ABSENT
+    return f"{score.score:.3f}" + (f" ±{score.interval[1] - score.score:.3f}" if score.interval else "")
 
 
 def _figures(student: StudentStatus, names: Sequence[str]) -> Iterator[str]:

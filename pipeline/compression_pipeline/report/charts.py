@@ -94,6 +94,27 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Whisker:
+    """One model's figure with its interval: SVG path data, a name, and the figure in words."""
+
+    name: str
+    colour: int | None
+    line: str
+    dot: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Figures with their intervals, the models below each other on one scale for each figure."""
+
+    kind: ClassVar = "intervals"
+    title: str
+    note: str
+    rows: Sequence[tuple[str, Sequence[Whisker]]]
+
+
+@dataclass(frozen=True)
 class Area:
     """A ranked distribution, drawn as two areas: what was kept and what was cut."""
 
@@ -233,6 +254,21 @@ def line_chart(
             + [f"{level.label}: {level.value:.3f}" for level in levels]
         ),
     )
+
+
+def whiskers(models: Sequence[tuple[str, int | None, float, float, float, str]]) -> list[Whisker]:
+    """Intervals on one scale, of (name, colour, low, figure, high, text)."""
+    low, high = min(low for _, _, low, _, _, _ in models), max(high for _, _, _, _, high, _ in models)
+    margin = (high - low) * 0.04 or abs(low) * 0.05 or 1.0
+
+    def along(value: float) -> str:
+        return f"{(value - low + margin) / (high - low + 2 * margin) * SPAN:.1f}"
+
+    middle = SPAN // 2
+    return [
+        Whisker(name, colour, f"M{along(least)} {middle}H{along(most)}", f"M{along(figure)} {middle}h0", text)
+        for name, colour, least, figure, most, text in models
+    ]
 
 
 def ranked_area(title: str, scores: Sequence[float], kept: int, unit: str, note: str = "") -> Area:

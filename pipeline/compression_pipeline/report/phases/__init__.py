@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from compression_pipeline.config import Phase
 from compression_pipeline.report.data import Measured, Results
 
-from . import distill, export, finetune, prepare, prune
+from . import distill, evaluate, export, finetune, prepare, prune
 from .base import PhaseReport, Row, plain
 
 REPORTS: Mapping[Phase, PhaseReport] = {
@@ -16,6 +16,10 @@ REPORTS: Mapping[Phase, PhaseReport] = {
     Phase.FINETUNE: finetune.REPORT,
     Phase.PRUNE: prune.REPORT,
     Phase.DISTILL: distill.REPORT,
+    Phase.TASKS: evaluate.TOLD_WITH_THE_STUDENT,
+    Phase.BASELINE: evaluate.TOLD_WITH_THE_STUDENT,
+    Phase.BASELINE_CORRECTED: evaluate.TOLD_WITH_THE_STUDENT,
+    Phase.EVALUATE: evaluate.REPORT,
     Phase.EXPORT: export.REPORT,
 }
 

@@ -1,0 +1,129 @@
+"""evaluate: what the models scored and how fast they generate, each student beside its teachers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from compression_pipeline.config import EvaluateResult, GenerationFigures, Phase, StepResult, TaskScore, human_bytes
+from compression_pipeline.report import markdown
+from compression_pipeline.report.ancestry import Ancestry
+from compression_pipeline.report.charts import Figures, Intervals, whiskers
+from compression_pipeline.report.data import RunData, StudentData
+
+from .base import Fact, Panel, PhaseReport
+
+TEACHERS = ((Phase.BASELINE, "teacher"), (Phase.BASELINE_CORRECTED, "corrected"))
+
+Models = Sequence[tuple[str, int | None, EvaluateResult]]
+"""Name, colour and evaluation of each, the student last."""
+
+
+def _models(shared: Mapping[Phase, StepResult], own: EvaluateResult, name: str, colour: int) -> Models:
+    found = [
+        (name, None, result) for phase, name in TEACHERS if isinstance(result := shared.get(phase), EvaluateResult)
+    ]
+    return [*found, (name, colour, own)]
+
+
+def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel | None]:
+    own = student.results.get(Phase.EVALUATE)
+    if not isinstance(own, EvaluateResult):
+        return
+    models = _models(run.results, own, student.name, colour)
+    if own.tasks:
+        yield _scores(models, own)
+    if own.generation:
+        yield _generation(models, own.generation)
+
+
+def _scores(models: Models, own: EvaluateResult) -> Intervals:
+    rows = []
+    for task in own.tasks:
+        of_task = [
+            (name, colour, score)
+            for name, colour, result in models
+            for score in result.tasks
+            if score.name == task.name
+        ]
+        bars = [(name, colour, *_bounds(score), score_text(score)) for name, colour, score in of_task]
+        shots = f", {task.shots} shot{'s' if task.shots > 1 else ''}" if task.shots else ""
+        change = _change(task, of_task[0][2] if len(of_task) > 1 else None)
+        rows.append((f"{task.name} ({task.metric}{shots}, {task.samples:,} questions){change}", whiskers(bars)))
+    return Intervals("Tasks", f"scores by lm-eval {own.harness} with 95 % confidence intervals", rows)
+
+
+def _bounds(score: TaskScore) -> tuple[float, float, float]:
+    low, high = score.interval or (score.score, score.score)
+    return low, score.score, high
+
+
+def score_text(score: TaskScore) -> str:
+    """A score with half of its 95 % confidence interval."""
+    if score.interval is None:
+        return f"{score.score:.4g}"
+    return f"{score.score:.3f} \N{PLUS-MINUS SIGN} {score.interval[1] - score.score:.3f}"
+
+
+def _change(score: TaskScore, teacher: TaskScore | None) -> str:
+    change = score.change(teacher)
+    return "" if change is None else f": {change:+.1f} % of the teacher's"
+
+
+def _generation(models: Models, own: GenerationFigures) -> Figures:
+    rows = [
+        (name, f"{told.tokens_per_second:,.1f} tokens/s", _other_figures(told))
+        for name, _, result in models
+        if (told := result.generation) is not None
+    ]
+    return Figures("Generation", f"plain transformers on {own.device}, the same batch and lengths for all", rows)
+
+
+def _other_figures(told: GenerationFigures) -> str:
+    memory = f", {human_bytes(told.peak_memory_bytes)} of memory at most" if told.peak_memory_bytes else ""
+    return f"first token after {1000 * told.first_token_seconds:,.1f} ms{memory}"
+
+
+def _facts(run: RunData) -> Iterator[Fact]:
+    found = [
+        result for student in run.students if isinstance(result := student.results.get(Phase.EVALUATE), EvaluateResult)
+    ]
+    if found and found[0].tasks:
+        yield (
+            "Evaluation",
+            f"lm-eval {found[0].harness}, in {found[0].precision}; each student's weights rounded as they are exported",
+        )
+
+
+def _card(ancestry: Ancestry) -> Iterator[str]:
+    made = ancestry.made.get(Phase.EVALUATE)
+    if made is None:
+        return
+    own: EvaluateResult = made.result
+    shared = {phase: ancestry.made[phase].result for phase, _ in TEACHERS if phase in ancestry.made}
+    models = _models(shared, own, "this model", 0)
+    names = [name for name, _, _ in models]
+    if own.tasks:
+        yield (
+            f"**Tasks.** Scores by lm-eval {own.harness} with half of their 95 % confidence intervals, in "
+            f"{own.precision}, the weights of this model rounded as they are here:"
+        )
+        yield markdown.table(("Task", "Metric", "Shots", "Questions", *names, "Change"), _rows(models, own))
+    if own.generation:
+        yield f"**Generation.** In plain transformers on {own.generation.device}, the same batch and lengths for all:"
+        yield markdown.table(
+            ("Model", "Tokens/s", ""),
+            [(name, speed, more) for name, speed, more in _generation(models, own.generation).rows],
+        )
+
+
+def _rows(models: Models, own: EvaluateResult) -> Iterator[Sequence[str]]:
+    for task in own.tasks:
+        scores = [next((s for s in result.tasks if s.name == task.name), None) for _, _, result in models]
+        change = task.change(scores[0]) if len(scores) > 1 else None
+        cells = ["" if score is None else score_text(score) for score in scores]
+        told = "" if change is None else f"{change:+.1f} %"
+        yield (task.name, task.metric, str(task.shots), f"{task.samples:,}", *cells, told)
+
+
+REPORT = PhaseReport(panels=_panels, facts=_facts, card=_card)
+
+TOLD_WITH_THE_STUDENT = PhaseReport()
+"""Of the phases whose figures stand beside a student's."""
