@@ -112,7 +112,8 @@ def plot(findings: Sequence[Finding]) -> str:
         rows += [f'<circle cx="{x(gain):.1f}" cy="{y}" r="5"/>' for gain in finding.gains]
         rows.append(f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{y - 10}" y2="{y + 10}"/>')
     for gain in (-reach, -reach / 4, 0, reach / 4, reach):
-        rows.append(f'<text class="small" x="{x(gain):.1f}" y="{height - 22}" text-anchor="middle">{gain:+.2f}</text>')
+        told = f"{gain:+.2f}" if gain else "0"
+        rows.append(f'<text class="small" x="{x(gain):.1f}" y="{height - 22}" text-anchor="middle">{told}</text>')
     rows.append(f'<text class="small" x="16" y="{height - 22}">gain in nats per token (square-root scale)</text>')
     return "\n".join([*rows, "</svg>"]) + "\n"
 
