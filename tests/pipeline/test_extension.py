@@ -15,6 +15,7 @@ from stores import DATA, TEACHER, common, context
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import AcceptConfig, DistillConfig, DistillJob, DistillResult, ValidationConfig
+from compression_pipeline.engines.history import History, ValidationEntry
 from compression_pipeline.errors import Interrupted
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
@@ -81,7 +82,13 @@ def test_a_student_that_misses_is_trained_on_and_one_that_meets_is_not(tmp_path:
 def test_a_gate_on_the_teacher_knows_its_loss(tmp_path: Path) -> None:
     asked = job(Store(tmp_path), AcceptConfig(max_loss_over_teacher=0.5, extend_steps=1))
     found = phase.extension(asked, teacher_loss=2.0)
-    assert found and not found.wanted(2.5) and found.wanted(2.6)
+    assert found
+    for losses, wanted in (([2.6, 2.5], False), ([2.5, 2.6], True)):
+        history = History(4, validation=[ValidationEntry(step, loss) for step, loss in enumerate(losses, start=3)])
+        assert found.wanted(history) is wanted
+        kept = asked.model_copy(update={"distill": SETTINGS.model_copy(update={"keep_best": "validationLoss"})})
+        best = phase.extension(kept, teacher_loss=2.0)
+        assert best and not best.wanted(history), "the best is what is kept"
     judged_only = job(Store(tmp_path), AcceptConfig(max_loss_over_teacher=0.5))
     assert phase.extension(judged_only, teacher_loss=2.0) is None
 

@@ -271,6 +271,9 @@ class StudentStatus(Record):
         default=None,
         description="Steps that distillation went on for, because the student missed accept after distill.steps.",
     )
+    best_step: int | None = Field(
+        default=None, description="Step of distillation whose weights were kept. Unset without distill.keepBest."
+    )
     gate: list[Verdict] | None = Field(
         default=None,
         max_length=32,

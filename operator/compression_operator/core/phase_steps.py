@@ -177,6 +177,10 @@ def _scores(spec: CompressionRunSpec) -> dict[str, Phase]:
     return {"baseline": Phase.BASELINE, **corrected, "evaluated": Phase.EVALUATE}
 
 
+def _chosen_by_loss(configuration: Configuration) -> bool:
+    return configuration["accept"] is not None or bool(configuration["distill"] and configuration["distill"].keep_best)
+
+
 def _engine(spec: CompressionRunSpec) -> str | None:
     """None if it is the default: keys are those of before there was a choice."""
     return spec.engine if spec.engine != DEFAULT_ENGINE else None
@@ -332,11 +336,12 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             Phase.DISTILL,
             inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE},
             configuration=_distilled,
-            measures_choose=lambda configuration: configuration["accept"] is not None,
+            measures_choose=_chosen_by_loss,
             student_figures={
                 "validation_loss": _losses,
                 "losses": lambda result, step: result.losses and result.losses[:TEXT_LIMIT],
                 "tokens_per_second": lambda result, step: result.tokens_per_second,
+                "best_step": lambda result, step: result.best_step,
                 "extended_steps": lambda result, step: result.extended_steps,
             },
         ),

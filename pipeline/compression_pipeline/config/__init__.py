@@ -70,7 +70,7 @@ from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
 from .students import student_architecture, student_faults
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
-from .training import DistillConfig, FinetuneConfig, Precision, TrainingConfig, ValidationConfig
+from .training import DistillConfig, FinetuneConfig, KeepBest, Precision, TrainingConfig, ValidationConfig
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -119,6 +119,7 @@ __all__ = [
     "GenerationFigures",
     "ImportanceConfig",
     "JobConfig",
+    "KeepBest",
     "LogitsKL",
     "LossConfig",
     "Method",

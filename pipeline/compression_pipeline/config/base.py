@@ -12,7 +12,12 @@ from pydantic_core import CoreSchema
 
 @dataclass(frozen=True)
 class Operational:
-    """Marks a field that changes how a phase runs but not what it makes; it stays out of fingerprints."""
+    """Marks a field that changes how a phase runs but not what it makes; it stays out of fingerprints.
+
+    `unless`: a field beside it that, if it is set, makes this one shape what is made.
+    """
+
+    unless: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ KEY_LENGTH = 32
 def semantic_fields(model: BaseModel) -> dict[str, Any]:
     """The fields of `model` that shape what is made, in camelCase, those at their default left out."""
     found: dict[str, Any] = {}
-    for name, (field, default) in _shaping_fields(type(model)).items():
+    for name, (field, default, unless) in _fields(type(model)).items():
         value = getattr(model, name)
-        if not field.is_required() and value == default:
+        if (unless and getattr(model, unless) is None) or (not field.is_required() and value == default):
             continue
         alias = field.alias or name
         if isinstance(value, BaseModel):
@@ -45,13 +45,16 @@ def semantic_fields(model: BaseModel) -> dict[str, Any]:
 
 
 @cache
-def _shaping_fields(kind: type[BaseModel]) -> dict[str, tuple[FieldInfo, Any]]:
-    """Name -> field and default of those that are not Operational. Every reconciliation of a run asks."""
-    return {
-        name: (field, field.get_default(call_default_factory=True))
-        for name, field in kind.model_fields.items()
-        if not any(isinstance(mark, Operational) for mark in field.metadata)
-    }
+def _fields(kind: type[BaseModel]) -> dict[str, tuple[FieldInfo, Any, str | None]]:
+    """Name -> field, default, and the field without which it is Operational, of those that may shape what is made.
+    Every reconciliation of a run asks.
+    """
+    found: dict[str, tuple[FieldInfo, Any, str | None]] = {}
+    for name, field in kind.model_fields.items():
+        mark = next((mark for mark in field.metadata if isinstance(mark, Operational)), None)
+        if mark is None or mark.unless is not None:
+            found[name] = field, field.get_default(call_default_factory=True), mark and mark.unless
+    return found
 
 
 def _semantic(model: BaseModel) -> dict[str, Any]:

@@ -134,7 +134,10 @@ class DistillJob(EngineJob):
         return self.distill
 
     def bytes_written(self, teacher: int, student: int) -> int:
-        return _bytes_of_training(self.distill, student or teacher)
+        parameters = student or teacher
+        # The best weights of each checkpoint that is kept, and those that come next.
+        best = (self.distill.keep_checkpoints + 1) * WEIGHT if self.distill.keep_best else 0
+        return _bytes_of_training(self.distill, parameters) + parameters * best
 
 
 class EvaluateJob(JobConfig):
@@ -239,6 +242,7 @@ class DistillResult(StepResult):
     extended_steps: int | None = Field(
         default=None, description="Steps beyond distill.steps, because the student missed accept after these."
     )
+    best_step: int | None = Field(default=None, description="Step whose weights were kept, with distill.keepBest.")
 
 
 class ExportResult(StepResult):

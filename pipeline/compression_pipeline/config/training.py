@@ -117,6 +117,12 @@ class TrainingConfig(ConfigModel):
     )
 
 
+class KeepBest(StrEnum):
+    """By what figure the best of a training's weights are chosen."""
+
+    VALIDATION_LOSS = "validationLoss"
+
+
 class FinetuneConfig(TrainingConfig):
     """Teacher correction: a short training of the teacher on the dataset that its students will learn from.
 
@@ -169,6 +175,18 @@ class DistillConfig(TrainingConfig):
         description="Losses that the student is trained to lower. The training loss is the sum of each one's mean "
         "over tokens times its weight. The published recipe is LogitsKL alone, at temperature 1. Auto is LogitsKL, "
         "with HiddenStates and Embeddings if half of the layers or more are cut.",
+    )
+    validation_interval: Annotated[int, Operational(unless="keep_best")] = Field(
+        default=100,
+        ge=1,
+        le=10_000_000,
+        description="Steps between validations. With keepBest, a change of it distils again.",
+    )
+    keep_best: KeepBest | None = Field(
+        default=None,
+        description="validationLoss keeps the weights of the step with the lowest validation loss of those that are "
+        "validated (every validationInterval steps and the last), and export exports these. Default: the weights "
+        "after the last step. status.students[].bestStep tells the step.",
     )
 
 

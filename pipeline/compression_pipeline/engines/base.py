@@ -46,8 +46,9 @@ class Extension:
     """More steps at the lowest learning rate, once, for a training that has not come far enough by its last step."""
 
     steps: int
-    wanted: Callable[[float], bool]
-    """Given the validation loss after the last step: a function of it alone, so that who resumes decides alike."""
+    wanted: "Callable[[History], bool]"
+    """Given the history up to the last step and its validation: a function of it alone, so who resumes decides alike.
+    """
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Training:
     check: Callable[[float, Callable[[], State]], None]
     """Given the validation loss before the first step, and the weights that gave it: raises UserError if the model that
     is to be trained computes no number."""
+    on_validation: Callable[[int, "History", Callable[[], State]], None] = lambda step, history, weights: None
+    """Told of each validation once the history has it, before any checkpoint holds that history: the step, the
+    history, and what gives the float32 weights after that step. Every rank is told, and every rank asks for the
+    weights or none does.
+    """
     extension: Extension | None = None
     """History.total_steps tells whether it was trained."""
 

@@ -56,6 +56,13 @@ class History:
         """Keep a validation."""
         self.validation.append(entry)
 
+    def best(self, until: int | None = None) -> ValidationEntry | None:
+        """The validation with the lowest loss, the earliest of equals, of those after a step of training, up to step
+        `until`.
+        """
+        found = [entry for entry in self.validation if entry.step > 0 and (until is None or entry.step <= until)]
+        return min(found, key=lambda entry: (entry.loss, entry.step), default=None)
+
     @property
     def tokens_per_second(self) -> float | None:
         """Median over the steps: the rate of training itself, whatever stood still meanwhile."""

@@ -150,6 +150,9 @@ class MegatronEngine:
             weights=lambda: of_student(model.named_parameters()),
             flops_per_token=training_flops(small, length, of),
             finished=lambda optimizer: state.update(of_student(optimizer.weights().items())),
+            on_validation=lambda step, history, optimizer: training.on_validation(
+                step, history, lambda: of_student(optimizer.weights().items())
+            ),
         )
         return history, state
 

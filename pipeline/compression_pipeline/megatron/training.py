@@ -83,6 +83,7 @@ def train(
     context: Context,
     checkpoints: Checkpoints,
     finished: Callable[[Optimizer], None] = lambda optimizer: None,
+    on_validation: Callable[[int, History, Optimizer], None] = lambda step, history, optimizer: None,
     extension: Extension | None = None,
 ) -> History:
     """Train `model` in place, from the newest checkpoint if there is one; every rank calls it.
@@ -95,6 +96,7 @@ def train(
         flops_per_token: operations that a trained token needs, for the utilization (`sizing.training_flops`).
         checkpoints: where the state is kept. They stay; remove them once the result is published.
         finished: called on every rank after the last step, while the optimizer and its float32 weights are there.
+        on_validation: told of each validation, with the weights that gave it (see `engines.Training`).
         extension: more steps, where the validation loss after the last one asks for them.
 
     Raises:
@@ -102,7 +104,18 @@ def train(
         Interrupted: told to stop; the state is in a checkpoint.
     """
     loop = _Loop(
-        model, loss, settings, data, validate, check, flops_per_token, runtime, context, checkpoints, extension
+        model,
+        loss,
+        settings,
+        data,
+        validate,
+        check,
+        flops_per_token,
+        runtime,
+        context,
+        checkpoints,
+        on_validation,
+        extension,
     )
     history = loop.run()
     finished(loop.optimizer)
@@ -122,6 +135,7 @@ class _Loop:
         runtime: Runtime,
         context: Context,
         checkpoints: Checkpoints,
+        on_validation: Callable[[int, History, Optimizer], None],
         extension: Extension | None,
     ) -> None:
         self._model = model
@@ -133,6 +147,7 @@ class _Loop:
         self._runtime = runtime
         self._context = context
         self._checkpoints = checkpoints
+        self._on_validation = on_validation
         self._extension = extension
         self._history = History(settings.steps)
         self._scalars: Scalars | None = None
@@ -194,8 +209,8 @@ class _Loop:
         extension, history, steps = self._extension, self._history, self._settings.steps
         if extension is None or done != steps or history.total_steps > steps:
             return
-        loss = history.validation[-1].loss
-        if extension.wanted(loss):
+        if extension.wanted(history):
+            loss = history.validation[-1].loss
             history.total_steps += extension.steps
             self._context.events.info(
                 f"the validation loss after step {steps} is {loss:.4f}, which misses accept: trains on for "
@@ -310,6 +325,7 @@ class _Loop:
         if self._scalars is not None:
             self._scalars.add_validation(entry)
         self._context.events.metric("validationLoss", entry.loss, step)
+        self._on_validation(step, self._history, self.optimizer)
 
     def _stop(self, step: int) -> NoReturn:
         self._save(step)

@@ -21,11 +21,12 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Extension, State, Training, start_engine
-from compression_pipeline.engines.history import History, metrics_of, publish_curves
+from compression_pipeline.engines.history import History, ValidationEntry, metrics_of, publish_curves
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.phases import measuring
+from compression_pipeline.phases.best import BestWeights
 from compression_pipeline.proof import SEQUENCES, TOKENS, Reference, kept_positions
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, sequences_per_pass
 
@@ -68,7 +69,7 @@ def distill(
     trained = _trained(job, context, engine, teacher, student, validation)
     teacher_loss, history, state = trained.teacher_loss, trained.history, trained.state
     engine.free()
-    last = history.validation[-1].loss
+    last = trained.kept.loss
     rounded = rounded_losses(job, engine, student, state, validation, last)
     engine.free()
     proof = reference(engine, state, student, validation)
@@ -81,6 +82,7 @@ def distill(
         tokens_per_second=history.tokens_per_second,
         losses=describe_losses(job.distill.losses, teacher, student),
         extended_steps=history.total_steps - job.distill.steps or None,
+        best_step=trained.kept.step if job.distill.keep_best else None,
     )
     if engine.rank == 0:
         with context.store.draft("distill", job.artifact_key) as draft:
@@ -128,6 +130,7 @@ def _measured(job: DistillJob, context: Context, engine: Engine, made: Artifact)
         tokens_per_second=made.result(DistillResult).tokens_per_second,
         losses=made.result(DistillResult).losses,
         extended_steps=made.result(DistillResult).extended_steps,
+        best_step=made.result(DistillResult).best_step,
     )
     if engine.rank == 0:
         measuring.note(job, context, made, result)
@@ -141,7 +144,9 @@ class _Trained:
     teacher_loss: float
     history: History
     state: State
-    """Its weights."""
+    """The weights that are kept."""
+    kept: ValidationEntry
+    """Their validation."""
     passes: Passes
 
 
@@ -176,6 +181,7 @@ def _trained(
     )
     context.events.metric("teacherLoss", teacher_loss)
     measuring.check_loss(engine, lambda: engine.state(big), teacher, teacher_loss, whose="the teacher")
+    best = BestWeights(job, context, engine, student, context.store.open(job.pruned).model)
     training = Training(
         fingerprint=job.fingerprint,
         settings=settings,
@@ -184,10 +190,14 @@ def _trained(
         validation=validation,
         check=lambda loss, state: measuring.check_loss(engine, state, student, loss, whose="the pruned student"),
         extension=extension(job, teacher_loss),
+        on_validation=best.on_validation if settings.keep_best else lambda step, history, weights: None,
     )
     losses = resolved_losses(settings.losses, teacher, student)
     history, state = engine.distill(small, big, training, of=teacher, losses=losses)
-    return _Trained(teacher_loss, history, state, data.passes(history.total_steps))
+    kept = history.validation[-1]
+    if settings.keep_best:
+        kept, state = best.take(history, state)
+    return _Trained(teacher_loss, history, state, kept, data.passes(history.total_steps))
 
 
 def extension(job: DistillJob, teacher_loss: float) -> Extension | None:
@@ -195,7 +205,15 @@ def extension(job: DistillJob, teacher_loss: float) -> Extension | None:
     accept = job.accept
     if accept is None or accept.extend_steps is None:
         return None
-    return Extension(accept.extend_steps, lambda loss: misses(accept, GateFigures(loss, teacher_loss)))
+    return Extension(
+        accept.extend_steps, lambda history: misses(accept, GateFigures(_kept(job, history).loss, teacher_loss))
+    )
+
+
+def _kept(job: DistillJob, history: History) -> ValidationEntry:
+    """The validation of the weights that would be kept, were this the end."""
+    best = history.best() if job.distill.keep_best else None
+    return best or history.validation[-1]
 
 
 def rounded_losses(

@@ -64,6 +64,8 @@ def _facts(run: RunData) -> Iterator[Fact]:
         yield f"Distillation{whose}", f"{said}. Loss: {_losses(settings, theirs)}"
     for student in run.students:
         result = student.results.get(Phase.DISTILL)
+        if isinstance(result, DistillResult) and result.best_step is not None:
+            yield f"Best of {student.name}", f"the weights after step {result.best_step:,} are kept (keepBest)"
         if isinstance(result, DistillResult) and result.extended_steps:
             yield f"Extension of {student.name}", f"{result.extended_steps:,} steps more, because it missed accept"
 
@@ -129,6 +131,8 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
             f"After {job.distill.steps:,} steps it missed what it was asked for ({asked}), so it was trained on for "
             f"{result.extended_steps:,} steps at the final learning rate."
         )
+    if result.best_step is not None:
+        yield f"Kept are the weights after step {result.best_step:,}, whose validation loss was the lowest."
     yield training.card_table(ancestry, Phase.DISTILL, job, job.distill, more=result.extended_steps or 0)
 
 

@@ -1,0 +1,109 @@
+"""The best weights of a distillation: written at each validation that is the best so far, read at its end.
+
+They lie in the attempt's folder as Hugging Face checkpoints in float32, so that they come back to the last bit. Kept
+are the best so far, and the best up to each checkpoint that is kept: who resumes there may find no better ones.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from compression_pipeline.config import Architecture, DistillJob
+from compression_pipeline.context import Context
+from compression_pipeline.engines import Engine, State
+from compression_pipeline.engines.history import History, ValidationEntry
+from compression_pipeline.errors import PhaseError, TransientError, torn_write
+from compression_pipeline.huggingface.writer import write_checkpoint
+
+FOLDER = "best"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class BestWeights:
+    """The best weights of one step of a run, over all its attempts."""
+
+    def __init__(
+        self, job: DistillJob, context: Context, engine: Engine, student: Architecture, template: Path
+    ) -> None:
+        """`template`: the checkpoint that the student descends from."""
+        self._job = job
+        self._context = context
+        self._engine = engine
+        self._student = student
+        self._template = template
+
+    def on_validation(self, step: int, history: History, weights: Callable[[], State]) -> None:
+        """Keep the weights of a validation that is the best so far; every rank calls it.
+
+        Raises PhaseError, the same on every rank, where rank 0 can't write them.
+        """
+        best = history.best()
+        if best is None or best.step != step:
+            return
+        state, fault = weights(), None
+        if self._engine.rank == 0:
+            try:
+                self._write(step, state)
+                self._remove_older(history)
+            except OSError as error:
+                fault = torn_write(error, self._context.folder) or TransientError(f"{error}")
+        fault = self._engine.agree(fault)
+        if isinstance(fault, PhaseError):
+            raise fault
+
+    def take(self, history: History, last: State) -> tuple[ValidationEntry, State]:
+        """The best of the validated weights, and their validation; every rank calls it. `last`: those after the last
+        step.
+
+        Where weights are gone, because somebody removed them or because a GPU does not compute twice alike, the best
+        that are left are taken, with a warning.
+        """
+        entries = sorted((one for one in history.validation if one.step > 0), key=lambda one: (one.loss, one.step))
+        for entry in entries:
+            if entry == history.validation[-1]:
+                return entry, last
+            found = self._engine.agree(self._found(entry.step) if self._engine.rank == 0 else None)
+            if found is not None:
+                return entry, self._engine.read(self._student, found)
+            self._context.events.warning(f"the weights after step {entry.step} are gone; takes the next best")
+        raise AssertionError("the last step is always validated")
+
+    def _write(self, step: int, state: State) -> None:
+        target = self._context.folder / FOLDER / f"step-{step:08d}"
+        draft = target.with_name(target.name + ".tmp")
+        for folder in (draft, target):
+            shutil.rmtree(folder, ignore_errors=True)
+        tensors = self._engine.tensors(state, self._student)
+        write_checkpoint(tensors, self._student, draft, template=self._template, dtype=torch.float32)
+        draft.rename(target)
+
+    def _remove_older(self, history: History) -> None:
+        """Remove what is the best of no checkpoint that is kept, nor of the next one."""
+        if not self._context.owns_step():
+            return
+        settings = self._job.distill
+        newest = history.validation[-1].step // settings.checkpoint_interval
+        ends = [
+            number * settings.checkpoint_interval for number in range(newest, newest - settings.keep_checkpoints, -1)
+        ]
+        needed = {best.step for until in (None, *ends) if (best := history.best(until)) is not None}
+        for folder in self._all():
+            if (step := _step(folder)) is not None and step not in needed:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _found(self, step: int) -> Path | None:
+        return next((folder for folder in self._all() if _step(folder) == step), None)
+
+    def _all(self) -> list[Path]:
+        """Of all attempts, the newest first."""
+        attempts = self._context.store.earlier_attempts(self._job.fingerprint)
+        folders = [self._context.folder, *(folder for folder in attempts if folder != self._context.folder)]
+        return [path for folder in folders if (folder / FOLDER).is_dir() for path in (folder / FOLDER).iterdir()]
+
+
+def _step(folder: Path) -> int | None:
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else None

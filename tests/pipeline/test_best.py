@@ -1,0 +1,120 @@
+"""keepBest: what is published are the weights of the best validation, whoever was interrupted on the way."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetuning import Stopping
+from hypothesis import given
+from hypothesis import strategies as st
+from pruned import PRUNED, pruned_store
+from safetensors.torch import load_file
+from stores import DATA, TEACHER, common, context
+
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import DistillConfig, DistillJob, DistillResult, ValidationConfig, semantic_fields
+from compression_pipeline.engines.history import History, ValidationEntry
+from compression_pipeline.errors import Interrupted
+from compression_pipeline.megatron.engine import MegatronEngine
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases import distill as phase
+
+DISTILLED = "2" * 32
+NAME = f"distill-{DISTILLED}"
+SETTINGS: dict[str, Any] = {
+    "steps": 6,
+    "global_batch_size": 8,
+    "micro_batch_size": 4,
+    "learning_rate": 3e-3,
+    "warmup_steps": 1,
+    "checkpoint_interval": 3,
+    "validation_interval": 2,
+}
+LOSSES = {2: 5.0, 4: 3.0, 6: 4.0}
+"""What is measured after these steps: step 4 is the best."""
+
+
+@pytest.fixture(autouse=True)
+def scripted(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phases find the process group that the tests share; validations of a training give `LOSSES`."""
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+    whole = MegatronEngine.distill
+
+    def distill(self: Any, student: Any, teacher: Any, training: Any, **fields: Any) -> Any:
+        told = training.on_validation
+
+        def on_validation(step: int, history: History, weights: Any) -> None:
+            history.validation[-1] = ValidationEntry(step, LOSSES.get(step, 9.0))
+            told(step, history, weights)
+
+        return whole(self, student, teacher, dataclasses.replace(training, on_validation=on_validation), **fields)
+
+    monkeypatch.setattr(MegatronEngine, "distill", distill)
+
+
+def job(store: Store, attempt: int = 1, **settings: Any) -> DistillJob:
+    return DistillJob(
+        **common(store, "distill-width", DISTILLED, attempt),
+        data=DATA,
+        teacher=TEACHER,
+        pruned=PRUNED,
+        sequence_length=32,
+        distill=DistillConfig(**(SETTINGS | settings)),
+        validation=ValidationConfig(samples=6),
+    )
+
+
+def distilled(store: Store, attempt: int = 1, **settings: Any) -> DistillResult:
+    return phase.run(job(store, attempt, **settings), context(store, DISTILLED, attempt=attempt)[0])
+
+
+def weights(store: Store) -> dict[str, torch.Tensor]:
+    return load_file(store.open(NAME).model / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_best_weights_are_published_and_an_interruption_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = pruned_store(tmp_path / "whole")
+    result = distilled(store, keep_best="validationLoss")
+    assert (result.best_step, result.distilled_loss) == (4, 3.0)
+    stopped = pruned_store(tmp_path / "stopped")
+    told, _ = context(stopped, DISTILLED)
+    told.events = Stopping(5, lambda: setattr(told.stop, "raised", True))
+    with pytest.raises(Interrupted):
+        phase.run(job(stopped, keep_best="validationLoss"), told)
+    again = distilled(stopped, attempt=2, keep_best="validationLoss")
+    assert again.best_step == 4 and same(weights(stopped), weights(store))
+    monkeypatch.setitem(LOSSES, 6, 2.0)
+    last = pruned_store(tmp_path / "last")
+    assert distilled(last, keep_best="validationLoss").best_step == 6
+    assert not same(weights(last), weights(store))
+    plain = pruned_store(tmp_path / "plain")
+    assert distilled(plain).best_step is None and same(weights(plain), weights(last))
+
+
+def test_how_often_is_validated_shapes_the_student_only_where_the_best_is_kept() -> None:
+    def key(**fields: Any) -> Any:
+        return semantic_fields(DistillConfig(steps=50, warmup_steps=1, **fields))
+
+    assert key(validation_interval=5) == key(validation_interval=7) == key()
+    one, other = (key(validation_interval=every, keep_best="validationLoss") for every in (5, 7))
+    assert one != other and one["keepBest"] == "validationLoss"
+
+
+@given(st.lists(st.floats(0, 10), min_size=1), st.none() | st.integers(0, 20))
+def test_the_best_is_the_earliest_of_the_lowest_after_a_step(losses: list[float], until: int | None) -> None:
+    history = History(len(losses), validation=[ValidationEntry(step, loss) for step, loss in enumerate(losses)])
+    seen = [entry for entry in history.validation[1:] if until is None or entry.step <= until]
+    best = history.best(until)
+    assert (best is None) == (not seen)
+    if best is not None:
+        assert best.loss == min(entry.loss for entry in seen)
+        assert all(entry.loss > best.loss for entry in seen if entry.step < best.step)
