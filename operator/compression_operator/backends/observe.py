@@ -107,7 +107,8 @@ def observe_job(
     shown = witness or next((pod for pod in own if pod.leads), None)
     failed = state is JobState.FAILED
     over = failed or state is JobState.SUCCEEDED
-    attempt = _attempt(labels)
+    attempt, owner = _attempt(labels), controller_of(body)
+    labelled = f"{GROUP}/fingerprint" in labels and attempt is not None
     return ObservedJob(
         name=job.name,
         step=str(labels.get(f"{GROUP}/step", "")),
@@ -115,7 +116,8 @@ def observe_job(
         attempt=attempt or 0,
         state=state,
         alive=any(pod.alive for pod in own),
-        ours=controller_of(body) == run_uid and f"{GROUP}/fingerprint" in labels and attempt is not None,
+        ours=owner == run_uid and labelled,
+        stripped=(owner == run_uid and not labelled) or (owner is None and labelled),
         deleting=job.deleting,
         created=job.created,
         started=job.started,

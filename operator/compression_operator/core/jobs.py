@@ -75,6 +75,7 @@ class ObservedJob:
     state: JobState
     alive: bool  # whether any of its pods or processes may still run, or still writes a checkpoint
     ours: bool = True  # owner UID and labels match this run; a job that doesn't is never touched
+    stripped: bool = False  # not ours because somebody removed labels or the ownerReference of a job that was
     deleting: bool = False
     created: datetime | None = None
     started: datetime | None = None  # when its first process ran

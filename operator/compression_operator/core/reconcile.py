@@ -60,7 +60,8 @@ def reconcile(
     ours = {name: job for name, job in jobs.items() if job.ours}
     if run.metadata.deletion_timestamp is not None:
         return Decision(run.status, tuple(_left_behind(run, ours)))
-    look = _Pass(run, ours, foreign=frozenset(jobs) - frozenset(ours), unmade=unmade, now=now)
+    others = {name: job for name, job in jobs.items() if not job.ours}
+    look = _Pass(run, ours, others, unmade=unmade, now=now)
     return look.decide_for_finished() if _settled(run) else look.decide()
 
 
@@ -97,14 +98,15 @@ class _Pass:
         self,
         run: CompressionRun,
         jobs: Mapping[str, ObservedJob],
+        others: Mapping[str, ObservedJob],
         *,
-        foreign: frozenset[str],
         unmade: Mapping[str, object],
         now: datetime,
     ) -> None:
         self._run = run
         self._jobs = jobs
-        self._foreign = foreign
+        self._foreign = frozenset(others)
+        self._stripped = {job.name for job in others.values() if job.stripped}
         self._unmade = unmade
         self._exact_now = now
         self._now = seconds(now)
@@ -132,7 +134,7 @@ class _Pass:
         situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
         self._status = summarized(self._status, situation, self._now)
         expired, waits = self._retention()
-        unrecognized_job = any(step.state.active and step.job_name in self._foreign for step in self._status.steps)
+        unrecognized_job = any(step.state.active and step.job_name in self._stripped for step in self._status.steps)
         waits += [BLOCKED_SECONDS] if schedule.blocked or unrecognized_job else []
         waits += [self._seconds_until(time) for time in self._times(steps)]
         return Decision(
@@ -207,7 +209,7 @@ class _Pass:
         # Within one generation what was planned stands, whatever version of the operator planned it.
         before, kept = self._run.status, dict[str, str]()
         if not self._edited:
-            stand = phases_that_were_planned(before)
+            stand = phases_that_were_planned(self._run.spec, before)
             kept = {step.name: step.fingerprint for step in before.steps if step.phase in stand and step.fingerprint}
         return plan_of(self._run, discovered=discovered, kept=kept)
 
@@ -220,7 +222,7 @@ class _Pass:
 
     def _follow(self, step: Step, planned: PlannedStep, steps: Plan) -> None:
         """Bring one step up to date with its jobs, and the status with what they found."""
-        if step.state.active and step.job_name in self._foreign:
+        if step.state.active and step.job_name in self._stripped:
             self._steps[planned.name] = unrecognized(step)
             return
         makable = frozenset(one.artifact for one in steps.steps if one.artifact)
@@ -308,7 +310,7 @@ class _Pass:
         for step in self._status.steps:
             if step.state is StepState.PENDING and step.retry_time is not None and step.retry_time > self._now:
                 yield step.retry_time
-            if step.state.active and step.job_name not in {*self._jobs, *self._foreign}:
+            if step.state.active and step.job_name not in {*self._jobs, *self._stripped}:
                 yield self._now + FIRST_LOOK
             job = self._jobs.get(step.job_name or "")
             if job is not None and step.state.active and (gives_back := give_back(job, settings[step.name])):

@@ -126,8 +126,8 @@ def follow(
 
 
 def unrecognized(step: Step) -> Step:
-    """The step whose job is there under its name and does not say any more whose it is. It may still run, so no other
-    attempt begins beside it; and it may be another's by now, so it is not touched.
+    """The step whose job is there under its name, but has lost labels or its ownerReference. It may still run, so no
+    other attempt begins beside it; and it may be another's by now, so it is not touched.
     """
     message = (
         f"job {step.job_name} exists, but its labels or its ownerReference do not show that it belongs to this run: "

@@ -342,7 +342,17 @@ def test_pods_of_another_owner_do_not_count() -> None:
     pod["metadata"]["ownerReferences"][0]["uid"] = "somebody"
     assert observe(job, pod).state is JobState.PENDING
     job["metadata"]["ownerReferences"][0]["uid"] = "somebody"
-    assert not observe(job).ours
+    assert not observe(job).ours and not observe(job).stripped
+
+
+def test_a_job_without_its_labels_or_its_owner_is_not_anothers() -> None:
+    ownerless, unlabelled = running()[0], running()[0]
+    ownerless["metadata"]["ownerReferences"] = []
+    del unlabelled["metadata"]["labels"]["modelcompression.io/fingerprint"]
+    for job in (observe(ownerless), observe(unlabelled)):
+        assert job.stripped and not job.ours
+    unlabelled["metadata"]["ownerReferences"] = []
+    assert not observe(unlabelled).stripped, "nothing shows any more that it was the run's"
 
 
 def kept(state: Body) -> Body:

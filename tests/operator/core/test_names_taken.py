@@ -61,6 +61,7 @@ def test_no_attempt_begins_beside_a_job_whose_labels_or_owner_somebody_removed(w
     world.look()
     hidden = world.jobs.pop(job)
     world.foreign.add(job)
+    world.stripped.add(job)
     for _ in range(2):
         decision = world.look()
         assert decision.actions == () and 1 < (decision.look_again_seconds or 0) <= 60
@@ -79,6 +80,7 @@ def test_once_a_job_that_was_not_recognized_is_deleted_the_next_attempt_begins(w
     (job,) = world.jobs
     world.jobs.clear()
     world.foreign.add(job)
+    world.stripped.add(job)
     world.look()
     world.foreign.clear()
     assert created(world.look()) == ["prepare"]

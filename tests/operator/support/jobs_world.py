@@ -52,6 +52,7 @@ class World:
     run: CompressionRun = field(default_factory=manifest)
     jobs: dict[str, Truth] = field(default_factory=dict)
     foreign: set[str] = field(default_factory=set)
+    stripped: set[str] = field(default_factory=set)  # of these, the run's own without their labels or ownerReference
     published: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)  # of these, what is gone again
     missed: set[str] = field(default_factory=set)  # what any job did not find
@@ -103,7 +104,10 @@ class World:
                     del self.jobs[name]
         shown = [truth.shown for truth in self.jobs.values() if truth.shown is not None]
         others = [
-            ObservedJob(name, "prepare", "f" * 32, 1, JobState.RUNNING, alive=True, ours=False) for name in self.foreign
+            ObservedJob(
+                name, "prepare", "f" * 32, 1, JobState.RUNNING, alive=True, ours=False, stripped=name in self.stripped
+            )
+            for name in self.foreign
         ]
         return [*shown, *others]
 
