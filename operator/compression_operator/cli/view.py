@@ -6,6 +6,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import Progress, Step, StepState
+from compression_operator.core.plan import phases_that_were_planned
 from compression_operator.joblog.lines import duration
 from compression_pipeline.config import PHASES, ExitClass
 
@@ -53,9 +54,10 @@ def shown_word(run: CompressionRun, step: Step, cached: Cached) -> str:
     """The word for a step of a run that goes on.
 
     What was finished earlier may have to run again until the plan in force says that it stands: the one made from this
-    spec and from what the sources turned out to be.
+    spec and from what steps have found, e.g. what the sources turned out to be.
     """
-    confirmed = run.status.resolved is not None and run.status.observed_generation == run.metadata.generation
+    planned = step.phase in phases_that_were_planned(run.status)
+    confirmed = planned and run.status.observed_generation == run.metadata.generation
     if step.state is StepState.SUCCEEDED and not PHASES[step.phase].reads_sources and not confirmed:
         return "pending"
     return step_word(step, cached(step))

@@ -169,15 +169,16 @@ class Resync:
         """Compare one kind. Raises StateWentBack.
 
         A LIST that names no version is of a state no older than its request, from whichever API server: one that is
-        older than what was known by then says that the state has gone back. Once the versions have caught up, each
-        object still tells by its own.
+        older than what was known by then says that the state has gone back. Once the versions have caught up, or where
+        the backup was restored with `etcdutl --bump-revision`, each object still tells by its own, or by being back.
         """
         cache, newest = self._caches[resource], self._listed.get((resource, place), 0)
         known = {body["metadata"]["uid"]: version_of(body) for body in cache.all()}
         found = await self._kube.list(resource, place, selector=selector_of(resource), keep=cache.keep)
         self._listed[resource, place] = found.version
         older = (version_of(body) < known.get(body["metadata"]["uid"], 0) for body in found.items)
-        if found.version < newest or any(older):
+        back = (cache.is_restored(body, found.version) for body in found.items)
+        if found.version < newest or any(older) or any(back):
             where = f"namespace {place}" if place else "the cluster"
             raise StateWentBack(
                 f"the {resource.plural} in {where} are in an older state than they were (resourceVersion "

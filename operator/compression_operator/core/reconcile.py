@@ -209,7 +209,7 @@ class _Pass:
         # Within one generation what was planned stands, whatever version of the operator planned it.
         before, kept = self._run.status, dict[str, str]()
         if not self._edited:
-            stand = phases_that_were_planned(self._run.spec, before)
+            stand = phases_that_were_planned(before)
             kept = {step.name: step.fingerprint for step in before.steps if step.phase in stand and step.fingerprint}
         return plan_of(self._run, discovered=discovered, kept=kept)
 

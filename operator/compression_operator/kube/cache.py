@@ -103,6 +103,13 @@ class Cache:
         """Whether an object is known to have gone, and not to have come back."""
         return uid in self._deleted
 
+    def is_restored(self, body: Body, version: int) -> bool:
+        """Whether a LIST of `version` holds an object that was gone before, in a state from before that: only who puts
+        etcd back to an earlier state brings it back without writing it.
+        """
+        _, gone = self._deleted.get(str(body["metadata"].get("uid")), ("", version))
+        return version_of(body) <= gone < version
+
     def replace_all(
         self, listed: Sequence[Body], version: int, namespace: str | None = None
     ) -> tuple[list[Body], list[Body]]:

@@ -97,13 +97,10 @@ class LocalBackend:
     # -- the protocol ---------------------------------------------------------------------------------------------
 
     async def observe(self, run: CompressionRun) -> list[ObservedJob]:
-        """Every job of the run that has not been deleted, or still runs."""
+        """Every job of the run that has not been deleted, or still runs, be it without its folder."""
         found: list[ObservedJob] = []
-        if not self._place.jobs.is_dir():
-            return found
-        for path in sorted(self._place.jobs.iterdir()):
-            folder = JobFolder(path)
-            if "~" in path.name or (record := self._record(folder)) is None:
+        for folder in self._folders():
+            if (record := self._record(folder)) is None:
                 continue
             deleted = folder.deleted
             job = self._ended.get(folder.name) or self._observe(run, folder, record, deleting=deleted)
@@ -153,8 +150,7 @@ class LocalBackend:
 
     def kill(self) -> None:
         """End every process of every job at once (SIGKILL)."""
-        for path in self._place.jobs.iterdir() if self._place.jobs.is_dir() else ():
-            folder = JobFolder(path)
+        for folder in self._folders():
             if folder.exit() is None:
                 self._kill(folder)
 
@@ -171,6 +167,11 @@ class LocalBackend:
             await asyncio.gather(*self._watches, *self._stopping.values(), return_exceptions=True)
 
     # -- observing ------------------------------------------------------------------------------------------------
+
+    def _folders(self) -> list[JobFolder]:
+        """Those of all jobs, and of what runs here though somebody removed its folder; jobs set aside have ended."""
+        there = {path.name for path in self._place.jobs.iterdir()} if self._place.jobs.is_dir() else set[str]()
+        return [JobFolder(self._place.jobs / name) for name in sorted(there | self._children.keys()) if "~" not in name]
 
     def _record(self, folder: JobFolder) -> JobRecord | None:
         if folder.name not in self._records:

@@ -50,6 +50,27 @@ def test_a_cluster_that_went_back_is_seen_by_the_next_list(place: str | None, la
     play(scenario, place=place)
 
 
+@pytest.mark.parametrize("place", ["default", None])
+def test_what_was_deleted_since_the_backup_is_back_in_it(place: str | None) -> None:
+    """`etcdutl snapshot restore --bump-revision` leaves no version lower than before, and no object is older."""
+
+    async def scenario(it: Comparing) -> None:
+        it.api.put(path("old"), job("old", "Pending"))
+        await it.look()
+        backup = it.api.backup()
+        it.api.objects.pop(path("old"))
+        it.api.version += 1
+        await it.look()
+        assert it.gone == ["old"]
+        await it.look()
+        it.api.restore(backup)
+        it.api.version += 1_000_000
+        with pytest.raises(StateWentBack, match="pytorchjobs"):
+            await it.look()
+
+    play(scenario, place=place)
+
+
 class Late(Kube):
     """The first LIST of runs is answered, and the answer is late."""
 

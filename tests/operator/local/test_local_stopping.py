@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -42,6 +43,26 @@ def test_deleting_lets_a_job_write_its_checkpoint_and_forgets_it(tmp_path: Path)
         assert (await here.until(run, job.name, lambda j: True)).alive
         await here.backend.delete(run, job.name)
         await here.backend.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_job_whose_folder_is_removed_while_it_runs_is_not_lost(tmp_path: Path) -> None:
+    """Another one was started beside it."""
+
+    async def scenario() -> None:
+        here, run = Local(tmp_path, any=ENDLESS), a_run()
+        job = a_job(run)
+        await here.backend.create(run, job)
+        await here.until(run, job.name, lambda j: j.progress is not None)
+        pid = here.pid_of(job)
+        shutil.rmtree(here.jobs)
+        [still] = await here.backend.observe(run)
+        assert (still.name, still.state, still.alive) == (job.name, JobState.RUNNING, True)
+        here.backend.kill()
+        await here.backend.close()
+        assert not running(pid)
+        assert await here.backend.observe(run) == []
 
     asyncio.run(scenario())
 
