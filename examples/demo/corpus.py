@@ -5,6 +5,7 @@ Two bodies of text that share a vocabulary and differ in style, so that teacher 
 - `teacher-text/`: docstrings of the standard library. The demo's teacher was trained on it (teacher.py).
 - `dataset/`: the language reference as `help()` shows it (`pydoc_data.topics`) and the standard library's comments. The
   demo runs on it.
+- `tasks/`: a task of lm-eval, made of the dataset's held-out text: which of four sentences goes on where a text stops?
 
 Only prose is kept (code, tables and grammar rules are dropped), hard-wrapped lines are joined, and no paragraph occurs
 twice, so validation text was never trained on. Modules are read, never imported. The order is fixed: two runs with one
@@ -19,9 +20,10 @@ import json
 import re
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_OUTPUT = ROOT / "out" / "demo-input"
@@ -47,6 +49,24 @@ NOT_EVERYWHERE = frozenset(
 SHORTEST_DOCUMENT = 120  # characters
 TEACHER_VALIDATION_SHARE = 1 / 24
 DATASET_VALIDATION_SHARE = 1 / 10  # some ten thousand tokens: enough for steady figures
+MOST_QUESTIONS = 200
+CHOICES = 4
+CONTEXT, CONTINUATION = 30, 12  # words
+TASK = """\
+task: continuation
+dataset_path: json
+dataset_kwargs:
+  data_files: {test: questions.jsonl}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list:
+- {metric: acc, aggregation: mean, higher_is_better: true}
+- {metric: acc_norm, aggregation: mean, higher_is_better: true}
+metadata: {version: 1.0}
+"""
 
 
 @dataclass(frozen=True)
@@ -173,12 +193,34 @@ def write(documents: Iterable[Document], folder: Path, validation_share: float) 
     return f"{folder.name}: {sizes} documents, {characters / 1e6:.2f} M characters"
 
 
+def questions(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """How each paragraph goes on, among ways in which others do. The place of the right one follows from the text."""
+    end = CONTEXT + CONTINUATION
+    parts = [words for text in texts for paragraph in text.split("\n\n") if len(words := paragraph.split()) >= end]
+    found = [(" ".join(words[:CONTEXT]), " ".join(words[CONTEXT:end])) for words in parts[:MOST_QUESTIONS]]
+    for number, (text, right) in enumerate(found):
+        others = [found[(number + step) % len(found)][1] for step in range(1, CHOICES)]
+        answer = hashlib.sha256(text.encode()).digest()[0] % CHOICES
+        yield {"text": text, "choices": [*others[:answer], right, *others[answer:]], "answer": answer}
+
+
+def write_task(held_out: Path, folder: Path) -> str:
+    """Write the task, made of the JSON lines `held_out`, into `folder`; returns a line about it."""
+    texts = [json.loads(line)["text"] for line in held_out.read_text(encoding="utf-8").splitlines()]
+    asked = [json.dumps(question, ensure_ascii=False) + "\n" for question in questions(texts)]
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / "continuation.yaml", TASK.encode())
+    replace(folder / "questions.jsonl", "".join(asked).encode())
+    return f"{folder.name}: {len(asked):,} questions"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the demo's text as JSON lines.")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write to (%(default)s)")
     output: Path = parser.parse_args().output
     print(write(teacher_text(), output / "teacher-text", TEACHER_VALIDATION_SHARE))
     print(write(dataset(), output / "dataset", DATASET_VALIDATION_SHARE))
+    print(write_task(output / "dataset" / "validation.jsonl", output / "tasks"))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def test_both_students_win_back_most_of_what_pruning_cost(tmp_path: Path) -> Non
     subprocess.run(corpus, check=True, capture_output=True)
     run = [sys.executable, "-m", "compression_operator.cli", "run", str(EXAMPLES / "demo.yaml")]
     run += ["--workdir", str(tmp_path / "demo"), "--set", f"spec.dataset.source=file:{tmp_path / 'text' / 'dataset'}"]
+    run += ["--set", f"spec.evaluate.tasks[0].source=file:{tmp_path / 'text' / 'tasks'}"]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -30,6 +31,8 @@ def test_both_students_win_back_most_of_what_pruning_cost(tmp_path: Path) -> Non
         assert cost > 0
         assert (loss["pruned"] - loss["distilled"]) / cost >= 0.8
         assert 0.4 <= student["compressionRatio"] <= 0.7
+        [score] = student["evaluation"]["tasks"]
+        assert score["name"] == "continuation" and score["samples"] > 90 and 0 < score["stderr"] < 0.06
         assert student["sample"].startswith("The function returns")
         assert student["name"] in done.stdout
         assert (tmp_path / "demo" / "students" / student["name"] / "model.safetensors").is_file()
