@@ -36,6 +36,7 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
     precision = arithmetic(os.environ)
     device = torch.device("cuda" if precision is Precision.BF16 else "cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["TQDM_DISABLE"] = "1"  # lm-eval's bars, beside the job's own progress
     torch.use_deterministic_algorithms(True, warn_only=True)
     context.events.info(f"evaluates {job.model}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
