@@ -27,7 +27,7 @@ from compression_pipeline.config import (
     PruneConfig,
     PruneJob,
 )
-from compression_pipeline.importance import measure, scorers
+from compression_pipeline.importance import Samples, measure, scorers
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime, runtime
 
@@ -119,7 +119,7 @@ def compare(chosen: argparse.Namespace, current: Runtime) -> dict[str, Any]:
         "forward without logits": lambda: forward(logits=False),
     }
     for name, how in AGGREGATIONS.items():
-        variants[f"all axes: {name}"] = lambda how=how: measure(model, architecture, batches, axes, how)
+        variants[f"all axes: {name}"] = lambda how=how: measure(model, architecture, Samples(batches), axes, how)
     # Processor time of one thread says the same on a busy machine; a GPU's can't be had so.
     clock = time.perf_counter if current.device.type == "cuda" else time.process_time
     times: dict[str, list[float]] = {name: [] for name in variants}

@@ -45,8 +45,7 @@ from compression_pipeline.engines.history import History, Scalars, StepEntry, Va
 from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.huggingface.conversion import CheckpointReader
 from compression_pipeline.huggingface.names import expected_shapes
-from compression_pipeline.importance import Choice, Scores
-from compression_pipeline.importance.base import Batches
+from compression_pipeline.importance import Choice, Samples, Scores
 from compression_pipeline.losses import Signals, build_loss, weighted_sum
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
@@ -116,7 +115,7 @@ class Plain:
         self,
         model: Any,
         architecture: Architecture,
-        batches: Batches,
+        samples: Samples,
         importance: ImportanceConfig,
         axes: Collection[Axis],
     ) -> Scores:
@@ -138,7 +137,7 @@ class Plain:
                 layer.self_attn.o_proj.register_forward_hook(lambda _, inputs, __: magnitudes("heads", inputs[0])),
             ]
         with torch.no_grad():
-            for tokens, _ in batches:
+            for tokens, _ in samples.batches:
                 model(tokens)
         for hook in hooks:
             hook.remove()

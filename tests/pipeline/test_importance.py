@@ -27,7 +27,7 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
-from compression_pipeline.importance import Choice, choose, measure, scorers
+from compression_pipeline.importance import Choice, Samples, choose, measure, scorers
 from compression_pipeline.importance.aggregation import OVER_BATCH, OverBatch
 from compression_pipeline.importance.ranking import descending
 from compression_pipeline.megatron.minitron import cut
@@ -89,7 +89,7 @@ def modelopt_scores(model: Any, data: list[tuple[Tensor, Tensor]]) -> dict[str, 
 def test_order_is_modelopts(teacher: Teacher) -> None:
     model, architecture, _ = teacher
     data = batches(architecture.vocabulary_size)
-    ours = measure(model, architecture, data, AXES)
+    ours = measure(model, architecture, Samples(data), AXES)
     theirs = modelopt_scores(model, data)
     for axis in ("hidden", "ffn", "layers"):
         assert torch.equal(descending(ours[axis]), descending(theirs[axis].float())), axis
@@ -110,7 +110,7 @@ def test_the_student_is_the_one_of_modelopts_own_loop(teacher: Teacher, tmp_path
         hidden_size=32, ffn_hidden_size=64, attention_heads=architecture.query_groups * 2, layers=2, divisor=16
     )
     student = student_architecture(architecture, prune)
-    choice = choose(measure(model, architecture, data, AXES), architecture, prune)
+    choice = choose(measure(model, architecture, Samples(data), AXES), architecture, prune)
     cut(model, architecture, student, choice, divisor=16)
 
     reference = build(architecture, engine, sequence_length=32)
@@ -165,7 +165,7 @@ def test_scores_are_their_formulas(teacher: Teacher) -> None:
         name = f"out{index}"
         handles.append(layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output[0])))
     handles.append(model.embedding.register_forward_hook(lambda _, __, output: keep("out-1", output)))
-    ours = measure(model, architecture, data, AXES)
+    ours = measure(model, architecture, Samples(data), AXES)
     for handle in handles:
         handle.remove()
     everything = {name: torch.cat(tensors) for name, tensors in seen.items()}
@@ -223,7 +223,7 @@ def test_every_aggregation_is_that_of_the_hugging_face_model(tmp_path: Path, eng
         def score(name: str, how: AggregationConfig = how) -> Tensor:
             return naive(naive(everything[name], how.sequence, 1), how.batch, 0)
 
-        found = measure(ours, architecture, data, AXES, how)
+        found = measure(ours, architecture, Samples(data), AXES, how)
         layers = range(architecture.layers)
         expected = {
             "ffn": torch.stack([score(f"ffn{index}") for index in layers]),
@@ -277,7 +277,7 @@ def _together(ranks: list[OverBatch]) -> Tensor:
 def test_measuring_leaves_no_trace(teacher: Teacher) -> None:
     model, architecture, _ = teacher
     model.train()
-    measure(model, architecture, batches(architecture.vocabulary_size, count=1), AXES)
+    measure(model, architecture, Samples(batches(architecture.vocabulary_size, count=1)), AXES)
     assert model.training
     assert model.post_process
     assert not any(module._forward_hooks for module in model.modules())
@@ -289,7 +289,7 @@ def test_the_split_into_batches_does_not_matter(teacher: Teacher, how: Aggregati
     whole = batches(architecture.vocabulary_size, count=1, size=6)
     tokens, positions = whole[0]
     split = [(tokens[:1], positions[:1]), (tokens[1:], positions[1:])]
-    one, two = (measure(model, architecture, data, AXES, how) for data in (whole, split))
+    one, two = (measure(model, architecture, Samples(data), AXES, how) for data in (whole, split))
     for axis in AXES:
         torch.testing.assert_close(one[axis], two[axis], rtol=1e-5, atol=1e-7)
 

@@ -27,8 +27,7 @@ from compression_pipeline.config import (
     PruneJob,
     PruneResult,
 )
-from compression_pipeline.importance import Estimator, Measurement
-from compression_pipeline.importance.base import Batches
+from compression_pipeline.importance import Estimator, Measurement, Samples
 from compression_pipeline.megatron.runtime import Runtime
 
 
@@ -49,11 +48,11 @@ class LeastActive(Estimator):
 class WithoutIt(Measurement):
     """Runs the model: the loss after a layer is left out."""
 
-    def scores(self, model: Any, batches: Batches) -> torch.Tensor:
+    def scores(self, model: Any, samples: Samples) -> torch.Tensor:
         found: list[torch.Tensor] = []
         for layer in model.decoder.layers:
             skip = layer.register_forward_hook(_passed_by, with_kwargs=True)
-            found.append(sum((_loss(model, *batch) for batch in batches), torch.zeros(())))
+            found.append(sum((_loss(model, *batch) for batch in samples.batches), torch.zeros(())))
             skip.remove()
         return torch.stack(found).float()
 
@@ -100,11 +99,11 @@ def test_a_manifest_names_a_method_for_each_axis() -> None:
         "hidden": ["ActivationMagnitude", "LeastActive"],
         "ffn": ["ActivationMagnitude"],
         "heads": ["ActivationMagnitude"],
-        "depth": ["BlockInfluence", "WithoutIt"],
+        "depth": ["BlockInfluence", "LMLoss", "WithoutIt"],
     }
     assert judged(**prune({"depth": "ActivationMagnitude"})) == [
         'spec.students[0].prune.importance.depth: "ActivationMagnitude" is not supported, supported: '
-        "BlockInfluence, WithoutIt"
+        "BlockInfluence, LMLoss, WithoutIt"
     ]
 
 

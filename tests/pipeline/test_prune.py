@@ -322,9 +322,10 @@ def test_a_configuration_that_disagrees_with_the_weights_is_caught() -> None:
 def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:
     """As the launcher starts them: calibration is shared, ModelOpt runs on both, rank 0 publishes."""
     store = make_store(tmp_path, num_attention_heads=8)
-    # Of the aggregations the one whose state is merged, not summed; the ranks have 5 and 4 samples.
+    # Of the aggregations the one whose state is merged, not summed; the ranks have 5 and 4 samples. Of the held-out
+    # text one has all: it is a single pass.
     variance = AggregationConfig(sequence=Aggregation.VARIANCE, batch=Aggregation.VARIANCE)
-    importance = ImportanceConfig(aggregation=variance)
+    importance = ImportanceConfig(aggregation=variance, depth="LMLoss", depth_samples=7)
     student = PruneConfig(**STUDENTS["everything"], divisor=8, calibration_samples=9, importance=importance)
     _, alone, _ = run(store, student)
     told = {"COMPRESSION_CONFIG": json.dumps(job(store, student, "2" * 32).to_json())}

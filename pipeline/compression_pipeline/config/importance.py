@@ -5,11 +5,11 @@ entry in `METHODS`; nothing else names it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from .base import ConfigModel
+from .base import ConfigModel, Rule
 from .members import NameOf
 
 SCORES = "scores"
@@ -35,6 +35,8 @@ class Method:
     """Axis -> `module:class`, an `Estimator` or a `Measurement` of `compression_pipeline.importance`."""
     aggregates: bool = False
     """Whether it makes one score of many activations as `ImportanceConfig.aggregation` says."""
+    held_out: bool = False
+    """Whether it measures on held-out text, of which it takes `ImportanceConfig.held_out_sequences`."""
     meaning: str = ""
     """What a high score says of a part, for the report: a phrase."""
 
@@ -54,7 +56,18 @@ METHODS: dict[str, Method] = {
         implementations={Axis.LAYERS: "compression_pipeline.importance.layers:BlockInfluence"},
         meaning="how much a layer changes what passes through it",
     ),
+    "LMLoss": Method(
+        words="the loss without them",
+        implementations={Axis.LAYERS: "compression_pipeline.importance.lm_loss:LMLoss"},
+        held_out=True,
+        meaning="how much the loss of held-out text rises without the layer",
+    ),
 }
+
+
+_HELD_OUT = [name for name, method in METHODS.items() if method.held_out]
+
+HELD_OUT_SEQUENCES = 64
 
 
 def method_for(axis: Axis) -> NameOf:
@@ -88,6 +101,15 @@ class AggregationConfig(ConfigModel):
 class ImportanceConfig(ConfigModel):
     """A method for each axis. All axes are scored, those that stay whole too; the report shows the scores."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule.of(
+            "depthSamples",
+            f"is a setting of depth: {' or '.join(_HELD_OUT)}; leave it out, or change depth",
+            lambda importance: importance.depth_samples is None or METHODS[importance.depth].held_out,
+            f"!has(self.depthSamples) || self.depth in [{', '.join(map(repr, _HELD_OUT))}]",
+        ),
+    )
+
     hidden: Annotated[str, method_for(Axis.HIDDEN)] = Field(
         default="ActivationMagnitude",
         description="Method for hidden channels. ActivationMagnitude ranks them by the outputs of all norm layers.",
@@ -104,12 +126,24 @@ class ImportanceConfig(ConfigModel):
     )
     depth: Annotated[str, method_for(Axis.LAYERS)] = Field(
         default="BlockInfluence",
-        description="Method for layers. BlockInfluence ranks them by how much each changes its input.",
+        description="Method for layers. BlockInfluence ranks them by how much each changes its input. LMLoss drops "
+        "the contiguous block without which the loss on held-out text is lowest.",
+    )
+    depth_samples: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_048_576,
+        description=f"Number of held-out sequences on which LMLoss measures. Default: {HELD_OUT_SEQUENCES}.",
     )
     aggregation: AggregationConfig = Field(
         default=AggregationConfig(),
         description="How ActivationMagnitude makes one score of many activations.",
     )
+
+    @property
+    def held_out_sequences(self) -> int:
+        """How many a method takes that measures on held-out text, if there are as many."""
+        return self.depth_samples or HELD_OUT_SEQUENCES
 
     def by_axis(self) -> dict[Axis, str]:
         """Axis -> name of its method."""

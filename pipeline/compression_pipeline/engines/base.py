@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from compression_pipeline.importance import Choice, Scores
-    from compression_pipeline.importance.base import Batches
+    from compression_pipeline.importance import Choice, Samples, Scores
     from compression_pipeline.text.batches import Batch, TrainingData, ValidationData
 
     from .history import History
@@ -159,11 +158,11 @@ class Engine(Protocol):
         self,
         model: Model,
         architecture: Architecture,
-        batches: "Batches",
+        samples: "Samples",
         importance: ImportanceConfig,
         axes: Collection[Axis],
     ) -> "Scores":
-        """How much each part of these axes matters, over the `batches` of all ranks, by the method named for each."""
+        """How much each part of these axes matters, over the `samples` of all ranks, by the method named for each."""
         ...
 
     def cut(

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from compression_pipeline.config import METHODS, Axis, ImportanceConfig
 
-from .base import Estimator, Measurement, Scores
+from .base import Estimator, Measurement, Samples, Scores
 from .measuring import Scorer, measure
 from .ranking import Choice, choose
 
@@ -22,4 +22,4 @@ def _scorer(axis: Axis, name: str) -> Scorer:
     return getattr(import_module(module), kind)
 
 
-__all__ = ["Choice", "Estimator", "Measurement", "Scorer", "Scores", "choose", "measure", "scorers"]
+__all__ = ["Choice", "Estimator", "Measurement", "Samples", "Scorer", "Scores", "choose", "measure", "scorers"]

@@ -3,8 +3,9 @@ themselves.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,15 +15,42 @@ from compression_pipeline.config import AggregationConfig, Architecture
 
 from .aggregation import PUBLISHED, Channels
 
+if TYPE_CHECKING:
+    from compression_pipeline.text.batches import Batch
+
 Scores = Mapping[str, Tensor]
 """Axis -> scores, float32 on the CPU, higher is more important.
 
-hidden: [hidden size]; ffn: [layers, FFN size]; heads: [layers, heads]; layers: [layers].
+hidden: [hidden size]; ffn: [layers, FFN size]; heads: [layers, heads]; layers: [layers]. Where layers were dropped in
+blocks, layers.blocks: rows of first layer (from 1), layers, loss; the first row, of no layers, is of the whole model.
 """
 
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """A rank's calibration samples as (tokens, positions), each [sequences, sequence length]; it may be walked again."""
+
+
+class HeldOut(Protocol):
+    """A rank's sequences of the held-out text, in passes; they may be walked again."""
+
+    def __len__(self) -> int:
+        """Passes."""
+        ...
+
+    def __iter__(self) -> "Iterator[Batch]": ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What importance is measured on: this rank's part of it."""
+
+    batches: Batches
+    """Of the training text."""
+    held_out: HeldOut = ()
+    tell: Callable[[int, int], object] = lambda done, total: None
+    """Told how much of how much a measurement has done."""
+    dropped: int | None = None
+    """How many layers are to be cut by their scores; None where none are."""
 
 
 class Measurement(ABC):
@@ -33,11 +61,15 @@ class Measurement(ABC):
         self.architecture = architecture
 
     @abstractmethod
-    def scores(self, model: Any, batches: Batches) -> Tensor:
-        """The scores over the batches of all ranks, float32 on the CPU; every rank calls it.
+    def scores(self, model: Any, samples: Samples) -> Tensor:
+        """The scores over the samples of all ranks, float32 on the CPU; every rank calls it.
 
         The model is in eval mode, without gradients, and gives logits; it must be left as it was found.
         """
+
+    def tables(self) -> Mapping[str, Tensor]:
+        """What else was found, by name, for choice and report: `Scores` has it as <axis>.<name>."""
+        return {}
 
 
 class Estimator(ABC):
@@ -81,8 +113,13 @@ class Estimator(ABC):
 
     def over_ranks(self, sums: Tensor) -> Tensor:
         """The sum over the data-parallel ranks, on the CPU; of each part over the ranks that have it."""
-        from megatron.core import parallel_state  # see `runtime`
+        return sum_over_ranks(sums)
 
-        total = sums.clone()
-        dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        return total.cpu()
+
+def sum_over_ranks(sums: Tensor) -> Tensor:
+    """The sum over the data-parallel ranks, on the CPU."""
+    from megatron.core import parallel_state  # see `runtime`
+
+    total = sums.clone()
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    return total.cpu()

@@ -9,7 +9,7 @@ import torch
 from compression_pipeline.config import AggregationConfig, Architecture
 
 from .aggregation import PUBLISHED
-from .base import Batches, Estimator, Measurement, Scores
+from .base import Batches, Estimator, Measurement, Samples, Scores
 
 Scorer: TypeAlias = type[Estimator] | type[Measurement]
 
@@ -17,11 +17,11 @@ Scorer: TypeAlias = type[Estimator] | type[Measurement]
 def measure(
     model: Any,
     architecture: Architecture,
-    batches: Batches,
+    samples: Samples,
     axes: Mapping[str, Scorer],
     aggregation: AggregationConfig = PUBLISHED,
 ) -> Scores:
-    """Score the parts of a GPTModel on `batches`, by axis. Every rank gives its own and gets the scores over all.
+    """Score the parts of a GPTModel on `samples`, by axis. Every rank gives its own and gets the scores over all.
 
     Estimators share one forward pass. The model runs it without its output layer, whose logits none of them needs and
     which are the largest tensor of a forward pass.
@@ -29,10 +29,11 @@ def measure(
     measurements = {axis: kind(architecture) for axis, kind in axes.items() if issubclass(kind, Measurement)}
     hooked = {axis: kind for axis, kind in axes.items() if issubclass(kind, Estimator)}
     with torch.no_grad(), _in_eval_mode(model):
-        found = dict(_estimated(model, architecture, batches, hooked, aggregation)) if hooked else {}
+        found = dict(_estimated(model, architecture, samples.batches, hooked, aggregation)) if hooked else {}
         for axis, measurement in measurements.items():
-            found[axis] = measurement.scores(model, batches)
-    return {axis: found[axis] for axis in axes}
+            found[axis] = measurement.scores(model, samples)
+            found |= {f"{axis}.{name}": table for name, table in measurement.tables().items()}
+    return found
 
 
 def _estimated(

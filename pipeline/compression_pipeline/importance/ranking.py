@@ -10,6 +10,9 @@ from compression_pipeline.config import Architecture, PruneConfig
 
 from .base import Scores
 
+BLOCKS = "layers.blocks"
+"""See `Scores`."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -44,7 +47,7 @@ def choose(scores: Scores, teacher: Architecture, prune: PruneConfig) -> Choice:
         hidden=_top(scores["hidden"], prune.hidden_size, teacher.hidden_size),
         ffn=_top(scores["ffn"], prune.ffn_hidden_size, teacher.ffn_hidden_size),
         heads=_heads(scores["heads"], prune.attention_heads, teacher),
-        layers=_layers(scores["layers"], teacher, prune),
+        layers=_layers(scores, teacher, prune),
     )
 
 
@@ -69,9 +72,19 @@ def _heads(scores: Tensor, wanted: int | None, teacher: Architecture) -> Tensor 
     return (within + torch.arange(groups)[:, None] * width).flatten(start_dim=1)
 
 
-def _layers(scores: Tensor, teacher: Architecture, prune: PruneConfig) -> list[int]:
+def _layers(scores: Scores, teacher: Architecture, prune: PruneConfig) -> list[int]:
     if prune.drop_layers:
         return [layer for layer in range(teacher.layers) if layer + 1 not in prune.drop_layers]
     if prune.layers is None:
         return list(range(teacher.layers))
-    return sorted(descending(scores)[: prune.layers].tolist())
+    dropped = teacher.layers - prune.layers
+    if dropped and BLOCKS in scores:
+        block = best_block(scores[BLOCKS], dropped)
+        return [layer for layer in range(teacher.layers) if layer not in block]
+    return sorted(descending(scores["layers"])[: prune.layers].tolist())
+
+
+def best_block(blocks: Tensor, length: int) -> range:
+    """The block of this length without which the loss is lowest, counted from 0; of equals the first."""
+    first, _, _ = min(blocks[blocks[:, 1] == length].tolist(), key=lambda row: (row[2], row[0]))
+    return range(int(first) - 1, int(first) - 1 + length)

@@ -15,8 +15,7 @@ from compression_pipeline.context import Context
 from compression_pipeline.engines import State, Training
 from compression_pipeline.engines.history import History
 from compression_pipeline.huggingface import conversion
-from compression_pipeline.importance import Choice, Scores, measure, scorers
-from compression_pipeline.importance.base import Batches
+from compression_pipeline.importance import Choice, Samples, Scores, measure, scorers
 from compression_pipeline.sizing import training_flops
 from compression_pipeline.text.batches import Batch, ValidationData
 
@@ -114,11 +113,11 @@ class MegatronEngine:
         self,
         model: Any,
         architecture: Architecture,
-        batches: Batches,
+        samples: Samples,
         importance: ImportanceConfig,
         axes: Collection[Axis],
     ) -> Scores:
-        return measure(model, architecture, batches, scorers(importance, axes), importance.aggregation)
+        return measure(model, architecture, samples, scorers(importance, axes), importance.aggregation)
 
     def cut(self, model: Any, teacher: Architecture, student: Architecture, choice: Choice, *, divisor: int) -> Any:
         from .minitron import cut

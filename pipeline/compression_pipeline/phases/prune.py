@@ -2,7 +2,9 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,12 +28,12 @@ from compression_pipeline.engines.soundness import check_sound
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import CheckpointFiles, inspect
 from compression_pipeline.huggingface.writer import save_tensors, write_checkpoint
-from compression_pipeline.importance import Choice, Scores, choose
+from compression_pipeline.importance import Choice, Samples, Scores, choose
 from compression_pipeline.importance.base import Batches
 from compression_pipeline.phases import measuring, scores
 from compression_pipeline.phases.drawing import try_to_draw
 from compression_pipeline.report import IMPORTANCE
-from compression_pipeline.text.batches import Place, ShuffledText
+from compression_pipeline.text.batches import Batch, Place, ShuffledText, ValidationData
 
 CALIBRATION_TOKENS = 8192
 """Tokens in one forward pass of the calibration, about; at least one sequence."""
@@ -60,9 +62,10 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     with start_engine(job, context, precision=precision) as engine:
         sequences = Calibration(data.data, engine, job.sequence_length, prune.calibration_samples)
         model = measuring.loaded(engine, teacher, teacher_artifact.model, sequence_length=job.sequence_length)
-        batches = sequences.batches(context)
+        held_out = HeldOutText(data.data, engine, job, context)
+        samples = Samples(sequences.batches(context), held_out, held_out.tell, dropped=scores.dropped(prune, teacher))
         found = scores.find_or_measure(
-            job, context, engine, lambda axes: _measured(engine, model, teacher, batches, prune, axes)
+            job, context, engine, teacher, lambda axes: _measured(engine, model, teacher, samples, prune, axes)
         )
         choice = choose(found.scores, teacher, prune)
         model = engine.cut(model, teacher, student, choice, divisor=prune.divisor)
@@ -109,10 +112,10 @@ def run(job: PruneJob, context: Context) -> PruneResult:
 
 
 def _measured(
-    engine: Engine, model: Model, teacher: Architecture, batches: Batches, prune: PruneConfig, axes: Collection[Axis]
+    engine: Engine, model: Model, teacher: Architecture, samples: Samples, prune: PruneConfig, axes: Collection[Axis]
 ) -> Scores:
     """The scores of some axes. Raises UserError where they are no numbers, which says what is to blame."""
-    found = engine.measure(model, teacher, batches, prune.importance, axes)
+    found = engine.measure(model, teacher, samples, prune.importance, axes)
     for name, tensor in found.items():
         check_sound(
             lambda: engine.tensors(engine.state(model), teacher),
@@ -205,6 +208,47 @@ class Calibration:
             yield tokens.to(self._place.device), self._positions.expand(len(tokens), -1)
             done = min(self.count, (start + len(tokens)) * self._place.data_size)
             context.events.progress(done, self.count, unit="samples")
+
+
+class HeldOutText:
+    """This rank's sequences of the held-out text, for methods that measure a loss on it; read once it is walked."""
+
+    def __init__(self, folder: Path, place: Place, job: PruneJob, context: Context) -> None:
+        """As many as the job asks for, or all there are."""
+        self._folder = folder
+        self._place = place
+        self._job = job
+        self._context = context
+        self._size = max(1, CALIBRATION_TOKENS // job.sequence_length)
+
+    @cached_property
+    def _data(self) -> ValidationData:
+        """Raises UserError where the text is shorter than one sequence."""
+        wanted = self._job.prune.importance.held_out_sequences
+        return ValidationData(self._folder, sequence_length=self._job.sequence_length, samples=wanted)
+
+    @property
+    def _starts(self) -> range:
+        mine, size = self._place.data_rank, self._place.data_size
+        return range(mine * self._size, len(self._data), size * self._size)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in self._starts:
+            yield self._data.batch(range(start, min(start + self._size, len(self._data))), self._place.device)
+
+    @cached_property
+    def _began(self) -> float:
+        return time.monotonic()
+
+    def tell(self, done: int, total: int) -> None:
+        """Progress of a sweep, with the time that is left. Raises Interrupted on SIGTERM."""
+        self._context.stop_if_requested()
+        seconds = time.monotonic() - self._began
+        left = seconds * (total - done) / max(done - 1, 1)  # the clock starts with the first
+        self._context.events.progress(done, total, unit="blocks", eta_seconds=left, doing="leave out layers")
 
 
 def write_scores(scores: Scores, choice: Choice, prune: PruneConfig, folder: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import DEFAULT_ENGINE, METHODS, SCORES, Axis, PruneJob
+from compression_pipeline.config import DEFAULT_ENGINE, METHODS, SCORES, Architecture, Axis, PruneConfig, PruneJob
 from compression_pipeline.config.fingerprint import fingerprint
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine
@@ -43,7 +43,11 @@ class Found:
 
 
 def find_or_measure(
-    job: PruneJob, context: Context, engine: Engine, measure: Callable[[Collection[Axis]], Scores]
+    job: PruneJob,
+    context: Context,
+    engine: Engine,
+    teacher: Architecture,
+    measure: Callable[[Collection[Axis]], Scores],
 ) -> Found:
     """The scores of every axis, those that were measured before from the store, the others measured and published.
 
@@ -53,7 +57,11 @@ def find_or_measure(
     for axis, method in job.prune.importance.by_axis().items():
         by_method.setdefault(method, []).append(axis)
     kept = not context.store.trust.limited
-    keys = {method: key_of(job, context, engine, method, axes) for method, axes in by_method.items()} if kept else {}
+    keys = (
+        {method: key_of(job, context, engine, method, axes, teacher) for method, axes in by_method.items()}
+        if kept
+        else {}
+    )
     # One rank looks: a volume may not show the same to all nodes yet.
     read = {method: _read(context, key, by_method[method]) for method, key in keys.items()} if engine.rank == 0 else {}
     scores: dict[str, Scores] = {method: found for method, found in read.items() if found is not None}
@@ -74,18 +82,28 @@ def find_or_measure(
     return Found(found, {method: f"{SCORES}-{key}" for method, key in keys.items()}, reused, seconds)
 
 
-def key_of(job: PruneJob, context: Context, engine: Engine, method: str, axes: Collection[Axis]) -> str:
+def dropped(prune: PruneConfig, teacher: Architecture) -> int | None:
+    """How many layers are cut by their scores; None where none are, or where the manifest names them."""
+    return teacher.layers - prune.layers or None if prune.layers is not None else None
+
+
+def key_of(
+    job: PruneJob, context: Context, engine: Engine, method: str, axes: Collection[Axis], teacher: Architecture
+) -> str:
     """Key of the scores of one method: what is measured, how, in which arithmetic, on which text and which weights.
 
     Inputs enter by their content, because one that is made anew under its name may be another. Sizes of the student do
-    not enter.
+    not enter, but the number of layers to cut where that is measured by itself.
     """
     prune = job.prune
+    # A block of another length than are measured in any case: a power of two.
+    cut = dropped(prune, teacher)
     how = {
         "method": method,
         "axes": ",".join(sorted(axes)),
         "aggregation": prune.importance.aggregation if METHODS[method].aggregates else None,
-        "samples": prune.calibration_samples,
+        "samples": prune.importance.held_out_sequences if METHODS[method].held_out else prune.calibration_samples,
+        "dropped": cut if METHODS[method].held_out and cut and cut.bit_count() > 1 else None,
         "sequence_length": job.sequence_length,
         "engine": job.engine if job.engine != DEFAULT_ENGINE else None,
         "precision": engine.precision.value,

@@ -205,8 +205,12 @@ def line_chart(
     x_label: str = "step",
     levels: Sequence[Level] = (),
     name_lines: bool = True,
+    highest: float | None = None,
 ) -> LineChart | None:
-    """A line chart of `series` and horizontal `levels`; None where no series has a finite point."""
+    """A line chart of `series` and horizontal `levels`; None where no series has a finite point.
+
+    Values above `highest` are drawn at the upper edge; hints and description tell them as they are.
+    """
     kept = [
         Series(s.label, points, s.colour, s.dots, s.faint)
         for s in series
@@ -216,15 +220,18 @@ def line_chart(
         return None
     xs = [x for s in kept for x, _ in s.points]
     ys = [y for s in kept for _, y in s.points] + [level.value for level in levels]
+    if highest is not None:
+        ys = [min(y, highest) for y in ys]
     left, right = min(xs), max(max(xs), min(xs) + 1)
     margin = (max(ys) - min(ys)) * 0.06 or abs(ys[0]) * 0.05 or 1.0
     bottom, top = min(ys) - margin, max(ys) + margin
+    ceiling = math.inf if highest is None else highest
 
     def along(x: float) -> float:
         return (x - left) / (right - left)
 
     def up(y: float) -> float:
-        return (y - bottom) / (top - bottom)
+        return (min(y, ceiling) - bottom) / (top - bottom)
 
     def place(point: Point) -> str:
         return f"{along(point[0]) * SPAN:.1f} {(1 - up(point[1])) * SPAN:.1f}"

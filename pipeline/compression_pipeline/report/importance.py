@@ -37,6 +37,10 @@ class Importance:
     layers: Mapping[int, float] = field(default_factory=dict)
     depth: str = DEPTH
     """The method that scored the layers."""
+    whole: float | None = None
+    """Loss of the whole teacher, where blocks were left out."""
+    blocks: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """By length of a block of layers: its first layer and the loss without it."""
     hidden: Axis | None = None
     ffn: Mapping[int, Axis] = field(default_factory=dict)
     heads: Mapping[int, Axis] = field(default_factory=dict)
@@ -56,10 +60,15 @@ def read_importance(folder: Path) -> Importance:
         raise ValueError(str(error)) from error
     chosen = json.loads((folder / CHOSEN).read_text(encoding="utf-8"))
     kept: list[int] = chosen["layers"]
-    hidden = scores.get("hidden")
+    hidden, blocks = scores.get("hidden"), scores.get("layers.blocks", [])
     return Importance(
         layers=dict(enumerate(scores.get("layers", []), start=1)),
         depth=str(chosen.get("methods", {}).get("layers", DEPTH)),
+        whole=next((loss for _, length, loss in blocks if not length), None),
+        blocks={
+            int(length): [(int(first), loss) for first, n, loss in blocks if n == length]
+            for length in sorted({length for _, length, _ in blocks if length})
+        },
         hidden=Axis(hidden, chosen["hidden"]) if hidden and chosen.get("hidden") else None,
         ffn=_by_layer(scores.get("ffn"), chosen.get("ffn"), kept),
         heads=_by_layer(scores.get("heads"), chosen.get("heads"), kept),

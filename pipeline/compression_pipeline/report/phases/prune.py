@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from compression_pipeline.config import (
@@ -15,7 +16,17 @@ from compression_pipeline.config import (
     number_runs,
 )
 from compression_pipeline.report.ancestry import Ancestry
-from compression_pipeline.report.charts import Area, Cell, Grid, ranked_area
+from compression_pipeline.report.charts import (
+    COLOURS,
+    Area,
+    Cell,
+    Grid,
+    Level,
+    LineChart,
+    Series,
+    line_chart,
+    ranked_area,
+)
 from compression_pipeline.report.data import RunData, StudentData
 from compression_pipeline.report.importance import Axis, Importance
 
@@ -43,6 +54,7 @@ def importance_panels(
 ) -> Iterator[Panel | None]:
     """A panel for every axis; None for what was not cut. `named`: the user said which layers go."""
     yield _layers(teacher, kept_layers, found, named=named) if teacher and kept_layers else None
+    yield _blocks(found, teacher, kept_layers)
     yield _heads(found)
     yield _hidden(found)
     yield _mean_axis("Feed-forward neurons", list(found.ffn.values()), "neurons a layer")
@@ -67,6 +79,39 @@ def _layers(teacher: Architecture, kept_layers: Sequence[int], found: Importance
     which = "all" if len(kept) == teacher.layers else number_runs(kept_layers)
     chosen = "; the dropped ones are named in the manifest" if named else ""
     return Grid("Layers", f"{measured}kept: {which} of {teacher.layers}{chosen}", [("", cells)])
+
+
+def _blocks(found: Importance, teacher: Architecture | None, kept_layers: Sequence[int]) -> LineChart | None:
+    """The sweep: a line for each length of a block, the loss without it over its first layer."""
+    if not found.blocks:
+        return None
+    lines = [
+        Series("1 layer" if length == 1 else f"{length} layers", points, colour % COLOURS, dots=True)
+        for colour, (length, points) in enumerate(found.blocks.items())
+    ]
+    cut = set(range(1, teacher.layers + 1)) - set(kept_layers) if teacher and kept_layers else set[int]()
+    told = ["nats a token on held-out text, not retrained"]
+    highest = _ceiling(found)
+    if highest is not None and any(loss > highest for points in found.blocks.values() for _, loss in points):
+        told.append("the worst are drawn at the upper edge")
+    return line_chart(
+        "Loss without a block of layers",
+        lines,
+        note="; ".join([*told, f"dropped: {number_runs(cut)}"] if cut else told),
+        x_label="first layer dropped",
+        highest=highest,
+        levels=[Level("teacher", found.whole)] if found.whole is not None else [],
+    )
+
+
+def _ceiling(found: Importance) -> float | None:
+    """Twice the rise of the dearest length's median. The first layers, without which no model is left, dwarf the rest.
+    None where no such loss rises.
+    """
+    if found.whole is None:
+        return None
+    rise = max(median(loss for _, loss in points) - found.whole for points in found.blocks.values())
+    return found.whole + 2 * rise if rise > 0 else None
 
 
 def _logarithmic(scores: Mapping[int, float]) -> dict[int, float]:

@@ -1,0 +1,94 @@
+"""Layers: the loss of held-out text without each contiguous block of them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Measurement, Samples, sum_over_ranks
+
+
+class LMLoss(Measurement):
+    """The sweep of the Llama-3.1-Minitron post (its figure 5; arXiv 2408.11796, section 3.2): the mean loss in nats per
+    token of the model without layers a to a + n - 1, for every a, and for n of 1, 2, 4, 8, ... and what is to be cut.
+
+    A batch goes through the whole model once. What enters each layer is kept, so that a model without a block is run
+    from behind that block on: of L layers that is less than half of each pass, and the memory of one batch's L hidden
+    states. The model is never loaded again, nor changed.
+    """
+
+    _blocks: Tensor
+
+    def scores(self, model: Any, samples: Samples) -> Tensor:
+        """[layers]: how much the loss rises without each layer alone."""
+        count = self.architecture.layers
+        lengths = block_lengths(count, samples.dropped)
+        blocks = [(first, length) for first in range(count) for length in lengths if first + length <= count]
+        device = next(model.parameters()).device
+        sums = torch.zeros(len(blocks) + 2, dtype=torch.float64, device=device)  # the whole model's, blocks', tokens
+        done, total = 0, len(samples.held_out) * len(blocks)
+        for batch in samples.held_out:
+            entering: list[Tensor | None] = [None] * count
+            with _watched(model, entering):
+                losses = model(batch.tokens, batch.positions, None, labels=batch.labels)
+            sums[0] += losses.double().sum()
+            sums[-1] += losses.numel()
+            for index, (first, length) in enumerate(blocks, start=1):
+                if length == 1:  # the shortest block that begins there: no longer needed is what entered before
+                    entering[:first] = [None] * first
+                with _only(model, first + length):
+                    losses = model(
+                        batch.tokens, batch.positions, None, labels=batch.labels, decoder_input=entering[first]
+                    )
+                sums[index] += losses.double().sum()
+                done += 1
+                samples.tell(done, total)
+        *found, tokens = sum_over_ranks(sums).tolist()
+        whole, *without = [value / tokens for value in found]
+        rows = [(0.0, 0.0, whole)]
+        rows += [(first + 1.0, float(length), loss) for (first, length), loss in zip(blocks, without, strict=True)]
+        self._blocks = torch.tensor(rows, dtype=torch.float64)
+        alone = [loss - whole for (_, length), loss in zip(blocks, without, strict=True) if length == 1]
+        return torch.tensor(alone, dtype=torch.float32)
+
+    def tables(self) -> Mapping[str, Tensor]:
+        return {"blocks": self._blocks}
+
+
+def block_lengths(layers: int, dropped: int | None) -> list[int]:
+    """Lengths of the blocks that are left out of a model: the powers of two below its layers, and what is to be cut."""
+    lengths = {1 << power for power in range(layers.bit_length()) if 1 << power < layers}
+    return sorted(lengths | ({dropped} if dropped else set()))
+
+
+@contextmanager
+def _watched(model: Any, entering: list[Tensor | None]) -> Iterator[None]:
+    """Keep what enters each layer: [sequence, batch, hidden]."""
+
+    def keep(index: int, inputs: Any, named: Mapping[str, Any]) -> None:
+        entering[index] = named["hidden_states"] if "hidden_states" in named else inputs[0]
+
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda _, inputs, named, index=index: keep(index, inputs, named), with_kwargs=True
+        )
+        for index, layer in enumerate(model.decoder.layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _only(model: Any, first: int) -> Iterator[None]:
+    """The model with its layers from `first` on alone; what enters them is given as the decoder's input."""
+    layers = model.decoder.layers
+    model.decoder.layers = nn.ModuleList(list(layers)[first:])
+    try:
+        yield
+    finally:
+        model.decoder.layers = layers
