@@ -22,6 +22,8 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.config.tasks import MOST_TASKS
 
+from .planned import PlannedTraining
+
 
 class RunPhase(StrEnum):
     """One word for the whole run: the phase of its earliest unfinished step."""
@@ -239,6 +241,9 @@ class StudentStatus(Record):
     name: str = Field(description="Name of the student.")
     parameters: int | None = Field(default=None, description="Number of parameters.")
     compression_ratio: float | None = Field(default=None, description="Student parameters / teacher parameters.")
+    planned: PlannedTraining | None = Field(
+        default=None, description="What the distillation is expected to need, from when the teacher is known."
+    )
     validation_loss: ValidationLoss = Field(
         default=ValidationLoss(), description="Validation losses, in mean nats per token over the same sequences."
     )

@@ -55,11 +55,30 @@ def parser() -> argparse.ArgumentParser:
     _add_cluster(validate)
     _add_set(validate)
 
-    plan = commands.add_parser("plan", help="print the steps, their order and fingerprints")
+    plan = commands.add_parser(
+        "plan", help="print the steps, and what they need: sizes, memory, operations, time, disk"
+    )
     _add_file(plan)
     _add_cluster(plan)
     _add_workdir(plan)
     _add_output(plan)
+    plan.add_argument(
+        "--gpu", metavar="NAME", help="GPU to plan for, e.g. H100 (default: the one of the node selector)"
+    )
+    plan.add_argument(
+        "--mfu",
+        type=_share,
+        default="0.4",
+        metavar="SHARE",
+        help="share of the GPU's peak that is reached (default: 0.4)",
+    )
+    plan.add_argument(
+        "--teacher-config",
+        type=Path,
+        metavar="PATH",
+        help="the teacher's config.json, where the source is out of reach",
+    )
+    plan.add_argument("--offline", action="store_true", help="ask no server: not the Hub for the teacher's config.json")
 
     render = commands.add_parser("render", help="print the jobs that a cluster would get")
     _add_file(render)
@@ -147,14 +166,28 @@ def _load(name: str) -> Callable[[argparse.Namespace], int]:
         from .report import report
 
         return report
+    if name == "plan":
+        from .plan import show_plan
+
+        return show_plan
     from . import inspect
 
     return {
         "validate": inspect.validate,
-        "plan": inspect.show_plan,
         "render": inspect.render,
         "status": inspect.status,
     }[name]
+
+
+def _share(text: str) -> float:
+    """A share of a whole: above 0 and up to 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share of the GPU's peak; write a number like 0.4")
+    return found
 
 
 def _duration(text: str) -> timedelta:

@@ -1,5 +1,6 @@
 """What the commands share: exit codes, loading a manifest, where a run is."""
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -75,6 +76,11 @@ def load_local(file: Path, overrides: Sequence[str]) -> CompressionRun:
     if faults:
         raise InvalidManifest(faults)
     return run
+
+
+def load_run(file: Path, arguments: argparse.Namespace) -> CompressionRun:
+    """The manifest as a cluster or this machine judges it (`--cluster`, `--set`). Raises InvalidManifest."""
+    return load(file, World.CLUSTER, arguments.set) if arguments.cluster else load_local(file, arguments.set)
 
 
 def _why_no_files(path: Path) -> str:

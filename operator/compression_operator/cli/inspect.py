@@ -1,8 +1,7 @@
-"""Commands that look and change nothing: validate, plan, render, status."""
+"""Commands that look and change nothing: validate, render, status (and `plan.py`)."""
 
 import argparse
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
-from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
-from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
-from compression_operator.local import machine
-from compression_operator.local.workdir import Workdir, to_yaml
-from compression_pipeline.config import PHASES, Record
+from compression_operator.core.plan import Plan, maker_of, plan
+from compression_operator.local.workdir import to_yaml
 
-from .common import Code, console, default_workdir, find_workdir, load_local, now, source_root, sources_digest
+from .common import Code, console, find_workdir, load_run, now
 from .invocation import how_to_go_on
+from .plan import unknown as unknown_in
 from .summary import failures, print_students
 from .view import step_seconds, step_word
 
@@ -34,7 +31,7 @@ def validate(arguments: argparse.Namespace) -> int:
     faults: list[Fault] = []
     for file in arguments.files:
         try:
-            run = _load(file, arguments)
+            run = load_run(file, arguments)
         except InvalidManifest as error:
             faults += error.faults
         else:
@@ -42,69 +39,6 @@ def validate(arguments: argparse.Namespace) -> int:
     if faults:
         raise InvalidManifest(faults)
     return Code.SUCCEEDED
-
-
-def show_plan(arguments: argparse.Namespace) -> int:
-    """Print the steps in their order. Raises InvalidManifest and WorkdirError."""
-    run = _load(arguments.file, arguments)
-    if arguments.cluster:
-        planned = plan(run.spec, maker=maker_of(run))
-    else:
-        planned = _planned(run, arguments.file, arguments.workdir or default_workdir(run))
-    if arguments.output is not None:
-        steps = [_step_json(step) for step in planned.steps]
-        print(_dump({"run": run.metadata.name, "steps": steps}, arguments.output), end="")
-        return Code.SUCCEEDED
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("step", "after", "fingerprint"):
-        table.add_column(heading, no_wrap=True)
-    for step in planned.steps:
-        table.add_row(step.name, ", ".join(step.dependencies), step.fingerprint or _unknown(planned))
-    console().print(table)
-    return Code.SUCCEEDED
-
-
-def _unknown(planned: Plan) -> str:
-    """What is said of a fingerprint that rests on what the sources hold."""
-    first = [step.name for step in planned.steps if PHASES[step.phase].reads_sources]
-    return f"unknown until {' and '.join(first)} {'has' if len(first) == 1 else 'have'} run"
-
-
-def _load(file: Path, arguments: argparse.Namespace) -> CompressionRun:
-    """The manifest as a cluster or this machine judges it. Raises InvalidManifest."""
-    return load(file, World.CLUSTER, arguments.set) if arguments.cluster else load_local(file, arguments.set)
-
-
-def _planned(run: CompressionRun, file: Path, workdir: Path) -> Plan:
-    """The plan, with what the work directory knows of the sources where they are still the same."""
-    sources = sources_digest(run, source_root(file), Workdir(workdir))
-    gpus = bool(machine.visible_gpus(os.environ))
-    stored = Workdir(workdir).read()
-    about = run if stored is None else run.model_copy(update={"metadata": stored.metadata})
-    maker = maker_of(about)
-    planned = plan(run.spec, sources=sources, gpus=gpus, maker=maker)
-    if stored is None:
-        return planned
-    known, still = discovered_in(stored.status), dict[str, Record]()
-    for name, found in known.items():
-        step, done = planned.get(name), stored.status.step(name)
-        if step is not None and done is not None and step.fingerprint == done.fingerprint:
-            still[name] = found
-            planned = plan(run.spec, discovered=still, sources=sources, gpus=gpus, maker=maker)
-    return planned
-
-
-def _step_json(step: PlannedStep) -> dict[str, Any]:
-    return {
-        "name": step.name,
-        "phase": step.phase.value,
-        "student": step.student,
-        "after": list(step.dependencies),
-        "fingerprint": step.fingerprint,
-        "artifact": step.artifact,
-    }
 
 
 def render(arguments: argparse.Namespace) -> int:
@@ -120,7 +54,7 @@ def render(arguments: argparse.Namespace) -> int:
     kind = kind_of(run)
     print(f"# {kind.name}s of run {run.metadata.name} as a cluster gets them, one after the other.")
     if unknown:
-        print(f"# {PLACEHOLDER} stands for what is {_unknown(whole)}: {', '.join(unknown)}.")
+        print(f"# {PLACEHOLDER} stands for what is {unknown_in(whole)}: {', '.join(unknown)}.")
     print("# The owner's uid is the one that the API server gives the run.")
     owner = run.metadata.model_copy(update={"uid": run.metadata.uid or "<uid>"})
     for step in whole.steps:

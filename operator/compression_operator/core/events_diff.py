@@ -9,7 +9,7 @@ from .jobs import Notice
 
 def notices_between(before: CompressionRunStatus, after: CompressionRunStatus) -> tuple[Notice, ...]:
     """What happened between two statuses of a run."""
-    return (*_about_steps(before, after), *_about_the_run(before, after))
+    return (*_about_steps(before, after), *_about_sizes(before, after), *_about_the_run(before, after))
 
 
 def _about_steps(before: CompressionRunStatus, after: CompressionRunStatus) -> Iterator[Notice]:
@@ -49,6 +49,15 @@ def _about_step(before: Step, step: Step) -> Iterator[Notice]:
             yield Notice("Warning", "StepFailed", f"{step.name} failed: {step.message}", step.name, step.job_name)
         case _:
             pass
+
+
+def _about_sizes(before: CompressionRunStatus, after: CompressionRunStatus) -> Iterator[Notice]:
+    """What will probably not fit, told when it turns out: before a GPU is asked for."""
+    told = {warning for student in before.students if student.planned for warning in student.planned.warnings}
+    for student in after.students:
+        for warning in student.planned.warnings if student.planned else ():
+            if warning not in told:
+                yield Notice("Warning", "MayNotFit", warning)
 
 
 def _about_the_run(before: CompressionRunStatus, after: CompressionRunStatus) -> Iterator[Notice]:

@@ -149,10 +149,13 @@ def plan(
 
 def plan_of(run: CompressionRun, *, discovered: Discovered, kept: Mapping[str, str] | None = None) -> Plan:
     """The steps of a run, on the machine and of the files that it notes (see `plan`)."""
-    noted = run.metadata.annotations
-    gpus = noted.get(DEVICES_ANNOTATION) != CPU
-    sources = noted.get(SOURCES_ANNOTATION)
+    sources, gpus = run.metadata.annotations.get(SOURCES_ANNOTATION), runs_on_gpus(run)
     return plan(run.spec, discovered=discovered, sources=sources, kept=kept, gpus=gpus, maker=maker_of(run))
+
+
+def runs_on_gpus(run: CompressionRun) -> bool:
+    """Whether phases of the run that ask for GPUs get them: a machine may have none."""
+    return run.metadata.annotations.get(DEVICES_ANNOTATION) != CPU
 
 
 def discovered_in(status: CompressionRunStatus) -> Discovered:

@@ -32,6 +32,7 @@ from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, pl
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
+from .sizes import with_sizes
 from .steps import deadlines, follow, forgiven, give_back, lost, planned_step, seconds, unrecognized
 from .troubles import REASONS as TROUBLES
 
@@ -130,6 +131,7 @@ class _Pass:
         self._change(steps=[schedule.steps[planned.name] for planned in steps.steps])
         actions = [self._with_digests(action, steps, schedule) for action in schedule.actions]
         self._status = judged(spec, figures_that_stand(self._status, steps.students))
+        self._status = with_sizes(self._status, self._run, steps)
         live = sum(job.live for job in self._jobs.values())
         situation = Situation(self._run.metadata.generation, spec.suspend, live, list(faults.values()))
         self._status = summarized(self._status, situation, self._now)

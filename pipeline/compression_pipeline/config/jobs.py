@@ -21,6 +21,8 @@ because images from before it refuse a field that they don't know, and leave thi
 """
 TERMINATION_VARIABLE = "COMPRESSION_TERMINATION_MESSAGE"
 """Path of the termination message; /dev/termination-log where it isn't set."""
+CHECKPOINTED = 14
+"""Bytes of one parameter in a training checkpoint: bfloat16 weight, float32 master weight and two AdamW moments."""
 FORMER_NAMES = {"validation": "evaluate"}
 """Fields of jobs that older images and artifacts, and so fingerprints, know by another name."""
 
@@ -108,11 +110,21 @@ class JobConfig(ConfigModel):
         """The sources that the job reads, as the manifest names them."""
         return ()
 
-    def bytes_written(self, teacher: int, student: int) -> int:
-        """Roughly what the job writes, in bytes, besides a copy of its sources. `teacher`, `student`: their parameters,
-        0 if they aren't known yet.
+    def bytes_kept(self, teacher: int, student: int) -> int:
+        """Roughly the size of the artifact, in bytes, besides a copy of its sources. `teacher`, `student`: their
+        parameters, 0 if they aren't known yet.
         """
         return 0
+
+    def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
+        """Roughly what lies beside it while the job trains the student, or the teacher, and goes once it has ended."""
+        # One checkpoint more than are kept: the new one is whole before the oldest goes.
+        kept = self.training.keep_checkpoints + 1 if self.training is not None else 0
+        return (student or teacher) * kept * CHECKPOINTED
+
+    def bytes_written(self, teacher: int, student: int) -> int:
+        """Roughly all that the job writes."""
+        return self.bytes_kept(teacher, student) + self.bytes_of_checkpoints(teacher, student)
 
 
 class EngineJob(JobConfig):

@@ -18,8 +18,6 @@ from .training import DistillConfig, FinetuneConfig, TrainingConfig, ValidationC
 
 WEIGHT = 4
 """Bytes of one parameter of a model between phases (float32 on CPU; bfloat16 on GPU takes half)."""
-CHECKPOINTED = 14
-"""Bytes of one parameter in a training checkpoint: bfloat16 weight, float32 master weight and two AdamW moments."""
 
 
 class Phase(StrEnum):
@@ -93,8 +91,8 @@ class FinetuneJob(EngineJob):
     def training(self) -> TrainingConfig:
         return self.finetune
 
-    def bytes_written(self, teacher: int, student: int) -> int:
-        return _bytes_of_training(self.finetune, teacher)
+    def bytes_kept(self, teacher: int, student: int) -> int:
+        return teacher * WEIGHT
 
 
 class PruneJob(EngineJob):
@@ -107,7 +105,7 @@ class PruneJob(EngineJob):
     sequence_length: int
     prune: PruneConfig
 
-    def bytes_written(self, teacher: int, student: int) -> int:
+    def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * WEIGHT
 
 
@@ -133,11 +131,13 @@ class DistillJob(EngineJob):
     def training(self) -> TrainingConfig:
         return self.distill
 
-    def bytes_written(self, teacher: int, student: int) -> int:
-        parameters = student or teacher
+    def bytes_kept(self, teacher: int, student: int) -> int:
+        return (student or teacher) * WEIGHT
+
+    def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
         # The best weights of each checkpoint that is kept, and those that come next.
         best = (self.distill.keep_checkpoints + 1) * WEIGHT if self.distill.keep_best else 0
-        return _bytes_of_training(self.distill, parameters) + parameters * best
+        return super().bytes_of_checkpoints(teacher, student) + (student or teacher) * best
 
 
 class EvaluateJob(JobConfig):
@@ -172,13 +172,8 @@ class ExportJob(JobConfig):
     evaluated: str | None = Field(default=None, description="Artifact with the student's scores (evaluate's).")
     export: ExportConfig
 
-    def bytes_written(self, teacher: int, student: int) -> int:
+    def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * (4 if self.export.dtype is ExportDtype.FLOAT32 else 2)
-
-
-def _bytes_of_training(training: TrainingConfig, parameters: int) -> int:
-    # One checkpoint more than are kept: the new one is whole before the oldest goes.
-    return parameters * (WEIGHT + (training.keep_checkpoints + 1) * CHECKPOINTED)
 
 
 class PrepareResult(StepResult):

@@ -27,6 +27,18 @@ REPORT = (
 """Stands for the report's program, which imports more than these tests have time for."""
 
 
+CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": 8,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+}
+"""Of the teacher, whose weights nobody reads."""
+
+
 class Bench:
     """A folder with a manifest, its sources, and a work directory."""
 
@@ -37,7 +49,7 @@ class Bench:
         self.store = self.workdir / "store"
         self.behaviour = root / "behaviour.json"
         (root / "teacher").mkdir()
-        (root / "teacher" / "config.json").write_text("{}")
+        (root / "teacher" / "config.json").write_text(json.dumps(CONFIG))
         (root / "text.txt").write_text("Once upon a time.")
         self.write(**spec)
         self.behave()

@@ -1,0 +1,40 @@
+"""What a training is expected to need, as the status tells it."""
+
+from pydantic import Field
+
+from compression_pipeline.config import Record
+
+
+class PlannedMemory(Record):
+    """Bytes on one GPU at the peak of a training step; of one rank where the phase runs on CPU."""
+
+    total: int = Field(description="Sum of the others.")
+    weights: int = Field(description="Weights of the model that is trained.")
+    gradients: int = Field(description="Its gradients, in float32.")
+    optimizer: int = Field(description="This rank's share of AdamW's moments and of the float32 master weights.")
+    teacher: int = Field(description="Weights of the teacher.")
+    activations: int = Field(description="Values that the backward pass needs.")
+    logits: int = Field(description="Logits, and what the losses make of them.")
+
+
+class PlannedTraining(Record):
+    """What a training is expected to need, computed from the sizes of the models."""
+
+    parameters: int = Field(description="Parameters of the model that is trained.")
+    ranks: int = Field(description="GPUs of the job, or its processes on CPU.")
+    tokens: int = Field(description="Tokens of all steps.")
+    flops: float = Field(description="Floating-point operations of all steps, those of the teacher included.")
+    memory_per_gpu: PlannedMemory = Field(
+        description="Bytes on one GPU, or of one rank on CPU. CUDA's context, NCCL's buffers and fragments come on top."
+    )
+    store_bytes: int = Field(description="Bytes in the store while it runs: artifacts of the student and checkpoints.")
+    gpu: str | None = Field(default=None, description="GPU that the node selector names by nvidia.com/gpu.product.")
+    gpu_hours: float | None = Field(
+        default=None, description="Hours of that GPU, times their number, at 40 % of its dense bfloat16 peak."
+    )
+    warnings: list[str] = Field(
+        default=[],
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        description="What will probably not fit. Nothing is refused because of it.",
+    )

@@ -1,0 +1,276 @@
+"""`compression plan`: the steps of a run, and what it will need."""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compression_operator.api.documents import MalformedYaml, read_documents
+from compression_operator.api.faults import Fault, InvalidManifest
+from compression_operator.api.planned import PlannedTraining
+from compression_operator.api.run import CompressionRun
+from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
+from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes
+from compression_operator.local import machine
+from compression_operator.local.workdir import Workdir, to_yaml
+from compression_pipeline.config import PHASES, Architecture, Record, human_bytes, student_faults
+from compression_pipeline.sizing import GPUS, find_gpu
+from compression_pipeline.sizing.teacher import (
+    FoundTeacher,
+    TeacherRefused,
+    TeacherUnknown,
+    find_teacher,
+    teacher_of_file,
+)
+
+from .common import Code, complain, console, default_workdir, load_run, source_root, sources_digest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOUNTED = Path("/sources")
+"""Where pods mount the claims of sources."""
+
+
+def show_plan(arguments: argparse.Namespace) -> int:
+    """Print the steps in their order, and what they need. Raises InvalidManifest and WorkdirError.
+
+    What can't be known of the teacher is said on stderr, and is no failure; a teacher or a student that can't be is.
+    """
+    run = load_run(arguments.file, arguments)
+    hardware = _hardware(arguments)
+    workdir = arguments.workdir or default_workdir(run)
+    if arguments.cluster:
+        planned = plan(run.spec, maker=maker_of(run))
+    else:
+        planned = _planned(run, arguments.file, workdir, gpus=hardware.gpus)
+    report: dict[str, Any] = {"run": run.metadata.name, "steps": [_step_json(step) for step in planned.steps]}
+    if arguments.output is None:
+        _print_steps(planned)
+    found, fault = _teacher(run, arguments, workdir)
+    faults = [Fault(str(arguments.file), "spec.teacher.model", fault)] if fault else []
+    if found is not None:
+        faults += _student_faults(arguments.file, run, found.architecture)
+        sizes = run_sizes(run.spec, planned, found.architecture, hardware)
+        warnings = [*_warnings(sizes), *_room(run, arguments, workdir, sizes.peak)]
+        report |= _json(found, sizes, hardware, warnings)
+        if arguments.output is None:
+            _print_sizes(found, sizes, hardware)
+            for warning in warnings:
+                print(f"warning: {warning}")
+    if arguments.output is not None:
+        print(json.dumps(report, indent=2) if arguments.output == "json" else to_yaml(report).rstrip("\n"))
+    if faults:
+        raise InvalidManifest(faults)
+    return Code.SUCCEEDED
+
+
+def _hardware(arguments: argparse.Namespace) -> Hardware:
+    """What is told of it. Raises InvalidManifest for a GPU that isn't known."""
+    gpus = arguments.cluster or arguments.gpu is not None or bool(machine.visible_gpus(os.environ))
+    if arguments.gpu is None:
+        return Hardware(gpus=gpus, mfu=arguments.mfu)
+    gpu = find_gpu(arguments.gpu)
+    if gpu is None:
+        raise InvalidManifest([Fault("--gpu", "", f"{arguments.gpu} is not known; give one of {', '.join(GPUS)}")])
+    return Hardware(gpus=gpus, gpu=gpu, mfu=arguments.mfu)
+
+
+def _teacher(
+    run: CompressionRun, arguments: argparse.Namespace, workdir: Path
+) -> tuple[FoundTeacher | None, str | None]:
+    """The teacher, as far as it can be known; and why it can't be compressed."""
+    teacher, stored = run.spec.teacher, None if arguments.cluster else Workdir(workdir).read()
+    try:
+        if arguments.teacher_config is not None:
+            return teacher_of_file(arguments.teacher_config), None
+        if stored is not None and stored.status.teacher is not None and stored.spec.teacher == teacher:
+            resolved = stored.status.resolved
+            revision = resolved.teacher.revision if resolved is not None else None
+            return FoundTeacher(stored.status.teacher, f"{teacher.model}, as prepare found it", revision), None
+        return find_teacher(
+            teacher.model,
+            teacher.revision,
+            root=source_root(arguments.file),
+            mounted=MOUNTED,
+            offline=arguments.offline,
+            environment=os.environ,
+        ), None
+    except TeacherUnknown as unknown:
+        complain(f"sizes are not known: {unknown}")
+        return None, None
+    except TeacherRefused as refused:
+        return None, str(refused)
+
+
+def _student_faults(file: Path, run: CompressionRun, teacher: Architecture) -> Iterator[Fault]:
+    for index, student in enumerate(run.spec.students):
+        for field, sentence in student_faults(teacher, student.prune):
+            yield Fault(str(file), f"spec.students[{index}].prune.{field}", sentence)
+
+
+def _warnings(sizes: Sizes) -> Iterator[str]:
+    for training in sizes.trainings.values():
+        yield from training.warnings
+
+
+def _room(run: CompressionRun, arguments: argparse.Namespace, workdir: Path, needed: int) -> Iterator[str]:
+    """A warning where the store is too small: the claim as the manifest's file makes it, or this machine's disk."""
+    storage = run.spec.storage
+    if storage is not None and arguments.cluster:
+        name = storage.persistent_volume_claim.claim_name
+        size = _claim(arguments.file, name)
+        if size is not None and size < needed:
+            yield (
+                f"claim {name} has {human_bytes(size)} and the store needs about {human_bytes(needed)}, text not "
+                "counted; ask for more storage"
+            )
+    elif not arguments.cluster:
+        folder = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.is_dir())
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            yield (
+                f"{folder} has {human_bytes(free)} free and the store needs about {human_bytes(needed)}, text not "
+                "counted; free some space, or use another --workdir"
+            )
+
+
+def _claim(file: Path, name: str) -> int | None:
+    """Bytes of the claim of this name, if the file has it."""
+    try:
+        documents = read_documents(file.read_text(encoding="utf-8"))
+    except (OSError, MalformedYaml):
+        return None
+    for one in documents:
+        match one:
+            case {
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": found},
+                "spec": {"resources": {"requests": {"storage": str() | int() as size}}},
+            } if found == name:
+                return quantity_bytes(size)
+            case _:
+                pass
+    return None
+
+
+def _planned(run: CompressionRun, file: Path, workdir: Path, *, gpus: bool) -> Plan:
+    """The plan, with what the work directory knows of the sources where they are still the same."""
+    sources = sources_digest(run, source_root(file), Workdir(workdir))
+    stored = Workdir(workdir).read()
+    about = run if stored is None else run.model_copy(update={"metadata": stored.metadata})
+    maker = maker_of(about)
+    planned = plan(run.spec, sources=sources, gpus=gpus, maker=maker)
+    if stored is None:
+        return planned
+    known, still = discovered_in(stored.status), dict[str, Record]()
+    for name, found in known.items():
+        step, done = planned.get(name), stored.status.step(name)
+        if step is not None and done is not None and step.fingerprint == done.fingerprint:
+            still[name] = found
+            planned = plan(run.spec, discovered=still, sources=sources, gpus=gpus, maker=maker)
+    return planned
+
+
+def unknown(planned: Plan) -> str:
+    """What is said of a fingerprint that rests on what the sources hold."""
+    first = [step.name for step in planned.steps if PHASES[step.phase].reads_sources]
+    return f"unknown until {' and '.join(first)} {'has' if len(first) == 1 else 'have'} run"
+
+
+def _step_json(step: PlannedStep) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "phase": step.phase.value,
+        "student": step.student,
+        "after": list(step.dependencies),
+        "fingerprint": step.fingerprint,
+        "artifact": step.artifact,
+    }
+
+
+def _json(found: FoundTeacher, sizes: Sizes, hardware: Hardware, warnings: Sequence[str]) -> dict[str, Any]:
+    teacher = found.architecture.parameters
+    return {
+        "teacher": {
+            "source": found.where,
+            "revision": found.revision,
+            "parameters": teacher,
+            "shape": found.architecture.to_json(),
+        },
+        "students": [
+            {
+                "name": name,
+                "parameters": shape.parameters,
+                "compressionRatio": shape.parameters / teacher,
+                "shape": shape.to_json(),
+            }
+            for name, shape in sizes.shapes.items()
+        ],
+        "trainings": {name: training.to_json() for name, training in sizes.trainings.items()},
+        "store": {
+            "peakBytes": sizes.peak,
+            "steps": {name: {"artifact": kept, "checkpoints": more} for name, (kept, more) in sizes.store.items()},
+        },
+        "gpu": hardware.gpu.name if hardware.gpu else None,
+        "modelFlopsUtilization": hardware.mfu,
+        "warnings": list(warnings),
+    }
+
+
+def _print_steps(planned: Plan) -> None:
+    rows = [[step.name, ", ".join(step.dependencies), step.fingerprint or unknown(planned)] for step in planned.steps]
+    _print_table(console(), ("step", "after", "fingerprint"), rows, words=3)
+
+
+def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
+    out, teacher = console(), found.architecture
+    print(f"\nteacher: {found.where}")
+    shapes: Mapping[str, Architecture] = {"(teacher)": teacher, **sizes.shapes}
+    rows = [
+        [name, *(f"{size:,}" for size in _dimensions(one)), f"{one.parameters / teacher.parameters:.1%}"]
+        for name, one in shapes.items()
+    ]
+    _print_table(out, ("model", "layers", "hidden", "FFN", "heads", "KV heads", "parameters", "ratio"), rows)
+    print("\nper GPU (of one rank where a phase runs on CPU):")
+    rows = [[name, f"{one.ranks}", *_memory(one)] for name, one in sizes.trainings.items()]
+    headings = ("training", "ranks", "weights", "gradients", "optimizer", "teacher", "activations", "logits", "sum")
+    _print_table(out, headings, rows)
+    print()
+    rows = [
+        [name, f"{one.tokens:,}", f"{one.flops:.3g}", one.gpu or "-", _hours(one), human_bytes(one.store_bytes)]
+        for name, one in sizes.trainings.items()
+    ]
+    hours = f"GPU hours at {hardware.mfu:.0%}"
+    _print_table(out, ("training", "tokens", "FLOPs", "GPU", hours, "its store"), rows)
+    print(f"the store needs about {human_bytes(sizes.peak)} at most, text not counted")
+
+
+def _dimensions(one: Architecture) -> tuple[int, ...]:
+    heads = (one.attention_heads, one.query_groups)
+    return one.layers, one.hidden_size, one.ffn_hidden_size, *heads, one.parameters
+
+
+def _memory(one: PlannedTraining) -> Iterator[str]:
+    of = one.memory_per_gpu
+    for size in (of.weights, of.gradients, of.optimizer, of.teacher, of.activations, of.logits, of.total):
+        yield human_bytes(size)
+
+
+def _hours(one: PlannedTraining) -> str:
+    return "-" if one.gpu_hours is None else f"{one.gpu_hours:,.4g}"
+
+
+def _print_table(out: "Console", headings: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> None:
+    """Columns side by side; the first `words` are words, the others figures."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=True, justify="left" if number < words else "right")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)

@@ -1,0 +1,220 @@
+"""What the trainings of a run will need, told before the first of them: tokens, operations, memory, room. Pure."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from compression_operator.api.phase_settings import PhaseSettings
+from compression_operator.api.planned import PlannedMemory, PlannedTraining
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.spec import CompressionRunSpec
+from compression_operator.api.status import CompressionRunStatus
+from compression_pipeline.config import (
+    PHASES,
+    Architecture,
+    DistillConfig,
+    ParallelLayout,
+    Precision,
+    TrainingConfig,
+    human_bytes,
+    resolved_losses,
+    student_architecture,
+    student_faults,
+)
+from compression_pipeline.sizing import Gpu, find_gpu, training_flops, training_memory
+
+from .plan import Plan, PlannedStep, runs_on_gpus
+
+MFU = 0.4
+"""Share of a GPU's peak that a training is assumed to reach."""
+
+PRODUCT_LABEL = "nvidia.com/gpu.product"
+"""Label by which nodes tell their GPU (of NVIDIA's GPU feature discovery)."""
+
+USABLE = 0.94
+"""Share of a GPU's memory that is there for tensors; CUDA's context, NCCL's buffers and fragments take the rest."""
+
+PROCESS = 3 * 1024**3
+"""Bytes of main memory of a rank that computes on a GPU: torch, Megatron and CUDA's libraries."""
+
+CPU_PROCESS = 1024**3
+"""Bytes of a rank that computes on the CPU, besides its tensors."""
+
+FLOAT32, BFLOAT16 = 4, 2
+
+_UNITS = {
+    "": 1,
+    **{u: 1000**n for n, u in enumerate("kMGTPE", 1)},
+    **{f"{u}i": 1024**n for n, u in enumerate("KMGTPE", 1)},
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the trainings are assumed to run on."""
+
+    gpus: bool = True
+    """Whether phases that ask for GPUs get them."""
+    gpu: Gpu | None = None
+    """Their kind; None: the one that the phase's node selector names."""
+    mfu: float = MFU
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run will need."""
+
+    shapes: Mapping[str, Architecture]
+    """By student."""
+    trainings: Mapping[str, PlannedTraining]
+    """By step."""
+    store: Mapping[str, tuple[int, int]]
+    """By step: bytes of its artifact, and of its checkpoints, which go when it has ended. Text is not counted."""
+    peak: int
+    """Most bytes that the store needs at once."""
+
+
+def run_sizes(spec: CompressionRunSpec, planned: Plan, teacher: Architecture, hardware: Hardware) -> Sizes:
+    """What the run will need, given its teacher. Students that cannot be made of it are left out."""
+    shapes = {
+        student.name: student_architecture(teacher, student.prune)
+        for student in spec.students
+        if not any(student_faults(teacher, student.prune))
+    }
+    steps = [step for step in planned.steps if step.student is None or step.student in shapes]
+    store = {step.name: _stored(step, teacher, shapes) for step in steps}
+    trainings = {
+        step.name: _planned(step, config, spec, teacher, shapes.get(step.student or ""), hardware)
+        for step in steps
+        if (config := _training(step)) is not None
+    }
+    for name, training in trainings.items():
+        trainings[name] = training.model_copy(update={"store_bytes": _beside(name, steps, store)})
+    checkpoints = sorted((beside for _, beside in store.values()), reverse=True)
+    peak = sum(kept for kept, _ in store.values()) + sum(checkpoints[: spec.max_parallel_jobs])
+    return Sizes(shapes, trainings, store, peak)
+
+
+def with_sizes(status: CompressionRunStatus, run: CompressionRun, planned: Plan) -> CompressionRunStatus:
+    """The status with what each student's distillation is expected to need, once the teacher is known."""
+    if status.teacher is None or status.resolved is None:
+        return status
+    found = run_sizes(run.spec, planned, status.teacher, Hardware(gpus=runs_on_gpus(run)))
+    of_student = {step.student: found.trainings[step.name] for step in status.steps if step.name in found.trainings}
+    students = [one.model_copy(update={"planned": of_student.get(one.name)}) for one in status.students]
+    return status.model_copy(update={"students": students})
+
+
+def quantity_bytes(quantity: str | int) -> int | None:
+    """A quantity of Kubernetes (64Gi, 1e9) in bytes; None for what is none."""
+    found = re.fullmatch(r"([0-9.]+)([eE][-+]?[0-9]+)?([kMGTPE]i?|Ki|)", str(quantity))
+    try:
+        return round(float(found[1] + (found[2] or "")) * _UNITS[found[3]]) if found else None
+    except ValueError:
+        return None
+
+
+def _training(step: PlannedStep) -> TrainingConfig | None:
+    found = step.configuration.get(step.phase)
+    return found if PHASES[step.phase].trains and isinstance(found, TrainingConfig) else None
+
+
+def _planned(
+    step: PlannedStep,
+    training: TrainingConfig,
+    spec: CompressionRunSpec,
+    teacher: Architecture,
+    student: Architecture | None,
+    hardware: Hardware,
+) -> PlannedTraining:
+    settings, length, layout = step.settings, spec.dataset.sequence_length, _layout(step.settings, hardware)
+    trained, taught = (teacher, None) if student is None else (student, teacher)
+    on_gpu = hardware.gpus and settings.gpus_per_node > 0
+    losses = resolved_losses(training.losses, teacher, trained) if isinstance(training, DistillConfig) else []
+    memory = training_memory(
+        trained,
+        micro_batch_size=training.micro_batch_size,
+        sequence_length=length,
+        precision=training.precision if training.precision is not Precision.AUTO else _arithmetic(on_gpu),
+        copies=layout.data,
+        on_gpu=on_gpu,
+        teacher=taught,
+        losses=losses,
+    )
+    tokens = training.steps * training.global_batch_size * length
+    flops = tokens * training_flops(trained, length, taught)
+    gpu = (hardware.gpu or _named_gpu(spec, settings)) if on_gpu else None
+    planned = PlannedTraining(
+        parameters=trained.parameters,
+        ranks=layout.ranks,
+        tokens=tokens,
+        flops=flops,
+        memory_per_gpu=PlannedMemory(total=memory.total, **asdict(memory)),
+        store_bytes=0,
+        gpu=gpu.name if gpu else None,
+        gpu_hours=round(flops / (gpu.peak_flops * hardware.mfu) / 3600, 3) if gpu else None,
+    )
+    warnings = [*_gpu_warnings(step, planned, gpu), *_pod_warnings(step, planned, layout.per_node, on_gpu=on_gpu)]
+    return planned.model_copy(update={"warnings": warnings})
+
+
+def _layout(settings: PhaseSettings, hardware: Hardware) -> ParallelLayout:
+    """The ranks of a phase's jobs; a machine without GPUs is one node."""
+    return settings.layout if hardware.gpus else ParallelLayout(nodes=1, per_node=settings.processes_per_node)
+
+
+def _arithmetic(on_gpu: bool) -> Precision:
+    return Precision.BF16 if on_gpu else Precision.FP32
+
+
+def _named_gpu(spec: CompressionRunSpec, settings: PhaseSettings) -> Gpu | None:
+    """The GPU that the nodes have which the phase selects, if it is known."""
+    selector = spec.job_template.node_selector if settings.node_selector is None else settings.node_selector
+    return find_gpu(selector[PRODUCT_LABEL]) if PRODUCT_LABEL in selector else None
+
+
+def _gpu_warnings(step: PlannedStep, planned: PlannedTraining, gpu: Gpu | None) -> Sequence[str]:
+    needed = planned.memory_per_gpu
+    if gpu is None or needed.total <= gpu.memory * USABLE:
+        return []
+    fixed = needed.total - needed.activations - needed.logits
+    advice = "lower microBatchSize or dataset.sequenceLength, or use larger GPUs"
+    if fixed > gpu.memory * USABLE:
+        smallest = fixed - needed.optimizer * (1 - 1 / 64)
+        more = "more GPUs, which share the optimizer's state, or " if smallest < gpu.memory * USABLE else ""
+        advice = f"use {more}larger ones"
+    return [
+        f"{step.name} needs about {human_bytes(needed.total)} on each GPU, and {gpu.name} has "
+        f"{human_bytes(gpu.memory)}; {advice}"
+    ]
+
+
+def _pod_warnings(step: PlannedStep, planned: PlannedTraining, ranks: int, *, on_gpu: bool) -> Sequence[str]:
+    limits = (step.settings.resources or {}).get("limits", {})
+    limit = quantity_bytes(limits["memory"]) if "memory" in limits else None
+    needed = ranks * (PROCESS if on_gpu else CPU_PROCESS + planned.memory_per_gpu.total)
+    if on_gpu and step.student is not None:
+        needed += planned.parameters * FLOAT32  # the first rank gathers the trained weights
+    if limit is None or limit >= needed:
+        return []
+    return [
+        f"phases.{step.phase}.resources.limits.memory is {limits['memory']} and a pod of {step.name} needs about "
+        f"{human_bytes(needed)}; raise it to {-(-needed // 1024**3)}Gi"
+    ]
+
+
+def _stored(step: PlannedStep, teacher: Architecture, shapes: Mapping[str, Architecture]) -> tuple[int, int]:
+    phase = PHASES[step.phase]
+    if phase.reads_sources:
+        copied = teacher.parameters if "teacher" in step.configuration else 0
+        return copied * BFLOAT16, 0  # as checkpoints come
+    student = shapes[step.student].parameters if step.student is not None else 0
+    job = phase.job.model_construct(None, **step.configuration)
+    return job.bytes_kept(teacher.parameters, student), job.bytes_of_checkpoints(teacher.parameters, student)
+
+
+def _beside(name: str, steps: Sequence[PlannedStep], store: Mapping[str, tuple[int, int]]) -> int:
+    """Bytes of all artifacts of the step's student, or of its own if it is for all, and of the step's checkpoints."""
+    student = next(step.student for step in steps if step.name == name)
+    own = {step.name for step in steps if step.student == student} if student is not None else {name}
+    return sum(store[one][0] for one in own) + store[name][1]

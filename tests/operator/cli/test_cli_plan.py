@@ -1,0 +1,244 @@
+"""`compression plan`: what a run will need, from the teacher's config.json alone, wherever that lies."""
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+from local_cli import CONFIG, Bench
+
+from compression_operator.cli import plan
+from compression_operator.cli.__main__ import main
+
+COMMIT = "5" * 40
+MANIFEST: dict[str, Any] = {
+    "apiVersion": "modelcompression.io/v1alpha1",
+    "kind": "CompressionRun",
+    "metadata": {"name": "demo"},
+    "spec": {
+        "teacher": {"model": "hf://owner/model"},
+        "dataset": {"source": "hf://owner/text", "sequenceLength": 64},
+        "students": [{"name": "width", "prune": {"hiddenSize": 64}}],
+        "distill": {"steps": 10, "globalBatchSize": 8, "warmupSteps": 2},
+        "storage": {"persistentVolumeClaim": {"claimName": "store"}},
+    },
+}
+
+
+class Server:
+    """Answers each request for a file, and keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.status, self.code, self.content = 200, "", json.dumps(CONFIG)
+        self.elsewhere: str | None = None
+        self.asked: list[tuple[str, str | None]] = []
+        told = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                told.asked.append((self.path, self.headers.get("Authorization")))
+                moved = told.elsewhere is not None and not self.path.startswith("/moved")
+                self.send_response(307 if moved else told.status)
+                if moved:
+                    self.send_header("Location", f"{told.elsewhere}/moved")
+                if told.code:
+                    self.send_header("X-Error-Code", told.code)
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.end_headers()
+                self.wfile.write(told.content.encode())
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Silent."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    found = Server()
+    monkeypatch.setenv("HF_ENDPOINT", found.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield found
+    found.close()
+
+
+def manifest(folder: Path, *others: dict[str, Any], **spec: Any) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump_all([*others, {**MANIFEST, "spec": {**MANIFEST["spec"], **spec}}]))
+    return file
+
+
+def planned(file: Path, *options: str | Path) -> list[str]:
+    """The command, with `-o json`."""
+    return ["plan", str(file), "--cluster", "-o", "json", *map(str, options)]
+
+
+def test_a_teacher_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    assert bench.call("plan", bench.file, "--workdir", bench.workdir) == 0
+    printed = capsys.readouterr().out
+    assert f"teacher: {tmp_path}/teacher/config.json" in printed
+    for heading in ("parameters", "weights", "activations", "GPU hours at 40%", "the store needs about"):
+        assert heading in printed
+    assert bench.call("plan", bench.file, "--workdir", bench.workdir, "-o", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["trainings"]) == ["finetune", "distill-width", "distill-depth"]
+    [width, depth] = found["students"]
+    assert width["name"] == "width" and width["shape"]["hiddenSize"] == 64 and depth["shape"]["layers"] == 7
+    assert found["trainings"]["distill-width"]["parameters"] == width["parameters"]
+    assert found["trainings"]["finetune"]["parameters"] == found["teacher"]["parameters"]
+    steps = found["store"]["steps"]
+    assert found["store"]["peakBytes"] > sum(step["artifact"] for step in steps.values())
+
+
+def test_after_prepare_the_work_directory_knows_the_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path)
+    assert bench.run() == 0
+    capsys.readouterr()
+    assert bench.call("plan", bench.file, "--workdir", bench.workdir, "-o", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["teacher"]["source"] == "file:teacher, as prepare found it"
+    assert bench.status()["students"][0]["planned"]["memoryPerGpu"]["total"] > 0
+
+
+def test_a_teacher_on_the_hub(tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    command = planned(manifest(tmp_path), "--gpu", "h100", "--mfu", "0.5")
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert server.asked == [("/owner/model/resolve/main/config.json", None)]
+    assert found["teacher"]["revision"] == COMMIT
+    assert (found["gpu"], found["modelFlopsUtilization"]) == ("H100", 0.5)
+    assert found["trainings"]["distill-width"]["gpuHours"] >= 0
+
+
+def test_the_token_goes_to_the_hub_alone(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_goodgoodgood\n")
+    store = Server()
+    server.elsewhere = store.url
+    try:
+        command = planned(manifest(tmp_path, teacher={"model": "hf://owner/model", "revision": "v2"}))
+        assert main(command) == 0
+    finally:
+        store.close()
+    assert server.asked == [("/owner/model/resolve/v2/config.json", "Bearer hf_goodgoodgood")]
+    assert store.asked == [("/moved", None)]
+    assert json.loads(capsys.readouterr().out)["teacher"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sentence"),
+    [
+        (
+            401,
+            "",
+            "or it is private (401); this was asked with no token (set HF_TOKEN), or give",
+        ),
+        (403, "GatedRepo", "the model is gated (403): ask for access"),
+        (404, "RevisionNotFound", "there is no revision main; correct teacher.revision"),
+        (404, "EntryNotFound", "there is no config.json at revision main"),
+        (503, "", "the Hub answered 503; try again later, or give its config.json with --teacher-config PATH"),
+    ],
+)
+def test_a_hub_that_does_not_give_it(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], status: int, code: str, sentence: str
+) -> None:
+    server.status, server.code = status, code
+    command = planned(manifest(tmp_path))
+    assert main(command) == 0, "the steps are known all the same"
+    told = capsys.readouterr()
+    assert told.err.startswith("sizes are not known: hf://owner/model: ") and sentence in told.err
+    assert len(told.err.splitlines()) == 1
+    assert "students" not in json.loads(told.out) and len(json.loads(told.out)["steps"]) == 4
+
+
+def test_no_answer_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    command = planned(manifest(tmp_path))
+    assert main(command) == 0
+    assert "127.0.0.1:9 can't be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", ["option", "environment"])
+def test_offline_asks_nobody(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], told: str
+) -> None:
+    if told == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    command = planned(manifest(tmp_path), *(["--offline"] if told == "option" else []))
+    assert main(command) == 0
+    assert "is not asked offline; give its config.json with --teacher-config PATH" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    command = planned(manifest(tmp_path), "--offline", "--teacher-config", tmp_path)
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["students"]
+    assert not server.asked
+
+
+def test_a_claim_is_read_where_it_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = manifest(tmp_path, teacher={"model": "pvc://models/some/teacher"})
+    command = planned(file)
+    assert main(command) == 0
+    assert "is on a claim that is not mounted here; give its config.json with" in capsys.readouterr().err
+    folder = tmp_path / "models" / "some" / "teacher"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setattr(plan, "MOUNTED", tmp_path)
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["teacher"]["source"] == str(folder / "config.json")
+
+
+def test_a_claim_that_is_too_small_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    size = {"resources": {"requests": {"storage": "1Mi"}}}
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "store"}, "spec": size}
+    command = planned(manifest(tmp_path, claim), "--teacher-config", tmp_path / "config.json")
+    assert main(command) == 0
+    [warning] = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith("claim store has 1.0 MB and the store needs about")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 8}, "a mixture of experts"),
+        ({**CONFIG, "num_hidden_layers": "many"}, "num_hidden_layers is wrong ('many'"),
+        ({**CONFIG, "hidden_size": 32}, "prune.hiddenSize: 64 is more than the teacher's 32"),
+    ],
+)
+def test_what_cannot_be_compressed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], sentence: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    command = planned(manifest(tmp_path), "--teacher-config", tmp_path)
+    assert main(command) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert sentence in line
+
+
+def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = planned(manifest(tmp_path), "--gpu", "H900")
+    assert main(command) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "H900 is not known; give one of B300, " in line
+    command = planned(manifest(tmp_path), "--mfu", "40")
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "40 is not a share of the GPU's peak" in capsys.readouterr().err
+    command = planned(manifest(tmp_path), "--teacher-config", tmp_path / "nowhere")
+    assert main(command) == 0
+    assert "nowhere cannot be read: no such file or directory" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""What a run will need: from the spec and the teacher's sizes, told in the status before a GPU is asked for."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.runs import a_run as build
+
+from compression_operator.api.planned import PlannedTraining
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import CompressionRunStatus, Resolved, StepState, TeacherStatus
+from compression_operator.core.events_diff import notices_between
+from compression_operator.core.plan import plan
+from compression_operator.core.reconcile import reconcile
+from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes
+from compression_pipeline.config import ResolvedSource
+from compression_pipeline.sizing import GPUS
+
+ARCHITECTURE: dict[str, Any] = {
+    "family": "Llama",
+    "layers": 32,
+    "hidden_size": 4096,
+    "ffn_hidden_size": 14336,
+    "attention_heads": 32,
+    "query_groups": 8,
+    "head_dim": 128,
+    "vocabulary_size": 128256,
+    "max_position_embeddings": 131072,
+}
+
+
+def a_run(**spec: Any) -> CompressionRun:
+    """Llama-3.1-8B to Minitron's 4 B width; `spec` is merged into the manifest's."""
+    body = (
+        build(length=8192)
+        .distill(steps=100, globalBatchSize=1152)
+        .student("width", hiddenSize=3072, ffnHiddenSize=9216)
+    )
+    return CompressionRun.model_validate(body.spec(**spec).body())
+
+
+def known(run: CompressionRun) -> CompressionRun:
+    """The run after prepare, as far as the figures ask."""
+    source = ResolvedSource(source="hf://a/b", digest="d")
+    resolved = Resolved(key="0" * 32, teacher=source, dataset=source)
+    teacher = TeacherStatus(**ARCHITECTURE, parameter_count=8_030_261_248)
+    return run.model_copy(update={"status": CompressionRunStatus(teacher=teacher, resolved=resolved)})
+
+
+def sizes(run: CompressionRun, **hardware: Any) -> Sizes:
+    return run_sizes(run.spec, plan(run.spec), TeacherStatus(**ARCHITECTURE, parameter_count=1), Hardware(**hardware))
+
+
+def distillation(run: CompressionRun, **hardware: Any) -> PlannedTraining:
+    return sizes(run, **hardware).trainings["distill-width"]
+
+
+def test_a_student_s_distillation() -> None:
+    found = distillation(a_run(), gpu=GPUS["H200"], mfu=0.5)
+    assert found.parameters == 4_512_746_496
+    assert (found.ranks, found.tokens) == (8, 100 * 1152 * 8192)
+    assert found.flops / found.tokens == pytest.approx(48.3e9, rel=0.01)
+    assert found.gpu_hours == pytest.approx(found.flops / 989.4e12 / 0.5 / 3600, rel=0.001)
+    memory = found.memory_per_gpu
+    assert memory.optimizer == pytest.approx(12 * 4_512_746_496 / 8, rel=1e-6)
+    parts = memory.model_dump()
+    assert parts.pop("total") == sum(parts.values())
+    # pruned, distilled in float32, exported in bfloat16; three checkpoints of 14 bytes
+    assert found.store_bytes == 4_512_746_496 * (4 + 4 + 2 + 3 * 14)
+    assert not found.warnings
+
+
+def test_the_node_selector_names_the_gpu() -> None:
+    assert distillation(a_run()).gpu is None
+    labelled = {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}
+    found = distillation(a_run(jobTemplate=labelled))
+    assert found.gpu == "H100" and found.gpu_hours
+    [warning] = found.warnings
+    assert warning.startswith("distill-width needs about 10") and "H100 has 85.5 GB; lower microBatchSize" in warning
+    assert distillation(a_run(jobTemplate=labelled, phases={"distill": {"nodeSelector": {}}})).gpu is None
+
+
+def test_what_activations_do_not_decide_wants_other_gpus() -> None:
+    [warning] = distillation(a_run(phases={"distill": {"gpusPerNode": 1}}), gpu=GPUS["H100"]).warnings
+    assert warning.endswith("use more GPUs, which share the optimizer's state, or larger ones")
+    [warning] = distillation(a_run(), gpu=GPUS["L4"]).warnings
+    assert warning.endswith("use larger ones")
+
+
+def test_a_pod_s_limit_is_compared_with_what_it_needs() -> None:
+    limited = {"distill": {"resources": {"limits": {"memory": "16Gi"}}}}
+    [warning] = distillation(a_run(phases=limited)).warnings
+    assert warning.startswith("phases.distill.resources.limits.memory is 16Gi and a pod of distill-width needs about")
+    assert warning.endswith("raise it to 41Gi")
+    assert not distillation(a_run(phases={"distill": {"resources": {"limits": {"memory": "41Gi"}}}})).warnings
+
+
+def test_on_a_cpu_the_pod_holds_everything() -> None:
+    on_cpu = {"distill": {"gpusPerNode": 0, "processesPerNode": 2, "resources": {"limits": {"memory": "64Gi"}}}}
+    found = distillation(a_run(phases=on_cpu), gpu=GPUS["H100"])
+    assert found.gpu is None and found.ranks == 2
+    assert found.memory_per_gpu.weights == 4 * 4_512_746_496
+    assert len(found.warnings) == 1
+    here = distillation(a_run(), gpus=False)
+    assert here.ranks == 1, "a machine without GPUs has no eight ranks"
+
+
+def test_a_student_that_cannot_be_is_left_out() -> None:
+    wide = {"name": "wide", "prune": {"hiddenSize": 8192}}
+    run = a_run()
+    spec = run.spec.model_copy(update={"students": [*run.spec.students, type(run.spec.students[0])(**wide)]})
+    found = sizes(run.model_copy(update={"spec": spec}))
+    assert list(found.shapes) == ["width"] and "distill-wide" not in found.trainings
+
+
+def test_the_store_needs_all_artifacts_and_the_checkpoints_of_what_runs_at_once() -> None:
+    found = sizes(a_run())
+    assert found.store["prepare"] == (2 * 8_030_261_248, 0)
+    kept = sum(artifact for artifact, _ in found.store.values())
+    assert found.peak == kept + found.store["distill-width"][1]
+
+
+def test_the_status_tells_it_once_the_teacher_is_known() -> None:
+    run = known(a_run(phases={"distill": {"resources": {"limits": {"memory": "16Gi"}}}}))
+    at = datetime(2026, 11, 28, tzinfo=UTC)
+    before = run.model_copy(update={"status": CompressionRunStatus()})
+    first = reconcile(before, [], at).status
+    assert first.students[0].planned is None
+    [prepare, *others] = first.steps
+    done = prepare.model_copy(update={"state": StepState.SUCCEEDED, "attempt": 1, "artifact": "prepare-" + "0" * 32})
+    status = run.status.model_copy(update={"steps": [done, *others], "observed_generation": run.metadata.generation})
+    decision = reconcile(run.model_copy(update={"status": status}), [], at)
+    planned = decision.status.students[0].planned
+    assert planned is not None and planned.parameters == 4_512_746_496
+    told = [notice for notice in decision.notices if notice.reason == "MayNotFit"]
+    assert [notice.message for notice in told] == planned.warnings and told[0].type == "Warning"
+    assert not [one for one in notices_between(decision.status, decision.status) if one.reason == "MayNotFit"]
+
+
+UNITS = {"": 1, "k": 1000, "M": 1000**2, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3}
+
+
+@given(st.integers(1, 10**6), st.sampled_from(list(UNITS)))
+def test_quantities(number: int, unit: str) -> None:
+    assert quantity_bytes(f"{number}{unit}") == number * UNITS[unit]
+
+
+@pytest.mark.parametrize(("text", "found"), [("1e3", 1000), ("1.5Gi", 3 * 2**29), (7, 7), ("many", None), (".", None)])
+def test_other_quantities(text: str | int, found: int | None) -> None:
+    assert quantity_bytes(text) == found
