@@ -22,6 +22,7 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.config.tasks import MOST_TASKS
 
+from .condition import Condition
 from .planned import PlannedTraining
 
 
@@ -76,23 +77,6 @@ WHOLE: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 """A list that has one owner, the operator. As a map it would cost the API server a fifth more for each write of a
 status, which would carry the ownership of every field of every entry.
 """
-
-
-class Condition(Record):
-    """metav1.Condition."""
-
-    type: str = Field(max_length=316, description="Type of the condition, e.g. Ready.")
-    status: str = Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")
-    observed_generation: int = Field(
-        default=0, ge=0, description="metadata.generation of the spec that the condition was set for."
-    )
-    last_transition_time: datetime = Field(description="Last time the status changed from one value to another.")
-    reason: str = Field(
-        min_length=1, max_length=1024, description="Reason for the last transition, as one CamelCase word for programs."
-    )
-    message: str = Field(
-        default="", max_length=32768, description="Details of the last transition, as a sentence for people."
-    )
 
 
 class Progress(Record):
