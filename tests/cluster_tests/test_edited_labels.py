@@ -49,3 +49,24 @@ def test_a_job_that_ran_on_without_its_label_is_stopped_with_the_run(namespace: 
         namespace.edit(suspend=True)
         until(lambda: not namespace.jobs(), "the job to be deleted")
         namespace.wait_phase("Suspended")
+
+
+def test_no_second_job_begins_beside_one_whose_owner_somebody_removed(namespace: Namespace, api: Api) -> None:
+    one = [{"name": "width", "prune": {"hiddenSize": 64}}]
+
+    def said() -> str:
+        return step_of(namespace.status(), "prepare").get("message", "")
+
+    with namespace.operator():
+        namespace.submit(jobTemplate=NOWHERE, finetune=None, students=one)
+        job = namespace.wait_step("prepare", "Starting")["jobName"]
+        until(namespace.pods, "its pod")
+        path = f"{JOBS}/namespaces/{namespace.name}/pytorchjobs/{job}"
+        owners = api.call("GET", path)["metadata"]["ownerReferences"]
+        api.merge(path, {"metadata": {"ownerReferences": None}})
+        until(lambda: "restore them as they were" in said(), "it to be told")
+        assert [found["metadata"]["name"] for found in namespace.jobs()] == [job]
+        api.merge(path, {"metadata": {"ownerReferences": owners}})
+        with kubelet(namespace):
+            assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
+        assert step_of(namespace.status(), "prepare")["attempt"] == 1
