@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from compression_pipeline.config import PHASES, Rule, TrainingConfig
+from compression_pipeline.config import PHASES, AcceptConfig, Rule, TrainingConfig
 from compression_pipeline.config.base import cel_format, cel_indivisible, indivisible
 from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
 
@@ -35,6 +35,19 @@ def spec_rules() -> tuple[Rule, ...]:
             "accept.extendSteps trains on at distill.minLearningRate, which is 0 for one of them; set it above 0",
             lambda spec: not any(_extends_by_nothing(spec, student) for student in spec.students),
             f"!self.students.exists(student, {_CEL_EXTENDS} && {_CEL_BY_NOTHING})",
+        ),
+        Rule.of(
+            "accept",
+            _UNMEASURED,
+            lambda spec: _measures(spec, spec.accept),
+            f"!has(self.accept) || !has(self.accept.tasks) || self.accept.tasks.all(gate, {_CEL_MEASURED})",
+        ),
+        Rule.of(
+            "students",
+            f"accept of one of them {_UNMEASURED}",
+            lambda spec: all(_measures(spec, student.accept) for student in spec.students),
+            "self.students.all(student, !has(student.accept) || !has(student.accept.tasks) || "
+            f"student.accept.tasks.all(gate, {_CEL_MEASURED}))",
         ),
         *(_splits_over_ranks(phase) for phase, spec in PHASES.items() if spec.trains),
         _students_split_over_ranks(),
@@ -68,6 +81,17 @@ _CEL_BY_NOTHING = (
     "(has(student.distill) ? student.distill.minLearningRate == 0.0 "
     ": has(self.distill) && self.distill.minLearningRate == 0.0)"
 )
+
+
+_UNMEASURED = "names a task that evaluate.tasks does not measure; add it there"
+_CEL_MEASURED = (
+    "has(self.evaluate) && has(self.evaluate.tasks) && self.evaluate.tasks.exists(task, task.name == gate.name)"
+)
+
+
+def _measures(spec: CompressionRunSpec, accept: AcceptConfig | None) -> bool:
+    measured = {task.name for task in spec.evaluate.tasks} if spec.evaluate else set[str]()
+    return accept is None or measured.issuperset(gate.name for gate in accept.tasks)
 
 
 def _extends_by_nothing(spec: CompressionRunSpec, student: Student) -> bool:

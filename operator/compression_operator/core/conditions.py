@@ -148,7 +148,13 @@ def _gate(students: Sequence[StudentStatus], misses: Sequence[str]) -> dict[str,
         case None:
             return {}
         case True:
-            return {ACCEPTED: (None, "NotMeasured", "a student is judged once it is exported")}
+            return {
+                ACCEPTED: (
+                    None,
+                    "NotMeasured",
+                    "a student is judged once it is exported and evaluated",
+                )
+            }
         case False:
             return {ACCEPTED: (True, "GateMet", "every student that is judged meets accept")}
 

@@ -8,8 +8,8 @@ from compression_pipeline.config import GateFigures, verdicts
 
 
 def judged(spec: CompressionRunSpec, status: CompressionRunStatus) -> CompressionRunStatus:
-    """The status with the verdicts on every student that has a gate: open until it is exported, because the gate is on
-    what the run hands out.
+    """The status with the verdicts on every student that has a gate: open until it is exported (and scored, for
+    tasks), because the gate is on what the run hands out.
     """
     gates = {student.name: student.accept or spec.accept for student in spec.students}
     shown = [
@@ -39,4 +39,4 @@ def _figures(student: StudentStatus) -> GateFigures:
     if student.artifact is None:
         return GateFigures(None, None)
     taught_by = loss.teacher if loss.corrected_teacher is None else loss.corrected_teacher
-    return GateFigures(loss.final, taught_by)
+    return GateFigures(loss.final, taught_by, student.evaluation.tasks if student.evaluation else ())

@@ -10,7 +10,7 @@ from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
 from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
-from .gates import AcceptConfig, GateFigures, Verdict, misses, verdicts
+from .gates import AcceptConfig, GateFigures, TaskGate, Verdict, misses, verdicts
 from .importance import (
     METHODS,
     SCORES,
@@ -144,6 +144,7 @@ __all__ = [
     "SourcesJob",
     "StepResult",
     "TaskConfig",
+    "TaskGate",
     "TaskScore",
     "TasksJob",
     "TasksResult",

@@ -9,11 +9,20 @@ from jobs_world import World, manifest, student
 from looks import at, created, told
 from tests.support.matchers import has_condition
 
-from compression_operator.api.status import RunPhase, StepState
+from compression_operator.api.status import CompressionRunStatus, Evaluation, RunPhase, StepState, StudentStatus
 from compression_operator.core.conditions import ACCEPTED, KINDS
 from compression_operator.core.gates import judged
 from compression_operator.core.plan import plan
-from compression_pipeline.config import AcceptConfig, DistillJob, GateFigures, Phase, misses, verdicts
+from compression_pipeline.config import (
+    AcceptConfig,
+    DistillJob,
+    GateFigures,
+    Phase,
+    TaskGate,
+    TaskScore,
+    misses,
+    verdicts,
+)
 
 losses = st.none() | st.floats(0, 100)
 limits = st.none() | st.floats(0, 100)
@@ -122,6 +131,31 @@ def test_a_missed_gate_is_found_again_where_somebody_wrote_into_the_status(forge
     assert not world.look().actions
     assert world.status.model_copy(update={"conditions": done.conditions}) == done
     assert has_condition(world, ACCEPTED, "False", reason="GateMissed")
+
+
+def score(value: float, *, higher: bool = True) -> TaskScore:
+    return TaskScore(name="hellaswag", metric="acc", score=value, samples=10, higher_is_better=higher)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_a_score_must_reach_its_gate(wanted: float, found: float, higher: bool) -> None:
+    accept = AcceptConfig(tasks=[TaskGate(name="hellaswag", score=wanted)])
+    [verdict] = verdicts(accept, GateFigures(None, None, [score(found, higher=higher)]))
+    assert verdict.criterion == "tasks.hellaswag" and verdict.measured == found
+    assert verdict.met is (found >= wanted if higher else found <= wanted)
+    [open_yet] = verdicts(accept, GateFigures(1.0, 1.0))
+    assert open_yet.met is None and not misses(accept, GateFigures(1.0, 1.0))
+
+
+def test_a_gate_on_tasks_is_open_until_the_student_is_scored() -> None:
+    tasks = [{"name": "hellaswag", "score": 0.5}]
+    evaluate = {"tasks": [{"name": "hellaswag"}]}
+    world = world_of(student("width", hiddenSize=128), accept={"tasks": tasks}, evaluate=evaluate)
+    exported = StudentStatus(name="width", artifact="export-1")
+    scored = exported.model_copy(update={"evaluation": Evaluation(tasks=[score(0.4)])})
+    for status, met in ((exported, None), (scored, False)):
+        [shown] = judged(world.run.spec, CompressionRunStatus(students=[status])).students
+        assert [verdict.met for verdict in shown.gate or ()] == [met]
 
 
 def test_judging_is_the_same_twice() -> None:
