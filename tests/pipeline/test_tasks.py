@@ -182,3 +182,38 @@ def test_what_cannot_be_is_told_before_anything_is_scored(
     with pytest.raises(UserError) as raised:
         fetch(tmp_path, told)
     assert sentence in str(raised.value)
+
+
+def test_a_task_that_lm_eval_ships_is_scored_without_network(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its definition is lm-eval's own, Python and all; its questions are what the Hub gave the step tasks."""
+    import datasets
+
+    rows = [
+        {
+            "activity_label": "Making tea",
+            "ctx_a": f"Number {n} fills a kettle.",
+            "ctx_b": "then he",
+            "endings": ["waits for it to boil.", "paints a wall.", "sleeps.", "sings loudly."],
+            "label": str(n % 4),
+        }
+        for n in range(6)
+    ]
+    asked: list[str] = []
+
+    def from_the_hub(path: str, **told: Any) -> datasets.DatasetDict:
+        asked.append(path)
+        split = datasets.Dataset.from_list(rows)
+        return datasets.DatasetDict({"train": split, "validation": split, "test": split})
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.load_dataset", from_the_hub)
+    settings = {"name": "hellaswag", "source": None, "shots": 2, "metric": "acc_norm"}
+    key = fetch(tmp_path, settings).key
+    assert asked == ["Rowan/hellaswag"]
+    folder = Store(tmp_path / "store").open(f"tasks-{key}").path
+    [found], every = score(*loaded(model), folder, EvaluateConfig.model_validate({"tasks": [settings]}))
+    assert (found.name, found.metric, found.samples, found.shots) == ("hellaswag", "acc_norm", 6, 2)
+    assert {"acc,none", "acc_norm,none"} <= every["hellaswag"]["hellaswag"].keys()
+    assert asked == ["Rowan/hellaswag"], "scoring asks nobody"
