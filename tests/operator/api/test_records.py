@@ -97,10 +97,10 @@ def test_a_run_goes_on_after_the_operator_went_back_to_an_older_version(word: st
     status["steps"][2]["state"] = "Verifying"
     status["steps"][3]["state"] = "Queued"
     del status["steps"][3]["jobName"]
-    status["steps"].append({"name": "evaluate-width", "phase": "evaluate", "state": "Running"})
+    status["steps"].append({"name": "audit-width", "phase": "audit", "state": "Running"})
     read = CompressionRunStatus.model_validate(status)
     assert [one.state.value for one in read.steps[2:4]] == ["Starting", "Pending"]
-    assert read.teacher is None and read.step("evaluate-width") is None
+    assert read.teacher is None and read.step("audit-width") is None
     world.run = world.run.model_copy(update={"status": read})
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED and set(states(world).values()) == {"Succeeded"}

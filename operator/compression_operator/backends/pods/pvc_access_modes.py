@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import Notice
+from compression_operator.core.phase_steps import STEPS
 from compression_operator.core.troubles import Trouble
 from compression_operator.kube.client import CLAIMS, ApiError, Kube
 from compression_operator.kube.denied_permissions import Denials
@@ -22,10 +23,11 @@ T = TypeVar("T")
 def several(run: CompressionRun) -> str | None:
     """Why pods of the run may want the claim at the same time; None where they never do, or are kept on one node."""
     spec = run.spec
-    hosts = {_host(run, phase) for phase in Phase}
+    phases = [phase for phase, steps in STEPS.items() if steps.wanted(spec)]
+    hosts = {_host(run, phase) for phase in phases}
     if len(hosts) == 1 and None not in hosts:
         return None
-    for phase in Phase:
+    for phase in phases:
         nodes = spec.phases.of(phase).nodes
         if nodes > 1:
             return f"phases.{phase}.nodes is {nodes}"
