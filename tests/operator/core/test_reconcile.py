@@ -6,12 +6,13 @@ from jobs_world import START, World, manifest, student
 from looks import FINETUNED, PREPARED, at, condition, created, deleted, finish, open_jobs, states, step, told
 from tests.support.matchers import has_condition
 
+from compression_operator.api.phase_settings import PhaseSettingsByPhase
 from compression_operator.api.status import RunPhase, StepState
 from compression_operator.core.conditions import KINDS
 from compression_operator.core.jobs import Decision
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.steps import seconds
-from compression_pipeline.config import ExitClass, Phase
+from compression_pipeline.config import ExitClass
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_a_job_that_hangs_is_stopped_and_tried_again(world: World) -> None:
 
 
 def test_everything_that_is_permanent_ends_in_failure() -> None:
-    world = World(manifest(phases={phase.value: {"retryLimit": 1} for phase in Phase}))
+    world = World(manifest(phases={phase: {"retryLimit": 1} for phase in PhaseSettingsByPhase.model_fields}))
     for _ in range(200):
         decision = world.look()
         for name in open_jobs(world):
