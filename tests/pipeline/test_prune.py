@@ -24,6 +24,7 @@ from compression_pipeline.config import (
     ImportanceConfig,
     Precision,
     PruneConfig,
+    PrunedHeads,
     PruneJob,
     PruneResult,
 )
@@ -191,6 +192,34 @@ def test_every_axis_alone_and_all_together(tmp_path: Path, student: str) -> None
     assert [event["step"] for event in seen if event["event"] == "progress"] == [9]
     assert artifact.manifest.metrics["calibrationTokens"] == 9 * 32
     assert (artifact.model / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(("kind", "heads"), [("llama31", 4), ("qwen2-tied", 6)])
+def test_pruned_heads_are_merged_as_the_paper_says(tmp_path: Path, kind: str, heads: int) -> None:
+    """In the Hugging Face checkpoint, head by head: the i-th of K kept heads becomes 2 head(i) - head(2K - i + 1)."""
+    store = make_store(tmp_path, kind, num_attention_heads=8)
+    student = PruneConfig(attention_heads=heads, pruned_heads=PrunedHeads.MERGE, calibration_samples=9)
+    _, artifact, _ = run(store, student)
+    teacher, architecture = weights(store.open(TEACHER)), inspect(store.open(TEACHER).model).architecture
+    scores, chosen = (
+        load_file(artifact.path / "importance.safetensors")["heads"],
+        json.loads((artifact.path / "chosen.json").read_text()),
+    )
+    groups, d = architecture.query_groups, architecture.head_dim
+    width, kept = 8 // groups, heads // groups
+    for layer, name in ((n, name) for n in range(architecture.layers) for name in ("weight", "bias")):
+        full = f"model.layers.{layer}.self_attn.q_proj.{name}"
+        if full not in teacher:
+            continue
+        before = teacher[full].clone().view(8, d, -1)
+        for group in range(groups):
+            ranked = [group * width + int(i) for i in scores[layer].view(groups, width)[group].argsort(descending=True)]
+            for i in range(kept, 0, -1):
+                if (other := 2 * kept - i + 1) <= width:
+                    before[ranked[i - 1]] += before[ranked[i - 1]] - before[ranked[other - 1]]
+        teacher[full] = before.view(teacher[full].shape)
+    expected, found = sliced(teacher, architecture, chosen), weights(artifact)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def test_sizes_of_the_teacher_change_nothing(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ from .phases import (
     TasksJob,
     TasksResult,
 )
-from .pruning import PruneConfig
+from .pruning import PruneConfig, PrunedHeads
 from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
 from .students import student_architecture, student_faults
@@ -138,6 +138,7 @@ __all__ = [
     "PruneConfig",
     "PruneJob",
     "PruneResult",
+    "PrunedHeads",
     "Record",
     "ResolvedSource",
     "Rule",

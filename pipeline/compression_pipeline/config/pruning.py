@@ -1,6 +1,7 @@
 """What a student keeps of its teacher (structured pruning, Minitron, arXiv 2407.14679)."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -34,6 +35,13 @@ def _prunes_something(prune: "PruneConfig") -> bool:
     return any(size is not None for size in sizes)
 
 
+class PrunedHeads(StrEnum):
+    """What becomes of attention heads that are pruned."""
+
+    DROP = "Drop"
+    MERGE = "Merge"
+
+
 class PruneConfig(ConfigModel):
     """The student's sizes. A size that isn't given stays the teacher's."""
 
@@ -45,6 +53,12 @@ class PruneConfig(ConfigModel):
             "cannot be combined with layers; list the layers to drop or give the number to keep",
             lambda prune: prune.layers is None or prune.drop_layers is None,
             "!has(self.layers) || !has(self.dropLayers)",
+        ),
+        Rule.of(
+            "prunedHeads",
+            "merges heads, and none are pruned; give attentionHeads, or leave prunedHeads out",
+            lambda prune: prune.pruned_heads is not PrunedHeads.MERGE or prune.attention_heads is not None,
+            "self.prunedHeads != 'Merge' || has(self.attentionHeads)",
         ),
         Rule.of(
             "",
@@ -70,6 +84,11 @@ class PruneConfig(ConfigModel):
         le=4096,
         description="Number of query heads, a multiple of the teacher's key/value heads. Each key/value group keeps "
         "equally many. Default: the teacher's.",
+    )
+    pruned_heads: PrunedHeads = Field(
+        default=PrunedHeads.DROP,
+        description="What becomes of query heads that are pruned. Merge makes the least important kept heads of "
+        "each key/value group differ more from the most important pruned ones (arXiv 2407.14679, section 2.3).",
     )
     layers: int | None = Field(
         default=None,

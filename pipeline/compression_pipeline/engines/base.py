@@ -168,7 +168,8 @@ class Engine(Protocol):
     def cut(
         self, model: Model, teacher: Architecture, student: Architecture, choice: "Choice", *, divisor: int
     ) -> Model:
-        """The student that keeps what `choice` says; `model` is used up. Weights are moved, never rounded.
+        """The student that keeps what `choice` says; `model` is used up. Weights are moved, never rounded, but query
+        heads that others are merged into.
 
         `divisor`: what the student's widths are multiples of.
         """

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, PruneConfig
+from compression_pipeline.config import Architecture, PruneConfig, PrunedHeads
 
 from .base import Scores
 
@@ -26,6 +26,8 @@ class Choice:
     ffn: Tensor | None
     heads: Tensor | None
     layers: list[int]
+    merged: Tensor | None = None
+    """Pairs of a kept head and the pruned one that is merged into it, [layers, pairs, 2], counted over the layer."""
 
     def to_json(self) -> dict[str, Any]:
         """For people and tools: `layers` counted from 1, everything else from 0; width as kept in the kept layers."""
@@ -48,6 +50,7 @@ def choose(scores: Scores, teacher: Architecture, prune: PruneConfig) -> Choice:
         ffn=_top(scores["ffn"], prune.ffn_hidden_size, teacher.ffn_hidden_size),
         heads=_heads(scores["heads"], prune.attention_heads, teacher),
         layers=_layers(scores, teacher, prune),
+        merged=_merged(scores["heads"], prune, teacher),
     )
 
 
@@ -66,10 +69,29 @@ def _heads(scores: Tensor, wanted: int | None, teacher: Architecture) -> Tensor 
     """Each KV group keeps equally many of its query heads: those with the highest scores in it."""
     if wanted is None or wanted == teacher.attention_heads:
         return None
+    return _ranked(scores, teacher)[..., : wanted // teacher.query_groups].flatten(start_dim=1)
+
+
+def _ranked(scores: Tensor, teacher: Architecture) -> Tensor:
+    """[layers, KV groups, heads of a group]: each group's heads, best first, counted over the layer."""
     groups = teacher.query_groups
     width = teacher.attention_heads // groups
-    within = descending(scores.view(-1, groups, width))[..., : wanted // groups]
-    return (within + torch.arange(groups)[:, None] * width).flatten(start_dim=1)
+    return descending(scores.view(-1, groups, width)) + torch.arange(groups)[:, None] * width
+
+
+def _merged(scores: Tensor, prune: PruneConfig, teacher: Architecture) -> Tensor | None:
+    """Which pruned head goes into which kept one, where they are merged.
+
+    Of L heads by rank, K of them kept, the K-th takes the first that is pruned, the one before it the next, and so on:
+    head i takes head 2K - i + 1 (arXiv 2407.14679, section 2.3), as long as there are heads on both sides.
+    """
+    wanted = prune.attention_heads
+    if prune.pruned_heads is not PrunedHeads.MERGE or wanted is None or wanted == teacher.attention_heads:
+        return None
+    ranked, kept = _ranked(scores, teacher), wanted // teacher.query_groups
+    pairs = min(kept, ranked.shape[-1] - kept)
+    takers, given = ranked[..., kept - pairs : kept].flip(-1), ranked[..., kept : kept + pairs]
+    return torch.stack((takers, given), dim=-1).flatten(1, 2)
 
 
 def _layers(scores: Scores, teacher: Architecture, prune: PruneConfig) -> list[int]:

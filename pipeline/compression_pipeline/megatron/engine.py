@@ -120,8 +120,11 @@ class MegatronEngine:
         return measure(model, architecture, samples, scorers(importance, axes), importance.aggregation)
 
     def cut(self, model: Any, teacher: Architecture, student: Architecture, choice: Choice, *, divisor: int) -> Any:
+        from .merging import merge_heads
         from .minitron import cut
 
+        if choice.merged is not None:
+            merge_heads(model, teacher, choice.merged)
         cut(model, teacher, student, choice, divisor=divisor)
         return model
 

@@ -11,6 +11,7 @@ from compression_pipeline.config import (
     AggregationConfig,
     Architecture,
     ImportanceConfig,
+    PrunedHeads,
     aggregation_words,
     method_words,
     number_runs,
@@ -183,6 +184,8 @@ def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
     parts = [f"{', '.join(names)} ranked by {by}" for by, names in ranked.items()]
     if dropped := settings.get("dropLayers"):
         parts.append(f"layers {number_runs(sorted(set(dropped)))} dropped, as the manifest names them, not ranked")
+    if settings.get("prunedHeads") == PrunedHeads.MERGE:
+        parts.append("what pruned heads had is merged into kept ones")
     if parts and student.calibration_samples:
         parts.append(f"importance measured on {student.calibration_samples:,} sequences of the training text")
     return "; ".join(parts)
@@ -203,6 +206,7 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
         f"**Pruning.** {ENGINES[job.engine].prunes_with}; importance{_otherwise(importance)} from the activations of "
         f"{ancestry.calibration_samples:,} sequences of {job.sequence_length:,} tokens. "
         f"Kept: {layers}{how}; the other sizes as in the table above."
+        + (" Pruned attention heads are merged into kept ones." if job.prune.pruned_heads is PrunedHeads.MERGE else "")
     )
 
 
