@@ -66,6 +66,9 @@ METHODS: dict[str, Method] = {
 
 
 _HELD_OUT = [name for name, method in METHODS.items() if method.held_out]
+_ON_TRAINING_TEXT = [
+    name for name, method in METHODS.items() if Axis.LAYERS in method.implementations and not method.held_out
+]
 
 HELD_OUT_SEQUENCES = 64
 
@@ -105,8 +108,8 @@ class ImportanceConfig(ConfigModel):
         Rule.of(
             "depthSamples",
             f"is a setting of depth: {' or '.join(_HELD_OUT)}; leave it out, or change depth",
-            lambda importance: importance.depth_samples is None or METHODS[importance.depth].held_out,
-            f"!has(self.depthSamples) || self.depth in [{', '.join(map(repr, _HELD_OUT))}]",
+            lambda importance: importance.depth_samples is None or importance.depth not in _ON_TRAINING_TEXT,
+            f"!has(self.depthSamples) || self.depthSamples < 1 || !(self.depth in {_ON_TRAINING_TEXT})",
         ),
     )
 

@@ -57,7 +57,7 @@ class PruneConfig(ConfigModel):
         Rule.of(
             "prunedHeads",
             "merges heads, and none are pruned; give attentionHeads, or leave prunedHeads out",
-            lambda prune: prune.pruned_heads is not PrunedHeads.MERGE or prune.attention_heads is not None,
+            lambda prune: prune.pruned_heads != PrunedHeads.MERGE or prune.attention_heads is not None,
             "self.prunedHeads != 'Merge' || has(self.attentionHeads)",
         ),
         Rule.of(
