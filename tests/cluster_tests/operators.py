@@ -20,9 +20,9 @@ from rights import in_rbac_words, wait_permitted
 from tests.support.runs import a_run
 from tests.support.waiting import until
 
+from compression_operator.api.phase_settings import PhaseSettingsByPhase
 from compression_operator.backends.kinds import PERMISSIONS
 from compression_operator.kube.client import LEASES, Permission
-from compression_pipeline.config import Phase
 
 FINAL = ("Succeeded", "Failed")
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -352,7 +352,7 @@ def manifest(name: str = "demo", **spec: Any) -> Body:
     cpu = {"gpusPerNode": 0, "terminationGracePeriodSeconds": 10}
     run = a_run(name).finetune(steps=200, globalBatchSize=4).distill(steps=100, globalBatchSize=4).claim("store")
     run = run.student("width", hiddenSize=64).student("depth", dropLayers=[3])
-    return run.spec(phases={phase.value: dict(cpu) for phase in Phase}).spec(**spec).body()
+    return run.spec(phases={phase: dict(cpu) for phase in PhaseSettingsByPhase.model_fields}).spec(**spec).body()
 
 
 def step_of(status: Body, name: str) -> Body:

@@ -217,15 +217,16 @@ def test_a_job_that_splits_its_model_is_refused_before_a_rank_is_started(field: 
         Rendezvous.of(Phase.PRUNE, job, {})
 
 
-def test_only_prepare_gets_to_the_hub_and_its_token() -> None:
+def test_only_what_reads_sources_gets_to_the_hub_and_its_token() -> None:
     own = {"HF_TOKEN": "secret", "HUGGING_FACE_HUB_TOKEN": "secret", "HOME": "/home"}
     for phase in Phase:
         rendezvous = Rendezvous.of(phase, JOB, {})
         told = environment(own, JOB, phase, rendezvous, launch="ab", outcomes=Path("/o"))
         assert told["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "77"
         assert told["HOME"] == "/home"
-        assert ("secret" in told.values()) == (phase is Phase.PREPARE)
-        assert told.get("HF_HUB_OFFLINE") == (None if phase is Phase.PREPARE else "1")
+        reads_sources = phase in (Phase.PREPARE, Phase.TASKS)
+        assert ("secret" in told.values()) == reads_sources
+        assert told.get("HF_HUB_OFFLINE") == (None if reads_sources else "1")
 
 
 @pytest.mark.parametrize(("threads", "own", "expected"), [(3, "8", "3"), (None, "8", "8")])

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from jobs_results import loss, number
 from jobs_world import World, student
 
+from compression_operator.api.phase_settings import PhaseSettingsByPhase
 from compression_operator.api.run import RETRY_ANNOTATION, SOURCES_ANNOTATION
 from compression_operator.api.status import RunPhase, StepState
 from compression_operator.core.jobs import JobState
@@ -35,7 +36,9 @@ edits = st.one_of(
     st.fixed_dictionaries(
         {"jobHistoryLimit": st.integers(0, 3), "ttlSecondsAfterFinished": st.sampled_from([0, 20, 600, 604_800])}
     ),
-    st.integers(0, 2).map(lambda limit: {"phases": {phase.value: {"retryLimit": limit} for phase in Phase}}),
+    st.integers(0, 2).map(
+        lambda limit: {"phases": {phase: {"retryLimit": limit} for phase in PhaseSettingsByPhase.model_fields}}
+    ),
 )
 noticed = st.sampled_from(["at once", "later", "by a listing that lags"])
 own_distill = st.none() | st.fixed_dictionaries({"steps": st.integers(100, 101)})
