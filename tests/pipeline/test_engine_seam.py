@@ -226,8 +226,7 @@ def start(
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    words = {"prunes_with": "Nothing but indices", "trains_with": "plain transformers"}
-    info = EngineInfo(f"{__name__}:start", **words, distributions=("transformers",))
+    info = EngineInfo(f"{__name__}:start", "Nothing but indices", "plain transformers", ("transformers",))
     monkeypatch.setitem(ENGINES, "Plain", info)
     with schema_made_anew():
         yield
