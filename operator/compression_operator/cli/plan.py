@@ -186,7 +186,7 @@ def _step_json(step: PlannedStep) -> dict[str, Any]:
         "name": step.name,
         "phase": step.phase.value,
         "student": step.student,
-        "after": list(step.dependencies),
+        "after": list(step.predecessors),
         "fingerprint": step.fingerprint,
         "artifact": step.artifact,
     }
@@ -222,7 +222,7 @@ def _json(found: FoundTeacher, sizes: Sizes, hardware: Hardware, warnings: Seque
 
 
 def _print_steps(planned: Plan) -> None:
-    rows = [[step.name, ", ".join(step.dependencies), step.fingerprint or unknown(planned)] for step in planned.steps]
+    rows = [[step.name, ", ".join(step.predecessors), step.fingerprint or unknown(planned)] for step in planned.steps]
     _print_table(console(), ("step", "after", "fingerprint"), rows, words=3)
 
 

@@ -51,11 +51,17 @@ class PlannedStep:
     fingerprint: str | None  # None while the inputs aren't known
     artifact: str | None  # name in the store; None while it isn't known
     precision: Precision | None = None  # that the key counts on, where the configuration says none
+    sources: tuple[str, ...] = ()  # steps that read the manifest's sources, which must be right before this one begins
 
     @property
     def dependencies(self) -> tuple[str, ...]:
-        """The steps that come first, each once."""
+        """The steps that make its inputs, each once."""
         return tuple(dict.fromkeys(self.inputs.values()))
+
+    @property
+    def predecessors(self) -> tuple[str, ...]:
+        """The steps that come first, each once: those that make its inputs, and those that find faults early."""
+        return tuple(dict.fromkeys([*self.dependencies, *self.sources]))
 
     @property
     def key(self) -> str | None:
@@ -251,7 +257,16 @@ class _Builder:
             fingerprint=mark,
             artifact=f"{phase}-{key}" if key else None,
             precision=precision if steps.depends_on_device else None,
+            sources=self._sources_before(phase, inputs),
         )
+
+    def _sources_before(self, phase: Phase, inputs: Mapping[str, str]) -> tuple[str, ...]:
+        """What the first steps after the sources wait for beside their inputs, so that no source that turns out to be
+        wrong does so when GPUs are taken. Later steps wait for these.
+        """
+        read = tuple(name for name, step in self.steps.items() if PHASES[step.phase].reads_sources)
+        first = not PHASES[phase].reads_sources and set(inputs.values()) <= set(read)
+        return read if first else ()
 
     def _marks(
         self,

@@ -88,7 +88,7 @@ class Schedule:
 
     def _fault(self, planned: PlannedStep) -> str | None:
         """Why the step cannot be, whatever it is tried with."""
-        inputs = [self._plan.get(name) for name in planned.dependencies]
+        inputs = [self._plan.get(name) for name in planned.predecessors]
         first_of_student = not any(one and one.student == planned.student for one in inputs)
         if first_of_student and (fault := self._limits.faults.get(planned.student or "")):
             return fault
@@ -113,7 +113,7 @@ class Schedule:
         return step.model_copy(update=changes)
 
     def _why_skipped(self, planned: PlannedStep) -> str | None:
-        failed = next((name for name in planned.dependencies if self._ended_badly(name)), None)
+        failed = next((name for name in planned.predecessors if self._ended_badly(name)), None)
         if self._limits.faults and not PHASES[planned.phase].reads_sources:
             return f"not started because {' and '.join(self._limits.faults)} cannot be made of this teacher"
         return f"not started because {failed} did not succeed" if failed else None
@@ -123,7 +123,7 @@ class Schedule:
 
     def _wait(self, planned: PlannedStep, step: Step, now: datetime) -> _Wait | None:
         """What the step waits for; None where it can start."""
-        missing = [name for name in planned.dependencies if self.steps[name].state is not StepState.SUCCEEDED]
+        missing = [name for name in planned.predecessors if self.steps[name].state is not StepState.SUCCEEDED]
         if missing or planned.fingerprint is None:
             return _Wait(f"waits for {missing[0] if missing else 'its inputs to be known'}")
         if self._limits.suspended:

@@ -117,10 +117,12 @@ class JobConfig(ConfigModel):
         return 0
 
     def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
-        """Roughly what lies beside it while the job trains the student, or the teacher, and goes once it has ended."""
+        """Roughly what lies beside it while the job trains, and goes once it has ended; here, where it trains the
+        teacher.
+        """
         # One checkpoint more than are kept: the new one is whole before the oldest goes.
         kept = self.training.keep_checkpoints + 1 if self.training is not None else 0
-        return (student or teacher) * kept * CHECKPOINTED
+        return teacher * kept * CHECKPOINTED
 
     def bytes_written(self, teacher: int, student: int) -> int:
         """Roughly all that the job writes."""

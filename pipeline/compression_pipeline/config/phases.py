@@ -137,7 +137,8 @@ class DistillJob(EngineJob):
     def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
         # The best weights of each checkpoint that is kept, and those that come next.
         best = (self.distill.keep_checkpoints + 1) * WEIGHT if self.distill.keep_best else 0
-        return super().bytes_of_checkpoints(teacher, student) + (student or teacher) * best
+        trained = student or teacher
+        return super().bytes_of_checkpoints(trained, 0) + trained * best
 
 
 class EvaluateJob(JobConfig):

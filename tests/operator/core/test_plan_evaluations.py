@@ -1,11 +1,13 @@
-"""Steps that evaluate models: their fingerprints."""
+"""Steps that evaluate models: their fingerprints, and who waits for them."""
 
 from typing import Any
 
-from jobs_world import manifest
+from jobs_world import World, manifest
+from looks import created, open_jobs, step
 
-from compression_operator.api.status import Resolved, ResolvedTasks
+from compression_operator.api.status import Resolved, ResolvedTasks, RunPhase
 from compression_operator.core.plan import Plan, plan
+from compression_pipeline.config import ExitClass
 
 EVALUATE = {"tasks": [{"name": "hellaswag"}]}
 
@@ -54,3 +56,24 @@ def test_a_score_counts_for_one_model_and_one_way_to_ask() -> None:
     assert changed(before, other) == {*evaluations, *exports}, "other questions"
     on_cpu = plan(manifest(evaluate=EVALUATE).spec, discovered=DISCOVERED, gpus=False)
     assert evaluations <= changed(before, on_cpu), "another arithmetic"
+
+
+def test_no_training_begins_before_the_tasks_are_found() -> None:
+    """A misspelt task must not show when a GPU is taken."""
+    world = World(manifest(evaluate=EVALUATE))
+    world.look()
+    job = {world.jobs[name].job.step: name for name in open_jobs(world)}
+    assert job.keys() == {"prepare", "tasks"}
+    world.start(job["prepare"])
+    world.succeed(job["prepare"])
+    assert not created(world.look())
+    assert step(world, "finetune").message == "waits for tasks"
+    world.fail(job["tasks"], ExitClass.USER_ERROR)
+    assert not created(world.look())
+    assert world.status.phase is RunPhase.FAILED
+    assert step(world, "finetune").message == "not started because tasks did not succeed"
+
+
+def test_the_first_steps_of_students_wait_for_the_tasks_too() -> None:
+    steps = {one.name: one.predecessors for one in planned(evaluate=EVALUATE, finetune=None).steps}
+    assert "tasks" in steps["prune-width"] and "tasks" not in steps["distill-width"]

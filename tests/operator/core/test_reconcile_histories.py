@@ -36,6 +36,9 @@ edits = st.one_of(
     st.fixed_dictionaries(
         {"jobHistoryLimit": st.integers(0, 3), "ttlSecondsAfterFinished": st.sampled_from([0, 20, 600, 604_800])}
     ),
+    st.fixed_dictionaries(
+        {"evaluate": st.sampled_from([None, {"tasks": [{"name": "a"}]}, {"tasks": [{"name": "b"}]}, {"generation": {}}])}
+    ),
     st.integers(0, 2).map(
         lambda limit: {"phases": {phase: {"retryLimit": limit} for phase in PhaseSettingsByPhase.model_fields}}
     ),

@@ -188,7 +188,7 @@ def test_a_step_does_not_start_on_a_full_disk(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(space, "FLOOR", 10**18)
         await here.backend.create(run, job)
         ended = await here.job(run, job.name)
-        assert ended and ended.ended_as is ExitClass.TRANSIENT and ended.started is None
+        assert ended and ended.ended_as is ExitClass.USER_ERROR and ended.started is None
         assert "free and this step needs about 1000000.0 TB; free some space" in ended.message
         assert not (here.store / "starts").exists()
         # What is published already needs no room.

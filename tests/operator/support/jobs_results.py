@@ -3,7 +3,7 @@
 from typing import Any
 
 from compression_operator.core.jobs import Job
-from compression_pipeline.config import Architecture, Cache, Family, Phase, PrepareJob, digest
+from compression_pipeline.config import Architecture, Cache, Family, Phase, PrepareJob, TasksJob, digest
 
 TEACHER = Architecture(
     family=Family.LLAMA,
@@ -69,6 +69,8 @@ def result(job: Job) -> dict[str, Any]:
         case Phase.EXPORT:
             return {"parameters": 1, "relativeError": 1e-6, "bytes": 4, "sample": f"sample of {key} " * 50}
         case Phase.TASKS:
-            return {"key": key, "harness": "0.4.13"}
+            assert isinstance(job.config, TasksJob)
+            own = [] if job.config.cache is Cache.STORE else [key]
+            return {"key": digest([job.config.evaluate.to_json(), *own]), "harness": "0.4.13"}
         case Phase.BASELINE | Phase.BASELINE_CORRECTED | Phase.EVALUATE:
             return {"tasks": [], "precision": "FP32"}
