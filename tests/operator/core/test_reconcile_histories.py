@@ -27,6 +27,12 @@ PRUNES: list[dict[str, Any]] = [
     {"hiddenSize": 512},  # more than the teacher has
 ]
 NAMES = ["width", "depth", "third"]
+
+
+def tasks(name: str) -> dict[str, Any]:
+    return {"tasks": [{"name": name}]}
+
+
 picks = st.integers(0, 100)
 some_names = st.frozensets(picks, max_size=3)
 edits = st.one_of(
@@ -36,9 +42,7 @@ edits = st.one_of(
     st.fixed_dictionaries(
         {"jobHistoryLimit": st.integers(0, 3), "ttlSecondsAfterFinished": st.sampled_from([0, 20, 600, 604_800])}
     ),
-    st.fixed_dictionaries(
-        {"evaluate": st.sampled_from([None, {"tasks": [{"name": "a"}]}, {"tasks": [{"name": "b"}]}, {"generation": {}}])}
-    ),
+    st.fixed_dictionaries({"evaluate": st.sampled_from([None, tasks("a"), tasks("b"), {"generation": {}}])}),
     st.integers(0, 2).map(
         lambda limit: {"phases": {phase: {"retryLimit": limit} for phase in PhaseSettingsByPhase.model_fields}}
     ),
