@@ -321,7 +321,7 @@ def test_bad_calls_are_user_errors(tmp_path: Path) -> None:
     newer = config | {"fingerprint": "0" * 32, "data": "d", "teacher": "t", "sequenceLength": 64}
     newer |= {"prune": {"layers": 2, "spice": "hot"}}
     for arguments, environment, message in (
-        ([], {}, "usage: python -m compression_pipeline PHASE, one of prepare, finetune"),
+        ([], {}, "usage: python -m compression_pipeline PHASE, one of prepare, tasks, finetune"),
         (["bake"], {}, "usage: python -m compression_pipeline PHASE"),
         (["prune"], {"COMPRESSION_CONFIG": ""}, "the environment variable COMPRESSION_CONFIG is missing"),
         (["prune"], {"COMPRESSION_CONFIG": "{"}, "COMPRESSION_CONFIG: the whole: Invalid JSON"),
