@@ -123,7 +123,7 @@ SCRIPT = """
         if (pid := os.fork()) == 0:
             os.environ["RANK"] = str(rank)
             try:
-                print(json.dumps([rank, run()]), flush=True)
+                os.write(1, (json.dumps([rank, run()]) + "\\n").encode())  # at once: others write there, too
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()

@@ -78,10 +78,11 @@ class Schedule:
         if step.state.active or step.state in (StepState.SUCCEEDED, StepState.FAILED):
             return step
         if fault := self._fault(planned):
-            return step.model_copy(update={"state": StepState.FAILED, "message": fault, "completion_time": now})
+            changes = {"state": StepState.FAILED, "message": fault, "completion_time": now, "waiting_reason": None}
+            return step.model_copy(update=changes)
         skipped = self._why_skipped(planned)
         if skipped:
-            return step.model_copy(update={"state": StepState.SKIPPED, "message": skipped})
+            return step.model_copy(update={"state": StepState.SKIPPED, "message": skipped, "waiting_reason": None})
         if self._wait(planned, step, now) is None:
             return self._started(planned, step, now)
         return step.model_copy(update={"state": StepState.PENDING})

@@ -1,9 +1,10 @@
 """Which steps may run beside each other, and what those that may not are said to wait for."""
 
 import pytest
-from jobs_world import World, manifest
+from jobs_world import World, manifest, student
 from looks import FINETUNED, PRUNED, at, created, finish, open_jobs, step
 
+from compression_operator.api.status import StepState
 from compression_operator.core.jobs import JobState
 
 ON_CPU = {"phases": {"prune": {"gpusPerNode": 0}}}
@@ -23,6 +24,21 @@ def test_a_step_without_a_gpu_does_not_wait_for_one_whose_job_waits_for_a_gpu(on
     assert bool(created(decision)) != on_cpu, "export"
     if not on_cpu:
         assert created(decision)[0].startswith("export-")
+
+
+def test_a_step_that_will_not_run_waits_for_no_place() -> None:
+    """Its attempt gives its places back when a student turns out to be impossible."""
+    world = at(World(), *FINETUNED)
+    waits, _ = open_jobs(world)
+    world.update(waits, state=JobState.PENDING, started=None, last_event=None)
+    world.place_half(waits)
+    world.look()
+    world.pass_time(1000)
+    students = [one.to_json() for one in world.run.spec.students]
+    world.edit(students=[*students, student("huge", hiddenSize=512)])
+    world.look()
+    name = world.jobs[waits].job.step
+    assert step(world, name).state is StepState.SKIPPED and step(world, name).waiting_reason is None
 
 
 def test_old_jobs_that_still_stop_are_what_a_run_waits_for() -> None:
