@@ -14,14 +14,18 @@ from tests.support.waiting import until
 
 from compression_pipeline.config import (
     TERMINATION_MESSAGE_LIMIT,
+    EvaluateResult,
     ExitClass,
+    GenerationFigures,
     Parallelism,
     ParallelLayout,
     Phase,
     PruneConfig,
     PruneJob,
+    TaskScore,
     Termination,
 )
+from compression_pipeline.config.tasks import MOST_TASKS
 from compression_pipeline.errors import UserError
 from compression_pipeline.launcher.outcome import Outcome, judge
 from compression_pipeline.launcher.ranks import Rendezvous, command, environment
@@ -147,6 +151,27 @@ def test_a_termination_message_fits_and_stays_what_it_is(message: str, sample: s
     if len(message.encode()) + len(sample.encode()) < 500:
         assert found["message"] == message
         assert found["result"]["sample"] == sample
+
+
+def test_the_scores_of_all_tasks_fit_whatever_they_are_named() -> None:
+    figure = 0.012345678901234567
+    score = TaskScore(
+        name="n" * 128,
+        metric="m" * 64,
+        score=-figure,
+        stderr=figure,
+        samples=10**7,
+        shots=64,
+        higher_is_better=False,
+    )
+    generation = GenerationFigures(
+        tokens_per_second=1e4 + figure, first_token_seconds=figure, peak_memory_bytes=2**38, device="d" * 40
+    )
+    result = EvaluateResult(
+        digest="0" * 64, tasks=[score] * MOST_TASKS, generation=generation, harness="0.4.13", precision="BF16"
+    )
+    told = {"class": "Done", "rank": 0, "result": result.to_json()}
+    assert json.loads(fitted(Termination.model_validate(told)))["result"] == result.to_json()
 
 
 def test_a_mounted_termination_file_is_written_in_place(tmp_path: Path) -> None:

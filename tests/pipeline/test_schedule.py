@@ -76,6 +76,8 @@ def test_operations_of_llama_3_1_8b() -> None:
         ("NVIDIA GH200 480GB", 989.4e12),
         ("Tesla T4", None),
         ("NVIDIA A1000", None),
+        ("NVIDIA A100-SXM4-40GB-MIG-1g.5gb", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
     ],
 )
 def test_peaks_by_the_drivers_names(name: str, peak: float | None) -> None:

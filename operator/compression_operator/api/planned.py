@@ -22,7 +22,7 @@ class PlannedTraining(Record):
 
     parameters: int = Field(description="Parameters of the model that is trained.")
     ranks: int = Field(description="GPUs of the job, or its processes on CPU.")
-    tokens: int = Field(description="Tokens of all steps.")
+    tokens: int = Field(description="Tokens of all steps, but for accept.extendSteps.")
     flops: float = Field(description="Floating-point operations of all steps, those of the teacher included.")
     memory_per_gpu: PlannedMemory = Field(
         description="Bytes on one GPU, or of one rank on CPU. CUDA's context, NCCL's buffers and fragments come on top."

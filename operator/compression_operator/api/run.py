@@ -19,11 +19,17 @@ KIND = "CompressionRun"
 PLURAL = "compressionruns"
 RETRY_ANNOTATION = f"{GROUP}/retry"
 SOURCES_ANNOTATION = f"{GROUP}/sources"
-"""Digest of the local files that the sources name; local runs write it, and raise the generation when it changes."""
+"""Digest of the local files that teacher and dataset name; local runs write it, and raise the generation when it
+changes.
+"""
+TASK_SOURCES_ANNOTATION = f"{GROUP}/task-sources"
+"""Of those that evaluate.tasks names, if there are any; it is written and watched likewise."""
 DEVICES_ANNOTATION = f"{GROUP}/devices"
 """What a local run found to compute on, `GPU` or `CPU`; it is written and watched likewise. A cluster has what the
 manifest asks for: see `cluster_run`."""
 CPU, GPU = "CPU", "GPU"
+NOTED = (SOURCES_ANNOTATION, TASK_SOURCES_ANNOTATION, DEVICES_ANNOTATION)
+"""What only local runs note."""
 
 
 class ObjectMeta(BaseModel):
@@ -72,6 +78,5 @@ def cluster_run(body: Any) -> CompressionRun:
     What only local runs note of their machine says nothing of a cluster, whoever has written it there.
     """
     run = CompressionRun.model_validate(body)
-    noted = (SOURCES_ANNOTATION, DEVICES_ANNOTATION)
-    annotations = {name: value for name, value in run.metadata.annotations.items() if name not in noted}
+    annotations = {name: value for name, value in run.metadata.annotations.items() if name not in NOTED}
     return run.model_copy(update={"metadata": run.metadata.model_copy(update={"annotations": annotations})})

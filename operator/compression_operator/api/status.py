@@ -295,6 +295,9 @@ class TeacherStatus(Architecture):
     corrected_evaluation: Evaluation | None = Field(
         default=None, description="Scores and speed of the corrected teacher. Unset if finetune did not run."
     )
+    planned: PlannedTraining | None = Field(
+        default=None, description="What finetune is expected to need. Unset without finetune."
+    )
 
 
 class Resolved(Record):

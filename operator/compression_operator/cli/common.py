@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
-from compression_operator.api.run import CompressionRun
+from compression_operator.api.run import SOURCES_ANNOTATION, TASK_SOURCES_ANNOTATION, CompressionRun
 from compression_operator.local.source_files import local_files, local_path, signature
 from compression_operator.local.workdir import Workdir, WorkdirError
 from compression_pipeline.config import digest
@@ -96,11 +96,18 @@ def source_root(file: Path) -> Path:
     return file.absolute().parent
 
 
-def sources_digest(run: CompressionRun, root: Path, workdir: Workdir) -> str:
-    """Digest of the local files that the run's sources name; empty where they name none, as on a cluster."""
-    named = (run.spec.teacher.model, run.spec.dataset.source, *dict.fromkeys(run.spec.task_sources().values()))
-    signatures = [signature(source, root, workdir.ours) for source in named]
-    return digest(signatures) if any(signatures) else ""
+def digests_of_sources(run: CompressionRun, root: Path, workdir: Workdir) -> dict[str, str]:
+    """By annotation: digests of the local files that the run's sources name; empty where teacher and dataset name none,
+    as on a cluster.
+    """
+
+    def digested(sources: Iterable[str]) -> str:
+        signatures = [signature(source, root, workdir.ours) for source in sources]
+        return digest(signatures) if any(signatures) else ""
+
+    tasks = digested(dict.fromkeys(run.spec.task_sources().values()))
+    found = {SOURCES_ANNOTATION: digested((run.spec.teacher.model, run.spec.dataset.source))}
+    return found | ({TASK_SOURCES_ANNOTATION: tasks} if tasks else {})
 
 
 def default_workdir(run: CompressionRun) -> Path:

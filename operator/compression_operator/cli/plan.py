@@ -26,13 +26,16 @@ from compression_pipeline.sizing.teacher import (
     teacher_of_file,
 )
 
-from .common import Code, complain, console, default_workdir, load_run, source_root, sources_digest
+from .common import Code, complain, console, default_workdir, digests_of_sources, load_run, source_root
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MOUNTED = Path("/sources")
 """Where pods mount the claims of sources."""
+
+WHOLE = 1000
+"""Columns for a table, which takes what it needs: a terminal shows the rest of a long line below it."""
 
 
 def show_plan(arguments: argparse.Namespace) -> int:
@@ -90,7 +93,8 @@ def _teacher(
         if stored is not None and stored.status.teacher is not None and stored.spec.teacher == teacher:
             resolved = stored.status.resolved
             revision = resolved.teacher.revision if resolved is not None else None
-            return FoundTeacher(stored.status.teacher, f"{teacher.model}, as prepare found it", revision), None
+            sizes = Architecture.model_validate(stored.status.teacher.model_dump())  # without its figures
+            return FoundTeacher(sizes, f"{teacher.model}, as prepare found it", revision), None
         return find_teacher(
             teacher.model,
             teacher.revision,
@@ -159,7 +163,7 @@ def _claim(file: Path, name: str) -> int | None:
 
 def _planned(run: CompressionRun, file: Path, workdir: Path, *, gpus: bool) -> Plan:
     """The plan, with what the work directory knows of the sources where they are still the same."""
-    sources = sources_digest(run, source_root(file), Workdir(workdir))
+    sources = digests_of_sources(run, source_root(file), Workdir(workdir))
     stored = Workdir(workdir).read()
     about = run if stored is None else run.model_copy(update={"metadata": stored.metadata})
     maker = maker_of(about)
@@ -265,7 +269,9 @@ def _hours(one: PlannedTraining) -> str:
 
 
 def _print_table(out: "Console", headings: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> None:
-    """Columns side by side; the first `words` are words, the others figures."""
+    """Columns side by side, whole also where the terminal has no room; the first `words` are words, the others
+    figures.
+    """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -273,4 +279,5 @@ def _print_table(out: "Console", headings: Sequence[str], rows: Sequence[Sequenc
         table.add_column(heading, no_wrap=True, justify="left" if number < words else "right")
     for row in rows:
         table.add_row(*row)
+    out.width = WHOLE
     out.print(table)

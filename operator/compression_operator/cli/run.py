@@ -27,7 +27,7 @@ from compression_pipeline.config import PHASES, Phase, Precision
 from compression_pipeline.store.system import processors
 
 from . import summary
-from .common import Code, complain, console, default_workdir, load_local, now, source_root, sources_digest
+from .common import Code, complain, console, default_workdir, digests_of_sources, load_local, now, source_root
 from .invocation import Invocation
 from .output import unheard
 from .report import build_report
@@ -63,7 +63,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         submitted = submit(
             workdir,
             manifest,
-            sources=sources_digest(manifest, root, workdir),
+            sources=digests_of_sources(manifest, root, workdir),
             gpus=bool(gpus),
             now=moment,
             uid=str(uuid.uuid4()),

@@ -152,5 +152,5 @@ def failures(workdir: Workdir, run: CompressionRun) -> Iterator[str]:
         if log is not None and log.exists():
             yield f"  its log: {log}"
     if not failed:
-        # No step is to blame where the students do not fit the teacher.
+        # No step is to blame where the students do not fit the teacher, or miss their gate.
         yield from (c.message for c in run.status.conditions if c.type == "Stalled" and c.status == "True")

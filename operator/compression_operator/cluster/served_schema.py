@@ -26,6 +26,9 @@ SHOWN_ALONE = (
     "status.students",
     "status.teacher.validationLoss",
     "status.teacher.correctedValidationLoss",
+    "status.teacher.evaluation",
+    "status.teacher.correctedEvaluation",
+    "status.teacher.planned",
 )
 """What only people read, or what is told in conditions: nothing is decided by it. The rest of the teacher says which
 students can be made of it, and how long its sequences may be.

@@ -53,11 +53,15 @@ def _about_step(before: Step, step: Step) -> Iterator[Notice]:
 
 def _about_sizes(before: CompressionRunStatus, after: CompressionRunStatus) -> Iterator[Notice]:
     """What will probably not fit, told when it turns out: before a GPU is asked for."""
-    told = {warning for student in before.students if student.planned for warning in student.planned.warnings}
-    for student in after.students:
-        for warning in student.planned.warnings if student.planned else ():
-            if warning not in told:
-                yield Notice("Warning", "MayNotFit", warning)
+    told = set(_warnings(before))
+    for warning in _warnings(after):
+        if warning not in told:
+            yield Notice("Warning", "MayNotFit", warning)
+
+
+def _warnings(status: CompressionRunStatus) -> Iterator[str]:
+    for one in (status.teacher, *status.students):
+        yield from one.planned.warnings if one and one.planned else ()
 
 
 def _about_the_run(before: CompressionRunStatus, after: CompressionRunStatus) -> Iterator[Notice]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from compression_operator.api.run import SOURCES_ANNOTATION, TASK_SOURCES_ANNOTATION
 from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import (
     CompressionRunStatus,
@@ -21,6 +22,7 @@ from compression_operator.api.status import (
 from compression_pipeline.config import (
     DEFAULT_ENGINE,
     DistillResult,
+    EvaluateConfig,
     EvaluateResult,
     FinetuneResult,
     Phase,
@@ -91,6 +93,8 @@ class PhaseSteps:
     """Whether the run has such steps."""
     students: Callable[[CompressionRunSpec, Discovered], Sequence[Student]] = _every_student
     """For whom, if the phase has a step for each student. What an earlier step has found may add some."""
+    files: str = ""
+    """The annotation with the digest of the local files that it reads, if it reads sources."""
     discovery: Discovery | None = None
     """What its step finds that other steps are planned by. A phase of one step only."""
     measures_choose: Callable[[Configuration], bool] = lambda configuration: False
@@ -147,7 +151,8 @@ def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Pre
 
 
 def _asked(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
-    return {"evaluate": spec.evaluate}
+    # Of how models are measured it needs the tasks alone.
+    return {"evaluate": spec.evaluate and EvaluateConfig(tasks=spec.evaluate.tasks)}
 
 
 def _evaluated(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
@@ -292,6 +297,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             Phase.PREPARE,
             inputs=lambda spec: {},
             configuration=_prepared,
+            files=SOURCES_ANNOTATION,
             record=_found,
             discovery=Discovery(
                 read=lambda status: status.resolved,
@@ -303,6 +309,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             Phase.TASKS,
             inputs=lambda spec: {},
             configuration=_asked,
+            files=TASK_SOURCES_ANNOTATION,
             wanted=_has_tasks,
             record=_found_tasks,
             discovery=Discovery(

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from compression_operator.api.phase_settings import PhaseSettings
-from compression_operator.api.run import CPU, DEVICES_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
+from compression_operator.api.run import CPU, DEVICES_ANNOTATION, CompressionRun
 from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import CompressionRunStatus
 from compression_pipeline.config import (
@@ -27,6 +27,8 @@ from .names import job_name
 from .phase_steps import STEPS, Discovered, PhaseSteps
 
 NOTHING_DISCOVERED: Discovered = MappingProxyType({})
+
+NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 MEASURES = frozenset({"validation"})
 """Fields of jobs that only measure what is made."""
@@ -128,7 +130,7 @@ def plan(
     spec: CompressionRunSpec,
     *,
     discovered: Discovered = NOTHING_DISCOVERED,
-    sources: str | None = None,
+    sources: Mapping[str, str] = NO_FILES,
     kept: Mapping[str, str] | None = None,
     gpus: bool = True,
     maker: str | None = None,
@@ -138,8 +140,8 @@ def plan(
 
     `discovered` is what steps have found (see `discovered_in`). The keys of all steps that read an artifact which is
     named by what its job finds rest on that, and are None until it is known; equal content gives equal fingerprints in
-    any run. `sources` is a digest of the local files that the spec names: what reads them runs again when they change.
-    `kept` holds fingerprints, by step, that stand as they are: those of the same spec
+    any run. `sources` has by annotation (see `files`) digests of the local files that the spec names: what reads them
+    runs again when they change. `kept` holds fingerprints, by step, that stand as they are: those of the same spec
     planned earlier, perhaps by another version of the operator. `gpus`: whether a phase gets GPUs that asks for some;
     the arithmetic that is left to the machine is settled by that. `maker`: whose artifacts alone the run shares, if not
     everybody's: they have names of their own then. Empty: not known yet.
@@ -155,8 +157,8 @@ def plan(
 
 def plan_of(run: CompressionRun, *, discovered: Discovered, kept: Mapping[str, str] | None = None) -> Plan:
     """The steps of a run, on the machine and of the files that it notes (see `plan`)."""
-    sources, gpus = run.metadata.annotations.get(SOURCES_ANNOTATION), runs_on_gpus(run)
-    return plan(run.spec, discovered=discovered, sources=sources, kept=kept, gpus=gpus, maker=maker_of(run))
+    noted, gpus = run.metadata.annotations, runs_on_gpus(run)
+    return plan(run.spec, discovered=discovered, sources=noted, kept=kept, gpus=gpus, maker=maker_of(run))
 
 
 def runs_on_gpus(run: CompressionRun) -> bool:
@@ -214,7 +216,7 @@ class _Builder:
         self,
         spec: CompressionRunSpec,
         discovered: Discovered,
-        sources: str | None,
+        sources: Mapping[str, str],
         kept: Mapping[str, str],
         *,
         gpus: bool,
@@ -283,7 +285,7 @@ class _Builder:
         measuring_alone = frozenset[str]() if steps.measures_choose(configuration) else MEASURES
         blocks = {to_camel(field): block for field, block in configuration.items() if field not in measuring_alone}
         if PHASES[steps.phase].reads_sources:
-            blocks["sources"] = self._sources or None
+            blocks["sources"] = self._sources.get(steps.files) or None
             blocks["maker"] = self._maker  # all later keys rest on this one
         if steps.depends_on_device:
             blocks["precision"] = precision

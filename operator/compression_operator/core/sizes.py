@@ -96,21 +96,25 @@ def run_sizes(spec: CompressionRunSpec, planned: Plan, teacher: Architecture, ha
 
 
 def with_sizes(status: CompressionRunStatus, run: CompressionRun, planned: Plan) -> CompressionRunStatus:
-    """The status with what each student's distillation is expected to need, once the teacher is known."""
-    if status.teacher is None or status.resolved is None:
-        return status
-    found = run_sizes(run.spec, planned, status.teacher, Hardware(gpus=runs_on_gpus(run)))
-    of_student = {step.student: found.trainings[step.name] for step in status.steps if step.name in found.trainings}
-    students = [one.model_copy(update={"planned": of_student.get(one.name)}) for one in status.students]
-    return status.model_copy(update={"students": students})
+    """The status with what each training is expected to need, while the teacher is known."""
+    teacher, trainings = status.teacher, dict[str, PlannedTraining]()
+    if teacher is not None and status.resolved is not None:
+        trainings = run_sizes(run.spec, planned, teacher, Hardware(gpus=runs_on_gpus(run))).trainings
+    of = {step.student: trainings.get(step.name) for step in planned.steps if PHASES[step.phase].trains}
+    return status.model_copy(
+        update={
+            "teacher": teacher and teacher.model_copy(update={"planned": of.get(None)}),
+            "students": [one.model_copy(update={"planned": of.get(one.name)}) for one in status.students],
+        }
+    )
 
 
 def quantity_bytes(quantity: str | int) -> int | None:
     """A quantity of Kubernetes (64Gi, 1e9) in bytes; None for what is none."""
-    found = re.fullmatch(r"([0-9.]+)([eE][-+]?[0-9]+)?([kMGTPE]i?|Ki|)", str(quantity))
+    found = re.fullmatch(r"([0-9.]+)([eE][-+]?[0-9]+)?([kMGTPE]|[KMGTPE]i|)", str(quantity))
     try:
         return round(float(found[1] + (found[2] or "")) * _UNITS[found[3]]) if found else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -9,7 +9,6 @@ from compression_operator.api.run import (
     DEVICES_ANNOTATION,
     GPU,
     RETRY_ANNOTATION,
-    SOURCES_ANNOTATION,
     CompressionRun,
     ObjectMeta,
 )
@@ -56,17 +55,23 @@ class LocalRuns:
 
 
 def submit(
-    workdir: Workdir, manifest: CompressionRun, *, sources: str, gpus: bool, now: datetime, uid: str, retry: str
+    workdir: Workdir,
+    manifest: CompressionRun,
+    *,
+    sources: Mapping[str, str],
+    gpus: bool,
+    now: datetime,
+    uid: str,
+    retry: str,
 ) -> CompressionRun:
     """Apply a manifest to the directory, as `kubectl apply` would; returns the run as stored.
 
-    `sources` is the digest of the local files that it names, `gpus` whether this machine has any. A changed spec,
-    changed files or another kind of machine raise the generation. What failed before is tried again (`retry` becomes
-    the retry annotation's value). Nothing is written where nothing changed. Raises WorkdirError where the directory
-    belongs to another run, or cannot be written.
+    `sources` has by annotation digests of the local files that it names, `gpus` says whether this machine has any. A
+    changed spec, changed files or another kind of machine raise the generation. What failed before is tried again
+    (`retry` becomes the retry annotation's value). Nothing is written where nothing changed. Raises WorkdirError where
+    the directory belongs to another run, or cannot be written.
     """
-    found = {SOURCES_ANNOTATION: sources, DEVICES_ANNOTATION: GPU if gpus else CPU}
-    annotations = {**manifest.metadata.annotations, **found}
+    found = {**sources, DEVICES_ANNOTATION: GPU if gpus else CPU}
     stored = workdir.read()
     if stored is None:
         metadata = manifest.metadata.model_copy(
@@ -75,12 +80,12 @@ def submit(
                 "generation": 1,
                 "resource_version": "1",
                 "creation_timestamp": now,
-                "annotations": annotations,
+                "annotations": {**manifest.metadata.annotations, **found},
             }
         )
         run = CompressionRun(metadata=metadata, spec=manifest.spec)
     else:
-        run = _applied(workdir, stored, manifest, annotations, retry)
+        run = _applied(workdir, stored, manifest, found, retry)
     if run != stored:
         try:
             if stored is None:
@@ -113,7 +118,7 @@ def forget(workdir: Workdir, run: CompressionRun, steps: Collection[str]) -> Com
 
 
 def _applied(
-    workdir: Workdir, stored: CompressionRun, manifest: CompressionRun, annotations: Mapping[str, str], retry: str
+    workdir: Workdir, stored: CompressionRun, manifest: CompressionRun, found: Mapping[str, str], retry: str
 ) -> CompressionRun:
     if stored.metadata.key != manifest.metadata.key:
         raise WorkdirError(
@@ -121,10 +126,9 @@ def _applied(
             "use another --workdir"
         )
     kept = {k: v for k, v in stored.metadata.annotations.items() if k == RETRY_ANNOTATION}
-    annotations = {**kept, **annotations}
-    found = (SOURCES_ANNOTATION, DEVICES_ANNOTATION)
+    annotations = {**kept, **manifest.metadata.annotations, **found}
     noted = stored.metadata.annotations  # one that an older version did not note has not changed
-    found_changed = any(noted.get(name, annotations[name]) != annotations[name] for name in found)
+    found_changed = any(noted.get(name, new) != new for name, new in found.items())
     edited = stored.spec != manifest.spec or found_changed
     if stored.status.phase is RunPhase.FAILED and not edited:
         annotations[RETRY_ANNOTATION] = retry

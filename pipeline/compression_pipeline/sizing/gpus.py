@@ -52,13 +52,13 @@ SMALLER = {("A100", 40): 40_960 * _MIB}
 
 def find_gpu(name: str) -> Gpu | None:
     """The GPU of a name, which may be the driver's (NVIDIA H100 80GB HBM3), the label's that a node has of it
-    (NVIDIA-A100-SXM4-40GB), or the table's; None where it isn't known.
+    (NVIDIA-A100-SXM4-40GB), or the table's; None where it isn't known, or is a slice of one (MIG).
 
     The longest name in the table that the given one contains is taken, so that an H100 PCIe is no H100.
     """
     words = f" {name.replace('-', ' ')} ".lower()
     known = [each for each in GPUS if f" {each.lower()} " in words]
-    if not known:
+    if not known or " mig " in words:
         return None
     found = GPUS[max(known, key=len)]
     told = re.search(r" (\d+) ?gb ", words)

@@ -13,6 +13,7 @@ from local_jobs import a_run, now
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import Progress, Step, StepState, StudentStatus, ValidationLoss
+from compression_operator.cli import plan
 from compression_operator.cli.summary import print_students
 from compression_operator.cli.view import LiveView
 from compression_pipeline.config import Phase, Verdict
@@ -90,6 +91,16 @@ def test_the_live_table_is_whole(name: str, width: int) -> None:
         assert word in shown
     assert "the learning rate is far too high for it" in " ".join(shown.split())
     assert cut or "…" not in shown
+
+
+def test_a_plan_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    out, bench = StringIO(), Bench(tmp_path)
+    monkeypatch.setattr(plan, "console", lambda: Console(file=out, width=80))
+    assert bench.call("plan", bench.file, "--workdir", bench.workdir) == 0
+    shown = out.getvalue()
+    assert "…" not in shown and "activations" in shown and "GPU hours at 40%" in shown
 
 
 def test_a_run_in_a_terminal_of_80_columns(tmp_path: Path) -> None:

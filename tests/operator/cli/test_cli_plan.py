@@ -109,6 +109,8 @@ def test_after_prepare_the_work_directory_knows_the_teacher(tmp_path: Path, caps
     assert bench.call("plan", bench.file, "--workdir", bench.workdir, "-o", "json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["teacher"]["source"] == "file:teacher, as prepare found it"
+    shape = found["students"][0]["shape"]
+    assert shape["hiddenSize"] == 64 and not shape.keys() & {"parameterCount", "validationLoss"}
     assert bench.status()["students"][0]["planned"]["memoryPerGpu"]["total"] > 0
 
 

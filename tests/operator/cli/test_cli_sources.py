@@ -28,6 +28,22 @@ def test_a_work_directory_below_the_source_is_no_change_of_it(tmp_path: Path, sh
     assert bench.starts()[count:] == ["prepare 2"]
 
 
+def test_files_of_tasks_that_change_run_tasks_alone_again(tmp_path: Path) -> None:
+    """Prepare ran again, too, and asked the Hub anew for a teacher without a revision."""
+    bench = Bench(tmp_path)
+    questions = tmp_path / "own" / "test.jsonl"
+    questions.parent.mkdir()
+    questions.write_text("{}")
+    bench.write(evaluate={"tasks": [{"name": "own", "source": "file:own"}]})
+    assert bench.run() == 0
+    count = len(bench.starts())
+    assert bench.run() == 0
+    assert bench.starts()[count:] == []
+    questions.write_text('{"question": "Why?"}')
+    assert bench.run() == 0
+    assert bench.starts()[count:] == ["tasks 2"]
+
+
 @pytest.mark.parametrize("workdir", ["work", "."])
 def test_what_the_user_keeps_in_the_work_directory_is_looked_at(tmp_path: Path, workdir: str) -> None:
     bench = Bench(tmp_path)

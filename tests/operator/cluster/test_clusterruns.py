@@ -10,7 +10,7 @@ import pytest
 from http_server import Answer, served
 from local_jobs import a_run
 
-from compression_operator.api.run import CPU, DEVICES_ANNOTATION, RETRY_ANNOTATION, SOURCES_ANNOTATION
+from compression_operator.api.run import CPU, NOTED, RETRY_ANNOTATION
 from compression_operator.api.status import CompressionRunStatus
 from compression_operator.cluster.metrics import Metrics
 from compression_operator.cluster.runs import ClusterRuns, parse
@@ -128,5 +128,5 @@ def test_a_run_that_waits_for_another_installation_is_told_of_again_and_again(ph
 def test_what_local_runs_note_of_their_machine_says_nothing_on_a_cluster() -> None:
     """Weights in float32 were made under the key of bfloat16."""
     body: dict[str, Any] = a_run().to_json()
-    body["metadata"]["annotations"] = {DEVICES_ANNOTATION: CPU, SOURCES_ANNOTATION: "x", RETRY_ANNOTATION: "again"}
+    body["metadata"]["annotations"] = {**dict.fromkeys(NOTED, CPU), RETRY_ANNOTATION: "again"}
     assert parse(body).metadata.annotations == {RETRY_ANNOTATION: "again"}

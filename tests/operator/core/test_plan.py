@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs_world import manifest, student
 
+from compression_operator.api.run import SOURCES_ANNOTATION
 from compression_operator.api.status import Resolved, ResolvedTasks
 from compression_operator.core.names import NAME_LIMIT, job_name
 from compression_operator.core.plan import Plan, plan
@@ -255,10 +256,13 @@ def test_content_decides_not_where_it_came_from() -> None:
 def test_local_files_that_changed_run_prepare_again() -> None:
     spec = manifest().spec
     found = {"prepare": resolved()}
-    one, other, none = (plan(spec, discovered=found, sources=sources) for sources in ("a", "b", None))
+    one, other, none = (
+        plan(spec, discovered=found, sources=sources)
+        for sources in ({SOURCES_ANNOTATION: "a"}, {SOURCES_ANNOTATION: "b"}, {})
+    )
     assert changed(one, other) == {"prepare"}
     assert changed(none, one) == {"prepare"}
-    assert changed(none, plan(spec, discovered={"prepare": resolved()}, sources="")) == set()
+    assert changed(none, plan(spec, discovered={"prepare": resolved()}, sources={SOURCES_ANNOTATION: ""})) == set()
 
 
 def test_names_of_students_are_no_part_of_what_they_are() -> None:

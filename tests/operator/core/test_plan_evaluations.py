@@ -5,6 +5,7 @@ from typing import Any
 from jobs_world import World, manifest
 from looks import created, open_jobs, step
 
+from compression_operator.api.run import TASK_SOURCES_ANNOTATION
 from compression_operator.api.status import Resolved, ResolvedTasks, RunPhase
 from compression_operator.core.plan import Plan, plan
 from compression_pipeline.config import ExitClass
@@ -49,11 +50,15 @@ def test_a_score_counts_for_one_model_and_one_way_to_ask() -> None:
     assert len({marks(before)[name] for name in evaluations}) == 4
     asked = changed(before, planned(evaluate={"tasks": [{"name": "hellaswag", "shots": 10}]}))
     assert asked == {"tasks", *evaluations, *exports}, "the step tasks checks what is asked"
+    faster = changed(before, planned(evaluate={**EVALUATE, "batchSize": 2, "generation": {}}))
+    assert faster == {*evaluations, *exports}, "the tasks are the same"
     rounded = changed(before, planned(evaluate=EVALUATE, export={"dtype": "float16"}))
     assert rounded == {"evaluate-width", "evaluate-depth", *exports}
     found = {"prepare": resolved("k" * 32), "tasks": ResolvedTasks(key="u" * 32, harness="0.4.13")}
     other = plan(manifest(evaluate=EVALUATE).spec, discovered=found)
     assert changed(before, other) == {*evaluations, *exports}, "other questions"
+    touched = plan(manifest(evaluate=EVALUATE).spec, discovered=DISCOVERED, sources={TASK_SOURCES_ANNOTATION: "a"})
+    assert changed(before, touched) == {"tasks"}, "files of tasks are not those of the teacher"
     on_cpu = plan(manifest(evaluate=EVALUATE).spec, discovered=DISCOVERED, gpus=False)
     assert evaluations <= changed(before, on_cpu), "another arithmetic"
 

@@ -354,8 +354,8 @@ class Histories(RuleBasedStateMachine):
         status = self.world.status
         assert status.phase is RunPhase.SUCCEEDED, status.to_json()
         run = self.world.run
-        sources = run.metadata.annotations.get(SOURCES_ANNOTATION)
-        steps = plan(run.spec, discovered=discovered_in(status), sources=sources, maker=maker_of(run)).steps
+        noted = run.metadata.annotations
+        steps = plan(run.spec, discovered=discovered_in(status), sources=noted, maker=maker_of(run)).steps
         assert [(step.name, step.fingerprint, step.artifact) for step in status.steps] == [
             (step.name, step.fingerprint, step.artifact) for step in steps
         ]

@@ -14,7 +14,7 @@ from compression_operator.api.status import CompressionRunStatus, Resolved, Step
 from compression_operator.core.events_diff import notices_between
 from compression_operator.core.plan import plan
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes
+from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes, with_sizes
 from compression_pipeline.config import ResolvedSource
 from compression_pipeline.sizing import GPUS
 
@@ -139,6 +139,18 @@ def test_the_status_tells_it_once_the_teacher_is_known() -> None:
     assert not [one for one in notices_between(decision.status, decision.status) if one.reason == "MayNotFit"]
 
 
+def test_finetune_is_told_of_the_teacher_and_nothing_while_that_is_not_known() -> None:
+    limited = {"finetune": {"resources": {"limits": {"memory": "1Gi"}}}}
+    run = known(a_run(finetune={"steps": 100}, phases=limited))
+    status = with_sizes(run.status, run, plan(run.spec))
+    planned = status.teacher and status.teacher.planned
+    assert planned and planned.parameters == 8_030_261_248
+    [notice] = notices_between(run.status, status)
+    assert (notice.reason, [notice.message]) == ("MayNotFit", planned.warnings)
+    looked_at_again = with_sizes(status.model_copy(update={"resolved": None}), run, plan(run.spec))
+    assert looked_at_again.teacher and looked_at_again.teacher.planned is None
+
+
 UNITS = {"": 1, "k": 1000, "M": 1000**2, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3}
 
 
@@ -147,6 +159,11 @@ def test_quantities(number: int, unit: str) -> None:
     assert quantity_bytes(f"{number}{unit}") == number * UNITS[unit]
 
 
-@pytest.mark.parametrize(("text", "found"), [("1e3", 1000), ("1.5Gi", 3 * 2**29), (7, 7), ("many", None), (".", None)])
+NOT_KNOWN = ("many", ".", "1ki", "1e999")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("1e3", 1000), ("1.5Gi", 3 * 2**29), (7, 7), *((text, None) for text in NOT_KNOWN)]
+)
 def test_other_quantities(text: str | int, found: int | None) -> None:
     assert quantity_bytes(text) == found

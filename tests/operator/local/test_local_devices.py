@@ -6,7 +6,7 @@ from pathlib import Path
 from jobs_world import World, manifest
 from looks import PREPARED, at
 
-from compression_operator.api.run import CPU, DEVICES_ANNOTATION, CompressionRun
+from compression_operator.api.run import CPU, DEVICES_ANNOTATION, SOURCES_ANNOTATION, CompressionRun
 from compression_operator.local.runs import submit
 from compression_operator.local.workdir import Workdir
 from compression_pipeline.config import FinetuneJob, Precision
@@ -15,7 +15,7 @@ from compression_pipeline.config import FinetuneJob, Precision
 def submitted(root: Path, *, gpus: bool) -> CompressionRun:
     now, workdir = datetime(2026, 1, 1, tzinfo=UTC), Workdir(root)
     workdir.make(None)
-    return submit(workdir, manifest(), sources="same", gpus=gpus, now=now, uid="u", retry="r")
+    return submit(workdir, manifest(), sources={SOURCES_ANNOTATION: "same"}, gpus=gpus, now=now, uid="u", retry="r")
 
 
 def test_another_kind_of_machine_is_an_edit(tmp_path: Path) -> None:

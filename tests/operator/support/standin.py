@@ -146,7 +146,7 @@ class Job:
         return self.end("Done", result=result)
 
     def key(self) -> str:
-        return "c0ffee" * 5 + "00" if self.phase == "prepare" else self.config["fingerprint"]
+        return {"prepare": "c0ffee" * 5 + "00", "tasks": "7a5c" * 8}.get(self.phase) or self.config["fingerprint"]
 
     def result(self) -> dict[str, Any]:
         teacher = {
@@ -160,6 +160,7 @@ class Job:
             "vocabularySize": 512,
         }
         source = {"source": "file:x", "digest": "0" * 32}
+        scores = {"tasks": [], "precision": "FP32"}
         return {
             "prepare": {
                 "key": self.key(),
@@ -171,6 +172,10 @@ class Job:
                 "trainTokens": 100_000_000,
                 "validationTokens": 100_000,
             },
+            "tasks": {"key": self.key(), "harness": "0.4.13"},
+            "baseline": scores,
+            "baseline-corrected": scores,
+            "evaluate": scores,
             "finetune": {"teacherLoss": 4.0, "correctedTeacherLoss": 3.8, "tokensPerSecond": 1000.0},
             "prune": {"student": teacher, "parameters": 600_000, "compressionRatio": 0.6, "keptLayers": [1, 2, 4]},
             "distill": {
