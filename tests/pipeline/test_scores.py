@@ -70,7 +70,7 @@ def test_another_shape_is_cut_without_a_forward_pass(tmp_path: Path) -> None:
     assert metrics["scoresReused"] == ["ActivationMagnitude", "BlockInfluence"]
     results = [made.result(PruneResult).scores_reused for made in (first, second)]
     assert results == [False, True]
-    assert metrics["calibrationSamples"] == 9 and "calibrationSeconds" not in metrics
+    assert metrics["calibrationSamples"] == 9 and "importanceSeconds" not in metrics
     named = {name for role, name in second.manifest.inputs.items() if role.startswith("scores.")}
     assert named == {path.name for path in scores_in(store)}
 

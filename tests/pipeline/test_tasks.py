@@ -1,22 +1,27 @@
 """Tasks: fetched from a folder, and a tiny Hugging Face model scored by them."""
 
 import io
+import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.group import Group
 from task_folders import DEFINITION, QUESTIONS, write_task
 from tiny import write_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import EvaluateConfig, EvaluateJob, EvaluateResult, TasksJob, TasksResult
+from compression_pipeline.config import EvaluateConfig, EvaluateJob, EvaluateResult, TaskConfig, TasksJob, TasksResult
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 from compression_pipeline.events import Events
 from compression_pipeline.phases import evaluate, tasks
+from compression_pipeline.tasks import fetching
+from compression_pipeline.tasks.model import HuggingFaceModel
 from compression_pipeline.tasks.scoring import score
 
 FETCHED, SCORED = "1" * 32, "2" * 32
@@ -131,10 +136,63 @@ def test_two_evaluations_give_the_same_bits(tmp_path: Path, model: Path) -> None
     assert figures and figures.tokens_per_second > 0 and figures.first_token_seconds > 0 and figures.device
 
 
+def test_only_scores_are_made_deterministic_not_the_measured_speed_nor_what_comes_after(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_task(tmp_path / "own")
+    key, seen = fetch(tmp_path, {}).key, list[tuple[str, bool]]()
+
+    def watched(name: str, whole: Any) -> Any:
+        def call(*told: Any, **named: Any) -> Any:
+            seen.append((name, torch.are_deterministic_algorithms_enabled()))
+            return whole(*told, **named)
+
+        return call
+
+    for place, name in (("phases.evaluate", "measure_generation"), ("tasks.scoring", "score")):
+        module = __import__(f"compression_pipeline.{place}", fromlist=[name])
+        monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
+    generation = {"promptTokens": 8, "newTokens": 4, "repeats": 1}
+    task = {"name": "calls", "source": "file:own", "limit": 2}
+    evaluated(tmp_path / "store", model, "6" * 32, key, tasks=[task], generation=generation)
+    assert seen == [("measure_generation", False), ("score", True)]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_no_more_logits_are_computed_than_are_asked_for(model: Path) -> None:
+    whole, tokenizer = loaded(model)
+    requests = [(None, list(range(5, 25)), [3, 4]), (None, list(range(7, 24)), [9]), (None, [5], [6, 7, 8, 9])]
+    with torch.no_grad():
+        expected = [
+            sum(
+                whole(torch.tensor([context + text])).logits[0].log_softmax(-1)[at - 1, (context + text)[at]].item()
+                for at in range(len(context), len(context + text))
+            )
+            for _, context, text in requests
+        ]
+    seen: list[int] = []
+    whole.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    asked = HuggingFaceModel(whole, tokenizer, batch_size=2)
+    assert [likely for likely, _ in asked._loglikelihood_tokens(requests)] == pytest.approx(expected, abs=1e-4)
+    assert seen == [5, 4], "of the two longest, of which one is padded by 4, then of the last"
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
+def test_a_reply_is_as_long_as_the_task_says(name: str, model: Path) -> None:
+    whole, tokenizer = loaded(model)
+    tokens = tokenizer.encode("What does it return?")
+    expected = whole.generate(torch.tensor([tokens]), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    asked = SimpleNamespace(args=("What does it return?", {"until": "nothing like it", name: 5}))
+    [reply] = HuggingFaceModel(whole, tokenizer, batch_size=1).generate_until([asked])
+    assert reply == tokenizer.decode(expected[0, len(tokens) :], skip_special_tokens=True)
+
+
 def test_the_key_is_the_content_of_definition_and_questions(tmp_path: Path) -> None:
     write_task(tmp_path / "own")
     key = fetch(tmp_path, {}).key
     assert fetch(tmp_path, {"shots": 2, "limit": 3}).key == key, "what is asked of it is no part of a task"
+    (tmp_path / "own" / "another.yaml").write_text("task: another\nprocess_docs: !function utils.run\n")
+    assert fetch(tmp_path, {}).key == key, "what is wrong with another task is not this one's"
     write_task(tmp_path / "own", DEFINITION.replace("Question:", "Q:"))
     other = fetch(tmp_path, {}).key
     write_task(tmp_path / "own", questions=QUESTIONS[1:])
@@ -148,6 +206,19 @@ FAULTS = {
         DEFINITION,
         "evaluate.tasks[0].name: lm-eval 0.4.13 has no task nonesuch; correct the name, or name the folder",
     ),
+    "tag": (
+        {"name": "glue", "source": None},
+        DEFINITION,
+        "evaluate.tasks[0].name: lm-eval 0.4.13 has no task glue; correct the name",
+    ),
+    "random replies": (
+        {},
+        DEFINITION.replace('doc_to_choice: "{{choices}}"\n', "")
+        .replace("output_type: multiple_choice", "output_type: generate_until\ngeneration_kwargs: {do_sample: true}")
+        .replace("metric: acc\n", "metric: exact_match\n")
+        .replace("metric: acc_norm\n", "metric: chrf\n"),
+        "evaluate.tasks[0].name: calls draws its replies at random (do_sample)",
+    ),
     "offline": (
         {"name": "hellaswag", "source": None},
         DEFINITION,
@@ -158,6 +229,8 @@ FAULTS = {
     "class": ({}, DEFINITION + "class: os.system\n", "class is not supported"),
     "Hub": ({}, DEFINITION.replace("path: json", "path: owner/data"), "dataset_path should be one of json, csv"),
     "outside": ({}, DEFINITION.replace("test: questions", "test: ../questions"), "is not in the folder of the task"),
+    "kind": ({}, DEFINITION.replace("path: json", "path: [json]"), "calls.yaml: dataset_path should be a name"),
+    "kind of a split": ({}, DEFINITION.replace("split: train", "split: [train]"), "training_split should be a name"),
     "metric": (
         {"metric": "f2"},
         DEFINITION,
@@ -182,6 +255,55 @@ def test_what_cannot_be_is_told_before_anything_is_scored(
     with pytest.raises(UserError) as raised:
         fetch(tmp_path, told)
     assert sentence in str(raised.value)
+
+
+def test_a_group_without_a_score_of_its_own_is_refused(tmp_path: Path) -> None:
+    found = {"tasks": {"one": None, "two": None}, "groups": {"both": Group("both")}}
+    with pytest.raises(UserError) as raised:
+        fetching.check(found, TaskConfig(name="both"), "evaluate.tasks[0]")
+    assert str(raised.value) == (
+        "evaluate.tasks[0].name: both stands for several tasks, and lm-eval gives them no score together; name one of "
+        "one, two"
+    )
+
+
+@pytest.mark.parametrize(("name", "folders"), [("minerva_math", None), ("arc_challenge", ["arc"])])
+def test_a_group_finds_its_tasks_in_whatever_folder(
+    name: str, folders: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def shipped(name: str, folders: list[str] | None) -> dict[str, Any]:
+        asked.append(folders)
+        raise InterruptedError
+
+    monkeypatch.setattr("compression_pipeline.tasks.harness.shipped", shipped)
+    with pytest.raises(InterruptedError):
+        fetching.Fetched(tmp_path).shipped(TaskConfig(name=name), "evaluate.tasks[0]")
+    assert asked == [folders]
+
+
+def test_what_lies_in_a_store_names_no_code(tmp_path: Path, model: Path) -> None:
+    """Who may write into the store may plant an artifact there; it is data alone."""
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "run.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef docs(rows): return rows\n")
+    (evil / "calls.yaml").write_text(DEFINITION + "process_docs: !function run.docs\n")
+    settings = EvaluateConfig.model_validate({"tasks": [{"name": "calls"}]})
+    for task, sentence in (
+        ({"folders": [str(evil)], "questions": {}}, "is no folder of lm-eval"),
+        ({"folders": ["../../../evil"], "questions": {}}, "is no folder of lm-eval"),
+        ({"definition": {"task": "calls", "dataset_path": "json", "class": "os.system"}, "data": "0"}, "not supported"),
+    ):
+        (tmp_path / fetching.DEFINITIONS).write_text(json.dumps({"calls": task}))
+        with pytest.raises(UserError, match=sentence):
+            score(*loaded(model), tmp_path, settings)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_line_of_jsonl_ends_where_json_ends_it() -> None:
+    table = fetching._table('{"a": "x\u2028y"}\r\n\n{"a": "z"}\n'.encode(), "json", "questions.jsonl")
+    assert table.to_pylist() == [{"a": "x\u2028y"}, {"a": "z"}]
 
 
 def test_a_task_that_lm_eval_ships_is_scored_without_network(

@@ -6,22 +6,16 @@ round them: what is scored is what is handed out. Needs no engine.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compression_pipeline.config import (
-    PRECISION_VARIABLE,
-    EvaluateJob,
-    EvaluateResult,
-    ExportDtype,
-    Phase,
-    Precision,
-)
+from compression_pipeline.config import EvaluateJob, EvaluateResult, ExportDtype, Phase, Precision
 from compression_pipeline.context import Context
-from compression_pipeline.errors import UserError
+from compression_pipeline.phases.arithmetic import planned_precision
 from compression_pipeline.store.system import processors
 from compression_pipeline.tasks.generation import measure_generation, resident
 
@@ -33,11 +27,12 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
     torch.set_num_threads(job.threads or processors())
     model_artifact = context.store.open(job.model)
     tasks = context.store.open(job.tasks) if job.tasks else None
-    precision = arithmetic(os.environ)
+    precision = planned_precision(Phase.EVALUATE)
+    if precision is Precision.AUTO:
+        precision = Precision.BF16 if torch.cuda.is_available() else Precision.FP32
     device = torch.device("cuda" if precision is Precision.BF16 else "cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
     os.environ["TQDM_DISABLE"] = "1"  # lm-eval's bars, beside the job's own progress
-    torch.use_deterministic_algorithms(True, warn_only=True)
     context.events.info(f"evaluates {job.model}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,7 +52,8 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
             context.stop_if_requested()
             context.events.progress(done, total, unit="requests", doing="score")
 
-        scores, every = score(model, tokenizer, tasks.path, settings, tick=tick)
+        with repeatable():
+            scores, every = score(model, tokenizer, tasks.path, settings, tick=tick)
     result = EvaluateResult(tasks=scores, generation=generation, harness=harness, precision=precision.value)
     phase = phase_of(job)
     with context.store.draft(phase.value, job.fingerprint) as draft:
@@ -77,15 +73,16 @@ def phase_of(job: EvaluateJob) -> Phase:
     return Phase.BASELINE_CORRECTED if job.model.startswith(f"{Phase.FINETUNE}-") else Phase.BASELINE
 
 
-def arithmetic(environment: Mapping[str, str]) -> Precision:
-    """What the key of the step counts on: bfloat16 on a GPU, float32 on CPU. Raises UserError without the GPU."""
-    told = Precision(environment.get(PRECISION_VARIABLE, Precision.AUTO))
-    there = torch.cuda.is_available()
-    if told is Precision.BF16 and not there:
-        raise UserError("phases.evaluate.gpusPerNode: a GPU was planned and none is there; set it to 0")
-    if told is Precision.AUTO:
-        return Precision.BF16 if there else Precision.FP32
-    return told
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """The same bits from two runs on one device, as far as torch can; speed is not measured in here."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def load_model(

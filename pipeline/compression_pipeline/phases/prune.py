@@ -1,9 +1,8 @@
 """prune: measure what matters, cut the student out of the teacher, check what came out."""
 
 import json
-import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from compression_pipeline.config import (
-    PRECISION_VARIABLE,
     Architecture,
     Axis,
+    Phase,
     Precision,
     PruneConfig,
     PruneJob,
@@ -31,6 +30,7 @@ from compression_pipeline.huggingface.writer import save_tensors, write_checkpoi
 from compression_pipeline.importance import Choice, Samples, Scores, choose
 from compression_pipeline.importance.base import Batches
 from compression_pipeline.phases import measuring, scores
+from compression_pipeline.phases.arithmetic import planned_precision
 from compression_pipeline.phases.drawing import try_to_draw
 from compression_pipeline.report import IMPORTANCE
 from compression_pipeline.text.batches import Batch, Place, ShuffledText, ValidationData
@@ -57,8 +57,8 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     student = student_architecture(teacher, prune)
     dtype = stored_type(files)
     # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
-    settled = settled_precision()
-    precision = settled if dtype is torch.bfloat16 else Precision.FP32
+    planned = planned_precision(Phase.PRUNE)
+    precision = planned if dtype is torch.bfloat16 else Precision.FP32
     with start_engine(job, context, precision=precision) as engine:
         sequences = Calibration(data.data, engine, job.sequence_length, prune.calibration_samples)
         model = measuring.loaded(engine, teacher, teacher_artifact.model, sequence_length=job.sequence_length)
@@ -77,20 +77,16 @@ def run(job: PruneJob, context: Context) -> PruneResult:
             scores_reused=found.seconds is None,
         )
         if engine.rank == 0:
-            tokens = sequences.count * job.sequence_length
             metrics = {
                 "calibrationSamples": sequences.count,
-                "calibrationTokens": tokens,
+                "calibrationTokens": sequences.count * job.sequence_length,
                 "scoresReused": list(found.reused),
                 "precision": engine.precision.value,
             }
             if found.seconds is not None:
-                metrics |= {
-                    "calibrationSeconds": found.seconds,
-                    "calibrationTokensPerSecond": tokens / found.seconds,
-                }
-            if settled is not Precision.AUTO:
-                metrics["plannedPrecision"] = settled.value
+                metrics["importanceSeconds"] = found.seconds
+            if planned is not Precision.AUTO:
+                metrics["plannedPrecision"] = planned.value
             with context.store.draft("prune", job.fingerprint) as draft:
                 write_checkpoint(
                     engine.tensors(engine.state(model), student),
@@ -125,21 +121,6 @@ def _measured(
             precision=engine.precision,
         )
     return found
-
-
-def settled_precision(environment: Mapping[str, str] = os.environ) -> Precision:
-    """The arithmetic that the step's key counts on; Auto where nobody told, as an older operator doesn't.
-
-    Raises UserError where it is that of a GPU, which the phase asks for then, and none can be used.
-    """
-    told = environment.get(PRECISION_VARIABLE, Precision.AUTO)
-    precision = Precision(told) if told in set(Precision) else Precision.AUTO
-    if precision is Precision.BF16 and not torch.cuda.is_available():
-        raise UserError(
-            "prune is planned with a GPU, whose arithmetic its key counts on, and none can be used here: look why (the "
-            "node's driver, CUDA_VISIBLE_DEVICES, the CUDA of the image's torch), or set phases.prune.gpusPerNode: 0"
-        )
-    return precision
 
 
 def check_sizes(teacher: Architecture, prune: PruneConfig) -> None:

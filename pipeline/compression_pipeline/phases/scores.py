@@ -132,5 +132,5 @@ def _publish(job: PruneJob, context: Context, method: str, key: str, scores: Sco
             config={"method": method, "importance": job.prune.importance.to_json(), "step": job.step},
             inputs={"data": job.data, "teacher": job.teacher},
             result={},
-            metrics={"seconds": seconds},
+            metrics={"seconds": seconds},  # of all methods that were measured with it
         )

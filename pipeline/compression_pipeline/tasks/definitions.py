@@ -29,6 +29,13 @@ FIELDS = frozenset(
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
+KINDS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("dataset_path", *SPLITS), (str, "a name")),
+    **dict.fromkeys(("dataset_kwargs", "fewshot_config"), (dict, "a mapping")),
+    "metric_list": (list, "a list"),
+}
+"""Fields that are looked into here, and what each should be."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML's plain values; `!function` and every other tag is refused."""
@@ -62,6 +69,9 @@ def check_fields(found: Mapping[str, Any], where: str) -> None:
     unknown = sorted(str(name) for name in found.keys() - FIELDS)
     if unknown:
         raise UserError(f"{where}: {unknown[0]} is not supported in tasks of your own; remove it")
+    for field, (kind, words) in KINDS.items():
+        if not isinstance(found.get(field) or kind(), kind):
+            raise UserError(f"{where}: {field} should be {words}")
     if found.get("dataset_path") not in DATA:
         raise UserError(
             f"{where}: dataset_path should be one of {', '.join(DATA)}, with the files in dataset_kwargs.data_files; "

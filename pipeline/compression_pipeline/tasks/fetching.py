@@ -1,6 +1,6 @@
 """Fetches tasks: their definitions, and their questions as Parquet, so that scoring needs neither network nor source.
 
-definitions.json              by task, as the manifest names it: a definition, or the folders of lm-eval's own
+definitions.json              by task, as the manifest names it: a definition, or folders of lm-eval's own (null: all)
 data/<digest>/<split>.parquet  questions
 """
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from jinja2 import TemplateError
 
 from compression_pipeline.config import TaskConfig, digest
-from compression_pipeline.errors import TransientError, UserError
+from compression_pipeline.errors import TransientError, UserError, one_of
 from compression_pipeline.sources.local import LocalSource
 
 from . import definitions, harness
@@ -46,7 +46,8 @@ class Fetched:
             (name, definition)
             for name in files
             if name.endswith((".yaml", ".yml"))
-            and (definition := definitions.read_definition(_read(source, name), f"{task.source}/{name}"))
+            and task.name.encode() in (text := _read(source, name))  # what is wrong with other tasks is not asked
+            and (definition := definitions.read_definition(text, f"{task.source}/{name}"))
             and definition["task"] == task.name
         ]
         if len(found) != 1:
@@ -81,8 +82,9 @@ class Fetched:
         if folder is None:
             raise UserError(
                 f"{where}.name: lm-eval {harness.harness_version()} has no task {task.name}; correct the name, or name "
-                "the folder of your own task in source"
+                "the folder of your own task in source (a tag is no task: name those under it)"
             )
+        folders = [folder] if folder != harness.BENCHMARKS else None
         data: dict[str, str] = {}
 
         def download(built: Any) -> Any:
@@ -93,9 +95,9 @@ class Fetched:
             return splits
 
         with harness.downloads(download):
-            found = harness.shipped(task.name, [folder])
+            found = harness.shipped(task.name, folders)
         _refuse_code(found, where)
-        self._take(task, {"folders": [folder], "questions": data}, where)
+        self._take(task, {"folders": folders, "questions": data}, where)
 
     def _take(self, task: TaskConfig, told: Mapping[str, Any], where: str) -> None:
         self.definitions[task.name] = dict(told)
@@ -114,24 +116,46 @@ class Fetched:
 
 
 def load(name: str, told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tasks and groups of a fetched task, as lm-eval's TaskManager gives them. Needs no network."""
+    """The tasks and groups of a fetched task, as lm-eval's TaskManager gives them. Needs no network.
+
+    `told` may come from a store that others write into, so it is checked again. Raises UserError.
+    """
     task = told[name]
     if "definition" in task:
+        definitions.check_fields(task["definition"], name)
         return harness.own(task["definition"], _splits(folder / DATA / task["data"]))
     with harness.downloads(lambda built: _splits(folder / DATA / _place(built))):
         return harness.shipped(name, task["folders"])
 
 
 def check(found: Mapping[str, Any], task: TaskConfig, where: str) -> None:
-    """Refuse settings that the task has no use for. Raises UserError."""
+    """Refuse a task without one score, and settings that it has no use for. Raises UserError."""
+    metrics = _metrics(found, task.name)
+    if not metrics:
+        raise UserError(
+            f"{where}.name: {task.name} stands for several tasks, and lm-eval gives them no score together; name "
+            f"{one_of(sorted(found['tasks']))}"
+        )
+    if task.metric and task.metric not in metrics:
+        raise UserError(f"{where}.metric: {task.name} has no metric {task.metric}; choose {one_of(metrics)}")
     for name, built in found["tasks"].items():
         if task.shots and built.config.num_fewshot == 0:
             raise UserError(f"{where}.shots: {name} takes no solved examples; remove shots")
         if task.shots and built.fewshot_docs() is None:
             raise UserError(f"{where}.shots: {name} has no split to take solved examples from; remove shots")
-        metrics = list(built.aggregation())
-        if task.metric and task.metric not in metrics:
-            raise UserError(f"{where}.metric: {name} has no metric {task.metric}; choose one of {', '.join(metrics)}")
+        if harness.samples_replies(built):
+            raise UserError(
+                f"{where}.name: {name} draws its replies at random (do_sample), so no score of it could be repeated; "
+                "use a task whose replies are greedy"
+            )
+
+
+def _metrics(found: Mapping[str, Any], name: str) -> list[str]:
+    """Metrics that lm-eval tells of the task or group; none of a tag, which is a list of tasks."""
+    if name in found["tasks"]:
+        return list(found["tasks"][name].aggregation())
+    group = found["groups"].get(name)
+    return [told.metric for told in group.aggregate_metric_list or ()] if group else []
 
 
 def _splits(place: Path) -> Any:
@@ -205,7 +229,8 @@ def _table(content: bytes, kind: str, where: str) -> pa.Table:
 
 
 def _lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    # Not splitlines: U+2028 and its like may stand in a JSON string.
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def write_definitions(fetched: Fetched) -> None:

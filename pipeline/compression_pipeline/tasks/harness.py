@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.api.metrics import mean  # noqa: F401 - registers the metrics
 from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from compression_pipeline.errors import UserError
 
@@ -22,6 +23,9 @@ Download = Callable[[ConfigurableTask], Any]
 """Gives the splits of a task, by name."""
 
 TASKS = Path(lm_eval.tasks.__file__).parent
+
+BENCHMARKS = "benchmarks"
+"""The folder of lm-eval's own whose groups are of tasks of the other folders."""
 
 
 def harness_version() -> str:
@@ -43,15 +47,19 @@ def downloads(download: Download) -> Iterator[None]:
 def shipped(name: str, folders: list[str] | None = None) -> dict[str, Any]:
     """The tasks and groups of this name that lm-eval ships, as its TaskManager gives them.
 
-    `folders`: those of lm-eval's own to look into; None: all, which takes half a minute. Raises KeyError.
+    `folders`: those of lm-eval's own to look into; None: all, which takes half a minute. Raises KeyError, and UserError
+    for a folder that is not lm-eval's own: whose files it would run.
     """
+    own_folders = {path.name for path in TASKS.iterdir()}
+    if foreign := [folder for folder in folders or () if folder not in own_folders]:
+        raise UserError(f"{name}: {foreign[0]} is no folder of lm-eval {harness_version()}; fetch the tasks anew")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     include: list[str | Path] | None = [TASKS / folder for folder in folders] if folders is not None else None
     return dict(lm_eval.tasks.TaskManager(include_path=include, include_defaults=folders is None).load([name]))
 
 
 def folder_of(name: str) -> str | None:
-    """The folder of lm-eval's own whose files define a task, group or tag of this name; None where none does."""
+    """The folder of lm-eval's own whose files define a task or group of this name; None where none does."""
     for folder in sorted(path for path in TASKS.iterdir() if path.is_dir()):
         for file in folder.rglob("*.yaml"):
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -61,7 +69,13 @@ def folder_of(name: str) -> str | None:
 
 
 def _named(name: str) -> set[str]:
-    return {f"{field}: {quote}{name}{quote}" for field in ("task", "group", "tag") for quote in ("", '"', "'")}
+    return {f"{field}: {quote}{name}{quote}" for field in ("task", "group") for quote in ("", '"', "'")}
+
+
+def samples_replies(task: ConfigurableTask) -> bool:
+    """Whether the task asks for replies that are drawn at random."""
+    told = task.config.generation_kwargs
+    return bool(told and normalize_gen_kwargs(told).get("do_sample"))
 
 
 def own(definition: Mapping[str, Any], splits: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 Tick = Callable[[int, int], None]
@@ -54,15 +55,16 @@ class HuggingFaceModel(TemplateLM):
         # Longest first: what does not fit in memory shows at once.
         order = sorted(range(len(requests)), key=lambda i: (-len(requests[i][1]) - len(requests[i][2]), i))
         for batch in self._batches(order):
-            rows = [([*requests[i][1], *requests[i][2]][-(self.max_length + 1) :], len(requests[i][2])) for i in batch]
+            rows = [self._row(requests[i][1], requests[i][2]) for i in batch]
             longest = max(len(tokens) for tokens, _ in rows) - 1
             inputs = torch.zeros(len(rows), longest, dtype=torch.long)
             for row, (tokens, _) in enumerate(rows):  # padded behind: nothing before it can see that
                 inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-            logits = self.model(inputs.to(self._device)).logits
+            # Of the last positions alone, as many as hold what is asked of any row: logits are the largest tensor.
+            kept = max(1, *(longest - (len(tokens) - 1) + wanted for tokens, wanted in rows))
+            logits = self.model(inputs.to(self._device), use_cache=False, logits_to_keep=kept).logits
             for row, (i, (tokens, wanted)) in enumerate(zip(batch, rows, strict=True)):
-                wanted = min(wanted, len(tokens) - 1)
-                end = len(tokens) - 1
+                end = len(tokens) - 1 - (longest - kept)
                 targets = torch.tensor(tokens[len(tokens) - wanted :], device=self._device)
                 scores = torch.log_softmax(logits[row, end - wanted : end].float(), dim=-1)
                 likely = scores.gather(1, targets[:, None]).sum().item()
@@ -89,10 +91,9 @@ class HuggingFaceModel(TemplateLM):
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         replies: list[str] = []
         for done, request in enumerate(requests):
-            context, told = request.args
-            stops = told.get("until") or []
-            stops = [stops] if isinstance(stops, str) else list(stops)
-            most = int(told.get("max_gen_toks", LONGEST_REPLY))
+            context, asked = request.args
+            told: Any = normalize_gen_kwargs(asked, LONGEST_REPLY)
+            stops, most = [stop for stop in told["until"] if stop], told["max_gen_toks"]
             tokens = self.tok_encode(context)[-max(1, self.max_length - most) :]
             inputs = torch.tensor([tokens], device=self._device)
             made = self.model.generate(
@@ -111,6 +112,11 @@ class HuggingFaceModel(TemplateLM):
             self._tick(done + 1, len(requests))
         return replies
 
+    def _row(self, context: Sequence[int], text: Sequence[int]) -> tuple[list[int], int]:
+        """The tokens of a request that fit, one beyond what the model sees; the last so many are scored."""
+        tokens = [*context, *text][-(self.max_length + 1) :]
+        return tokens, min(len(text), len(tokens) - 1)
+
     def _batches(self, order: Sequence[int]) -> Iterator[Sequence[int]]:
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
@@ -120,5 +126,5 @@ class HuggingFaceModel(TemplateLM):
 
 def _before(text: str, stops: Sequence[str]) -> str:
     """The text up to the first of these."""
-    ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text

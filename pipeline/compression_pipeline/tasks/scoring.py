@@ -61,9 +61,7 @@ def _evaluate(
 
 def _score(task: TaskConfig, found: Mapping[str, Any], figures: Mapping[str, Any]) -> TaskScore:
     """The metric that is asked for, of the group where the task is one."""
-    results = figures["results"]
-    name = task.name if task.name in results else next(iter(results))
-    told = results[name]
+    told = figures["results"][task.name]
     metrics = [key for key in told if "," in key and "_stderr," not in key]
     wanted = [key for key in metrics if task.metric in (None, key.partition(",")[0])]
     if not wanted:
@@ -73,7 +71,7 @@ def _score(task: TaskConfig, found: Mapping[str, Any], figures: Mapping[str, Any
     samples = told.get("sample_len")
     if not isinstance(samples, int):
         samples = sum(count["effective"] for count in figures["n-samples"].values())
-    better = figures["higher_is_better"].get(name, {}).get(metric)
+    better = figures["higher_is_better"].get(task.name, {}).get(metric)
     return TaskScore(
         name=task.name,
         metric=metric,
