@@ -11,13 +11,14 @@ from finetuning import Stopping
 from hypothesis import given
 from hypothesis import strategies as st
 from pruned import PRUNED, pruned_store
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from stores import DATA, TEACHER, common, context
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import DistillConfig, DistillJob, DistillResult, ValidationConfig, semantic_fields
 from compression_pipeline.engines.history import History, ValidationEntry
-from compression_pipeline.errors import Interrupted
+from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
@@ -98,6 +99,19 @@ def test_the_best_weights_are_published_and_an_interruption_changes_nothing(
     assert not same(weights(last), weights(store))
     plain = pruned_store(tmp_path / "plain")
     assert distilled(plain).best_step is None and same(weights(plain), weights(last))
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = pruned_store(tmp_path)
+
+    def full(tensors: Any, student: Any, folder: Path, **_: Any) -> None:
+        folder.mkdir(parents=True)
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("compression_pipeline.phases.best.write_checkpoint", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        distilled(store, keep_best="validationLoss")
+    assert not list(store.root.rglob("step-*.tmp"))
 
 
 def test_how_often_is_validated_shapes_the_student_only_where_the_best_is_kept() -> None:

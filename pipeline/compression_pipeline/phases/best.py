@@ -15,8 +15,10 @@ from compression_pipeline.config import Architecture, DistillJob
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, State
 from compression_pipeline.engines.history import History, ValidationEntry
-from compression_pipeline.errors import PhaseError, TransientError, torn_write
+from compression_pipeline.errors import torn_write
+from compression_pipeline.faults import classify
 from compression_pipeline.huggingface.writer import write_checkpoint
+from compression_pipeline.store.files import sync
 
 FOLDER = "best"
 _NAME = re.compile(r"step-(\d{8})")
@@ -48,10 +50,10 @@ class BestWeights:
             try:
                 self._write(step, state)
                 self._remove_older(history)
-            except OSError as error:
-                fault = torn_write(error, self._context.folder) or TransientError(f"{error}")
+            except Exception as error:  # whatever it is, the other ranks would wait
+                fault = torn_write(error, self._context.folder) or classify(error)
         fault = self._engine.agree(fault)
-        if isinstance(fault, PhaseError):
+        if fault is not None:
             raise fault
 
     def take(self, history: History, last: State) -> tuple[ValidationEntry, State]:
@@ -77,8 +79,15 @@ class BestWeights:
         for folder in (draft, target):
             shutil.rmtree(folder, ignore_errors=True)
         tensors = self._engine.tensors(state, self._student)
-        write_checkpoint(tensors, self._student, draft, template=self._template, dtype=torch.float32)
+        try:
+            write_checkpoint(tensors, self._student, draft, template=self._template, dtype=torch.float32)
+            for path in (*draft.rglob("*"), draft):
+                sync(path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
         draft.rename(target)
+        sync(target.parent)
 
     def _remove_older(self, history: History) -> None:
         """Remove what is the best of no checkpoint that is kept, nor of the next one."""
