@@ -43,3 +43,15 @@ def test_speeds_are_shown_side_by_side() -> None:
     rows = evaluate._generation(models, told).rows
     assert rows[0] == ("teacher", "10.0 tokens/s", "first token after 12.5 ms, 2.0 GB of memory at most")
     assert rows[1][1] == "25.0 tokens/s"
+
+
+def test_speeds_of_another_device_are_told_not_to_compare() -> None:
+    teacher = result(0.5, 10)
+    assert teacher.generation
+    moved = teacher.model_copy(update={"generation": teacher.generation.model_copy(update={"device": "NVIDIA A100"})})
+    models = evaluate._models({Phase.BASELINE: moved}, result(0.4, 25), "width", 2)
+    told = models[-1][2].generation
+    assert told
+    rows = evaluate._generation(models, told).rows
+    assert rows[0][2].endswith("of memory at most; measured on NVIDIA A100, so it does not compare")
+    assert "measured on" not in rows[1][2]

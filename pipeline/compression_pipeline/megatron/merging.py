@@ -1,4 +1,4 @@
-"""Merging of attention heads: what pruned heads had is added to those that are kept."""
+"""Merging of attention heads: kept heads are moved away from pruned ones, by what they differ in."""
 
 from typing import Any
 

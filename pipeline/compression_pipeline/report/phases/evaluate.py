@@ -69,16 +69,18 @@ def _change(score: TaskScore, teacher: TaskScore | None) -> str:
 
 def _generation(models: Models, own: GenerationFigures) -> Figures:
     rows = [
-        (name, f"{told.tokens_per_second:,.1f} tokens/s", _other_figures(told))
+        (name, f"{told.tokens_per_second:,.1f} tokens/s", _other_figures(told, own.device))
         for name, _, result in models
         if (told := result.generation) is not None
     ]
     return Figures("Generation", f"plain transformers on {own.device}, the same batch and lengths for all", rows)
 
 
-def _other_figures(told: GenerationFigures) -> str:
+def _other_figures(told: GenerationFigures, device: str) -> str:
     memory = f", {human_bytes(told.peak_memory_bytes)} of memory at most" if told.peak_memory_bytes else ""
-    return f"first token after {1000 * told.first_token_seconds:,.1f} ms{memory}"
+    # Of another job, which may have run on another node, or in another run before.
+    elsewhere = f"; measured on {told.device}, so it does not compare" if told.device != device else ""
+    return f"first token after {1000 * told.first_token_seconds:,.1f} ms{memory}{elsewhere}"
 
 
 def _facts(run: RunData) -> Iterator[Fact]:
