@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,14 @@ WATCH = ["get", "compressionrun", "demo", "--watch"]
 PATIENCE = 1500
 """Seconds for what takes some three minutes on two idle processors."""
 
-pytestmark = pytest.mark.timeout(2 * PATIENCE)
+pytestmark = [pytest.mark.own_cluster, pytest.mark.timeout(2 * PATIENCE)]
+
+
+@pytest.fixture(scope="session")
+def state() -> State:
+    """Of a cluster of its own, because it takes nearly as long as all tests that share one."""
+    given = os.environ.get("COMPRESSION_CLUSTER_STATE")
+    return State.at(Path(given or tempfile.mkdtemp(prefix="co-end-to-end-")))
 
 
 @pytest.fixture(scope="module")
