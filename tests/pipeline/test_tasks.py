@@ -187,6 +187,18 @@ def test_a_reply_is_as_long_as_the_task_says(name: str, model: Path) -> None:
     assert reply == tokenizer.decode(expected[0, len(tokens) :], skip_special_tokens=True)
 
 
+def test_a_reply_is_the_most_likely_one_whatever_the_checkpoint_prefers(model: Path) -> None:
+    whole, tokenizer = loaded(model)
+
+    def reply() -> str:
+        asked = SimpleNamespace(args=("What does it return?", {"until": "nothing like it", "max_gen_toks": 20}))
+        return HuggingFaceModel(whole, tokenizer, batch_size=1).generate_until([asked])[0]
+
+    plain = reply()
+    whole.generation_config.update(repetition_penalty=50.0, num_beams=3, do_sample=True)
+    assert reply() == plain
+
+
 def test_the_key_is_the_content_of_definition_and_questions(tmp_path: Path) -> None:
     write_task(tmp_path / "own")
     key = fetch(tmp_path, {}).key

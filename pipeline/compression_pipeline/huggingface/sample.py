@@ -38,24 +38,30 @@ def default_prompt(prefix: Path, tokenizer: Any) -> str:
 
 def continue_greedily(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
     """`prompt` and the continuation that a transformers model finds most likely, at most `LONGEST` characters."""
-    from transformers import GenerationConfig
-
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     if inputs["input_ids"].shape[1] == 0:  # an empty prompt, and a tokenizer that starts with nothing
         return ""
+    output = model.generate(**inputs, **greedily(model, tokens))
+    continuation = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return clean(prompt + continuation)
+
+
+def greedily(model: Any, most: int, *, least: int | None = None) -> dict[str, Any]:
+    """Arguments of `model.generate` for the most likely token each time: `most` new ones, and no fewer than `least`."""
+    from transformers import GenerationConfig
+
     told = model.generation_config
     # A configuration of its own: the model's may ask for sampling.
-    greedy = GenerationConfig(
+    settings = GenerationConfig(
         do_sample=False,
-        max_new_tokens=tokens,
+        max_new_tokens=most,
+        min_new_tokens=least,
         bos_token_id=told.bos_token_id,
         eos_token_id=told.eos_token_id,
         pad_token_id=told.pad_token_id if told.pad_token_id is not None else _first(told.eos_token_id),
     )
-    # Else the model's own settings fill in what is at its default here, sampling and beams among them.
-    output = model.generate(**inputs, generation_config=greedy, use_model_defaults=False)
-    continuation = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return clean(prompt + continuation)
+    # Else the model's own settings fill in what is at its default here: sampling, beams, penalties.
+    return {"generation_config": settings, "use_model_defaults": False}
 
 
 def clean(text: str) -> str:

@@ -1,7 +1,7 @@
 """evaluate: score a model by tasks and measure how fast it generates. The phases of the teachers run it, too.
 
 The model is the Hugging Face checkpoint that the phase before it wrote. A student's weights are rounded as export will
-round them: what is scored is what is handed out. Needs no engine.
+round them, then computed in the arithmetic of the device: bfloat16 on a GPU, float32 on CPU. Needs no engine.
 """
 
 import json

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from compression_pipeline.config import GenerationConfig, GenerationFigures
+from compression_pipeline.huggingface.sample import greedily
 
 SEED = 1234
 MEMORY = Path("/proc/self")
@@ -56,17 +57,7 @@ def _seconds(model: Any, prompts: torch.Tensor, tokens: int) -> float:
 
 @torch.no_grad()
 def _generate(model: Any, prompts: torch.Tensor, tokens: int) -> None:
-    model.generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        min_new_tokens=tokens,
-        max_new_tokens=tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=0,
-    )
+    model.generate(prompts, attention_mask=torch.ones_like(prompts), **greedily(model, tokens, least=tokens))
 
 
 def _forget_peak(device: torch.device) -> None:

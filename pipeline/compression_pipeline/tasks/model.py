@@ -12,6 +12,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from compression_pipeline.huggingface.sample import greedily
+
 Tick = Callable[[int, int], None]
 """Told after each batch: how many of how many requests are done."""
 
@@ -99,12 +101,7 @@ class HuggingFaceModel(TemplateLM):
             made = self.model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
-                max_new_tokens=most,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.eot_token_id,
+                **greedily(self.model, most),
                 **({"stop_strings": stops, "tokenizer": self.tokenizer} if stops else {}),
             )
             text = self.tokenizer.decode(made[0, len(tokens) :], skip_special_tokens=True)
