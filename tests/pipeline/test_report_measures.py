@@ -1,6 +1,7 @@
 """Figures of a report that were measured at different times: the last ones are shown, and only what compares."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,16 +10,17 @@ import yaml
 from pages import Page
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from report_run import CORRECTED_LOSS, DEPTH, TEACHER_LOSS, WIDTH, Run
+from report_run import CORRECTED_LOSS, DEPTH, TEACHER_LOSS, WIDTH, Run, history
 
 from compression_operator.api.run import CompressionRun
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import Phase
+from compression_pipeline.config import PHASES, Phase, Precision, TrainingResult, digest
 from compression_pipeline.errors import UserError
 from compression_pipeline.report import words
 from compression_pipeline.report.data import Measured
 from compression_pipeline.report.phases import REPORTS, PhaseReport
-from compression_pipeline.report.resource import Resource
+from compression_pipeline.report.reading import Reader
+from compression_pipeline.report.resource import Resource, Student
 from compression_pipeline.report.write import write_report
 from compression_pipeline.store.published import Published
 
@@ -100,3 +102,18 @@ def test_a_status_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     run.run_yaml.write_text(yaml.safe_dump(run.resource()))
     with pytest.raises(UserError, match=r"run.yaml: status.steps.0.attempt can't be read \(.*\); give the run.yaml of"):
         page_of(run)
+
+
+def test_a_new_phase_that_trains_gives_curves_and_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phase = Phase.EVALUATE
+    monkeypatch.setitem(PHASES, phase, replace(PHASES[phase], result=TrainingResult, trains=True))
+    with Store(tmp_path).draft(phase.value, digest("new")) as draft:
+        (draft.path / "history.json").write_bytes(history(5.0, 2.0, 60))
+        result = TrainingResult(tokens_per_second=77.0, validation_sequences=4).to_json()
+        made = draft.publish(config={}, inputs={}, result=result, metrics={"precision": Precision.FP32})
+    reader = Reader()
+    teacher = reader.teacher(reader.chain({}))
+    chain = reader.chain({phase: made})
+    student = reader.student(chain, None, teacher=teacher, steps=[], load=None, figures=Student(name="new"))
+    assert (student.tokens_per_second, student.sequences, student.precision) == (77.0, 4, Precision.FP32.words)
+    assert student.history.validation[-1] == (60.0, 2.0)

@@ -64,6 +64,7 @@ from .phases import (
     SourcesJob,
     TasksJob,
     TasksResult,
+    TrainingResult,
 )
 from .pruning import PruneConfig, PrunedHeads
 from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
@@ -152,6 +153,7 @@ __all__ = [
     "TeacherConfig",
     "Termination",
     "TrainingConfig",
+    "TrainingResult",
     "ValidationConfig",
     "Verdict",
     "aggregation_words",

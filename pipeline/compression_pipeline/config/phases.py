@@ -200,13 +200,18 @@ MEASURED_OVER = (
 )
 
 
-class FinetuneResult(StepResult):
-    """What finetune reports. Losses are mean nats per token over `validation_sequences`."""
+class TrainingResult(StepResult):
+    """What every phase that trains reports. Losses are mean nats per token over `validation_sequences`."""
+
+    validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
+    tokens_per_second: float | None = None
+
+
+class FinetuneResult(TrainingResult):
+    """What finetune reports."""
 
     teacher_loss: float
     corrected_teacher_loss: float
-    validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
-    tokens_per_second: float | None = None
 
 
 class PruneResult(StepResult):
@@ -221,19 +226,17 @@ class PruneResult(StepResult):
     )
 
 
-class DistillResult(StepResult):
-    """What distill reports; teacher is the (corrected) one it learnt from. Losses as FinetuneResult's."""
+class DistillResult(TrainingResult):
+    """What distill reports; teacher is the (corrected) one it learnt from."""
 
     teacher_loss: float
     pruned_loss: float
     distilled_loss: float
-    validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
     rounded_losses: dict[str, float] = Field(
         default={},
         description="Loss of the student's weights rounded to each type that an export may have (ExportDtype's, or "
         "those of another version), in the arithmetic of training; a type that can't hold them is left out.",
     )
-    tokens_per_second: float | None = None
     losses: str | None = Field(default=None, description="What the student was trained to match, in words.")
     extended_steps: int | None = Field(
         default=None, description="Steps beyond distill.steps, because the student missed accept after these."

@@ -12,13 +12,12 @@ from pydantic import ValidationError
 from compression_pipeline.artifact import Artifact
 from compression_pipeline.config import (
     PHASES,
-    DistillResult,
-    FinetuneResult,
     Phase,
     Precision,
     PrepareResult,
     PruneResult,
     StepResult,
+    TrainingResult,
 )
 
 from .ancestry import measured_over
@@ -41,6 +40,19 @@ class Chain:
     def losses(self) -> Measured:
         """The validation losses that its results tell."""
         return measured(self.results)
+
+    @property
+    def training(self) -> Artifact | None:
+        """Of the last phase that trained the model."""
+        trained = [self.artifacts[phase] for phase in Phase if phase in self.artifacts and PHASES[phase].trains]
+        return trained[-1] if trained else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The speed of the last training that told one."""
+        results = [self.results[phase] for phase in Phase if phase in self.results]
+        speeds = [result.tokens_per_second for result in results if isinstance(result, TrainingResult)]
+        return next((speed for speed in reversed(speeds) if speed is not None), None)
 
     def result(self, phase: Phase, model: type[Model]) -> Model | None:
         """What the phase reported, by its own model."""
@@ -79,9 +91,7 @@ class Reader:
 
     def teacher(self, chain: Chain, *, parameters: int | None = None, losses: Sequence[Measured] = ()) -> TeacherData:
         """The teacher by the artifacts that all students share; `losses` are what is known without finetune's."""
-        prepare, finetune = chain.artifacts.get(Phase.PREPARE), chain.artifacts.get(Phase.FINETUNE)
-        prepared = chain.result(Phase.PREPARE, PrepareResult)
-        corrected = chain.result(Phase.FINETUNE, FinetuneResult)
+        training, prepared = chain.training, chain.result(Phase.PREPARE, PrepareResult)
         loss = chain.losses
         for each in losses:
             loss = loss.over(each)
@@ -90,12 +100,12 @@ class Reader:
             parameters=parameters or (prepared.teacher_parameters if prepared else None),
             loss=loss.teacher,
             corrected_loss=loss.corrected_teacher,
-            history=self._history(finetune, prepared),
-            tokens_per_second=corrected.tokens_per_second if corrected else None,
-            checkpoint_bytes=weights(prepare),
+            history=self._history(training, prepared),
+            tokens_per_second=chain.tokens_per_second,
+            checkpoint_bytes=weights(chain.artifacts.get(Phase.PREPARE)),
             prepared=prepared,
-            precision=_precision(finetune),
-            sequences=measured_over(finetune, prepared) if finetune else None,
+            precision=_precision(training),
+            sequences=measured_over(training, prepared) if training else None,
         )
 
     def student(
@@ -109,9 +119,8 @@ class Reader:
         figures: Student,
     ) -> StudentData:
         """A student by its artifacts; `figures`: its entry in a status, which has what is known without them."""
-        prune, distill = chain.artifacts.get(Phase.PRUNE), chain.artifacts.get(Phase.DISTILL)
+        training, prune = chain.training, chain.artifacts.get(Phase.PRUNE)
         pruned = chain.result(Phase.PRUNE, PruneResult)
-        distilled = chain.result(Phase.DISTILL, DistillResult)
         told = figures.validation_loss
         loss = chain.losses.over(Measured.of_status(told))
         # Of the weights that are handed out; as distill measured them last, where export stands since before that.
@@ -126,18 +135,18 @@ class Reader:
             teacher_loss=taught_by,
             pruned_loss=loss.pruned,
             distilled_loss=loss.distilled if final is None else final,
-            tokens_per_second=figures.tokens_per_second or (distilled.tokens_per_second if distilled else None),
+            tokens_per_second=figures.tokens_per_second or chain.tokens_per_second,
             architecture=pruned.student if pruned else None,
             kept_layers=pruned.kept_layers if pruned else [],
             importance=self._importance(prune),
             calibration_samples=prune.manifest.metrics.get("calibrationSamples") if prune else None,
-            history=self._history(distill, teacher.prepared),
+            history=self._history(training, teacher.prepared),
             export=exported,
             load=load,
             sample=figures.sample or (exported.sample if exported else None),
             steps=steps,
-            precision=_precision(distill),
-            sequences=measured_over(distill, teacher.prepared) if distill else None,
+            precision=_precision(training),
+            sequences=measured_over(training, teacher.prepared) if training else None,
             results=chain.results,
             gate=figures.gate,
         )
