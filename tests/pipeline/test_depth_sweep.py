@@ -3,7 +3,8 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import prune as phase
 from compression_pipeline.report.charts import SPAN, LineChart
 from compression_pipeline.report.importance import read_importance
-from compression_pipeline.report.phases.prune import importance_panels
+from compression_pipeline.report.phases.prune import REPORT, importance_panels
 from compression_pipeline.text.batches import Batch
 
 BY_LOSS = ImportanceConfig(depth="LMLoss")
@@ -146,3 +147,16 @@ def test_what_is_dear_does_not_hide_the_rest_in_the_picture(tmp_path: Path) -> N
     heights = [float(path.split()[1].removesuffix("h0")) for path, _ in chart.lines[0].dots]
     assert heights == [max(height, heights[0]) for height in heights] and heights[1] - heights[-1] > SPAN / 4
     assert "first layer dropped 1: 40.000" in chart.lines[0].dots[0][1]
+
+
+def test_the_card_says_what_the_choice_on_validation_text_favours() -> None:
+    def card(**prune: Any) -> str:
+        job = told(a_run(students=[{"name": "depth", "prune": {"layers": 2, **prune}}]), "prune-depth", PruneJob)
+        pruned = SimpleNamespace(kept_layers=[1, 4])
+        whole = SimpleNamespace(teacher=SimpleNamespace(layers=4))
+        return " ".join(
+            REPORT.card(cast(Any, SimpleNamespace(prune=(job, pruned), prepare=whole, calibration_samples=8)))
+        )
+
+    favours = "on the validation text, so validation losses favour this choice slightly"
+    assert favours in card(importance={"depth": "LMLoss"}) and favours not in card()

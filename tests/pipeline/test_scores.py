@@ -20,6 +20,7 @@ from compression_pipeline.config import (
     PruneJob,
     PruneResult,
 )
+from compression_pipeline.errors import UserError
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import prune as phase
 from compression_pipeline.store.trust import Trust
@@ -144,3 +145,9 @@ def test_who_publishes_second_takes_nothing_away(tmp_path: Path, monkeypatch: py
     assert store.open("prune-" + "2" * 32).manifest.metrics["scoresReused"] == []
     assert [(path / "manifest.json").read_bytes() for path in scores_in(store)] == before
     assert not list(store.artifacts.glob(".damaged-*"))
+
+
+def test_the_variance_over_one_sequence_is_refused(tmp_path: Path) -> None:
+    varies = ImportanceConfig(aggregation=AggregationConfig(batch=Aggregation.VARIANCE))
+    with pytest.raises(UserError, match=r"training text is one sequence.*prune\.importance\.aggregation\.batch"):
+        run(make_store(tmp_path, tokens=40), NARROW.model_copy(update={"importance": varies}), "1")

@@ -130,7 +130,8 @@ class ImportanceConfig(ConfigModel):
     depth: Annotated[str, method_for(Axis.LAYERS)] = Field(
         default="BlockInfluence",
         description="Method for layers. BlockInfluence ranks them by how much each changes its input. LMLoss drops "
-        "the contiguous block without which the loss on held-out text is lowest.",
+        "the contiguous block without which the loss on held-out text is lowest. That is the validation text, so "
+        "validation losses favour its choice slightly.",
     )
     depth_samples: int | None = Field(
         default=None,

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .base import ConfigModel, Operational, Rule, Unordered, cel_indivisible, indivisible
-from .importance import ImportanceConfig
+from .importance import Aggregation, ImportanceConfig
 
 LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer. The first is 1.")]
 
@@ -28,6 +28,9 @@ def _divisible(path: str, size: Callable[["PruneConfig"], int | None]) -> Rule:
         cel=f"!has({value}) || {value} < 1 || {divisor} < 1 || {value} % {divisor} == 0",
         message=cel_indivisible(template, (value, divisor), value, divisor),
     )
+
+
+ONE_SAMPLE = "is 1, and the variance over one sequence (importance.aggregation.batch) is 0 for all; give at least 2"
 
 
 def _prunes_something(prune: "PruneConfig") -> bool:
@@ -59,6 +62,12 @@ class PruneConfig(ConfigModel):
             "merges heads, and none are pruned; give attentionHeads, or leave prunedHeads out",
             lambda prune: prune.pruned_heads != PrunedHeads.MERGE or prune.attention_heads is not None,
             "self.prunedHeads != 'Merge' || has(self.attentionHeads)",
+        ),
+        Rule.of(
+            "calibrationSamples",
+            ONE_SAMPLE,
+            lambda prune: prune.calibration_samples > 1 or prune.importance.aggregation.batch != Aggregation.VARIANCE,
+            "self.calibrationSamples != 1 || self.importance.aggregation.batch != 'Variance'",
         ),
         Rule.of(
             "",

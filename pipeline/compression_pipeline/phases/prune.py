@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compression_pipeline.config import (
+    Aggregation,
     Architecture,
     Axis,
     Phase,
@@ -61,6 +62,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     precision = planned if dtype is torch.bfloat16 else Precision.FP32
     with start_engine(job, context, precision=precision) as engine:
         sequences = Calibration(data.data, engine, job.sequence_length, prune.calibration_samples)
+        check_aggregation(sequences, prune)
         model = measuring.loaded(engine, teacher, teacher_artifact.model, sequence_length=job.sequence_length)
         held_out = HeldOutText(data.data, engine, job, context)
         samples = Samples(sequences.batches(context), held_out, held_out.tell, dropped=scores.dropped(prune, teacher))
@@ -138,6 +140,15 @@ def check_sizes(teacher: Architecture, prune: PruneConfig) -> None:
             faults.append(f"{field}: {said}")
     if faults:
         raise UserError("; ".join(f"prune.{fault}" for fault in faults))
+
+
+def check_aggregation(sequences: "Calibration", prune: PruneConfig) -> None:
+    """Raises UserError where the text has one sequence, over which no importance varies."""
+    if sequences.count == 1 and prune.importance.aggregation.batch is Aggregation.VARIANCE:
+        raise UserError(
+            "dataset: the training text is one sequence, and the variance over one sequence "
+            "(prune.importance.aggregation.batch) is 0 for all; lower sequenceLength, give more text, or choose L2"
+        )
 
 
 def stored_type(files: CheckpointFiles) -> torch.dtype:

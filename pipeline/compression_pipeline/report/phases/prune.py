@@ -35,6 +35,8 @@ from .base import Fact, Panel, PhaseReport, Spec
 
 MOST_HEAD_ROWS = 48
 
+_FAVOURED = " They were chosen on the validation text, so validation losses favour this choice slightly."
+
 RANKED = (
     ("hiddenSize", "hidden", "hidden channels"),
     ("ffnHiddenSize", "ffn", "feed-forward neurons"),
@@ -206,6 +208,7 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
         f"**Pruning.** {ENGINES[job.engine].prunes_with}; importance{_otherwise(importance)} from the activations of "
         f"{ancestry.calibration_samples:,} sequences of {job.sequence_length:,} tokens. "
         f"Kept: {layers}{how}; the other sizes as in the table above."
+        + (_FAVOURED if ranked and importance.depth in METHODS and METHODS[importance.depth].held_out else "")
         + (" Pruned attention heads are merged into kept ones." if job.prune.pruned_heads is PrunedHeads.MERGE else "")
     )
 
