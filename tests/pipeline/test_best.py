@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,16 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruned import PRUNED, pruned_store
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stores import DATA, TEACHER, common, context
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import DistillConfig, DistillJob, DistillResult, ValidationConfig, semantic_fields
-from compression_pipeline.engines.history import History, ValidationEntry
+from compression_pipeline.engines.history import History, StepEntry, ValidationEntry
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
+from compression_pipeline.phases.best import BestWeights
 
 DISTILLED = "2" * 32
 NAME = f"distill-{DISTILLED}"
@@ -108,10 +109,56 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path, mon
         folder.mkdir(parents=True)
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("compression_pipeline.phases.best.write_checkpoint", full)
+    monkeypatch.setattr("compression_pipeline.phases.snapshots.write_checkpoint", full)
     with pytest.raises(UserError, match="the disk is full"):
         distilled(store, keep_best="validationLoss")
     assert not list(store.root.rglob("step-*.tmp"))
+
+
+def course(losses: list[float]) -> History:
+    """A training whose steps had these losses, each validated; the last step is the worst."""
+    history = History(len(losses))
+    for step, loss in enumerate(losses, start=1):
+        history.add_step(StepEntry(step, loss, 1e-3, 1.0, 100.0 * loss))
+        history.add_validation(ValidationEntry(step, loss))
+    return history
+
+
+class Alone:
+    """What of an engine the search for the best weights needs: one rank, a state of one tensor each."""
+
+    rank = 0
+
+    def agree(self, value: Any) -> Any:
+        return value
+
+    def tensors(self, state: Any, student: Any) -> Any:
+        return iter(state.items())
+
+
+def test_weights_of_another_course_of_the_training_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that does not compute twice alike who goes back to a checkpoint has other weights from there on."""
+
+    def write(tensors: Any, student: Any, folder: Path, **_: Any) -> None:
+        folder.mkdir(parents=True)
+        save_file(dict(tensors), folder / "model.safetensors")
+
+    monkeypatch.setattr("compression_pipeline.phases.snapshots.write_checkpoint", write)
+    store = Store(tmp_path)
+    told, events = context(store, DISTILLED)
+    best = BestWeights(job(store, keep_best="validationLoss"), told, cast("Any", Alone()), cast("Any", None), tmp_path)
+    first, again, other = course([4.0, 2.0, 3.0]), course([4.0, 2.0, 3.0]), course([4.0000001, 2.0, 3.0])
+    for step in (1, 2):
+        entries = dataclasses.replace(first, validation=first.validation[:step])
+        best.on_validation(step, entries, lambda: {"a": torch.ones(2)})
+    [folder] = told.folder.glob("best/step-00000002")
+    again.train = [dataclasses.replace(entry, tokens_per_second=7.0) for entry in again.train]
+    assert best.find(again) == (again.validation[1], folder), "the same to the last bit, at another speed"
+    assert best.find(other) == (other.validation[2], None)
+    assert "step 2 are those of an earlier course of this training" in events.seen[-1]["message"]
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1] + b"!")
+    assert best.find(first) == (first.validation[2], None)
+    assert "step 2 are damaged" in events.seen[-1]["message"]
 
 
 def test_how_often_is_validated_shapes_the_student_only_where_the_best_is_kept() -> None:

@@ -131,7 +131,7 @@ class Engine(Protocol):
         ...
 
     def read(self, architecture: Architecture, folder: Path) -> State:
-        """The weights of a Hugging Face checkpoint in its own type, in main memory."""
+        """The weights of a Hugging Face checkpoint in its own type, in main memory. Rank 0 alone reads them."""
         ...
 
     def fill(self, model: Model, state: State, dtype: "torch.dtype") -> None:

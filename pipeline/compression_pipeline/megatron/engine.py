@@ -85,6 +85,8 @@ class MegatronEngine:
         conversion.load_into(model, architecture, folder)
 
     def read(self, architecture: Architecture, folder: Path) -> State:
+        if not self._runtime.leads_data_group:
+            return {}
         return dict(conversion.to_megatron(architecture, conversion.CheckpointReader(folder)))
 
     def fill(self, model: Any, state: State, dtype: torch.dtype) -> None:

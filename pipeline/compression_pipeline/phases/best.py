@@ -17,8 +17,8 @@ from compression_pipeline.engines import Engine, State
 from compression_pipeline.engines.history import History, ValidationEntry
 from compression_pipeline.errors import torn_write
 from compression_pipeline.faults import classify
-from compression_pipeline.huggingface.writer import write_checkpoint
-from compression_pipeline.store.files import sync
+
+from .snapshots import is_of, is_whole, lineage, name_of, write_snapshot
 
 FOLDER = "best"
 _NAME = re.compile(r"step-(\d{8})")
@@ -48,7 +48,14 @@ class BestWeights:
         state, fault = weights(), None
         if self._engine.rank == 0:
             try:
-                self._write(step, state)
+                write_snapshot(
+                    self._engine.tensors(state, self._student),
+                    self._student,
+                    self._context.folder / FOLDER / name_of(step),
+                    template=self._template,
+                    dtype=torch.float32,
+                    of=lineage(self._job.fingerprint, history, step),
+                )
                 self._remove_older(history)
             except Exception as error:  # whatever it is, the other ranks would wait
                 fault = torn_write(error, self._context.folder) or classify(error)
@@ -56,38 +63,21 @@ class BestWeights:
         if fault is not None:
             raise fault
 
-    def take(self, history: History, last: State) -> tuple[ValidationEntry, State]:
-        """The best of the validated weights, and their validation; every rank calls it. `last`: those after the last
-        step.
+    def find(self, history: History) -> tuple[ValidationEntry, Path | None]:
+        """The best of the validations whose weights are there, and the checkpoint of these; None for the weights after
+        the last step, which the caller has. Every rank calls it.
 
-        Where weights are gone, because somebody removed them or because a GPU does not compute twice alike, the best
-        that are left are taken, with a warning.
+        Where the best weights are gone, because somebody removed them, or are those of an earlier course of this
+        training, the best that are left are taken, with a warning.
         """
         entries = sorted((one for one in history.validation if one.step > 0), key=lambda one: (one.loss, one.step))
         for entry in entries:
             if entry == history.validation[-1]:
-                return entry, last
-            found = self._engine.agree(self._found(entry.step) if self._engine.rank == 0 else None)
+                return entry, None
+            found = self._engine.agree(self._found(entry.step, history) if self._engine.rank == 0 else None)
             if found is not None:
-                return entry, self._engine.read(self._student, found)
-            self._context.events.warning(f"the weights after step {entry.step} are gone; takes the next best")
+                return entry, found
         raise AssertionError("the last step is always validated")
-
-    def _write(self, step: int, state: State) -> None:
-        target = self._context.folder / FOLDER / f"step-{step:08d}"
-        draft = target.with_name(target.name + ".tmp")
-        for folder in (draft, target):
-            shutil.rmtree(folder, ignore_errors=True)
-        tensors = self._engine.tensors(state, self._student)
-        try:
-            write_checkpoint(tensors, self._student, draft, template=self._template, dtype=torch.float32)
-            for path in (*draft.rglob("*"), draft):
-                sync(path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        draft.rename(target)
-        sync(target.parent)
 
     def _remove_older(self, history: History) -> None:
         """Remove what is the best of no checkpoint that is kept, nor of the next one."""
@@ -103,8 +93,20 @@ class BestWeights:
             if (step := _step(folder)) is not None and step not in needed:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _found(self, step: int) -> Path | None:
-        return next((folder for folder in self._all() if _step(folder) == step), None)
+    def _found(self, step: int, history: History) -> Path | None:
+        """For rank 0; says why weights of this step are not taken."""
+        of, why = lineage(self._job.fingerprint, history, step), "gone"
+        for folder in self._all():
+            if _step(folder) != step:
+                continue
+            if not is_of(folder, of):
+                why = "those of an earlier course of this training"
+            elif not is_whole(folder):
+                why = "damaged"
+            else:
+                return folder
+        self._context.events.warning(f"the weights after step {step} are {why}; takes the next best")
+        return None
 
     def _all(self) -> list[Path]:
         """Of all attempts, the newest first."""

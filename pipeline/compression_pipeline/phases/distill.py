@@ -196,7 +196,10 @@ def _trained(
     history, state = engine.distill(small, big, training, of=teacher, losses=losses)
     kept = history.validation[-1]
     if settings.keep_best:
-        kept, state = best.take(history, state)
+        kept, found = best.find(history)
+        if found is not None:
+            del state  # rank 0 has room for one of them
+            state = engine.read(student, found)
     return _Trained(teacher_loss, history, state, kept, data.passes(history.total_steps))
 
 
