@@ -21,7 +21,7 @@ from compression_pipeline.config import Axis, ImportanceConfig, PruneConfig, Pru
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.importance import Samples, measure, scorers
-from compression_pipeline.importance.lm_loss import block_lengths
+from compression_pipeline.importance.blocks import block_lengths
 from compression_pipeline.importance.ranking import best_block
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
@@ -123,7 +123,11 @@ def test_a_student_loses_the_best_block_and_another_depth_is_cut_from_the_same_s
     dropped = best_block(table, 2)
     expected = [layer + 1 for layer in range(6) if layer not in dropped]
     assert made.result(PruneResult).kept_layers == expected
-    assert json.loads((made.path / "chosen.json").read_text())["methods"]["layers"] == "LMLoss"
+    losses = {(int(first), int(length)): loss for first, length, loss in table.tolist()}
+    assert made.result(PruneResult).block_score == losses[dropped[0] + 1, 2]
+    chosen = json.loads((made.path / "chosen.json").read_text())
+    assert chosen["methods"]["layers"] == "LMLoss"
+    assert {(row["first"], row["layers"]): row["value"] for row in chosen["blocks"]} == losses
     sweep = [event for event in seen if event["event"] == "progress" and event.get("doing") == "leave out layers"]
     assert sweep and sweep[-1]["step"] == sweep[-1]["totalSteps"] and sweep[-1]["etaSeconds"] == 0
     text = " ".join(Page((made.path / "importance.html").read_text(encoding="utf-8")).text.split())
@@ -160,3 +164,48 @@ def test_the_card_says_what_the_choice_on_validation_text_favours() -> None:
 
     favours = "on the validation text, so validation losses favour this choice slightly"
     assert favours in card(importance={"depth": "LMLoss"}) and favours not in card()
+
+
+class Killed(BaseException):
+    """As a SIGKILL: nothing of ours runs after it."""
+
+
+def test_a_sweep_that_was_killed_goes_on_with_the_next_block(
+    tmp_path: Path, engine: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+    monkeypatch.setattr(phase, "CALIBRATION_TOKENS", 128)  # three passes over the 12 sequences
+
+    def run(folder: Path, attempts: list[int | None]) -> tuple[bytes, list[list[int]]]:
+        store = make_store(folder, num_hidden_layers=4)
+        prune = PruneConfig(layers=2, calibration_samples=8, importance=BY_LOSS)
+        told: list[list[int]] = []
+        for attempt, killed_after in enumerate(attempts, start=1):
+            within, recorder = context(store, "1" * 32, attempt)
+            steps: list[int] = []
+            told.append(steps)
+
+            def write(
+                event: str, steps: list[int] = steps, killed_after: int | None = killed_after, **said: Any
+            ) -> None:
+                if event == "progress" and said.get("doing") == "leave out layers":
+                    steps.append(said["step"])
+                    if len(steps) == killed_after:
+                        raise Killed
+
+            monkeypatch.setattr(recorder, "_write", write)
+            job = PruneJob(
+                **common(store, "prune-depth", "1" * 32, attempt),
+                data=DATA,
+                teacher=TEACHER,
+                sequence_length=32,
+                prune=prune,
+            )
+            with contextlib.suppress(Killed):
+                phase.run(job, within)
+        return (store.open(f"prune-{'1' * 32}").path / "importance.safetensors").read_bytes(), told
+
+    whole, (every,) = run(tmp_path / "whole", [None])
+    resumed, (first, second, third) = run(tmp_path / "killed", [4, 5, None])
+    assert first + second + third == every and len(every) > 9
+    assert resumed == whole

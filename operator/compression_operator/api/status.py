@@ -236,6 +236,16 @@ class StudentStatus(Record):
         description="Whether all importance scores are those of an earlier prune of the same teacher, so that no "
         "forward pass was needed.",
     )
+    kept_layers: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="Layers of the teacher that the student keeps, counted from 1, e.g. 1 to 15, 32.",
+    )
+    block_score: float | None = Field(
+        default=None,
+        description="What importance.depth measured without the dropped block of layers, before anything else was cut "
+        "or trained: LMLoss the loss in nats per token.",
+    )
     losses: str | None = Field(
         default=None,
         max_length=1000,

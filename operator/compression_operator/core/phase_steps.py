@@ -28,10 +28,12 @@ from compression_pipeline.config import (
     Phase,
     Precision,
     PrepareResult,
+    PruneResult,
     Record,
     TasksResult,
     TeacherConfig,
     TrainingConfig,
+    number_runs,
 )
 
 TEXT_LIMIT = 1000
@@ -281,6 +283,10 @@ def _baseline_steps(phase: Phase, of: Phase, field: str) -> PhaseSteps:
     )
 
 
+def _kept_layers(result: PruneResult, step: Step) -> str | None:
+    return number_runs(result.kept_layers) or None
+
+
 def _losses(result: DistillResult, step: Step) -> ValidationLoss:
     return ValidationLoss(
         teacher=result.teacher_loss,
@@ -337,6 +343,8 @@ STEPS: Mapping[Phase, PhaseSteps] = {
                 "parameters": lambda result, step: result.parameters,
                 "compression_ratio": lambda result, step: result.compression_ratio,
                 "scores_reused": lambda result, step: result.scores_reused,
+                "kept_layers": _kept_layers,
+                "block_score": lambda result, step: result.block_score,
             },
         ),
         PhaseSteps(

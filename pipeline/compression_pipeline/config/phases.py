@@ -224,6 +224,11 @@ class PruneResult(StepResult):
     scores_reused: bool | None = Field(
         default=None, description="Whether all importance scores were measured before, for the same teacher."
     )
+    block_score: float | None = Field(
+        default=None,
+        description="What importance.depth measured without the dropped block of layers, before anything else was cut "
+        "or trained: LMLoss the loss in nats per token.",
+    )
 
 
 class DistillResult(TrainingResult):

@@ -9,7 +9,7 @@ from compression_pipeline.config import METHODS, Axis, ImportanceConfig
 
 from .base import Estimator, Measurement, Samples, Scores
 from .measuring import Scorer, measure
-from .ranking import Choice, choose
+from .ranking import BLOCKS, Choice, block_score, choose
 
 
 def scorers(importance: ImportanceConfig, axes: Collection[Axis] = tuple(Axis)) -> Mapping[str, Scorer]:
@@ -22,4 +22,16 @@ def _scorer(axis: Axis, name: str) -> Scorer:
     return getattr(import_module(module), kind)
 
 
-__all__ = ["Choice", "Estimator", "Measurement", "Samples", "Scorer", "Scores", "choose", "measure", "scorers"]
+__all__ = [
+    "BLOCKS",
+    "Choice",
+    "Estimator",
+    "Measurement",
+    "Samples",
+    "Scorer",
+    "Scores",
+    "block_score",
+    "choose",
+    "measure",
+    "scorers",
+]

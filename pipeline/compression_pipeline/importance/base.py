@@ -40,6 +40,26 @@ class HeldOut(Protocol):
     def __iter__(self) -> "Iterator[Batch]": ...
 
 
+class Noted(Protocol):
+    """How far a measurement has come: what earlier attempts at the step have noted, and what this one does."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def write(self, note: Any) -> None:
+        """Note it for the next attempt, as JSON, in place of what was noted before."""
+        ...
+
+
+class Unnoted:
+    """Notes nothing."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from ()
+
+    def write(self, note: Any) -> None:
+        """Forget it."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """What importance is measured on: this rank's part of it."""
@@ -51,6 +71,8 @@ class Samples:
     """Told how much of how much a measurement has done."""
     dropped: int | None = None
     """How many layers are to be cut by their scores; None where none are."""
+    notes: Callable[[str], Noted] = lambda name: Unnoted()
+    """Where the measurement of this name notes how far it is."""
 
 
 class Measurement(ABC):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Measurement, Samples, sum_over_ranks
+from .blocks import block_table, blocks_of, note_of, resumed
 
 
 class LMLoss(Measurement):
@@ -16,7 +17,7 @@ class LMLoss(Measurement):
 
     A batch goes through the whole model once. What enters each layer is kept, so that a model without a block is run
     from behind that block on: of L layers that is less than half of each pass, and the memory of one batch's L hidden
-    states. The model is never loaded again, nor changed.
+    states. The model is never loaded again, nor changed. A rank that is interrupted goes on with the next block.
     """
 
     _blocks: Tensor
@@ -24,18 +25,23 @@ class LMLoss(Measurement):
     def scores(self, model: Any, samples: Samples) -> Tensor:
         """[layers]: how much the loss rises without each layer alone."""
         count = self.architecture.layers
-        lengths = block_lengths(count, samples.dropped)
-        blocks = [(first, length) for first in range(count) for length in lengths if first + length <= count]
+        blocks, passes, notes = blocks_of(count, samples.dropped), len(samples.held_out), samples.notes("LMLoss")
+        done, noted = resumed(notes, blocks, passes, len(blocks) + 2)
         device = next(model.parameters()).device
-        sums = torch.zeros(len(blocks) + 2, dtype=torch.float64, device=device)  # the whole model's, blocks', tokens
-        done, total = 0, len(samples.held_out) * len(blocks)
-        for batch in samples.held_out:
+        sums = torch.tensor(noted, dtype=torch.float64, device=device)  # the whole model's, blocks', tokens
+        begun, skipped = divmod(done, max(len(blocks), 1))
+        for number, batch in enumerate(samples.held_out):
+            if number < begun:
+                continue
             entering: list[Tensor | None] = [None] * count
             with _watched(model, entering):
                 losses = model(batch.tokens, batch.positions, None, labels=batch.labels)
-            sums[0] += losses.double().sum()
-            sums[-1] += losses.numel()
+            if number > begun or not skipped:  # a pass that was begun has these in its sums
+                sums[0] += losses.double().sum()
+                sums[-1] += losses.numel()
             for index, (first, length) in enumerate(blocks, start=1):
+                if number * len(blocks) + index <= done:
+                    continue
                 if length == 1:  # the shortest block that begins there: no longer needed is what entered before
                     entering[:first] = [None] * first
                 with _only(model, first + length):
@@ -44,23 +50,16 @@ class LMLoss(Measurement):
                     )
                 sums[index] += losses.double().sum()
                 done += 1
-                samples.tell(done, total)
+                notes.write(note_of(blocks, passes, done, sums.tolist()))
+                samples.tell(done, passes * len(blocks))
         *found, tokens = sum_over_ranks(sums).tolist()
         whole, *without = [value / tokens for value in found]
-        rows = [(0.0, 0.0, whole)]
-        rows += [(first + 1.0, float(length), loss) for (first, length), loss in zip(blocks, without, strict=True)]
-        self._blocks = torch.tensor(rows, dtype=torch.float64)
+        self._blocks = block_table(blocks, whole, without)
         alone = [loss - whole for (_, length), loss in zip(blocks, without, strict=True) if length == 1]
         return torch.tensor(alone, dtype=torch.float32)
 
     def tables(self) -> Mapping[str, Tensor]:
         return {"blocks": self._blocks}
-
-
-def block_lengths(layers: int, dropped: int | None) -> list[int]:
-    """Lengths of the blocks that are left out of a model: the powers of two below its layers, and what is to be cut."""
-    lengths = {1 << power for power in range(layers.bit_length()) if 1 << power < layers}
-    return sorted(lengths | ({dropped} if dropped else set()))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """From scores to what a student keeps: pure, on the CPU."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,15 @@ def _layers(scores: Scores, teacher: Architecture, prune: PruneConfig) -> list[i
         block = best_block(scores[BLOCKS], dropped)
         return [layer for layer in range(teacher.layers) if layer not in block]
     return sorted(descending(scores["layers"])[: prune.layers].tolist())
+
+
+def block_score(scores: Scores, kept: Sequence[int]) -> float | None:
+    """What was measured of the model without the layers that are not kept; None where these were no such block."""
+    _, *rows = scores[BLOCKS].tolist() if BLOCKS in scores else [[]]
+    dropped = sorted(set(range(len(scores["layers"]))) - set(kept))
+    return next(
+        (value for first, length, value in rows if [*range(int(first) - 1, int(first + length) - 1)] == dropped), None
+    )
 
 
 def best_block(blocks: Tensor, length: int) -> range:

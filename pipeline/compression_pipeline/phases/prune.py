@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,12 @@ from compression_pipeline.engines.soundness import check_sound
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import CheckpointFiles, inspect
 from compression_pipeline.huggingface.writer import save_tensors, write_checkpoint
-from compression_pipeline.importance import Choice, Samples, Scores, choose
+from compression_pipeline.importance import BLOCKS, Choice, Samples, Scores, block_score, choose
 from compression_pipeline.importance.base import Batches
 from compression_pipeline.phases import measuring, scores
 from compression_pipeline.phases.arithmetic import planned_precision
 from compression_pipeline.phases.drawing import try_to_draw
+from compression_pipeline.phases.notes import Notes
 from compression_pipeline.report import IMPORTANCE
 from compression_pipeline.text.batches import Batch, Place, ShuffledText, ValidationData
 
@@ -65,7 +67,13 @@ def run(job: PruneJob, context: Context) -> PruneResult:
         check_aggregation(sequences, prune)
         model = measuring.loaded(engine, teacher, teacher_artifact.model, sequence_length=job.sequence_length)
         held_out = HeldOutText(data.data, engine, job, context)
-        samples = Samples(sequences.batches(context), held_out, held_out.tell, dropped=scores.dropped(prune, teacher))
+        samples = Samples(
+            sequences.batches(context),
+            held_out,
+            held_out.tell,
+            dropped=scores.dropped(prune, teacher),
+            notes=lambda name: notes_of(job, context, engine, name),
+        )
         found = scores.find_or_measure(
             job, context, engine, teacher, lambda axes: _measured(engine, model, teacher, samples, prune, axes)
         )
@@ -77,6 +85,7 @@ def run(job: PruneJob, context: Context) -> PruneResult:
             compression_ratio=student.parameters / teacher.parameters,
             kept_layers=[layer + 1 for layer in choice.layers],
             scores_reused=found.seconds is None,
+            block_score=block_score(found.scores, choice.layers) if samples.dropped else None,
         )
         if engine.rank == 0:
             metrics = {
@@ -212,6 +221,7 @@ class HeldOutText:
         self._job = job
         self._context = context
         self._size = max(1, CALIBRATION_TOKENS // job.sequence_length)
+        self._began: tuple[float, int] | None = None
 
     @cached_property
     def _data(self) -> ValidationData:
@@ -231,23 +241,28 @@ class HeldOutText:
         for start in self._starts:
             yield self._data.batch(range(start, min(start + self._size, len(self._data))), self._place.device)
 
-    @cached_property
-    def _began(self) -> float:
-        return time.monotonic()
-
     def tell(self, done: int, total: int) -> None:
         """Progress of a sweep, with the time that is left. Raises Interrupted on SIGTERM."""
         self._context.stop_if_requested()
-        seconds = time.monotonic() - self._began
-        left = seconds * (total - done) / max(done - 1, 1)  # the clock starts with the first
+        began, first = self._began = self._began or (time.monotonic(), done)  # the clock starts with the first
+        left = (time.monotonic() - began) * (total - done) / max(done - first, 1)
         self._context.events.progress(done, total, unit="blocks", eta_seconds=left, doing="leave out layers")
 
 
+def notes_of(job: PruneJob, context: Context, engine: Engine, name: str) -> Notes:
+    """This rank's notes of a measurement."""
+    measured = {"rank": engine.data_rank, "ranks": engine.data_size, "precision": engine.precision.value}
+    return Notes(context, job.fingerprint, f"{name}-{engine.data_rank}", measured)
+
+
 def write_scores(scores: Scores, choice: Choice, prune: PruneConfig, folder: Path) -> None:
-    """Scores, choice and methods, beside the model."""
+    """Scores, choice and methods, beside the model; and what was measured of each block of layers (from 1)."""
     save_tensors(scores, folder / "importance.safetensors")
     methods = {axis.value: name for axis, name in prune.importance.by_axis().items()}
-    told = {"methods": methods, "aggregation": prune.importance.aggregation.to_json()}
+    told: dict[str, Any] = {"methods": methods, "aggregation": prune.importance.aggregation.to_json()}
+    if BLOCKS in scores:
+        rows = scores[BLOCKS].tolist()
+        told["blocks"] = [{"first": int(first), "layers": int(n), "value": value} for first, n, value in rows]
     (folder / "chosen.json").write_text(json.dumps({**choice.to_json(), **told}) + "\n")
 
 

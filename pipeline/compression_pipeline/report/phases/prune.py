@@ -21,6 +21,7 @@ from compression_pipeline.report.charts import (
     COLOURS,
     Area,
     Cell,
+    Figures,
     Grid,
     Level,
     LineChart,
@@ -58,6 +59,7 @@ def importance_panels(
     """A panel for every axis; None for what was not cut. `named`: the user said which layers go."""
     yield _layers(teacher, kept_layers, found, named=named) if teacher and kept_layers else None
     yield _blocks(found, teacher, kept_layers)
+    yield _best_blocks(found)
     yield _heads(found)
     yield _hidden(found)
     yield _mean_axis("Feed-forward neurons", list(found.ffn.values()), "neurons a layer")
@@ -89,7 +91,7 @@ def _blocks(found: Importance, teacher: Architecture | None, kept_layers: Sequen
     if not found.blocks:
         return None
     lines = [
-        Series("1 layer" if length == 1 else f"{length} layers", points, colour % COLOURS, dots=True)
+        Series(_layers_of(length), points, colour % COLOURS, dots=True)
         for colour, (length, points) in enumerate(found.blocks.items())
     ]
     cut = set(range(1, teacher.layers + 1)) - set(kept_layers) if teacher and kept_layers else set[int]()
@@ -105,6 +107,23 @@ def _blocks(found: Importance, teacher: Architecture | None, kept_layers: Sequen
         highest=highest,
         levels=[Level("teacher", found.whole)] if found.whole is not None else [],
     )
+
+
+def _best_blocks(found: Importance) -> Figures | None:
+    """The best block of each length, in words."""
+    if not found.blocks:
+        return None
+    rows: list[tuple[str, str, str]] = []
+    for length, points in found.blocks.items():
+        first, loss = min(points, key=lambda point: (point[1], point[0]))
+        layers = f"layer {first}" if length == 1 else f"layers {first} to {first + length - 1}"
+        change = "" if found.whole is None else f", {loss - found.whole:+.4f} against the whole teacher"
+        rows.append((_layers_of(length), f"{loss:.4f}", f"without {layers}{change}"))
+    return Figures("Best block of each length", "the lowest loss, and without which layers", rows)
+
+
+def _layers_of(length: int) -> str:
+    return "1 layer" if length == 1 else f"{length} layers"
 
 
 def _ceiling(found: Importance) -> float | None:
