@@ -1,8 +1,14 @@
 """A folder with a small multiple-choice task."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
+
+from compression_pipeline.config import TasksJob
+from compression_pipeline.context import Context
+from compression_pipeline.events import Events
+from compression_pipeline.phases import tasks
 
 CHOICES = ["a list", "a function of two arguments", "the module", "None"]
 QUESTIONS = [
@@ -39,3 +45,14 @@ def write_task(folder: Path, definition: str = DEFINITION, questions: list[Any] 
     (folder / "calls.yaml").write_text(definition)
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (folder / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions[:4]))
+
+
+def fetch_task(folder: Path, store: Path) -> str:
+    """Publish the task `calls`, written into `folder`, in a store; returns the artifact's name."""
+    write_task(folder / "own")
+    told = {"run": "test", "step": "tasks", "attempt": 1, "fingerprint": "7" * 32, "store": str(store)}
+    evaluate = {"tasks": [{"name": "calls", "source": "file:own"}]}
+    job = TasksJob.model_validate({**told, "evaluate": evaluate, "sourceRoots": {"file": str(folder)}})
+    context = Context.of(job, environment={})
+    context.events = Events(io.StringIO())
+    return f"tasks-{tasks.run(job, context).key}"

@@ -6,8 +6,6 @@ round them, then computed in the arithmetic of the device: bfloat16 on a GPU, fl
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from compression_pipeline.context import Context
 from compression_pipeline.phases.arithmetic import planned_precision
 from compression_pipeline.store.system import processors
 from compression_pipeline.tasks.generation import measure_generation, resident
+from compression_pipeline.tasks.live import repeatable
 
 SCORES = "scores.json"
 
@@ -71,18 +70,6 @@ def phase_of(job: EvaluateJob) -> Phase:
     if job.student is not None:
         return Phase.EVALUATE
     return Phase.BASELINE_CORRECTED if job.model.startswith(f"{Phase.FINETUNE}-") else Phase.BASELINE
-
-
-@contextmanager
-def repeatable() -> Iterator[None]:
-    """The same bits from two runs on one device, as far as torch can; speed is not measured in here."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def load_model(
