@@ -20,6 +20,7 @@ from compression_pipeline.config import (
     TaskScore,
     Verdict,
 )
+from compression_pipeline.config.results import BLOCK_SCORE
 from compression_pipeline.config.tasks import MOST_TASKS
 
 from .condition import Condition
@@ -237,15 +238,9 @@ class StudentStatus(Record):
         "forward pass was needed.",
     )
     kept_layers: str | None = Field(
-        default=None,
-        max_length=4096,
-        description="Layers of the teacher that the student keeps, counted from 1, e.g. 1 to 15, 32.",
+        default=None, max_length=4096, description="Layers of the teacher that were kept, e.g. 1 to 15, 32."
     )
-    block_score: float | None = Field(
-        default=None,
-        description="What importance.depth measured without the dropped block of layers, before anything else was cut "
-        "or trained: LMLoss the loss in nats per token.",
-    )
+    block_score: float | None = Field(default=None, description=BLOCK_SCORE)
     losses: str | None = Field(
         default=None,
         max_length=1000,
@@ -303,7 +298,7 @@ class TeacherStatus(Architecture):
     )
     evaluation: Evaluation | None = Field(default=None, description="Scores and speed of the original teacher.")
     corrected_evaluation: Evaluation | None = Field(
-        default=None, description="Scores and speed of the corrected teacher. Unset if finetune did not run."
+        default=None, description="Those of the corrected teacher."
     )
     planned: PlannedTraining | None = Field(
         default=None, description="What finetune is expected to need. Unset without finetune."

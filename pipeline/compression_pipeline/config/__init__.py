@@ -48,25 +48,27 @@ from .members import NameOf, one_of
 from .phases import (
     PHASES,
     DistillJob,
-    DistillResult,
     EvaluateJob,
-    EvaluateResult,
     ExportJob,
-    ExportResult,
     FinetuneJob,
-    FinetuneResult,
     Phase,
     PhaseSpec,
     PrepareJob,
-    PrepareResult,
     PruneJob,
-    PruneResult,
     SourcesJob,
     TasksJob,
+)
+from .pruning import PruneConfig, PrunedHeads
+from .results import (
+    DistillResult,
+    EvaluateResult,
+    ExportResult,
+    FinetuneResult,
+    PrepareResult,
+    PruneResult,
     TasksResult,
     TrainingResult,
 )
-from .pruning import PruneConfig, PrunedHeads
 from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig
 from .students import student_architecture, student_faults

@@ -7,13 +7,21 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from .architecture import Architecture
 from .export import ExportConfig, ExportDtype
 from .gates import AcceptConfig
-from .jobs import EngineJob, JobConfig, ResolvedSource, StepResult
+from .jobs import EngineJob, JobConfig, StepResult
 from .pruning import PruneConfig
+from .results import (
+    DistillResult,
+    EvaluateResult,
+    ExportResult,
+    FinetuneResult,
+    PrepareResult,
+    PruneResult,
+    TasksResult,
+)
 from .sources import DatasetConfig, TeacherConfig
-from .tasks import EvaluateConfig, GenerationFigures, TaskScore
+from .tasks import EvaluateConfig
 from .training import DistillConfig, FinetuneConfig, TrainingConfig, ValidationConfig
 
 WEIGHT = 4
@@ -175,113 +183,6 @@ class ExportJob(JobConfig):
 
     def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * (4 if self.export.dtype is ExportDtype.FLOAT32 else 2)
-
-
-class PrepareResult(StepResult):
-    """What prepare reports: everything that the planner needs to go on."""
-
-    key: str = Field(description="Key of the artifact, made from the content of the sources: artifacts/prepare-<key>.")
-    teacher: Architecture
-    teacher_parameters: int
-    resolved_teacher: ResolvedSource
-    resolved_dataset: ResolvedSource
-    documents: int
-    train_tokens: int
-    validation_tokens: int
-
-    @property
-    def found_key(self) -> str:
-        return self.key
-
-
-MEASURED_OVER = (
-    "Validation sequences that the losses are means over: validation.samples, or all there are. Losses over other "
-    "numbers of them do not compare. None where an older image measured."
-)
-
-
-class TrainingResult(StepResult):
-    """What every phase that trains reports. Losses are mean nats per token over `validation_sequences`."""
-
-    validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
-    tokens_per_second: float | None = None
-
-
-class FinetuneResult(TrainingResult):
-    """What finetune reports."""
-
-    teacher_loss: float
-    corrected_teacher_loss: float
-
-
-class PruneResult(StepResult):
-    """What prune reports."""
-
-    student: Architecture
-    parameters: int
-    compression_ratio: float = Field(description="Student parameters / teacher parameters.")
-    kept_layers: list[int] = Field(description="Layers of the teacher that the student keeps, counted from 1.")
-    scores_reused: bool | None = Field(
-        default=None, description="Whether all importance scores were measured before, for the same teacher."
-    )
-    block_score: float | None = Field(
-        default=None,
-        description="What importance.depth measured without the dropped block of layers, before anything else was cut "
-        "or trained: LMLoss the loss in nats per token.",
-    )
-
-
-class DistillResult(TrainingResult):
-    """What distill reports; teacher is the (corrected) one it learnt from."""
-
-    teacher_loss: float
-    pruned_loss: float
-    distilled_loss: float
-    rounded_losses: dict[str, float] = Field(
-        default={},
-        description="Loss of the student's weights rounded to each type that an export may have (ExportDtype's, or "
-        "those of another version), in the arithmetic of training; a type that can't hold them is left out.",
-    )
-    losses: str | None = Field(default=None, description="What the student was trained to match, in words.")
-    extended_steps: int | None = Field(
-        default=None, description="Steps beyond distill.steps, because the student missed accept after these."
-    )
-    best_step: int | None = Field(default=None, description="Step whose weights were kept, with distill.keepBest.")
-
-
-class ExportResult(StepResult):
-    """What export reports."""
-
-    parameters: int
-    dtype: ExportDtype | None = Field(default=None, description="Type of the exported weights.")
-    distilled_loss: float | None = Field(default=None, description="Validation loss of the exported weights.")
-    relative_error: float = Field(description="max |exported - reference| / max |reference| of the logits, fp32.")
-    bytes: int
-    sample: str = Field(description="Prompt and greedy continuation by plain transformers (at most 1,000 characters).")
-    teacher_sample: str | None = Field(
-        default=None,
-        description="The same by the (corrected) teacher; none where that is too large.",
-    )
-
-
-class TasksResult(StepResult):
-    """What tasks reports."""
-
-    key: str = Field(description="Key of the artifact, made from the content of the tasks: artifacts/tasks-<key>.")
-    harness: str = Field(description="Version of lm-eval.")
-
-    @property
-    def found_key(self) -> str:
-        return self.key
-
-
-class EvaluateResult(StepResult):
-    """What evaluate reports."""
-
-    tasks: list[TaskScore] = Field(default=[], description="What the model scored.")
-    generation: GenerationFigures | None = Field(default=None, description="How fast it generates.")
-    harness: str | None = Field(default=None, description="Version of lm-eval; none without tasks.")
-    precision: str = Field(description="Arithmetic that the model was run in.")
 
 
 @dataclass(frozen=True)
