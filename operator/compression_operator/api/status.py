@@ -297,9 +297,7 @@ class TeacherStatus(Architecture):
         default=None, description="Validation loss of the corrected teacher. Unset if finetune did not run."
     )
     evaluation: Evaluation | None = Field(default=None, description="Scores and speed of the original teacher.")
-    corrected_evaluation: Evaluation | None = Field(
-        default=None, description="Those of the corrected teacher."
-    )
+    corrected_evaluation: Evaluation | None = Field(default=None, description="Those of the corrected teacher.")
     planned: PlannedTraining | None = Field(
         default=None, description="What finetune is expected to need. Unset without finetune."
     )
