@@ -43,8 +43,8 @@ def document(
         "| Claim | Source | First | Second | Gain | Verdict |",
         "|---|---|--:|--:|--:|---|",
         *(
-            f"| {finding.claim.words} | {finding.claim.source} | {_told(finding.better)} | {_told(finding.worse)} | "
-            f"{_told(finding.gains, sign='+')} | {finding.verdict} |"
+            f"| {finding.claim.words} | {finding.claim.source} | {_mean(finding.better)} | {_mean(finding.worse)} | "
+            f"{_mean(finding.gains, sign='+')} | {finding.verdict} |"
             for finding in findings
         ),
         "",
@@ -59,8 +59,8 @@ def document(
         "| Student | Parameters | After pruning | After training |",
         "|---|--:|--:|--:|",
         *(
-            f"| {arm.words} | {found[0].parameters:,} | {_told([one.pruned for one in found])} | "
-            f"{_told([one.trained for one in found])} |"
+            f"| {arm.words} | {found[0].parameters:,} | {_mean([one.pruned for one in found])} | "
+            f"{_mean([one.trained for one in found])} |"
             for arm, found in made.items()
         ),
         "",
@@ -73,7 +73,7 @@ def _paragraph(text: str) -> str:
     return textwrap.fill(text, 119)
 
 
-def _told(values: Sequence[float], sign: str = "") -> str:
+def _mean(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.fmean(values):{sign}.3f} ± {spread(values):.3f}"
 
 

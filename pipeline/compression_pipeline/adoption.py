@@ -53,4 +53,4 @@ class Adoption:
                 self._events.progress(done, total, unit="bytes", doing=f"verify {artifact.name}")
 
         digests = {name: record.sha256 for name, record in artifact.manifest.files.items()}
-        return verified.fault(self._store.root, artifact.name, digests, progress, anew=self._store.trust.limited)
+        return verified.fault(self._store.root, artifact.name, digests, progress, anew=self._store.trust.known_only)

@@ -125,7 +125,7 @@ class Store:
 
         None, too, where it is not to be trusted.
         """
-        found = self._whole(name)
+        found = self._find_whole(name)
         if found is None or self.trust.admits(name, found.digest):
             return found
         if name not in self._told:
@@ -133,7 +133,7 @@ class Store:
             self._passed_over(f"{found.path} {self.trust.refusal(name)}")
         return None
 
-    def _whole(self, name: str) -> Artifact | None:
+    def _find_whole(self, name: str) -> Artifact | None:
         path = self.artifacts / name
         read = _manifest(path)
         if read is None or f"{read[0].phase}-{read[0].key}" != name or _missing(path, read[0]):
@@ -160,7 +160,7 @@ class Store:
         if not path.is_dir():
             raise MissingArtifact(name, f"the store {self.root} has no artifact {name}; {again}")
         manifest = _manifest(path)
-        if self._whole(name) is not None:
+        if self._find_whole(name) is not None:
             raise MissingArtifact(name, f"{path} {self.trust.refusal(name)}; {again}")
         missing = MANIFEST if manifest is None else _missing(path, manifest[0]) or MANIFEST
         raise MissingArtifact(name, f"{path / missing} is missing or not whole; {again}")
@@ -175,7 +175,7 @@ class Store:
         """Whether its files are those of its manifest, to the byte: they are read as a whole, once."""
         digests = {name: record.sha256 for name, record in artifact.manifest.files.items()}
         try:
-            return verified.fault(self.root, artifact.name, digests, anew=self.trust.limited) is None
+            return verified.fault(self.root, artifact.name, digests, anew=self.trust.known_only) is None
         except FileNotFoundError:  # another job has just set it aside
             return False
 
@@ -203,7 +203,7 @@ class Store:
 
     def published(self, fingerprint: str) -> Published | None:
         """What the step of this fingerprint noted when it was done; None where it noted nothing, or is not believed."""
-        if self.trust.limited:
+        if self.trust.known_only:
             return None
         try:
             return Published.model_validate_json((self.work_folder(fingerprint) / "published.json").read_bytes())

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .errors import Interrupted, PhaseError, TransientError, UserError, disk_full, last_line, no_space, not_whole
-from .passing import passing
+from .transient import is_transient
 
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _GPU_MEMORY_TEXT = re.compile(
@@ -71,7 +71,7 @@ def _of_the_gpu(error: BaseException) -> PhaseError | None:
 def _of_the_host(error: BaseException) -> PhaseError | None:
     if isinstance(error, MemoryError):
         return TransientError("out of memory; raise the job's memory limit")
-    return TransientError(_described(error)) if passing(error) else None
+    return TransientError(_described(error)) if is_transient(error) else None
 
 
 def _of_the_user(error: BaseException) -> UserError:

@@ -44,7 +44,7 @@ def test_nothing_is_made_under_an_older_crd_until_it_is_upgraded(namespace: Name
         assert namespace.jobs() == [] and "managedBy" not in namespace.status()
         api.apply_crd(CRD)
         until(namespace.jobs, "the job, once the CRD is upgraded")
-        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the trouble to be over")
+        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the problem to be over")
         operator.wait_ready()
         assert len(namespace.jobs()) == 1 and namespace.status()["managedBy"]
         assert "compression_crd_outdated 0.0" in operator.ask("/metrics")[1]

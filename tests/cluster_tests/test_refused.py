@@ -17,8 +17,8 @@ def state(namespace: Namespace, step: str) -> str:
     return step_of(namespace.status(), step).get("state", "")
 
 
-def with_trouble(namespace: Namespace, reason: str) -> Body | None:
-    """The status, where it tells of this trouble."""
+def with_problem(namespace: Namespace, reason: str) -> Body | None:
+    """The status, where it tells of this problem."""
     status = namespace.status()
     return status if condition_of(status, "Degraded").get("reason") == reason else None
 
@@ -42,7 +42,7 @@ def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Names
             end(api, pod)
             until(lambda step=step: state(namespace, step) == "Succeeded", f"{step} to be told as done")
         until(lambda: len(namespace.jobs()) == 3, "the third job")
-        status = until(lambda: with_trouble(namespace, "QuotaExceeded"), "the trouble")
+        status = until(lambda: with_problem(namespace, "QuotaExceeded"), "the problem")
         refused = next(
             step
             for step in status["steps"]
@@ -59,7 +59,7 @@ def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Names
         # Jobs that have ended hold the quota, until they go: deletions are not held up either.
         namespace.edit(ttlSecondsAfterFinished=0)
         until(lambda: len(pending(namespace)) == 2, "the next jobs")
-        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the trouble to be over")
+        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the problem to be over")
 
 
 def stray(namespace: Namespace, api: Api) -> str:
@@ -107,7 +107,7 @@ def test_a_fault_of_the_operators_own_is_told(namespace: Namespace, api: Api) ->
 
 def test_what_cannot_be_told_does_not_silence_the_rest(namespace: Namespace, api: Api) -> None:
     with proxy(api) as before, namespace.operator(server=before.url) as operator:
-        before.fault = nonsense(4)  # the last one where the trouble is told
+        before.fault = nonsense(4)  # the last one where the problem is told
         namespace.submit(jobTemplate=NOWHERE, suspend=True)
         operator.wait_line("could not be told: KeyError: 'metadata'")
         namespace.edit(suspend=False)

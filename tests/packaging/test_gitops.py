@@ -16,7 +16,7 @@ from compression_operator.api.rules import World
 from compression_operator.api.status import AttemptRecord, CompressionRunStatus, Step, StepState
 from compression_operator.api.validate import inspect
 from compression_operator.core.conditions import Situation, summarized
-from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, Trouble, with_trouble
+from compression_operator.core.problems import FORBIDDEN, QUOTA_EXCEEDED, Problem, with_problem
 from compression_pipeline.config import Phase
 
 GITOPS = REPOSITORY / "examples" / "gitops"
@@ -110,14 +110,14 @@ def step(phase: Phase, state: StepState, student: str | None = None, **fields: A
 
 PREPARED = step(Phase.PREPARE, StepState.SUCCEEDED)
 PRUNED = step(Phase.PRUNE, StepState.SUCCEEDED, "width")
-FORBIDS = Trouble(FORBIDDEN, "the operator may not create pytorchjobs")
-FULL = Trouble(QUOTA_EXCEEDED, "the namespace's quota is used up")
+FORBIDS = Problem(FORBIDDEN, "the operator may not create pytorchjobs")
+FULL = Problem(QUOTA_EXCEEDED, "the namespace's quota is used up")
 
 
-def troubled(run: Body, trouble: Trouble, edits: int = 0) -> Body:
-    """The run once the operator has met with trouble after so many more edits, and no pass has gone through since."""
+def troubled(run: Body, problem: Problem, edits: int = 0) -> Body:
+    """The run once the operator has met with a problem after so many more edits, and no pass has gone through since."""
     generation = run["metadata"]["generation"] + edits
-    status = with_trouble(run.get("status", {}), trouble, generation=generation, now=NOW)
+    status = with_problem(run.get("status", {}), problem, generation=generation, now=NOW)
     return run | {"metadata": run["metadata"] | {"generation": generation}, "status": status}
 
 
@@ -174,7 +174,7 @@ HEALTHS: dict[str, tuple[Body, str, str]] = {
         "Degraded",
         "prune-width: hiddenSize 97 is odd",
     ),
-    "trouble from the first": (
+    "problem from the first": (
         troubled(resource(None), FORBIDS),
         "Degraded",
         "Forbidden: the operator may not create pytorchjobs",
@@ -184,17 +184,17 @@ HEALTHS: dict[str, tuple[Body, str, str]] = {
         "Progressing",
         "QuotaExceeded: the namespace's quota is used up",
     ),
-    "trouble after an edit": (
+    "problem after an edit": (
         troubled(summary(PREPARED, PRUNED, step(Phase.DISTILL, StepState.RUNNING, "width")), FORBIDS, edits=1),
         "Degraded",
         "Forbidden: the operator may not create pytorchjobs",
     ),
-    "trouble once it has succeeded": (
+    "problem once it has succeeded": (
         troubled(summary(PREPARED, PRUNED, step(Phase.EXPORT, StepState.SUCCEEDED, "width")), FORBIDS),
         "Healthy",
         "1 student is exported",
     ),
-    "trouble after an edit of one that had succeeded": (
+    "problem after an edit of one that had succeeded": (
         troubled(summary(PREPARED, PRUNED, step(Phase.EXPORT, StepState.SUCCEEDED, "width")), FORBIDS, edits=1),
         "Degraded",
         "Forbidden: the operator may not create pytorchjobs",

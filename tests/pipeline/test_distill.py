@@ -29,7 +29,6 @@ from compression_pipeline.config import (
     ValidationConfig,
     won_back,
 )
-from compression_pipeline.draws import permutation
 from compression_pipeline.errors import Interrupted, MissingArtifact, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
@@ -37,7 +36,8 @@ from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
 from compression_pipeline.phases import prune
-from compression_pipeline.proof import Reference, kept_positions, relative_error
+from compression_pipeline.random_order import permutation
+from compression_pipeline.reference_logits import Reference, kept_positions, relative_error
 
 DISTILLED = "2" * 32
 SETTINGS = {

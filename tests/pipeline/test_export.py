@@ -30,7 +30,7 @@ from compression_pipeline.huggingface.sample import clean, default_prompt, docum
 from compression_pipeline.huggingface.writer import save_tensors
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export as phase
-from compression_pipeline.proof import FILE, Reference
+from compression_pipeline.reference_logits import FILE, Reference
 from compression_pipeline.report.ancestry import short_number
 
 

@@ -107,7 +107,7 @@ def test_a_file_is_held_against_the_bounds_as_it_is_opened(
     context = Context.of(job, environment={}, stop=preparation.stop)
     source = open_source(job.dataset.source, field="dataset.source", revision=None, job=job, context=context)
     files = source.text_files(job.dataset).train
-    [text] = prepare._opened(files, source, "text")
+    [text] = prepare._fetch_text(files, source, "text")
     path.unlink()
     if becomes == "link":
         path.symlink_to("/etc/hostname")

@@ -51,7 +51,7 @@ class MemScheme(SourceScheme):
         return source
 
     def volume_claim(self, source: str) -> str:
-        return f"spool-{self.rest(source)}"
+        return f"spool-{self.without_prefix(source)}"
 
 
 class MemSource:

@@ -149,7 +149,7 @@ def test_a_split_that_the_manifest_names_is_a_word_too(
     ],
 )
 def test_what_a_person_may_have_meant_otherwise_is_told(names: list[str], said: list[str]) -> None:
-    found = list(splits.doubts(names, splits.by_name(names), DATASET))
+    found = list(splits.warnings(names, splits.by_name(names), DATASET))
     assert len(found) == len(said)
     assert all(part in sentence for part, sentence in zip(said, found, strict=True))
 

@@ -28,7 +28,7 @@ def custom_resource_definition() -> dict[str, Any]:
     for field, description in _TYPE_META.items():
         properties[field] = {"description": description, "type": "string"}
     properties["metadata"] = {"type": "object"}
-    properties["spec"] = told_defaults(properties["spec"])
+    properties["spec"] = with_defaults_described(properties["spec"])
     schema["required"] = ["spec"]
     del properties["status"]["default"]
     return {
@@ -60,11 +60,11 @@ def custom_resource_definition() -> dict[str, Any]:
     }
 
 
-def told_defaults(node: Schema) -> Schema:
+def with_defaults_described(node: Schema) -> Schema:
     """The schema with each field's default in its description, because `kubectl explain` shows no `default`."""
-    told = {key: told_defaults(child) if key in _NESTED else child for key, child in node.items()}
+    told = {key: with_defaults_described(child) if key in _NESTED else child for key, child in node.items()}
     if "properties" in node:
-        told["properties"] = {name: told_defaults(child) for name, child in node["properties"].items()}
+        told["properties"] = {name: with_defaults_described(child) for name, child in node["properties"].items()}
     default = node.get("default")
     if default not in (None, {}, ""):
         told["description"] = f"{node.get('description', '')} Default: {_written(default)}.".lstrip()

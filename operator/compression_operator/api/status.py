@@ -180,7 +180,7 @@ class Step(Record):
         return {**cast(dict[str, Any], stored), "state": StepState.STARTING if goes_on else StepState.PENDING}
 
     @property
-    def in_vain(self) -> bool:
+    def makes_no_progress(self) -> bool:
         """Whether so many attempts in a row were interrupted without progress that somebody should look into it."""
         return self.interruptions >= IN_VAIN
 

@@ -11,7 +11,7 @@ from compression_operator.api.run import GROUP, KIND, CompressionRun
 from compression_operator.api.templates import TemplateRefused, image_findings, template_findings
 from compression_operator.core.controller import Conflict
 from compression_operator.core.jobs import Job, JobState, ObservedJob
-from compression_operator.core.troubles import blocks_no_deletion
+from compression_operator.core.problems import blocks_no_deletion
 from compression_operator.kube.cache import Body, Cache
 from compression_operator.kube.client import ApiError, Kube, Resource
 from compression_operator.kube.denied_permissions import Denials

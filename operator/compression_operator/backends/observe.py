@@ -103,8 +103,8 @@ def observe_job(
     )
     own = job.pods
     state, interruption = _state(job, now)
-    witness = job.witness
-    shown = witness or next((pod for pod in own if pod.leads), None)
+    decisive_pod = job.decisive_pod
+    shown = decisive_pod or next((pod for pod in own if pod.leads), None)
     failed = state is JobState.FAILED
     over = failed or state is JobState.SUCCEEDED
     attempt, owner = _attempt(labels), controller_of(body)
@@ -121,11 +121,11 @@ def observe_job(
         deleting=job.deleting,
         created=job.created,
         started=job.started,
-        ended=_ended(job, witness) if over else None,
-        termination=witness.termination if witness and over else None,
-        exit_code=witness.exit_code if witness and over else None,
+        ended=_ended(job, decisive_pod) if over else None,
+        termination=decisive_pod.termination if decisive_pod and over else None,
+        exit_code=decisive_pod.exit_code if decisive_pod and over else None,
         interrupted=failed and bool(interruption),
-        message=_message(job, state, interruption, witness, now),
+        message=_message(job, state, interruption, decisive_pod, now),
         waiting=None if over else job.waiting,
         half_placed=None if over else job.half_placed,
         pod=shown.name if shown else None,
@@ -226,7 +226,7 @@ class _Job:
         return any(self.first.get(pod.slot) not in (None, pod.uid) for pod in self.pods)
 
     @property
-    def witness(self) -> PodView | None:
+    def decisive_pod(self) -> PodView | None:
         """The pod whose end tells most: one that failed by itself, else any that failed, else the leader."""
         ended = [pod for pod in self.pods if pod.exit_code is not None]
         failed = self.failures or sorted((pod for pod in ended if pod.exit_code), key=lambda pod: str(pod.ended))
@@ -318,13 +318,13 @@ def _fresh(since: datetime | None, now: datetime) -> bool:
     return since is not None and now - since < CATCH_UP
 
 
-def _message(job: _Job, state: JobState, interruption: str, witness: PodView | None, now: datetime) -> str:
+def _message(job: _Job, state: JobState, interruption: str, decisive_pod: PodView | None, now: datetime) -> str:
     """One sentence on why the job waits or failed; empty where all is well, or a termination message tells."""
     if state is JobState.FAILED:
         if interruption:
             return interruption
-        if witness is not None:
-            return "" if witness.termination else witness.last_words
+        if decisive_pod is not None:
+            return "" if decisive_pod.termination else decisive_pod.last_words
         return job.said.failed.message
     if state is JobState.SUCCEEDED:
         return ""
@@ -333,7 +333,7 @@ def _message(job: _Job, state: JobState, interruption: str, witness: PodView | N
     return job.waiting.message if job.waiting and job.waiting.told_from <= now else ""
 
 
-def _ended(job: _Job, witness: PodView | None) -> datetime | None:
+def _ended(job: _Job, decisive_pod: PodView | None) -> datetime | None:
     """When it ended."""
     verdict = job.said.succeeded.since or job.said.failed.since
-    return (witness.ended if witness else None) or job.said.completed or verdict
+    return (decisive_pod.ended if decisive_pod else None) or job.said.completed or verdict

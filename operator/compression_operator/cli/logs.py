@@ -24,7 +24,7 @@ def logs(arguments: argparse.Namespace) -> int:
         if folder is None:
             raise WorkdirError(f"{arguments.step} has not started yet; `--follow` waits for it")
         reader = LineReader(folder.log)
-        _print([*reader.read(), *filter(None, [reader.rest()])], shown)
+        _print([*reader.read(), *filter(None, [reader.unended_line()])], shown)
         return Code.SUCCEEDED
     _follow(workdir, run, arguments.step, shown)
     return Code.SUCCEEDED
@@ -54,12 +54,12 @@ def _follow(workdir: Workdir, run: CompressionRun, step: str, shown: Callable[[s
         newest = _newest(workdir, run, step)
         if newest is not None and (folder is None or newest.path != folder.path):
             if reader is not None:
-                _print([line for line in [reader.rest()] if line], shown)
+                _print([line for line in [reader.unended_line()] if line], shown)
             folder, reader = newest, LineReader(newest.log)
             continue
         if not working or (ended and _final(workdir, step)):
             if reader is not None:
-                _print([line for line in [reader.rest()] if line], shown)
+                _print([line for line in [reader.unended_line()] if line], shown)
             return
         time.sleep(LOOK_SECONDS)
 

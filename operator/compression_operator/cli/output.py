@@ -27,7 +27,7 @@ class _Unheard:
 
 
 @contextlib.contextmanager
-def unheard() -> Generator[None]:
+def ignore_closed_pipe() -> Generator[None]:
     """Let the command go on to its end, and exit by its result, where nobody reads stdout or stderr any more
     (`compression run ... | head`) or there is no room for what it says: hours of training don't end for that.
     """

@@ -29,7 +29,7 @@ from compression_pipeline.store.system import processors
 from . import summary
 from .common import Code, complain, console, default_workdir, digests_of_sources, load_local, now, source_root
 from .invocation import Invocation
-from .output import unheard
+from .output import ignore_closed_pipe
 from .report import build_report
 from .session import INTERRUPTED, Session
 from .view import Cached, LiveView, PlainView, Resumed, View
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises InvalidManifest and WorkdirError.
     """
-    with unheard():
+    with ignore_closed_pipe():
         return _submit(arguments)
 
 
@@ -55,7 +55,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         raise InvalidManifest(faults)
     root = source_root(file)
     workdir = Workdir(arguments.workdir or default_workdir(manifest))
-    workdir.spare(file)
+    workdir.check_not_overwritten(file)
     with workdir.locked():
         workdir.make(arguments.store)
         invocation = Invocation.of(arguments)

@@ -10,7 +10,7 @@ from typing import cast
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
 from compression_operator.core.controller import Backoff, Controller, Reconcile
-from compression_operator.core.jobs import Decision, Notice
+from compression_operator.core.jobs import Decision, RunEvent
 from compression_operator.local.backend import LocalBackend, Place
 from compression_operator.local.runs import LocalRuns
 from compression_operator.local.workdir import Workdir
@@ -91,7 +91,7 @@ class Session:
                 tick.cancel()
                 self._controller.stop()
                 await asyncio.gather(work, return_exceptions=True)
-            await self._wind_up()
+            await self._stop_jobs()
         finally:
             tick.cancel()
             rest.cancel()
@@ -105,7 +105,7 @@ class Session:
             raise self._fault
         return 0 if self.run_now.status.phase is RunPhase.SUCCEEDED else 1
 
-    async def _wind_up(self) -> None:
+    async def _stop_jobs(self) -> None:
         """No process is left behind, and the status tells how they ended."""
         if self._hard:
             self._backend.kill()
@@ -152,9 +152,9 @@ class Session:
         if settled and not decision.actions and run.status.observed_generation == run.metadata.generation:
             self._rest.set()
 
-    def noticed(self, run: CompressionRun, notice: Notice) -> None:
-        if notice.reason in TOLD:
-            self._view.say(notice.message)
+    def report_event(self, run: CompressionRun, event: RunEvent) -> None:
+        if event.reason in TOLD:
+            self._view.say(event.message)
 
     def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         if consecutive == 1:

@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from compression_operator.api.templates import TemplateRefused
 from compression_operator.core.jobs import Decision, DeleteJob
-from compression_operator.core.troubles import (
+from compression_operator.core.problems import (
     API_SERVER_UNAVAILABLE,
     CRD_OUTDATED,
     INTERNAL_ERROR,
@@ -15,7 +15,7 @@ from compression_operator.core.troubles import (
     QUOTA_EXCEEDED,
     REFUSED,
     WEBHOOK_UNAVAILABLE,
-    Trouble,
+    Problem,
     refusal,
     unanswered,
 )
@@ -34,17 +34,17 @@ PERSISTENT = 3
 """Failures in a row after which an error that nobody foresaw is told: one may be a race that the next pass wins."""
 
 
-def trouble_of(error: Exception) -> Trouble | None:
-    """What to tell on the run; None where it is likely to go away by itself, or is no trouble of the run's."""
+def problem_of(error: Exception) -> Problem | None:
+    """What to tell on the run; None where it is likely to go away by itself, or is no fault of the run's."""
     if isinstance(error, UnreadableRun | OutdatedCRD):
-        return error.trouble
+        return error.problem
     if isinstance(error, ApiError):
-        return None if error.passing or error.namespace_gone else refusal(error.code, str(error), error.resource)
+        return None if error.transient or error.namespace_gone else refusal(error.code, str(error), error.resource)
     if isinstance(error, TemplateRefused):
-        return Trouble(POD_TEMPLATE_REFUSED, str(error))
+        return Problem(POD_TEMPLATE_REFUSED, str(error))
     if isinstance(error, NotLeading):
         return None
-    return Trouble(
+    return Problem(
         INTERNAL_ERROR,
         "a fault of the operator's own, which keeps trying: please report it with its traceback, which stands in the "
         f"operator's log at 'pass failed', and the manifest of this run. {_named(error)}",
@@ -58,9 +58,9 @@ def is_internal(error: Exception) -> bool:
 
 def why_not_made(error: Exception) -> str:
     """Why a job cannot be made, in words that stay the same while the reason does: each change is written."""
-    trouble = trouble_of(error)
-    if trouble is not None:
-        return _named(error) if is_internal(error) else trouble.message
+    problem = problem_of(error)
+    if problem is not None:
+        return _named(error) if is_internal(error) else problem.message
     return "the API server does not answer" if isinstance(error, ApiError) and error.code == 0 else str(error)
 
 
@@ -81,7 +81,7 @@ class _Outage:
     """Passes in a row over one run that failed for what should have passed by itself."""
 
     since: datetime
-    trouble: Trouble | None = None  # as it was first told: its words may change with every try
+    problem: Problem | None = None  # as it was first told: its words may change with every try
     reported: bool = False
 
 
@@ -91,22 +91,22 @@ class RunErrors:
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._outages: dict[str, _Outage] = {}
-        self._newest: dict[str, Trouble] = {}
-        self._failed_deletions: dict[str, dict[str, Trouble]] = {}  # by the job's name
+        self._newest: dict[str, Problem] = {}
+        self._failed_deletions: dict[str, dict[str, Problem]] = {}  # by the job's name
 
-    def trouble(self, key: str, error: Exception) -> Trouble | None:
+    def problem(self, key: str, error: Exception) -> Problem | None:
         """What to tell on the run of an error: at once what will not go away, the rest once it has lasted."""
-        if not isinstance(error, ApiError) or not error.passing or error.namespace_gone:
-            return trouble_of(error)
+        if not isinstance(error, ApiError) or not error.transient or error.namespace_gone:
+            return problem_of(error)
         outage = self._outages.setdefault(key, _Outage(self._now()))
-        if outage.trouble is None and self._now() - outage.since >= PATIENCE:
-            outage.trouble = unanswered(error.code, str(error))
-        return outage.trouble
+        if outage.problem is None and self._now() - outage.since >= PATIENCE:
+            outage.problem = unanswered(error.code, str(error))
+        return outage.problem
 
     def note_reported(self, key: str) -> bool:
         """Note that the outage is told; whether that is for the first time, because perhaps no status can tell it."""
         outage = self._outages.get(key)
-        if outage is None or outage.trouble is None or outage.reported:
+        if outage is None or outage.problem is None or outage.reported:
             return False
         outage.reported = True
         return True
@@ -115,20 +115,20 @@ class RunErrors:
         """Note that a pass over the run met with nothing that passes by itself."""
         self._outages.pop(key, None)
 
-    def classify(self, key: str, trouble: Trouble | None, consecutive: int) -> FailedPass:
+    def classify(self, key: str, problem: Problem | None, consecutive: int) -> FailedPass:
         """Note what a pass met with that failed for the `consecutive`-th time in a row; what that is to the log.
 
         A quota that is used up is a wait, whatever its figures. What the API server refuses is an error, once.
         """
         before = self._newest.pop(key, None) if consecutive > 1 else None
-        if trouble is None or trouble.reason not in REPEATED:
+        if problem is None or problem.reason not in REPEATED:
             self._newest.pop(key, None)
             return FailedPass.ERROR
-        self._newest[key] = trouble
-        if trouble.reason == QUOTA_EXCEEDED:
+        self._newest[key] = problem
+        if problem.reason == QUOTA_EXCEEDED:
             waits_already = before is not None and before.reason == QUOTA_EXCEEDED
             return FailedPass.STILL_THE_SAME if waits_already else FailedPass.WAIT
-        return FailedPass.STILL_THE_SAME if trouble == before else FailedPass.ERROR
+        return FailedPass.STILL_THE_SAME if problem == before else FailedPass.ERROR
 
     def note_failed_deletions(self, key: str, errors: Mapping[str, Exception]) -> None:
         """Note the jobs, by name, that a pass could not delete. An error that may pass by itself, e.g. no answer, says
@@ -138,12 +138,12 @@ class RunErrors:
         from then on: a pass that did not know would write that all is well, and have it taken back a moment later.
         """
         before = self._failed_deletions.pop(key, {})
-        found = {name: self.trouble(key, error) or before.get(name) for name, error in errors.items()}
-        why = {name: trouble for name, trouble in found.items() if trouble is not None}
+        found = {name: self.problem(key, error) or before.get(name) for name, error in errors.items()}
+        why = {name: problem for name, problem in found.items() if problem is not None}
         if why:
             self._failed_deletions[key] = why
 
-    def failed_deletions(self, key: str, decision: Decision) -> list[Trouble]:
+    def failed_deletions(self, key: str, decision: Decision) -> list[Problem]:
         """What is known to prevent the deletions that are decided, in their order."""
         why = self._failed_deletions.get(key, {})
         names = [action.name for action in decision.actions if isinstance(action, DeleteJob)]

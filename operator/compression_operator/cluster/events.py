@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from compression_operator.api.run import API_VERSION, KIND, ObjectMeta
-from compression_operator.core.jobs import Notice
+from compression_operator.core.jobs import RunEvent
 from compression_operator.kube.client import EVENTS, ApiError, Body, Kube
 from compression_operator.kube.denied_permissions import Denials
 
@@ -52,9 +52,9 @@ class EventRecorder:
         self._now = now
         self._series: OrderedDict[_Kind, _Series] = OrderedDict()
 
-    async def record(self, about: ObjectMeta, notice: Notice) -> None:
+    async def record(self, about: ObjectMeta, event: RunEvent) -> None:
         """Write a new Event about a run, or count one up that was written within the window."""
-        now, key = self._now(), _kind(about, notice)
+        now, key = self._now(), _kind(about, event)
         known = self._series.pop(key, None)
         try:
             if known is not None and now - known.last < WINDOW:
@@ -62,23 +62,23 @@ class EventRecorder:
                 with self._denials.note_denial(about.namespace, "Events that repeat are not counted"):
                     await self._kube.patch(EVENTS, about.namespace, known.name, _repetition(known))
             else:
-                body = _event(about, notice, self._instance, now)
+                body = _event(about, event, self._instance, now)
                 known = _Series(body["metadata"]["name"], 1, now)
                 with self._denials.note_denial(about.namespace, "no Events are written"):
                     await self._kube.create(EVENTS, about.namespace, body)
         except ApiError as error:
             if error.code == 404:  # the Event has expired, or the namespace is going
                 return
-            logger.warning("cannot write the event %s: %s", notice.reason, error)
+            logger.warning("cannot write the event %s: %s", event.reason, error)
             return
         self._series[key] = known
         while len(self._series) > REMEMBERED:
             self._series.popitem(last=False)
 
 
-def _kind(about: ObjectMeta, notice: Notice) -> _Kind:
+def _kind(about: ObjectMeta, event: RunEvent) -> _Kind:
     """What makes two Events the same: numbers (times, attempts) may differ, what they are about may not."""
-    return about.uid, notice.type, notice.reason, notice.step, re.sub(r"\d+", "#", notice.message)
+    return about.uid, event.type, event.reason, event.step, re.sub(r"\d+", "#", event.message)
 
 
 def _stamp(time: datetime) -> str:
@@ -89,9 +89,9 @@ def _repetition(series: _Series) -> Body:
     return {"series": {"count": series.count, "lastObservedTime": _stamp(series.last)}}
 
 
-def _event(meta: ObjectMeta, notice: Notice, instance: str, now: datetime) -> Body:
+def _event(meta: ObjectMeta, event: RunEvent, instance: str, now: datetime) -> Body:
     """A new events.k8s.io/v1 Event. Its name is made from what it says and when."""
-    digest = hashlib.sha256(f"{meta.uid}/{notice}/{now.isoformat()}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{meta.uid}/{event}/{now.isoformat()}".encode()).hexdigest()[:16]
     return {
         "apiVersion": EVENTS.api_version,
         "kind": "Event",
@@ -100,9 +100,9 @@ def _event(meta: ObjectMeta, notice: Notice, instance: str, now: datetime) -> Bo
         "reportingController": "modelcompression.io/compression-operator",
         "reportingInstance": instance[:128],
         "action": "Reconcile",
-        "type": notice.type,
-        "reason": notice.reason,
-        "note": notice.message.encode()[:NOTE_LIMIT].decode(errors="ignore"),
+        "type": event.type,
+        "reason": event.reason,
+        "note": event.message.encode()[:NOTE_LIMIT].decode(errors="ignore"),
         "regarding": {
             "apiVersion": API_VERSION,
             "kind": KIND,

@@ -15,7 +15,7 @@ from compression_operator.backends.backend import SELECTOR
 from compression_operator.backends.kind import JobKind
 from compression_operator.backends.kinds import KINDS
 from compression_operator.backends.pods.fields import mapping
-from compression_operator.core.troubles import refusal
+from compression_operator.core.problems import refusal
 from compression_operator.kube.cache import Body, Cache, version_of
 from compression_operator.kube.client import RUNS, ApiError, Kube, Resource
 
@@ -130,12 +130,12 @@ class Resync:
                     try:
                         await self._compare(resource, place, judge)
                     except ApiError as error:
-                        self._do_without(resource, place, error, without)
+                        self._skip_unavailable(resource, place, error, without)
                 listed = True
                 await self._try_watches(place, without)
                 self._note_missing(place, frozenset(without))
             except ApiError as error:
-                if error.passing:
+                if error.transient:
                     failed = error
                 else:
                     self._deny(place, error, listed=listed)
@@ -200,16 +200,16 @@ class Resync:
             try:
                 await self._kube.watchable(resource, place, selector=selector_of(resource))
             except ApiError as error:
-                if not error.passing:
-                    self._do_without(resource, place, error, without)
+                if not error.transient:
+                    self._skip_unavailable(resource, place, error, without)
 
-    def _do_without(self, resource: Resource, place: Place, error: ApiError, without: set[Resource]) -> None:
+    def _skip_unavailable(self, resource: Resource, place: Place, error: ApiError, without: set[Resource]) -> None:
         """Add a resource that cannot be listed or watched to what the place does without. Raises the error where it
         cannot do without: anything but a kind of job that the cluster does not have, or that no run of the place names,
         and the last kind that is left.
         """
         kind = self._kinds.get(resource)
-        if error.passing or kind is None or (error.code != 404 and self._named(kind, place)):
+        if error.transient or kind is None or (error.code != 404 and self._named(kind, place)):
             raise error
         without.add(resource)
         if without >= self._kinds.keys():

@@ -11,10 +11,10 @@ from compression_operator.api.status import CompressionRunStatus
 from compression_operator.api.templates import ANYBODYS, TemplatePolicy
 from compression_operator.core.conditions import FINISHED
 from compression_operator.core.controller import Conflict
-from compression_operator.core.jobs import Notice
+from compression_operator.core.jobs import RunEvent
 from compression_operator.core.managers import Manager
 from compression_operator.core.plan import discovered_in, plan_of
-from compression_operator.core.troubles import UNREADABLE, Trouble, with_trouble
+from compression_operator.core.problems import UNREADABLE, Problem, with_problem
 from compression_operator.kube.cache import Body, Cache, Key
 from compression_operator.kube.client import RUNS, ApiError, Kube
 
@@ -28,9 +28,9 @@ class UnreadableRun(Exception):
     """The stored resource is not a CompressionRun that this version of the operator understands."""
 
     @property
-    def trouble(self) -> Trouble:
+    def problem(self) -> Problem:
         """What to tell the user."""
-        return Trouble(UNREADABLE, f"this operator does not understand {self}; edit the run, or upgrade the operator")
+        return Problem(UNREADABLE, f"this operator does not understand {self}; edit the run, or upgrade the operator")
 
 
 class ClusterRuns:
@@ -45,7 +45,7 @@ class ClusterRuns:
         policy: TemplatePolicy = ANYBODYS,
         manager: Manager | None = None,
         lacks: Callable[[], Sequence[str]] = tuple,
-        left_alone: Callable[[ObjectMeta, Notice], None] = lambda about, notice: None,
+        left_alone: Callable[[ObjectMeta, RunEvent], None] = lambda about, event: None,
         written: Callable[[CompressionRunStatus, CompressionRunStatus], None] = lambda before, after: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -155,7 +155,7 @@ class ClusterRuns:
         self._written(run.status, status)
         return self._read(key, written)
 
-    async def write_trouble(self, key: str, trouble: Trouble, now: datetime) -> bool:
+    async def write_problem(self, key: str, problem: Problem, now: datetime) -> bool:
         """Write into the run's conditions what keeps it from being looked after; whether that was news.
 
         Raises Conflict and ApiError.
@@ -165,7 +165,7 @@ class ClusterRuns:
         if known is None or "deletionTimestamp" in known["metadata"] or self._others_manager(known) is not None:
             return False
         before: Body = known.get("status") or {}
-        status = with_trouble(before, trouble, generation=known["metadata"].get("generation", 0), now=now)
+        status = with_problem(before, problem, generation=known["metadata"].get("generation", 0), now=now)
         if status == before:
             return False
         await self._write((namespace, name), known, status, known["metadata"]["resourceVersion"])

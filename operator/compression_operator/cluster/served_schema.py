@@ -11,7 +11,7 @@ from typing import Any, cast
 from compression_operator import __version__
 from compression_operator.api.run import GROUP, KIND, VERSION, CompressionRun
 from compression_operator.api.schema import structural_schema
-from compression_operator.core.troubles import CRD_OUTDATED, Trouble
+from compression_operator.core.problems import CRD_OUTDATED, Problem
 from compression_operator.kube.client import ApiError, Kube
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class OutdatedCRD(Exception):
     """The API server drops fields of a status that the operator decides by."""
 
     def __init__(self, fields: Sequence[str]) -> None:
-        self.trouble = Trouble(CRD_OUTDATED, sentence(fields))
-        super().__init__(self.trouble.message)
+        self.problem = Problem(CRD_OUTDATED, sentence(fields))
+        super().__init__(self.problem.message)
 
 
 def sentence(fields: Sequence[str]) -> str:

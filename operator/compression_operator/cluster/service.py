@@ -13,9 +13,9 @@ from compression_operator.backends.pods.jobpods import label_value
 from compression_operator.backends.pods.pvc_access_modes import ClaimAdvice
 from compression_operator.backends.pods.refusals import PodRefusals, watched
 from compression_operator.core.controller import Conflict, Controller
-from compression_operator.core.jobs import Decision, Notice, ObservedJob
+from compression_operator.core.jobs import Decision, ObservedJob, RunEvent
+from compression_operator.core.problems import Circumstances, Problem, add_circumstances
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import Circumstances, Trouble, add_circumstances
 from compression_operator.kube.cache import Body, Cache
 from compression_operator.kube.client import PODS, RUNS, ApiError, Kube, NotLeading, Resource
 from compression_operator.kube.denied_permissions import Denials
@@ -126,7 +126,7 @@ class Service:
             resync_seconds=options.resync_seconds,
             observe_seconds=self._metrics.reconcile_seconds.observe,
             least_pause=lambda error: error.retry_after if isinstance(error, ApiError) else 0.0,
-            is_outage=lambda error: isinstance(error, ApiError) and error.passing,
+            is_outage=lambda error: isinstance(error, ApiError) and error.transient,
             note_failed_deletions=self._errors.note_failed_deletions,
             note_success=self._errors.end_outage,
         )
@@ -193,44 +193,44 @@ class Service:
         words = {name: why_not_made(error) for name, error in unmade.items()}
         decision = watched(reconcile(run, observed, now, words), observed)
         key = run.metadata.key
-        found = (self._errors.trouble(key, error) for error in unmade.values())
-        troubles = [trouble for trouble in found if trouble is not None]
-        troubles += self._errors.failed_deletions(key, decision)
-        trouble, denied = next(iter(troubles), None), self._denials.sentences(run.metadata.namespace)
-        known = Circumstances(trouble, denied, self._claims.advice(run), advised=self._claims.was_reported(run))
+        found = (self._errors.problem(key, error) for error in unmade.values())
+        problems = [problem for problem in found if problem is not None]
+        problems += self._errors.failed_deletions(key, decision)
+        problem, denied = next(iter(problems), None), self._denials.sentences(run.metadata.namespace)
+        known = Circumstances(problem, denied, self._claims.advice(run), advised=self._claims.was_reported(run))
         return add_circumstances(run, decision, known, now)
 
     def passed(self, run: CompressionRun, decision: Decision) -> None:
         """Nothing to do: what a pass did is counted when it is written."""
 
-    def noticed(self, run: CompressionRun, notice: Notice) -> None:
+    def report_event(self, run: CompressionRun, event: RunEvent) -> None:
         """Something worth telling: a log line and an Event."""
-        self._claims.note_reported(run, notice)
-        self._notice(run.metadata, notice)
+        self._claims.note_reported(run, event)
+        self._report(run.metadata, event)
 
-    def _left_alone(self, about: ObjectMeta, notice: Notice) -> None:
+    def _left_alone(self, about: ObjectMeta, event: RunEvent) -> None:
         """Another installation looks after the run, and listens to its jobs."""
         self._logs.follow(about.key, {})
-        self._notice(about, notice)
+        self._report(about, event)
 
-    def _notice(self, about: ObjectMeta, notice: Notice) -> None:
-        level = logging.WARNING if notice.type == "Warning" else logging.INFO
-        context = {"run": about.key, "step": notice.step, "job": notice.job}
-        logger.log(level, "%s", notice.message, extra={**context, "reason": notice.reason})
-        self._queue_chore(lambda: self._recorder.record(about, notice))
+    def _report(self, about: ObjectMeta, event: RunEvent) -> None:
+        level = logging.WARNING if event.type == "Warning" else logging.INFO
+        context = {"run": about.key, "step": event.step, "job": event.job}
+        logger.log(level, "%s", event.message, extra={**context, "reason": event.reason})
+        self._queue_chore(lambda: self._recorder.record(about, event))
 
     def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
-        """A pass met with trouble."""
+        """A pass failed."""
         if isinstance(error, NotLeading):
             logger.info("%s", error, extra={"run": key})
             return
         if isinstance(error, ApiError) and error.namespace_gone:
             logger.info("its namespace is being deleted: %s", error, extra={"run": key})
             return
-        if not (isinstance(error, ApiError) and error.passing):
+        if not (isinstance(error, ApiError) and error.transient):
             self._errors.end_outage(key)
-        trouble = self._errors.trouble(key, error)
-        kind = self._errors.classify(key, trouble, consecutive)
+        problem = self._errors.problem(key, error)
+        kind = self._errors.classify(key, problem, consecutive)
         if kind is FailedPass.ERROR:
             self._metrics.reconcile_errors.inc()
             # A traceback helps with what nobody expected; the API server's refusals speak for themselves.
@@ -239,8 +239,8 @@ class Service:
         else:
             level = logging.WARNING if kind is FailedPass.WAIT else logging.DEBUG
             logger.log(level, "waits (%d passes in a row): %s", consecutive, error, extra={"run": key})
-        if trouble is not None and not in_status and (consecutive >= PERSISTENT or not is_internal(error)):
-            self._queue_chore(lambda: self._report_trouble(key, trouble))
+        if problem is not None and not in_status and (consecutive >= PERSISTENT or not is_internal(error)):
+            self._queue_chore(lambda: self._report_problem(key, problem))
 
     def _queue_chore(self, chore: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -248,18 +248,18 @@ class Service:
         except asyncio.QueueFull:
             logger.warning("too many events wait to be written; one is dropped")
 
-    async def _report_trouble(self, key: str, trouble: Trouble) -> None:
-        """Write trouble to the run's status, and an Event; an Event alone if the run cannot even take a status."""
+    async def _report_problem(self, key: str, problem: Problem) -> None:
+        """Write the problem to the run's status, and an Event; an Event alone if the run cannot even take a status."""
         try:
-            news = await self._runs.write_trouble(key, trouble, _now())
+            news = await self._runs.write_problem(key, problem, _now())
         except ApiError as error:
-            if error.passing and not self._errors.note_reported(key):
+            if error.transient and not self._errors.note_reported(key):
                 raise
-            logger.warning("trouble cannot be told in its status: %s", error, extra={"run": key})
+            logger.warning("the problem cannot be written to its status: %s", error, extra={"run": key})
             news = True
         about = self._runs.meta(key)
         if news and about is not None:
-            self._notice(about, Notice("Warning", trouble.reason, trouble.message))
+            self._report(about, RunEvent("Warning", problem.reason, problem.message))
 
     async def _do_chores(self) -> None:
         while True:

@@ -118,20 +118,20 @@ def _verdicts(
     failed = [step for step in steps if step.state is StepState.FAILED]
     going_on = [step for step in steps if not step.state.final]
     stuck = [step for step in going_on if step.waiting_reason]
-    shaky = [step for step in going_on if step.failures or step.in_vain]
+    shaky = [step for step in going_on if step.failures or step.makes_no_progress]
     why, what = _story(steps, phase, failed, misses, situation)
     under_way = phase not in (*FINISHED, RunPhase.SUSPENDED)
     suspended = phase is RunPhase.SUSPENDED
-    troubles = [f"{step.name}: {step.message}" for step in (*failed, *stuck)]
-    troubles += [] if failed else [_trouble(step) for step in shaky]
-    troubles += misses
+    problems = [f"{step.name}: {step.message}" for step in (*failed, *stuck)]
+    problems += [] if failed else [_failures_so_far(step) for step in shaky]
+    problems += misses
     degraded = "AsExpected"
-    if troubles:
+    if problems:
         degraded = _reason(failed, situation) if failed else _why_stuck(stuck) or _why_shaky(shaky) or GATE_MISSED
     return {
         "Ready": (phase is RunPhase.SUCCEEDED, why, what),
         "Progressing": (under_way, why, what),
-        "Degraded": (bool(troubles), degraded, _listed(troubles)),
+        "Degraded": (bool(problems), degraded, _listed(problems)),
         "Suspended": (suspended, why, what) if suspended else (False, "NotSuspended", ""),
         "Reconciling": (under_way, why, what),
         "Stalled": (phase is RunPhase.FAILED, why, what),
@@ -199,13 +199,13 @@ def _why_stuck(steps: Sequence[Step]) -> str:
 def _why_shaky(steps: Sequence[Step]) -> str:
     if not steps:
         return ""
-    return "Interrupted" if any(step.in_vain for step in steps) else "Retrying"
+    return "Interrupted" if any(step.makes_no_progress for step in steps) else "Retrying"
 
 
-def _trouble(step: Step) -> str:
+def _failures_so_far(step: Step) -> str:
     if step.last_failure is None:
         return f"{step.name}: {step.message}"
-    if step.in_vain:
+    if step.makes_no_progress:
         many = f"{step.interruptions} attempts in a row were interrupted before they came further"
         return f"{step.name}: {many}; attempt {step.last_failure.attempt}: {step.last_failure.message}"
     return f"{step.name}: attempt {step.last_failure.attempt} failed: {step.last_failure.message}"

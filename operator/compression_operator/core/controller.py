@@ -11,7 +11,7 @@ from typing import Protocol
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus
 
-from .jobs import Backend, CreateJob, Decision, DeleteJob, Job, Notice, ObservedJob
+from .jobs import Backend, CreateJob, Decision, DeleteJob, Job, ObservedJob, RunEvent
 from .workqueue import QueueClosed, WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -53,12 +53,12 @@ class Listener(Protocol):
         """A pass over `run` went through; its status is what is stored now."""
         ...
 
-    def noticed(self, run: CompressionRun, notice: Notice) -> None:
+    def report_event(self, run: CompressionRun, event: RunEvent) -> None:
         """Something worth telling about `run`."""
         ...
 
     def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
-        """A pass met with trouble, for the `consecutive`-th time in a row; it is tried again after a pause.
+        """A pass failed, for the `consecutive`-th time in a row; it is tried again after a pause.
 
         `in_status`: the pass went through nevertheless, and the status says what came of it, or will.
         """
@@ -82,8 +82,8 @@ class _Look:
     """What came of a pass."""
 
     again: float | None = None  # seconds after which to look again, if nothing happens before
-    trouble: Exception | None = None
-    in_status: bool = False  # whether it went through, and the trouble is the decisions' to tell
+    problem: Exception | None = None
+    in_status: bool = False  # whether it went through, and the status tells the problem
 
 
 class Controller:
@@ -109,7 +109,7 @@ class Controller:
         """`observe_seconds` is given the seconds that each pass took. `least_pause` says how many an error asks to wait
         at least, and `is_outage` whether the next job would fare no better than the one that could not be made.
         `note_failed_deletions` is given, after each pass over a key that went through, the jobs that could not be
-        deleted, by name, and why; `note_success` each key whose pass met with no trouble.
+        deleted, by name, and why; `note_success` each key whose pass failed in nothing.
         """
         self._runs = runs
         self._backend = backend
@@ -184,18 +184,18 @@ class Controller:
             self._again(key, conflict)
             return
         except Exception as error:
-            # A worker must outlive any one run's trouble.
-            look = _Look(trouble=error)
+            # A worker must outlive any one run's problem.
+            look = _Look(problem=error)
         self._conflicts.pop(key, None)
         if look.again is not None:
             self._queue.add_after(key, look.again)
-        if look.trouble is None:
+        if look.problem is None:
             self._errors.pop(key, None)
             self._note_success(key)
             return
         count = self._errors[key] = self._errors.get(key, 0) + 1
-        self._queue.add_after(key, max(self._backoff.seconds(count), self._least_pause(look.trouble)))
-        self._listener.failed(key, look.trouble, count, in_status=look.in_status)
+        self._queue.add_after(key, max(self._backoff.seconds(count), self._least_pause(look.problem)))
+        self._listener.failed(key, look.problem, count, in_status=look.in_status)
 
     def _again(self, key: str, conflict: Conflict) -> None:
         """Nothing is wrong: somebody else wrote first. What was done is found again by observing; at once, unless it
@@ -221,22 +221,22 @@ class Controller:
         decision, unmade = await self._made(run, observed)
         if decision.status != run.status:
             run = await self._runs.write_status(run, decision.status)
-        for notice in decision.notices:
-            self._listener.noticed(run, notice)
+        for event in decision.events:
+            self._listener.report_event(run, event)
         failed_deletions: dict[str, Exception] = {}
         for action in decision.actions:
             if isinstance(action, DeleteJob):
                 try:
                     if await self._backend.delete(run, action.name):
-                        self._listener.noticed(run, _deleted(action))
+                        self._listener.report_event(run, _deleted(action))
                 except Exception as error:
                     failed_deletions[action.name] = error
         self._note_failed_deletions(key, failed_deletions)
         self._listener.passed(run, decision)
-        troubles = list((failed_deletions or unmade).values())
+        problems = list((failed_deletions or unmade).values())
         # Whoever asks for the longest pause means all requests.
-        trouble = max(troubles, key=self._least_pause, default=None)
-        return _Look(decision.look_again_seconds, trouble, in_status=True)
+        problem = max(problems, key=self._least_pause, default=None)
+        return _Look(decision.look_again_seconds, problem, in_status=True)
 
     async def _made(
         self, run: CompressionRun, observed: Sequence[ObservedJob]
@@ -271,9 +271,9 @@ class Controller:
         return None
 
 
-def _deleted(action: DeleteJob) -> Notice:
+def _deleted(action: DeleteJob) -> RunEvent:
     message = f"{action.step}: job {action.name} is deleted: {action.reason}"
-    return Notice("Normal", "JobDeleted", message, action.step, action.name)
+    return RunEvent("Normal", "JobDeleted", message, action.step, action.name)
 
 
 def _wanted(decision: Decision) -> list[Job]:

@@ -61,7 +61,7 @@ class Wait:
     reason: WaitReason
     message: str
     told_from: datetime  # until then it is worth no word
-    counts_from: datetime | None  # until then it is everyday life, from then on trouble; None: it never is
+    counts_from: datetime | None  # until then it is everyday life, from then on a problem; None: it never is
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class DeleteJob:
 
 
 @dataclass(frozen=True)
-class Notice:
-    """Something worth telling: a Kubernetes Event on a cluster, a line locally."""
+class RunEvent:
+    """What happened to a run: a Kubernetes Event on a cluster, a line locally."""
 
     type: str  # Normal or Warning
     reason: str  # CamelCase
@@ -153,7 +153,7 @@ class Decision:
 
     status: CompressionRunStatus
     actions: tuple[Action, ...] = ()
-    notices: tuple[Notice, ...] = ()
+    events: tuple[RunEvent, ...] = ()
     look_again_seconds: float | None = None  # None: only when something happens
     blocked: tuple[str, ...] = ()  # steps that wait for another job to be gone
 

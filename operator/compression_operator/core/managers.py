@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from compression_operator.api.status import CompressionRunStatus
 
-from .jobs import Notice
+from .jobs import RunEvent
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Manager:
         """The status of a run that is this one's from now on."""
         return status.model_copy(update={"managed_by": self.name})
 
-    def left_alone(self, other: str, *, waits: bool) -> Notice:
+    def left_alone(self, other: str, *, waits: bool) -> RunEvent:
         """What to tell of a run that is another one's; `waits`: it is unfinished, for ever where that one is gone."""
         how = f"where that is gone for good, name it in the chart's takeOver ({other})"
         kind = "Warning" if waits else "Normal"
-        return Notice(kind, "ManagedElsewhere", f"{other} looks after this run, {self.name} leaves it alone; {how}")
+        return RunEvent(kind, "ManagedElsewhere", f"{other} looks after this run, {self.name} leaves it alone; {how}")

@@ -24,17 +24,17 @@ from compression_pipeline.config import (
 
 from .conditions import ACCEPTED, KINDS, Situation, is_finished, run_phase, summarized
 from .digests import with_digests
-from .events_diff import notices_between
+from .events_diff import events_between
 from .gates import is_open, judged, missed
 from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
 from .phase_steps import STEPS, Discovered
 from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
+from .problems import REASONS as PROBLEMS
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
 from .sizes import with_sizes
-from .steps import deadlines, follow, forgiven, give_back, lost, planned_step, seconds, unrecognized
-from .troubles import REASONS as TROUBLES
+from .steps import deadlines, follow, give_back, lost, planned_step, seconds, unrecognized, with_failures_reset
 
 BLOCKED_SECONDS = 10.0
 """When to look again while a step waits for a job to be gone, should nobody tell that it is."""
@@ -142,7 +142,7 @@ class _Pass:
         return Decision(
             status=self._status,
             actions=(*actions, *expired),
-            notices=notices_between(self._run.status, self._status),
+            events=events_between(self._run.status, self._status),
             look_again_seconds=min(waits, default=None),
             blocked=tuple(schedule.blocked),
         )
@@ -156,14 +156,14 @@ class _Pass:
 
     def _healed_status(self) -> CompressionRunStatus:
         """The status of a finished run, its phase and conditions written anew where somebody has changed or removed
-        one, or where they tell of trouble that is over by now.
+        one, or where they tell of a problem that is over by now.
         """
         conditions, status = self._status.conditions, judged(self._run.spec, self._status)
         kinds = KINDS if is_open(status.students) is None else (*KINDS, ACCEPTED)
         whole = {condition.type for condition in conditions}.issuperset(kinds) and status == self._status
         if status.phase is not run_phase(status.steps, suspended=False, gate_missed=bool(missed(status.students))):
             whole = False
-        if whole and not any(condition.reason in TROUBLES for condition in conditions):
+        if whole and not any(condition.reason in PROBLEMS for condition in conditions):
             return self._status
         faults = list(self._student_faults().values())
         return summarized(status, Situation(self._run.metadata.generation, False, 0, faults), self._now)
@@ -220,7 +220,7 @@ class _Pass:
         discovery = STEPS[planned.phase].discovery
         if discovery and discovery.read(self._status) is None and step.state is StepState.SUCCEEDED:
             step = step.model_copy(update={"state": StepState.PENDING})  # what it found was lost
-        self._follow(forgiven(step) if self._forgive else step, planned, steps)
+        self._follow(with_failures_reset(step) if self._forgive else step, planned, steps)
 
     def _follow(self, step: Step, planned: PlannedStep, steps: Plan) -> None:
         """Bring one step up to date with its jobs, and the status with what they found."""
@@ -334,7 +334,7 @@ def _merged(observed: Iterable[ObservedJob]) -> dict[str, ObservedJob]:
         if other is None:
             found[job.name] = job
             continue
-        later = max(other, job, key=_lateness)
+        later = max(other, job, key=_recency)
         found[job.name] = replace(
             later,
             alive=job.alive or other.alive,
@@ -344,6 +344,6 @@ def _merged(observed: Iterable[ObservedJob]) -> dict[str, ObservedJob]:
     return found
 
 
-def _lateness(job: ObservedJob) -> tuple[bool, bool, float]:
+def _recency(job: ObservedJob) -> tuple[bool, bool, float]:
     created = job.created.timestamp() if job.created else 0.0
     return job.ended_as is not None, job.state is not JobState.PENDING, created

@@ -19,10 +19,10 @@ LINGER = timedelta(seconds=60)
 """Time for the rest of a job to end, once its result is in the status. A sidecar would keep it alive for ever."""
 
 NAME_PATIENCE = timedelta(seconds=60)
-"""Time for another's job to free a name, as that of a run which was just deleted does. From then on it is trouble."""
+"""Time for another's job to free a name, as that of a run which was just deleted does. From then on it is a problem."""
 
 OTHER_NAME = timedelta(seconds=70)
-"""Time after which the step's job gets another number, and so another name: a look later than the trouble is told."""
+"""Time after which the step's job gets another number, and so another name: a look later than the problem is told."""
 
 
 @dataclass(frozen=True)

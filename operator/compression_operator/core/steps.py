@@ -66,7 +66,7 @@ def planned_step(prior: Step | None, planned: PlannedStep) -> Step:
     return fresh.model_copy(update=kept)
 
 
-def forgiven(step: Step) -> Step:
+def with_failures_reset(step: Step) -> Step:
     """The step with its failures forgotten: the user edited the run or asked for a retry."""
     match step.state:
         case StepState.FAILED | StepState.PENDING:

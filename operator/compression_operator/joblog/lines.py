@@ -88,7 +88,7 @@ class LineReader:
         for line in lines:
             yield line.decode(errors="replace").rstrip("\r")
 
-    def rest(self) -> str:
+    def unended_line(self) -> str:
         """What was read after the last end of line: all there is to come once the writer has ended."""
         rest, self._partial = self._partial, b""
         return rest.decode(errors="replace")
@@ -130,7 +130,7 @@ class ProgressReader:
 def last_line(path: Path) -> str | None:
     """The last line of a log that is neither empty nor an event: what a program that crashed said last."""
     reader = LineReader(path, tail=TAIL)
-    lines = [*reader.read(), reader.rest()]
+    lines = [*reader.read(), reader.unended_line()]
     said = (line.strip() for line in reversed(lines) if parse_event(line) is None)
     return next((line for line in said if line), None)
 

@@ -64,7 +64,7 @@ class ApiError(Exception):
         self.namespace_gone = namespace_gone  # the object's namespace is gone or going
 
     @property
-    def passing(self) -> bool:
+    def transient(self) -> bool:
         """Whether it is likely to go away by itself: no answer, too many requests, a fault of the server's."""
         return self.code in (0, 408, 409, 429) or self.code >= 500
 

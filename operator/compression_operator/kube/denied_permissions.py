@@ -1,14 +1,14 @@
 """What the operator does without because it lacks a permission, while the runs go on: told on those that are under way.
 
-What holds a run up altogether is told by troubles.py; here are the requests whose failure is none of the run's.
+What blocks a whole run is told by core/problems.py; here are the requests whose failure is none of the run's.
 """
 
 import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from compression_operator.core.problems import refusal
 from compression_operator.core.steps import cut
-from compression_operator.core.troubles import refusal
 
 from .client import ApiError
 
@@ -39,7 +39,7 @@ class Denials:
                 self._denied[key] = cut(f"{loss}: {why}")
                 logger.warning("in namespace %s %s", namespace, self._denied[key])
                 self._changed(namespace)
-            elif not error.denied and not error.passing:
+            elif not error.denied and not error.transient:
                 self._end_denial(key)
             raise
         self._end_denial(key)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from compression_operator.core.troubles import refusal
+from compression_operator.core.problems import refusal
 
 from .client import LEASES, ApiError, Kube
 
@@ -142,7 +142,7 @@ class LeaderElection:
                     logger.info("another replica leads; this one (%s) watches and waits", self._identity)
                     waiting = True
             except ApiError as error:
-                self.problem = None if error.passing else _words(error)
+                self.problem = None if error.transient else _words(error)
                 logger.warning("cannot read or write the lease %s/%s: %s", self._namespace, self._name, error)
             except TimeoutError:
                 self.problem, late = None, self._timing.request

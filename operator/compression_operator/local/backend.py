@@ -21,9 +21,8 @@ from compression_operator.joblog.lines import ProgressReader
 from compression_pipeline.config import PHASES, TERMINATION_VARIABLE, ExitClass, Termination
 from compression_pipeline.config.schemes import manifest_roots
 
+from . import concurrency, machine, processes
 from . import disk_space as space
-from . import machine, processes
-from . import machine_shares as shares
 from .jobfiles import ExitRecord, JobFolder, JobRecord, ProcessRecord
 from .outcome import ending
 from .processes import ProcessId
@@ -273,7 +272,7 @@ class LocalBackend:
                     self._gpus_of.pop(name, None)
 
     def _gpus_wanted(self, job: Job) -> int:
-        return shares.ranks(job, min(job.settings.gpus_per_node, len(self._place.gpus)))
+        return concurrency.ranks(job, min(job.settings.gpus_per_node, len(self._place.gpus)))
 
     async def _start(self, waiting: _Waiting, gpus: tuple[str, ...]) -> None:
         folder, job = waiting.folder, waiting.job
@@ -315,8 +314,8 @@ class LocalBackend:
 
     def _filled_in(self, waiting: _Waiting, gpus: tuple[str, ...]) -> dict[str, Any]:
         job = waiting.job
-        ranks = len(gpus) or shares.ranks(job, job.settings.processes_per_node)
-        threads = max(1, self._place.processors // (ranks * shares.at_once(waiting.run, job.phase)))
+        ranks = len(gpus) or concurrency.ranks(job, job.settings.processes_per_node)
+        threads = max(1, self._place.processors // (ranks * concurrency.at_once(waiting.run, job.phase)))
         filled: dict[str, Any] = {
             "run_uid": waiting.run.metadata.uid or None,
             "store": str(self._place.store.absolute()),

@@ -204,7 +204,7 @@ class Workdir:
         except (OSError, ValueError, yaml.YAMLError):
             return False
 
-    def spare(self, manifest: Path) -> None:
+    def check_not_overwritten(self, manifest: Path) -> None:
         """Raises WorkdirError where a run would be stored over what a user wrote: this manifest, or another one."""
         with contextlib.suppress(
             OSError

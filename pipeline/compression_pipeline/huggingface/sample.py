@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compression_pipeline.draws import permutation
+from compression_pipeline.random_order import permutation
 from compression_pipeline.text.indexed import IndexedText
 
 PROMPT_WORDS = 12

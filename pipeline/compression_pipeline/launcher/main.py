@@ -142,7 +142,7 @@ class _Launcher:
         earlier look is believed then. Raises MissingArtifact.
         """
         for name in self._job.inputs:
-            if self._store.trust.limited:
+            if self._store.trust.known_only:
                 artifact = self._store.open(name)
                 if (file := adoption.fault(artifact)) is not None:
                     damaged = f"{artifact.path / file} is not what was published; the step that makes {name}"

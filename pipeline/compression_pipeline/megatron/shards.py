@@ -19,7 +19,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from compression_pipeline.passing import passing
+from compression_pipeline.transient import is_transient
 
 _TYPES = {
     torch.float32: "F32",
@@ -153,7 +153,7 @@ class Reading:
         known: dict[str, list[_Stored]] = {}
         try:
             for path in paths:
-                with _opened(path) as file:
+                with _open(path) as file:
                     told = file.metadata() or {}
                     self.extra.append(json.loads(told[_EXTRA]))
                     described = json.loads(told[_PARTS])
@@ -164,14 +164,14 @@ class Reading:
             for part in wanted:
                 self._copies += _copies(part, known.get(part.key, []))
         except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            if passing(error):
+            if is_transient(error):
                 raise
             raise Unreadable(f"{type(error).__name__}: {error}") from error
 
     def copy(self) -> None:
         """Load everything that was wanted, file by file."""
         for path in dict.fromkeys(copy.stored.path for copy in self._copies):
-            with _opened(path) as file, torch.no_grad():
+            with _open(path) as file, torch.no_grad():
                 for copy in (one for one in self._copies if one.stored.path == path):
                     copy.target.copy_(file.get_slice(copy.stored.name)[copy.source])
 
@@ -202,6 +202,6 @@ def _copies(part: Part, stored: Sequence[_Stored]) -> list[_Copy]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[Any]:
     with safe_open(str(path), framework="pt") as file:
         yield file

@@ -27,7 +27,7 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.phases import measuring
 from compression_pipeline.phases.best import BestWeights
-from compression_pipeline.proof import SEQUENCES, TOKENS, Reference, kept_positions
+from compression_pipeline.reference_logits import SEQUENCES, TOKENS, Reference, kept_positions
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, sequences_per_pass
 
 

@@ -18,7 +18,7 @@ from compression_pipeline.huggingface.sample import continue_greedily, default_p
 from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.phases.drawing import try_to_draw, warn_of
-from compression_pipeline.proof import Reference, relative_error
+from compression_pipeline.reference_logits import Reference, relative_error
 from compression_pipeline.report import PAGE
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.card import model_card

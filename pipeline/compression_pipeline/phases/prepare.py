@@ -124,7 +124,7 @@ def _with_documents(job: PrepareJob, dataset: Source, splits: Splits) -> Prepare
     form = DocumentFormat.ROWS
     # What a download of another name begins with is not worth having it before there is known to be room for it.
     if not scheme_of(job.dataset.source).downloads or "wikitext" in job.dataset.source.rpartition("/")[2].lower():
-        [first] = _opened(splits.train[:1], dataset, job.dataset.text_column)
+        [first] = _fetch_text(splits.train[:1], dataset, job.dataset.text_column)
         with suppress(UserError):  # told where it is read to be tokenized
             form = documents.detect(first.first_lines())
     return job.model_copy(update={"dataset": job.dataset.model_copy(update={"documents": form})})
@@ -209,8 +209,8 @@ def _make(
         taken = Teacher(teacher, model_files, job.teacher.model, draft, context)
         architecture, encoding = taken.architecture, taken.tokenizer
         _check_positions(architecture, job.dataset)  # before all the text is tokenized
-        train = _opened(splits.train, dataset, job.dataset.text_column)
-        validation = _opened(splits.validation, dataset, job.dataset.text_column)
+        train = _fetch_text(splits.train, dataset, job.dataset.text_column)
+        validation = _fetch_text(splits.validation, dataset, job.dataset.text_column)
         taken.copy_weights()
         data = draft.path / "data"
         data.mkdir()
@@ -242,7 +242,7 @@ def _make(
         )
 
 
-def _opened(files: Sequence[SourceFile], dataset: Source, column: str) -> list[TextFile]:
+def _fetch_text(files: Sequence[SourceFile], dataset: Source, column: str) -> list[TextFile]:
     paths = dataset.fetch(files)
     return [
         TextFile(path, name=dataset.name_of(file), column=column, open=dataset.open)

@@ -56,7 +56,7 @@ def find_or_measure(
     by_method: dict[str, list[Axis]] = {}
     for axis, method in job.prune.importance.by_axis().items():
         by_method.setdefault(method, []).append(axis)
-    kept = not context.store.trust.limited
+    kept = not context.store.trust.known_only
     keys = (
         {method: key_of(job, context, engine, method, axes, teacher) for method, axes in by_method.items()}
         if kept

@@ -56,7 +56,7 @@ class Teacher:
             context.stop_if_requested()
             if file not in self._weights:
                 _copy(source.open(paths[file]), self._place(file), file)
-        with self._told():
+        with self._faults_named():
             self.architecture, self.tokenizer = self._look()
 
     def copy_weights(self) -> None:
@@ -70,7 +70,7 @@ class Teacher:
                 found = _copy(self._source.open(path), target, file)
             if found is not None:
                 self._draft.hashed(target, found)
-        with self._told():
+        with self._faults_named():
             inspect(self.folder)
 
     def _place(self, file: SourceFile) -> Path:
@@ -99,7 +99,7 @@ class Teacher:
         return whole.architecture, loaded.tokenizer
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _faults_named(self) -> Iterator[None]:
         """Faults of the teacher's files, as of `spec.teacher.model`."""
         try:
             yield

@@ -49,9 +49,9 @@ class Place:
         return scheme_of(self.source)
 
     @property
-    def rest(self) -> str:
+    def without_prefix(self) -> str:
         """The source without its prefix."""
-        return self.scheme.rest(self.source)
+        return self.scheme.without_prefix(self.source)
 
     def download(self, role: Role) -> Path:
         """The folder of the store that keeps what is downloaded of the source."""

@@ -18,7 +18,7 @@ def select(names: Collection[str], read: Read, where: str) -> list[str]:
     Raises UserError where there are no such weights, with what to name instead.
     """
     weights = weight_files(names, read, where)
-    return sorted({*weights, *(name for name in names if _goes_along(name) or not shapes(name))})
+    return sorted({*weights, *(name for name in names if _is_companion(name) or not shapes(name))})
 
 
 def shapes(name: str) -> bool:
@@ -26,5 +26,5 @@ def shapes(name: str) -> bool:
     return name != CARD and PAPERS.fullmatch(name) is None
 
 
-def _goes_along(name: str) -> bool:
+def _is_companion(name: str) -> bool:
     return any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in _PATTERNS)

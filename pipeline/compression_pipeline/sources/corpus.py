@@ -34,7 +34,7 @@ def beside(names: list[str]) -> list[str]:
     return found if len(found) < len(names) else []
 
 
-def doubts(left: list[str], sizes: Mapping[str, int]) -> Iterator[str]:
+def warnings(left: list[str], sizes: Mapping[str, int]) -> Iterator[str]:
     """What a person should know of which files are read, a sentence each.
 
     `left`: those left aside. `sizes`: bytes of those that are read.

@@ -53,7 +53,7 @@ class HubSource:
 
         disable_progress_bars()  # progress is told as events
         self._place = place
-        self._repo = place.rest
+        self._repo = place.without_prefix
         self._where = f"{place.field}: {place.source}"
         self._redactor = Redactor.of()
         self._token = hub_token(os.environ, on_cluster=place.on_cluster)
@@ -99,7 +99,7 @@ class HubSource:
         """Into the store's cache, several at a time. What earlier attempts got is kept, half a file is gone on with."""
         if not files:
             return []
-        with self._told():
+        with self._faults_in_words():
             pool = ThreadPoolExecutor(DOWNLOADS)
             try:
                 futures = [pool.submit(self._download, file) for file in files]
@@ -129,7 +129,7 @@ class HubSource:
         """Every file of the repository at a revision, which is resolved to its commit."""
         from huggingface_hub.hf_api import RepoFile
 
-        with self._told(revision):
+        with self._faults_in_words(revision):
             self._commit = self._api.repo_info(self._repo, repo_type=self._kind, revision=revision).sha
             tree = self._api.list_repo_tree(
                 self._repo, repo_type=self._kind, revision=self._commit, recursive=True, expand=False
@@ -161,12 +161,12 @@ class HubSource:
         left = corpus.beside(names)
         kept = [name for name in names if name not in left]
         found = splits.by_name(kept, _named(dataset))
-        doubts = [
-            *corpus.doubts(left, {name: listed[folder + name].size for name in kept}),
-            *splits.doubts(kept, found, dataset),
+        warnings = [
+            *corpus.warnings(left, {name: listed[folder + name].size for name in kept}),
+            *splits.warnings(kept, found, dataset),
         ]
-        for doubt in doubts:
-            self._place.context.events.warning(f"{self._where}: {doubt}")
+        for warning in warnings:
+            self._place.context.events.warning(f"{self._where}: {warning}")
         return {split: [folder + name for name in files] for split, files in found.items()}
 
     def _converted(
@@ -250,7 +250,7 @@ class HubSource:
             context.events.progress(done, total, unit="bytes", eta_seconds=eta, doing=f"download {self._place.source}")
 
     @contextmanager
-    def _told(self, revision: str | None = None) -> Iterator[None]:
+    def _faults_in_words(self, revision: str | None = None) -> Iterator[None]:
         """Turn what the Hub's client raises into sentences."""
         try:
             yield

@@ -6,7 +6,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from compression_pipeline.errors import UserError
-from compression_pipeline.opening import kernels, open_once
+from compression_pipeline.untrusted_files import kernels, open_once
 
 
 class Bounds:

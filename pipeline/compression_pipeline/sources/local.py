@@ -94,7 +94,7 @@ class LocalSource:
         if not self._selection.patterns:  # a single file is what was asked for, whatever its name
             return {dataset.train_split: names}
         found = splits.by_name(names, [split for split in (dataset.train_split, dataset.validation_split) if split])
-        self._warn(splits.doubts(names, found, dataset))
+        self._warn(splits.warnings(names, found, dataset))
         return found
 
     def task_files(self) -> tuple[SourceFile, ...]:
@@ -157,16 +157,16 @@ class LocalSource:
             )
         left = corpus.beside(readable)
         kept = [name for name in readable if name not in left]
-        self._warn(corpus.doubts(left, {name: (base / name).stat().st_size for name in kept}))
+        self._warn(corpus.warnings(left, {name: (base / name).stat().st_size for name in kept}))
         return kept
 
     def _read(self, name: str) -> bytes:
         with self.open(self._path / name) as file:
             return file.read()
 
-    def _warn(self, doubts: Iterable[str]) -> None:
-        for doubt in doubts:
-            self._place.context.events.warning(f"{self._where}: {doubt}")
+    def _warn(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            self._place.context.events.warning(f"{self._where}: {warning}")
 
     def _warn_of_links(self, base: Path) -> None:
         """`**` leads through folders alone."""

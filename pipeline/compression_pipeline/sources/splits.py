@@ -94,7 +94,7 @@ def choose(known: list[str], wanted: str | None, where: str, default: str | None
     return default
 
 
-def doubts(names: Iterable[str], found: Mapping[str, list[str]], dataset: DatasetConfig) -> Iterator[str]:
+def warnings(names: Iterable[str], found: Mapping[str, list[str]], dataset: DatasetConfig) -> Iterator[str]:
     """What a person should know of how files were split by their names, a sentence each."""
     used = {name for files in found.values() for name in files}
     unused = sorted(set(names) - used)

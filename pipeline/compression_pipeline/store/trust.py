@@ -25,14 +25,14 @@ class Trust:
         return cls(job.cache, dict(job.expected), frozenset(job.known))
 
     @property
-    def limited(self) -> bool:
+    def known_only(self) -> bool:
         """Whether only what is known may be adopted. No note on the volume is believed then."""
         return self.cache is not Cache.STORE
 
     def admits(self, name: str, digest: str) -> bool:
         """Whether the artifact of this name may have a manifest of this digest."""
         told = self.expected.get(name)
-        return digest == told if told is not None else not self.limited or digest in self.known
+        return digest == told if told is not None else not self.known_only or digest in self.known
 
     def refusal(self, name: str) -> str:
         """Why an artifact of this name is not taken, though it is whole."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from compression_pipeline.opening import kernels, open_once
+from compression_pipeline.untrusted_files import kernels, open_once
 
 SMALL = 1024**2
 """Files up to this many bytes are known by their content, larger ones by what the file system says of them."""
@@ -132,17 +132,17 @@ def mark(path: Path, volume: Path | None = None) -> str:
     but not that of their inode. What leads out of the `volume`, or into the kernel's files, is known by where it leads,
     and never read. Raises OSError.
     """
-    if _strays(path.resolve(), volume):
+    if _leaves_volume(path.resolve(), volume):
         return _leads(path)
     status = path.stat()
     if status.st_size <= SMALL and os.access(path, os.R_OK):
         file, real = open_once(path)  # which may lead elsewhere by now
         with file:
-            return _leads(path) if _strays(real, volume) else hashlib.file_digest(file, "sha256").hexdigest()
+            return _leads(path) if _leaves_volume(real, volume) else hashlib.file_digest(file, "sha256").hexdigest()
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
-def _strays(real: Path, volume: Path | None) -> bool:
+def _leaves_volume(real: Path, volume: Path | None) -> bool:
     return kernels(real) or (volume is not None and not real.is_relative_to(volume))
 
 

@@ -19,8 +19,8 @@ import torch
 
 from compression_pipeline.config import Passes, TrainingConfig, passes
 from compression_pipeline.config.base import nearest_multiples
-from compression_pipeline.draws import permutation
 from compression_pipeline.errors import UserError
+from compression_pipeline.random_order import permutation
 
 from .indexed import IndexedText
 

@@ -107,7 +107,7 @@ def _pieces(file: TextFile, *, counted: bool) -> Generator[str, None, None]:
     """Its text in pieces of up to `PIECE` bytes. `counted`: reading them is progress."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    with _opened(file, counted=counted) as stream:
+    with _open(file, counted=counted) as stream:
         data = stream.read(PIECE)
         # Some editors mark the beginning of a file as UTF-8.
         done = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
@@ -239,13 +239,13 @@ def _not_utf8(file: TextFile, column: Any, before: int) -> str:
 
 def _lines(file: TextFile) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers from 1, decompressed where the name says so."""
-    with _opened(file) as stream:
+    with _open(file) as stream:
         for file.row, line in enumerate(stream, 1):
             yield file.row, line
 
 
 @contextmanager
-def _opened(file: TextFile, *, counted: bool = True) -> Iterator[io.BufferedReader]:
+def _open(file: TextFile, *, counted: bool = True) -> Iterator[io.BufferedReader]:
     """The file's content, decompressed where the name says so; what is wrong with that is told as a UserError."""
     codec = _CODECS.get(Path(file.name.lower()).suffix)
     with file.open() as raw:

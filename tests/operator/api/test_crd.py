@@ -15,7 +15,13 @@ from jsonschema import Draft4Validator
 from schema_strategies import instances
 
 from compression_operator.api.check import findings, join, with_defaults
-from compression_operator.api.crd import DEFAULT_FILE, crd_text, custom_resource_definition, main, told_defaults
+from compression_operator.api.crd import (
+    DEFAULT_FILE,
+    crd_text,
+    custom_resource_definition,
+    main,
+    with_defaults_described,
+)
 from compression_operator.api.phase_settings import PhaseSettingsByPhase
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
@@ -106,7 +112,7 @@ def test_every_default_of_the_spec_is_told_where_kubectl_explain_shows_it() -> N
     ("default", "written"), [(2.5e-5, "2.5e-5"), (1e-4, "1e-4"), (0.95, "0.95"), (5e-324, "4.94066e-324")]
 )
 def test_small_defaults_are_written_as_in_a_manifest(default: float, written: str) -> None:
-    assert told_defaults({"type": "number", "default": default})["description"] == f"Default: {written}."
+    assert with_defaults_described({"type": "number", "default": default})["description"] == f"Default: {written}."
 
 
 def test_names_and_subresources() -> None:

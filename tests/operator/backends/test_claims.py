@@ -14,15 +14,15 @@ from tests.support.waiting import until_async
 from compression_operator.api.run import CompressionRun
 from compression_operator.backends.pods.pvc_access_modes import REASON, ClaimAdvice, several, warning
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
-from compression_operator.core.jobs import Decision, Notice
+from compression_operator.core.jobs import Decision, RunEvent
+from compression_operator.core.problems import QUOTA_EXCEEDED, Circumstances, Problem, add_circumstances
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import QUOTA_EXCEEDED, Circumstances, Trouble, add_circumstances
 from compression_operator.kube.client import RUNS, Kube
 from compression_operator.kube.denied_permissions import Denials
 
 PHASES = ("prepare", "finetune", "prune", "distill", "export")
 
-ADVICE = Circumstances(advice=Trouble(REASON, "claim c is small"))
+ADVICE = Circumstances(advice=Problem(REASON, "claim c is small"))
 
 
 def run(**spec: Any) -> CompressionRun:
@@ -61,15 +61,15 @@ def test_which_claims_can_be_mounted_everywhere() -> None:
 def test_it_is_told_once_a_generation_and_stays_in_the_message() -> None:
     one = World(manifest(suspend=True))  # none of its jobs is missed meanwhile
     first = add_circumstances(one.run, reconcile(one.run, [], START), ADVICE, START)
-    assert [n.message for n in first.notices if n.reason == REASON] == ["claim c is small"]
+    assert [n.message for n in first.events if n.reason == REASON] == ["claim c is small"]
     after = one.run.model_copy(update={"status": first.status})
     second = add_circumstances(after, reconcile(after, [], START), ADVICE, START)
-    assert second.status == first.status and not [n for n in second.notices if n.reason == REASON]
+    assert second.status == first.status and not [n for n in second.events if n.reason == REASON]
     assert condition(second, "Progressing").message.endswith("note that claim c is small")
     metadata = after.metadata.model_copy(update={"generation": 2})
     edited = after.model_copy(update={"metadata": metadata})
     third = add_circumstances(edited, reconcile(edited, [], START), ADVICE, START)
-    assert [n for n in third.notices if n.reason == REASON]
+    assert [n for n in third.events if n.reason == REASON]
 
 
 def test_a_finished_run_is_past_advice() -> None:
@@ -114,9 +114,9 @@ def test_of_how_many_runs_it_was_told_is_bounded(monkeypatch: pytest.MonkeyPatch
     kube = Kube(lambda: kopf.ConnectionInfo(server="http://127.0.0.1:1"))
     claims, runs = ClaimAdvice(kube, Denials(lambda _: None)), [named(f"uid-{n}") for n in range(3)]
     for one in runs:
-        claims.note_reported(one, Notice("Normal", "JobCreated", ""))
+        claims.note_reported(one, RunEvent("Normal", "JobCreated", ""))
         assert not claims.was_reported(one)
-        claims.note_reported(one, Notice("Warning", REASON, ""))
+        claims.note_reported(one, RunEvent("Warning", REASON, ""))
     assert [claims.was_reported(one) for one in runs] == [False, True, True]
 
 

@@ -1,4 +1,4 @@
-"""Pods that do not run: what they wait for, said at once, and trouble once it has lasted."""
+"""Pods that do not run: what they wait for, said at once, and a problem once it has lasted."""
 
 import copy
 from datetime import UTC, datetime, timedelta
@@ -238,13 +238,13 @@ def test_what_lasts_degrades_the_run_and_is_told_once() -> None:
     (name,) = open_jobs(world)
     stuck(world, name)
     decision = world.look()
-    assert has_condition(world, "Degraded", "False", reason="AsExpected") and decision.notices == ()
+    assert has_condition(world, "Degraded", "False", reason="AsExpected") and decision.events == ()
     assert has_condition(world, "Progressing", says=WHY), "said at once"
     assert decision.look_again_seconds == PATIENCE.total_seconds(), "nobody else would wake the run up then"
     world.pass_time(PATIENCE.total_seconds())
-    (notice,) = world.look().notices
-    assert (notice.type, notice.reason, notice.job) == ("Warning", "Unschedulable", name)
-    assert notice.message == f"prepare, attempt 1: {WHY}"
+    (event,) = world.look().events
+    assert (event.type, event.reason, event.job) == ("Warning", "Unschedulable", name)
+    assert event.message == f"prepare, attempt 1: {WHY}"
     assert has_condition(world, "Degraded", message=f"prepare: {WHY}")
     assert verdicts(world) == {
         "Suspended": ("False", "NotSuspended"),
@@ -256,7 +256,7 @@ def test_what_lasts_degrades_the_run_and_is_told_once() -> None:
     }
     world.update(name, message="pod x cannot be scheduled: 0/2 nodes are available")  # the scheduler's other words
     world.pass_time(300)
-    assert world.look().notices == () and step(world, "prepare").message.endswith("0/2 nodes are available")
+    assert world.look().events == () and step(world, "prepare").message.endswith("0/2 nodes are available")
 
 
 def test_what_resolves_itself_leaves_nothing_behind() -> None:

@@ -15,7 +15,7 @@ from compression_operator.api.status import CompressionRunStatus
 from compression_operator.cluster.metrics import Metrics
 from compression_operator.cluster.runs import ClusterRuns, parse
 from compression_operator.core.controller import Conflict
-from compression_operator.core.jobs import Notice
+from compression_operator.core.jobs import RunEvent
 from compression_operator.core.managers import Manager
 from compression_operator.kube.cache import Cache
 from compression_operator.kube.client import Kube
@@ -104,7 +104,7 @@ def test_a_run_that_waits_for_another_installation_is_told_of_again_and_again(ph
     body["status"] = {"phase": phase, "managedBy": "ops/gone"}
     cache, clock = Cache(lambda _: None), datetime(2026, 1, 1, tzinfo=UTC)
     cache.put(body)
-    heard: list[Notice] = []
+    heard: list[RunEvent] = []
 
     async def scenario() -> None:
         nonlocal clock
@@ -113,7 +113,7 @@ def test_a_run_that_waits_for_another_installation_is_told_of_again_and_again(ph
             cache,
             image="an-image",
             manager=Manager("ops/here"),
-            left_alone=lambda _, notice: heard.append(notice),
+            left_alone=lambda _, event: heard.append(event),
             now=lambda: clock,
         )
         for minutes in (0, 1, 58, 1, 1):  # an hour and a minute
@@ -121,8 +121,8 @@ def test_a_run_that_waits_for_another_installation_is_told_of_again_and_again(ph
             assert await runs.get(f"{body['metadata']['namespace']}/{body['metadata']['name']}") is None
 
     asyncio.run(scenario())
-    assert [notice.type for notice in heard] == told
-    assert all(notice.reason == "ManagedElsewhere" and "takeOver (ops/gone)" in notice.message for notice in heard)
+    assert [event.type for event in heard] == told
+    assert all(event.reason == "ManagedElsewhere" and "takeOver (ops/gone)" in event.message for event in heard)
 
 
 def test_what_local_runs_note_of_their_machine_says_nothing_on_a_cluster() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from compression_operator.backends.observe import observe_job
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
-from compression_operator.cluster.errors import is_internal, trouble_of, why_not_made
+from compression_operator.cluster.errors import is_internal, problem_of, why_not_made
 from compression_operator.cluster.runs import UnreadableRun
-from compression_operator.core.troubles import INTERNAL_ERROR, QUOTA_EXCEEDED, REASONS, UNREADABLE
+from compression_operator.core.problems import INTERNAL_ERROR, QUOTA_EXCEEDED, REASONS, UNREADABLE
 from compression_operator.kube.client import ApiError, NotLeading
 
 
@@ -26,17 +26,17 @@ from compression_operator.kube.client import ApiError, NotLeading
     ],
 )
 def test_what_is_told_of_an_error(error: Exception, reason: str | None, words: str) -> None:
-    trouble = trouble_of(error)
-    assert (trouble.reason if trouble else None) == reason
+    problem = problem_of(error)
+    assert (problem.reason if problem else None) == reason
     assert why_not_made(error).startswith(words)
     assert is_internal(error) == (reason == INTERNAL_ERROR)
     assert reason is None or reason in REASONS, "so that a finished run heals"
 
 
 def test_a_fault_of_the_operators_own_says_what_to_report_and_where_it_stands() -> None:
-    trouble = trouble_of(KeyError("attempt"))
-    assert trouble is not None and trouble.message.endswith("KeyError: 'attempt'")
-    assert "report it" in trouble.message and "log at 'pass failed'" in trouble.message
+    problem = problem_of(KeyError("attempt"))
+    assert problem is not None and problem.message.endswith("KeyError: 'attempt'")
+    assert "report it" in problem.message and "log at 'pass failed'" in problem.message
 
 
 @pytest.mark.parametrize("labels", [{"attempt": "first"}, {"attempt": ""}, {"attempt": "-1"}, {}])

@@ -8,7 +8,7 @@ import pytest
 from local_jobs import a_run
 
 from compression_operator.cluster.events import NOTE_LIMIT, REMEMBERED, EventRecorder
-from compression_operator.core.jobs import Notice
+from compression_operator.core.jobs import RunEvent
 from compression_operator.kube.client import ApiError
 from compression_operator.kube.denied_permissions import Denials
 
@@ -44,7 +44,7 @@ class Recorded:
 
     def tell(self, message: str, *, step: str | None = None, after: float = 1, reason: str = "StepRetrying") -> None:
         self.now += timedelta(seconds=after)
-        asyncio.run(self.recorder.record(a_run().metadata, Notice("Warning", reason, message, step)))
+        asyncio.run(self.recorder.record(a_run().metadata, RunEvent("Warning", reason, message, step)))
 
 
 def test_what_repeats_is_counted_in_one_event() -> None:

@@ -78,7 +78,7 @@ def test_an_edit_while_prepare_goes_on_takes_todays_image() -> None:
 
 
 def test_a_run_that_was_never_planned_keeps_the_image_that_its_status_has() -> None:
-    """Trouble was told on it before it was planned, or its status was written by hand."""
+    """Problem was told on it before it was planned, or its status was written by hand."""
     world = Operated()
     world.run = world.run.model_copy(update={"status": CompressionRunStatus(image="pipeline:0")})
     world.look()

@@ -12,7 +12,7 @@ import pytest
 from compression_operator.cluster.errors import FailedPass, RunErrors
 from compression_operator.cluster.options import Options
 from compression_operator.cluster.service import Service
-from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, REFUSED, Trouble
+from compression_operator.core.problems import FORBIDDEN, QUOTA_EXCEEDED, REFUSED, Problem
 from compression_operator.kube.client import ApiError
 
 KEY = "default/demo"
@@ -75,9 +75,9 @@ def test_what_somebody_has_to_mend_stays_an_error(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_success_in_between_makes_it_news() -> None:
-    errors, refused = RunErrors(lambda: TIME), Trouble(REFUSED, "no")
-    quota = Trouble(QUOTA_EXCEEDED, "full")
+    errors, refused = RunErrors(lambda: TIME), Problem(REFUSED, "no")
+    quota = Problem(QUOTA_EXCEEDED, "full")
     assert [errors.classify(KEY, quota, n) for n in (1, 2, 1, 2)] == [WAIT, SAME, WAIT, SAME]
     assert [errors.classify(KEY, refused, n) for n in (1, 2, 1)] == [ERROR, SAME, ERROR]
     assert [errors.classify(other, quota, 2) for other in ("default/a", "default/b")] == [WAIT, WAIT]
-    assert errors.classify(KEY, Trouble(FORBIDDEN, "no"), 2) is ERROR and errors.classify(KEY, None, 3) is ERROR
+    assert errors.classify(KEY, Problem(FORBIDDEN, "no"), 2) is ERROR and errors.classify(KEY, None, 3) is ERROR

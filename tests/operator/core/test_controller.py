@@ -15,7 +15,7 @@ from virtual_time import monotonic, run
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus, RunPhase
 from compression_operator.core.controller import Backoff, Conflict, Controller
-from compression_operator.core.jobs import CreateJob, Decision, DeleteJob, Job, JobState, Notice, ObservedJob
+from compression_operator.core.jobs import CreateJob, Decision, DeleteJob, Job, JobState, ObservedJob, RunEvent
 from compression_operator.core.reconcile import reconcile
 
 TIME = datetime(2026, 11, 1, tzinfo=UTC)
@@ -41,7 +41,7 @@ class World:
         self.gone: set[str] = set()  # names of jobs that are not there any more
         self.jobs: list[ObservedJob] = []
         self.refused: dict[str, Exception] = {}  # by name: why a job cannot be made, or be deleted
-        self.notices: list[Notice] = []
+        self.events: list[RunEvent] = []
         self.writes = 0
         self.fault: Callable[[str], None] = lambda _: None
         self.observing: Callable[[str], Awaitable[None]] | None = None
@@ -99,8 +99,8 @@ class World:
     def passed(self, run: CompressionRun, decision: Decision) -> None:
         self.on_pass(run)
 
-    def noticed(self, run: CompressionRun, notice: Notice) -> None:
-        self.notices.append(notice)
+    def report_event(self, run: CompressionRun, event: RunEvent) -> None:
+        self.events.append(event)
 
     def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         self.errors.append((str(error), consecutive))
@@ -122,7 +122,7 @@ def to_failed(run: CompressionRun, observed: Sequence[ObservedJob], now: datetim
         (CreateJob(job), DeleteJob(job.name, job.step, "it is wanted no more"))
         if run.status.phase is not RunPhase.FAILED
         else (),
-        (Notice("Normal", "Failed", "it failed"),) if run.status.phase is not RunPhase.FAILED else (),
+        (RunEvent("Normal", "Failed", "it failed"),) if run.status.phase is not RunPhase.FAILED else (),
     )
 
 
@@ -159,7 +159,7 @@ def test_a_job_is_made_before_the_status_tells_of_it_and_goes_after_the_status_t
     name = a_job(a_run()).name
     done = [call for call in world.calls if call[0] != "observe"]
     assert done == [("create", name), ("write", "a"), ("delete", name)]
-    failed, deleted = world.notices
+    failed, deleted = world.events
     assert failed.reason == "Failed"
     assert (deleted.type, deleted.reason, deleted.step, deleted.job) == ("Normal", "JobDeleted", "finetune", name)
     assert deleted.message == f"finetune: job {name} is deleted: it is wanted no more"
@@ -181,7 +181,7 @@ def test_of_a_job_that_was_gone_already_nothing_is_told() -> None:
     world = World("a")
     world.gone.add(a_job(a_run()).name)
     work(world, lambda: observed(world)["a"] >= 2, reconcile=to_failed, resync_seconds=0.01)
-    assert [notice.reason for notice in world.notices] == ["Failed"]
+    assert [event.reason for event in world.events] == ["Failed"]
 
 
 def test_no_job_goes_while_the_status_cannot_be_written() -> None:
@@ -198,7 +198,7 @@ def test_no_job_goes_while_the_status_cannot_be_written() -> None:
     name = a_job(a_run()).name
     assert seen == [3]
     assert [call for call in world.calls if call[0] in ("write", "delete")] == [("write", "a"), ("delete", name)]
-    assert [notice.reason for notice in world.notices] == ["Failed", "JobDeleted"], "told once, when it was true"
+    assert [event.reason for event in world.events] == ["Failed", "JobDeleted"], "told once, when it was true"
 
 
 def named(job: Job, name: str) -> Job:
@@ -301,11 +301,11 @@ def test_conflicts_without_end_are_looked_at_after_pauses_that_one_success_ends(
 def test_the_trouble_of_one_run_does_not_hold_up_the_others() -> None:
     world = World("bad", "good")
 
-    async def trouble(name: str) -> None:
+    async def problem(name: str) -> None:
         if name == "bad":
             raise ValueError("bad")
 
-    world.observing = trouble
+    world.observing = problem
     work(world, lambda: observed(world)["good"] >= 5, resync_seconds=0.02, workers=1)
     assert observed(world)["bad"] >= 2
 

@@ -37,7 +37,7 @@ def come_to(world: World, done: int) -> None:
 
 
 def kinds(decision: Decision) -> list[str]:
-    return [notice.type for notice in decision.notices if notice.reason == "StepInterrupted"]
+    return [event.type for event in decision.events if event.reason == "StepInterrupted"]
 
 
 def test_a_node_that_refuses_every_pod_makes_no_storm_and_is_told(world: World) -> None:
@@ -117,7 +117,7 @@ def test_a_clean_up_that_deletes_every_job_makes_no_storm_and_is_told(world: Wor
     while world.now < end:
         decision = world.look()
         made += len(created(decision))
-        told += [notice.message for notice in decision.notices if notice.reason == "StepInterrupted"]
+        told += [event.message for event in decision.events if event.reason == "StepInterrupted"]
         if seen and open_jobs(world):
             world.start(open_jobs(world)[0])
             world.look()

@@ -8,7 +8,7 @@ from looks import created, step
 from tests.support.matchers import has_condition, has_step
 
 from compression_operator.api.status import RunPhase
-from compression_operator.core.jobs import CreateJob, JobState, Notice
+from compression_operator.core.jobs import CreateJob, JobState, RunEvent
 from compression_operator.core.names import job_name
 
 
@@ -34,10 +34,10 @@ def test_a_name_that_stays_taken_is_told_and_another_one_is_tried(world: World) 
     assert isinstance(first, CreateJob)
     job = first.job
     world.foreign |= {job_name("demo", job.student, job.phase, job.fingerprint, attempt) for attempt in (1, 2)}
-    told: list[Notice] = []
+    told: list[RunEvent] = []
     for _ in range(8):
         decision = world.look()
-        told += decision.notices
+        told += decision.events
         if decision.actions:
             break
         again = decision.look_again_seconds
@@ -47,7 +47,7 @@ def test_a_name_that_stays_taken_is_told_and_another_one_is_tried(world: World) 
         assert degraded == (world.now - START > timedelta(seconds=60))
     assert created(decision) == ["prepare"] and step(world, "prepare").attempt == 3
     assert has_condition(world, "Degraded", "False")
-    said = [(notice.type, notice.message) for notice in told if notice.reason == "JobNameTaken"]
+    said = [(event.type, event.message) for event in told if event.reason == "JobNameTaken"]
     assert said == [("Warning", f"prepare: waits for job {job.name} to be removed, which is not this run's")]
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED

@@ -208,7 +208,7 @@ def test_conditions_that_somebody_removed_from_a_finished_run_come_back(
     removed = whole.model_copy(update={"conditions": [c for c in whole.conditions if c.type in left]})
     world.run = world.run.model_copy(update={"status": removed})
     decision = world.look()
-    assert decision.notices == () and len(world.status.conditions) == len(KINDS)
+    assert decision.events == () and len(world.status.conditions) == len(KINDS)
     for before in whole.conditions:
         now = condition(world, before.type)
         assert (now.status, now.reason, now.message) == (before.status, before.reason, before.message)

@@ -173,7 +173,7 @@ def test_a_retry_of_a_run_that_succeeded_does_nothing(world: World) -> None:
     world.drive()
     world.annotate(RETRY_ANNOTATION, "one")
     decision = world.look()
-    assert decision.actions == decision.notices == ()
+    assert decision.actions == decision.events == ()
     assert world.status.phase is RunPhase.SUCCEEDED
 
 

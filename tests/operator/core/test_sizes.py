@@ -11,7 +11,7 @@ from tests.support.runs import a_run as build
 from compression_operator.api.planned import PlannedTraining
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Resolved, StepState, TeacherStatus
-from compression_operator.core.events_diff import notices_between
+from compression_operator.core.events_diff import events_between
 from compression_operator.core.plan import plan
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes, with_sizes
@@ -134,9 +134,9 @@ def test_the_status_tells_it_once_the_teacher_is_known() -> None:
     decision = reconcile(run.model_copy(update={"status": status}), [], at)
     planned = decision.status.students[0].planned
     assert planned is not None and planned.parameters == 4_512_746_496
-    told = [notice for notice in decision.notices if notice.reason == "MayNotFit"]
-    assert [notice.message for notice in told] == planned.warnings and told[0].type == "Warning"
-    assert not [one for one in notices_between(decision.status, decision.status) if one.reason == "MayNotFit"]
+    told = [event for event in decision.events if event.reason == "MayNotFit"]
+    assert [event.message for event in told] == planned.warnings and told[0].type == "Warning"
+    assert not [one for one in events_between(decision.status, decision.status) if one.reason == "MayNotFit"]
 
 
 def test_finetune_is_told_of_the_teacher_and_nothing_while_that_is_not_known() -> None:
@@ -145,8 +145,8 @@ def test_finetune_is_told_of_the_teacher_and_nothing_while_that_is_not_known() -
     status = with_sizes(run.status, run, plan(run.spec))
     planned = status.teacher and status.teacher.planned
     assert planned and planned.parameters == 8_030_261_248
-    [notice] = notices_between(run.status, status)
-    assert (notice.reason, [notice.message]) == ("MayNotFit", planned.warnings)
+    [event] = events_between(run.status, status)
+    assert (event.reason, [event.message]) == ("MayNotFit", planned.warnings)
     looked_at_again = with_sizes(status.model_copy(update={"resolved": None}), run, plan(run.spec))
     assert looked_at_again.teacher and looked_at_again.teacher.planned is None
 

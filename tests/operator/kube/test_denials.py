@@ -10,8 +10,8 @@ from looks import condition
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus
 from compression_operator.core.jobs import Decision
+from compression_operator.core.problems import FORBIDDEN, Circumstances, add_circumstances
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import FORBIDDEN, Circumstances, add_circumstances
 from compression_operator.kube.client import ApiError
 from compression_operator.kube.denied_permissions import Denials
 
@@ -81,10 +81,10 @@ def test_a_run_under_way_is_degraded_by_it_told_once_and_heals() -> None:
     run = World(manifest(suspend=True)).run  # none of its jobs is missed meanwhile
     first = add_circumstances(run, reconcile(run, [], START), BOTH, START)
     assert degraded(first.status) == ("True", FORBIDDEN, "no progress: ask; no Events: ask")
-    assert [n.message for n in first.notices if n.reason == FORBIDDEN] == ["no progress: ask", "no Events: ask"]
+    assert [n.message for n in first.events if n.reason == FORBIDDEN] == ["no progress: ask", "no Events: ask"]
     run, later = after(run, first), START + timedelta(seconds=30)
     again = add_circumstances(run, reconcile(run, [], later), BOTH, later)
-    assert again.status == first.status and not [n for n in again.notices if n.reason == FORBIDDEN]
+    assert again.status == first.status and not [n for n in again.events if n.reason == FORBIDDEN]
     assert degraded(add_circumstances(run, reconcile(run, [], later), Circumstances(), later).status)[:2] == (
         "False",
         "AsExpected",

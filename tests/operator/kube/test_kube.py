@@ -95,17 +95,17 @@ def test_refusals_are_understood() -> None:
     cases: list[tuple[Answer, dict[str, Any]]] = [
         (
             (429, {"reason": "TooManyRequests", "message": "slow"}, {"Retry-After": "3"}),
-            {"retry_after": 3.0, "passing": True},
+            {"retry_after": 3.0, "transient": True},
         ),
-        ((503, "<html>upstream is away</html>", {}), {"passing": True, "reason": ""}),
-        ((403, {"reason": "Forbidden", "message": "no"}, {}), {"passing": False, "namespace_gone": False}),
+        ((503, "<html>upstream is away</html>", {}), {"transient": True, "reason": ""}),
+        ((403, {"reason": "Forbidden", "message": "no"}, {}), {"transient": False, "namespace_gone": False}),
         ((403, {"reason": "Forbidden", "details": terminating}, {}), {"namespace_gone": True}),
         ((404, {"reason": "NotFound", "details": {"kind": "namespaces"}}, {}), {"namespace_gone": True}),
-        ((404, "404 page not found", {}), {"namespace_gone": False, "passing": False}),
-        ((422, {"reason": "Invalid"}, {}), {"passing": False}),
-        ((409, {"reason": "AlreadyExists"}, {}), {"reason": "AlreadyExists", "passing": True}),
-        ((500, [1], {}), {"passing": True}),
-        ((0, "", {}), {"passing": True, "reason": "Unreachable"}),
+        ((404, "404 page not found", {}), {"namespace_gone": False, "transient": False}),
+        ((422, {"reason": "Invalid"}, {}), {"transient": False}),
+        ((409, {"reason": "AlreadyExists"}, {}), {"reason": "AlreadyExists", "transient": True}),
+        ((500, [1], {}), {"transient": True}),
+        ((0, "", {}), {"transient": True, "reason": "Unreachable"}),
     ]
     with served() as (server, url):
         for answer, expected in cases:
@@ -147,7 +147,7 @@ def test_a_page_in_place_of_an_answer_is_no_answer(page: str) -> None:
             lambda kube: kube.delete(RUNS, "ns", "x"),
         ):
             error = refused(url, what)
-            assert error.passing and str(error).startswith(
+            assert error.transient and str(error).startswith(
                 "what answered is not the Kubernetes API, because its answer"
             )
             assert str(error).endswith(f"The answer begins with {page!r}")
@@ -159,7 +159,7 @@ def test_an_api_server_that_does_not_answer_is_given_up() -> None:
         server.answer = lambda *_: (hold.wait(300), (200, {}, {}))[1]
         error = refused(url, lambda kube: kube.get(RUNS, "ns", "x"), timeout_seconds=0.2)
         hold.set()
-    assert error.code == 0 and error.passing
+    assert error.code == 0 and error.transient
 
 
 def test_a_lease_is_renewed_whatever_else_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_a_lease_is_renewed_whatever_else_hangs(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("compression_operator.kube.client.LOG_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
         error = refused(url, lambda kube: kube.log("ns", "pod", container="c", tail_lines=1, last_bytes=1))
         hold.set()
-    assert "none within 0.1 s" in str(error) and error.passing
+    assert "none within 0.1 s" in str(error) and error.transient
 
 
 def test_a_thing_that_is_gone_is_deleted() -> None:

@@ -35,7 +35,7 @@ def test_lines_come_whole_however_they_were_written(chunks: list[bytes]) -> None
             with path.open("ab") as file:
                 file.write(chunk)
             lines += reader.read()
-        rest = reader.rest()
+        rest = reader.unended_line()
         written = b"".join(chunks)
         expected = [part.decode(errors="replace") for part in written.split(b"\n")]
         assert [*lines, rest] == [line.rstrip("\r") for line in expected[:-1]] + [expected[-1]]

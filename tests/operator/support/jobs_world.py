@@ -245,7 +245,7 @@ class World:
         there = {job.name for job in listing}
         made = [self._as_made(job) for job in jobs_wanted(decision) if job.name not in there]
         again = reconcile(self.run.model_copy(update={"status": status}), [*listing, *made], self.now, unmade)
-        if again.status != status or again.notices:
+        if again.status != status or again.events:
             raise Violation(f"a second look changes the status:\n{again.status.to_json()}\n{text}")
         if status.phase in FINISHED and not all(step.state.final for step in status.steps):
             raise Violation(f"is {status.phase} before all steps are final")

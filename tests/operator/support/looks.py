@@ -57,7 +57,7 @@ def deleted(decision: Decision) -> list[str]:
 
 
 def told(decision: Decision) -> list[str]:
-    return [notice.reason for notice in decision.notices]
+    return [event.reason for event in decision.events]
 
 
 PREPARED = (Phase.PREPARE,)

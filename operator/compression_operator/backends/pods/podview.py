@@ -22,7 +22,7 @@ STUCK = {
 """Waiting reasons that a person has to look at."""
 
 PATIENCE = timedelta(seconds=60)
-"""Time after which a wait is trouble: a Secret that is made a moment after the run, a node that frees a GPU."""
+"""Time after which a wait is a problem: a Secret that is made a moment after the run, a node that frees a GPU."""
 
 CATCH_UP = timedelta(seconds=30)
 """Time for which a job's word is taken to be ahead of what is known of its pods."""
@@ -31,7 +31,7 @@ CREATING = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons while images are pulled or volumes are mounted: the kubelet does not say which."""
 
 LONG_PULL = timedelta(minutes=15)
-"""Time to pull an image of 20 GB with some to spare; until then a pod that is being created is no trouble."""
+"""Time to pull an image of 20 GB with some to spare; until then a pod that is being created is no problem."""
 
 UNANSWERED = timedelta(seconds=60)
 """Time beyond its end after which a pod that never ran is not waited for: nobody is there to say that it is gone."""
@@ -93,7 +93,7 @@ def view(pod: Json, now: datetime, kind: JobKind) -> PodView:
         node=mapping(pod, "spec").get("nodeName"),
         leads=kind.leads(pod),
         created=when(meta.get("creationTimestamp")),
-        placed=_placed(pod),
+        placed=_scheduled_at(pod),
         deleted=asked,
         started=when(mapping(container, "state", "running").get("startedAt") or terminated.get("startedAt")),
         ended=when(terminated.get("finishedAt")),
@@ -109,7 +109,7 @@ def view(pod: Json, now: datetime, kind: JobKind) -> PodView:
     )
 
 
-def _placed(pod: Json) -> datetime | None:
+def _scheduled_at(pod: Json) -> datetime | None:
     if not mapping(pod, "spec").get("nodeName"):
         return None
     scheduled = _condition(mapping(pod, "status"), "PodScheduled")

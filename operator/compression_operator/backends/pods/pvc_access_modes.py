@@ -4,9 +4,9 @@ import logging
 from typing import TypeVar
 
 from compression_operator.api.run import CompressionRun
-from compression_operator.core.jobs import Notice
+from compression_operator.core.jobs import RunEvent
 from compression_operator.core.phase_steps import STEPS
-from compression_operator.core.troubles import Trouble
+from compression_operator.core.problems import Problem
 from compression_operator.kube.client import CLAIMS, ApiError, Kube
 from compression_operator.kube.denied_permissions import Denials
 from compression_pipeline.config import Phase
@@ -74,20 +74,20 @@ class ClaimAdvice:
                     body = await self._kube.get(CLAIMS, meta.namespace, claim)
                 sentence = warning(claim, body.get("spec", {}).get("accessModes") or [], why)
             except ApiError as error:
-                if error.passing or error.denied:
+                if error.transient or error.denied:
                     return  # asked again in the next pass
                 # Where it does not exist the scheduler says so, on the run too.
                 logger.warning("cannot read claim %s: %s", claim, error, extra={"run": meta.key})
         _remember(self._known, meta.uid, (meta.generation, sentence))
 
-    def advice(self, run: CompressionRun) -> Trouble | None:
+    def advice(self, run: CompressionRun) -> Problem | None:
         """The warning about the run's claim; None if there is none."""
         _, sentence = self._known.get(run.metadata.uid, (0, ""))
-        return Trouble(REASON, sentence) if sentence else None
+        return Problem(REASON, sentence) if sentence else None
 
-    def note_reported(self, run: CompressionRun, notice: Notice) -> None:
-        """Note that the warning was reported for the run in its present generation, if that is what the notice says."""
-        if notice.reason == REASON:
+    def note_reported(self, run: CompressionRun, event: RunEvent) -> None:
+        """Note that the warning was reported for the run in its present generation, if that is what the event says."""
+        if event.reason == REASON:
             _remember(self._reported, run.metadata.uid, run.metadata.generation)
 
     def was_reported(self, run: CompressionRun) -> bool:

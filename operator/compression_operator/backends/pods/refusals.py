@@ -1,7 +1,7 @@
 """Why the pods of a job are not made: in the API server's words, which the job's controller leaves in an Event.
 
 A controller tries again after pauses that double (the training operator's up to a quarter of an hour), so that a job
-would wait for as long again as the trouble had lasted. A change of the job has it try at once: the operator makes one,
+would wait for as long again as the problem lasted. A change of the job has it try at once: the operator makes one,
 of an annotation, as long as pods are missing.
 """
 

@@ -55,13 +55,13 @@ class SourceScheme:
         """What else must hold for a source of this kind in the field `path`; for others the rules must hold."""
         return ()
 
-    def rest(self, source: str) -> str:
+    def without_prefix(self, source: str) -> str:
         """The source without its prefix."""
         return source.removeprefix(self.prefix)
 
     def name(self, source: str) -> str:
         """The last part of it, for titles."""
-        return self.rest(source.rstrip("/")).rpartition("/")[2] or source
+        return self.without_prefix(source.rstrip("/")).rpartition("/")[2] or source
 
     def root(self, source: str) -> str | None:
         """Key of `PrepareJob.source_roots` that the source is below; None: it is below no folder."""
@@ -69,7 +69,7 @@ class SourceScheme:
 
     def path(self, source: str) -> str:
         """Where it is below its root."""
-        return self.rest(source)
+        return self.without_prefix(source)
 
     def volume_claim(self, source: str) -> str | None:
         """The PersistentVolumeClaim that a pod must mount for it. It is mounted at `root`, and never left."""
@@ -81,7 +81,7 @@ class SourceScheme:
 
     def download(self, role: Role, source: str) -> str | None:
         """Name of its folder in `cache`, which begins with models-- or datasets--."""
-        return None if self.cache is None else "--".join((f"{role}s", *self.rest(source).split("/")))
+        return None if self.cache is None else "--".join((f"{role}s", *self.without_prefix(source).split("/")))
 
     def repository(self, source: str) -> str | None:
         """Its name on the Hugging Face Hub, for model cards."""

@@ -24,4 +24,4 @@ class FileScheme(SourceScheme):
         return _ROOT
 
     def local_path(self, source: str, folder: Path) -> Path:
-        return folder / self.rest(source)
+        return folder / self.without_prefix(source)

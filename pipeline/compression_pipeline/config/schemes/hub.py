@@ -29,7 +29,7 @@ class HubScheme(SourceScheme):
     server: ClassVar = "the Hub"
 
     def repository(self, source: str) -> str:
-        return self.rest(source)
+        return self.without_prefix(source)
 
     def address(self, environment: Mapping[str, str]) -> str:
         return environment.get(ENDPOINT_VARIABLE, "https://huggingface.co").rstrip("/")

@@ -37,7 +37,7 @@ class PvcScheme(SourceScheme):
         return f"{self.prefix}{self.volume_claim(source)}"
 
     def path(self, source: str) -> str:
-        return self.rest(source).partition("/")[2].lstrip("/")
+        return self.without_prefix(source).partition("/")[2].lstrip("/")
 
     def volume_claim(self, source: str) -> str:
-        return self.rest(source).partition("/")[0]
+        return self.without_prefix(source).partition("/")[0]

@@ -17,7 +17,7 @@ _SOURCE = "copy config.json from the model's source again"
 
 def scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The scaling of positions with its type under `rope_type`; None where they are not scaled."""
-    for found in _told(config):
+    for found in _scalings(config):
         if _kind(found) != "default":
             rest = {key: value for key, value in found.items() if key not in ("type", "rope_theta", "rope_type")}
             rest.pop("partial_rotary_factor", None)  # has a place of its own
@@ -44,7 +44,7 @@ def faults(config: Mapping[str, Any], *, partial: bool) -> Iterator[str]:
         if found is not None and not isinstance(found, Mapping):
             yield f"{place} is {found!r}, not a JSON object; {_SOURCE}"
             return
-    for found in _told(config):
+    for found in _scalings(config):
         if any(isinstance(value, Mapping) for value in found.values()):
             yield "rope_parameters differ by type of layer, which is not supported; use another model"
             return
@@ -60,9 +60,9 @@ def faults(config: Mapping[str, Any], *, partial: bool) -> Iterator[str]:
     if len(set(bases.values())) > 1:
         said = " and ".join(f"{place} says {value}" for place, value in bases.items())
         yield f"the rotary base is told twice ({said}); keep the one that the model was trained with"
-    for found in _told(config):
+    for found in _scalings(config):
         yield from _scaling_faults(found)
-    kinds = [found for found in _told(config) if _kind(found) != "default"]
+    kinds = [found for found in _scalings(config) if _kind(found) != "default"]
     if len(kinds) > 1 and scaling({"rope_scaling": kinds[0]}) != scaling({"rope_scaling": kinds[1]}):
         yield "rope_scaling and rope_parameters differ; keep the one that the model was trained with"
 
@@ -84,12 +84,15 @@ def _scaling_faults(found: Mapping[str, Any]) -> Iterator[str]:
                 yield f"rope_scaling's {key} is {value!r}, not a number above 0; {_SOURCE}"
 
 
-def _told(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _scalings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [config[place] for place in PLACES if config.get(place)]
 
 
 def _fractions(config: Mapping[str, Any]) -> list[Any]:
-    found = [config.get("partial_rotary_factor"), *(told.get("partial_rotary_factor") for told in _told(config))]
+    found = [
+        config.get("partial_rotary_factor"),
+        *(one.get("partial_rotary_factor") for one in _scalings(config)),
+    ]
     return [value for value in found if value is not None]
 
 

@@ -72,7 +72,7 @@ def _facts(run: RunData) -> Iterator[Fact]:
 
 def _losses(settings: Mapping[str, Any], students: Sequence[StudentData]) -> str:
     """What students were trained to match: as distill told, else by a spec that another version may have written."""
-    told = {student.name: words for student in students if (words := _told(student.results.get(Phase.DISTILL)))}
+    told = {student.name: words for student in students if (words := _losses_of(student.results.get(Phase.DISTILL)))}
     if told:
         same = len(set(told.values())) == 1
         return next(iter(told.values())) if same else "; ".join(f"{name}: {words}" for name, words in told.items())
@@ -83,7 +83,7 @@ def _losses(settings: Mapping[str, Any], students: Sequence[StudentData]) -> str
         return ", ".join(str(loss.get("type")) for loss in settings["losses"])
 
 
-def _told(result: StepResult | None) -> str | None:
+def _losses_of(result: StepResult | None) -> str | None:
     return result.losses if isinstance(result, DistillResult) else None
 
 
@@ -122,7 +122,7 @@ def _warnings(run: RunData) -> Iterator[str]:
 def _card(ancestry: Ancestry) -> Iterator[str]:
     job, result = ancestry.distill
     yield (
-        f"**Distillation.** {_losses_told(job, result)}. Sequences of "
+        f"**Distillation.** {_losses_text(job, result)}. Sequences of "
         f"{job.sequence_length} tokens; {ENGINES[job.engine].trains_with}."
     )
     if result.extended_steps and job.accept is not None:
@@ -136,7 +136,7 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
     yield training.card_table(ancestry, Phase.DISTILL, job, job.distill, more=result.extended_steps or 0)
 
 
-def _losses_told(job: DistillJob, result: DistillResult) -> str:
+def _losses_text(job: DistillJob, result: DistillResult) -> str:
     said = result.losses or losses_in_words(job.distill.losses)
     alone = "; plus " not in said
     return f"{said[0].upper()}{said[1:]}, {'mean over tokens; no other loss' if alone else 'each a mean over tokens'}"

@@ -1,4 +1,4 @@
-"""Trouble told in conditions: for runs under way and finished ones, kept while it lasts, gone when it is over."""
+"""Problem told in conditions: for runs under way and finished ones, kept while it lasts, gone when it is over."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -8,23 +8,23 @@ from tests.support.matchers import has_condition, verdicts
 
 from compression_operator.api.run import GROUP
 from compression_operator.backends.kinds import PERMISSIONS
-from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import (
+from compression_operator.core.problems import (
     FORBIDDEN,
     QUOTA_EXCEEDED,
     REASONS,
     REFUSED,
-    Trouble,
+    Problem,
     refusal,
-    with_trouble,
+    with_problem,
 )
+from compression_operator.core.reconcile import reconcile
 
 TIME = datetime(2026, 11, 1, 12, tzinfo=UTC)
-TROUBLE = Trouble(FORBIDDEN, "cannot create")
+PROBLEM = Problem(FORBIDDEN, "cannot create")
 
 
 def test_a_run_under_way_is_held_up_by_it() -> None:
-    status = with_trouble({"phase": "Preparing", "steps": [1]}, TROUBLE, generation=3, now=TIME)
+    status = with_problem({"phase": "Preparing", "steps": [1]}, PROBLEM, generation=3, now=TIME)
     assert verdicts(status) == {
         "Degraded": ("True", FORBIDDEN),
         "Ready": ("False", FORBIDDEN),
@@ -37,14 +37,14 @@ def test_a_run_under_way_is_held_up_by_it() -> None:
 
 def test_a_run_that_was_never_looked_at_is_pending() -> None:
     """`kubectl get` has a word for it, and nothing claims that its spec was planned."""
-    status = with_trouble({}, TROUBLE, generation=1, now=TIME)
+    status = with_problem({}, PROBLEM, generation=1, now=TIME)
     assert status["phase"] == "Pending" and "observedGeneration" not in status
 
 
 def test_what_is_told_already_is_no_news() -> None:
-    status = with_trouble({}, TROUBLE, generation=1, now=TIME)
-    assert with_trouble(status, TROUBLE, generation=1, now=TIME + timedelta(hours=1)) == status
-    other = with_trouble(status, Trouble(REFUSED, "x"), generation=1, now=TIME + timedelta(hours=1))
+    status = with_problem({}, PROBLEM, generation=1, now=TIME)
+    assert with_problem(status, PROBLEM, generation=1, now=TIME + timedelta(hours=1)) == status
+    other = with_problem(status, Problem(REFUSED, "x"), generation=1, now=TIME + timedelta(hours=1))
     assert other != status and other["conditions"][0]["lastTransitionTime"] == "2026-11-01T12:00:00Z"
 
 
@@ -52,14 +52,14 @@ def test_a_finished_run_stays_what_it_is_and_heals() -> None:
     world = World()
     world.drive()
     assert world.status.phase == "Succeeded"
-    troubled = with_trouble(world.status.to_json(), TROUBLE, generation=1, now=TIME)
+    troubled = with_problem(world.status.to_json(), PROBLEM, generation=1, now=TIME)
     assert has_condition(troubled, "Ready", "True") and has_condition(troubled, "Degraded", "True", reason=FORBIDDEN)
     run = world.run.model_copy(update={"status": type(world.status).model_validate(troubled)})
     healed = reconcile(run, [], world.now).status
     assert [(c.type, c.status, c.reason, c.message) for c in healed.conditions] == [
         (c.type, c.status, c.reason, c.message) for c in world.status.conditions
     ]
-    assert reconcile(world.run, [], world.now).status == world.status, "nothing is written where there was no trouble"
+    assert reconcile(world.run, [], world.now).status == world.status, "nothing is written where there was no problem"
 
 
 def test_words_for_refusals() -> None:
@@ -80,8 +80,8 @@ def test_words_for_refusals() -> None:
 )
 def test_what_the_cluster_lacks_is_named_with_what_to_install(resource: str, said: str) -> None:
     """A real API server says nothing of what it was asked for."""
-    trouble = refusal(404, "404 page not found", resource)
-    assert trouble.reason == REFUSED and trouble.message.startswith(f"the API server does not {said}")
+    problem = refusal(404, "404 page not found", resource)
+    assert problem.reason == REFUSED and problem.message.startswith(f"the API server does not {said}")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from tests.support.waiting import until_async
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.errors import RunErrors
 from compression_operator.core.jobs import Decision, DeleteJob
+from compression_operator.core.problems import FORBIDDEN, Circumstances, Problem, add_circumstances
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import FORBIDDEN, Circumstances, Trouble, add_circumstances
 from compression_operator.kube.client import RUNS, ApiError
 
 KEY = "default/demo"
@@ -63,7 +63,7 @@ async def stuck(api: ApiWorld) -> None:
 def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> None:
     world = World()
     world.drive()
-    refusal = Trouble(FORBIDDEN, WORDS * 20)
+    refusal = Problem(FORBIDDEN, WORDS * 20)
     first = add_circumstances(
         world.run, reconcile(world.run, world.listing(), world.now), Circumstances(refusal), world.now
     )
@@ -72,18 +72,18 @@ def test_a_finished_run_stays_what_it_is_with_a_job_that_cannot_be_deleted() -> 
     run = world.run.model_copy(update={"status": first.status})
     world.pass_time(60)
     again = add_circumstances(run, reconcile(run, world.listing(), world.now), Circumstances(refusal), world.now)
-    assert again.status == first.status and first.notices and not again.notices, "however long the refusal is"
+    assert again.status == first.status and first.events and not again.events, "however long the refusal is"
 
 
 def test_only_what_is_still_to_go_is_told() -> None:
     errors = RunErrors(lambda: START)
     errors.note_failed_deletions(KEY, {"b": DENIED, "a": ApiError(422, "Invalid", "no")})
-    assert [trouble.reason for trouble in errors.failed_deletions(KEY, GOING)] == ["Refused", FORBIDDEN]
+    assert [problem.reason for problem in errors.failed_deletions(KEY, GOING)] == ["Refused", FORBIDDEN]
     assert not errors.failed_deletions("default/other", GOING)
     world = at(World())
     assert open_jobs(world) and not errors.failed_deletions(KEY, reconcile(world.run, world.listing(), START))
     errors.note_failed_deletions(KEY, {"b": ApiError(0, "Unreachable", "no answer")})
-    assert [trouble.reason for trouble in errors.failed_deletions(KEY, GOING)] == [FORBIDDEN], (
+    assert [problem.reason for problem in errors.failed_deletions(KEY, GOING)] == [FORBIDDEN], (
         "no answer is no permission"
     )
     errors.note_failed_deletions(KEY, {})

@@ -14,7 +14,7 @@ from tests.support.waiting import until_async
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.cluster.errors import FailedPass, RunErrors
 from compression_operator.cluster.service import Service
-from compression_operator.core.troubles import API_SERVER_UNAVAILABLE, FORBIDDEN, WEBHOOK_UNAVAILABLE
+from compression_operator.core.problems import API_SERVER_UNAVAILABLE, FORBIDDEN, WEBHOOK_UNAVAILABLE
 from compression_operator.kube.client import EVENTS, RUNS, ApiError
 
 KEY = "default/demo"
@@ -33,15 +33,15 @@ class Clock:
 
     def reason(self, error: Exception, after: float = 0) -> str | None:
         self.time += timedelta(seconds=after)
-        trouble = self.errors.trouble(KEY, error)
-        return trouble.reason if trouble else None
+        problem = self.errors.problem(KEY, error)
+        return problem.reason if problem else None
 
 
 def test_it_is_told_once_it_has_lasted_for_a_minute_and_is_over_with_the_first_pass_that_goes_through() -> None:
     clock, error = Clock(), ApiError(500, "InternalError", WORDS)
     assert [clock.reason(error, after) for after in (0, 30, 29)] == [None] * 3
     assert clock.reason(error, 1) == WEBHOOK_UNAVAILABLE
-    told = clock.errors.trouble(KEY, ApiError(500, "InternalError", WORDS.replace("no endpoints", "x")))
+    told = clock.errors.problem(KEY, ApiError(500, "InternalError", WORDS.replace("no endpoints", "x")))
     assert told is not None and told.message.endswith(WORDS), "the words of a try are no news"
     assert "is the training operator running?" in told.message
     assert clock.errors.note_reported(KEY) and not clock.errors.note_reported(KEY)
@@ -71,9 +71,9 @@ def test_what_will_not_go_away_is_told_at_once() -> None:
 
 def test_the_log_says_it_once() -> None:
     clock, error = Clock(), ApiError(500, "", WORDS)
-    waits = [clock.errors.classify(KEY, clock.errors.trouble(KEY, error), 1)]
+    waits = [clock.errors.classify(KEY, clock.errors.problem(KEY, error), 1)]
     clock.time += timedelta(seconds=60)
-    waits += [clock.errors.classify(KEY, clock.errors.trouble(KEY, error), count) for count in (2, 3, 4)]
+    waits += [clock.errors.classify(KEY, clock.errors.problem(KEY, error), count) for count in (2, 3, 4)]
     assert waits == [FailedPass.ERROR] * 2 + [FailedPass.STILL_THE_SAME] * 2
 
 

@@ -1,7 +1,7 @@
 """What keeps the operator from looking after a run at all, told on the run: a refusal of the API server, a resource
 that it does not understand. Pure.
 
-The next pass that goes through writes the conditions anew, so that trouble heals by itself.
+The next pass that goes through writes the conditions anew, so that a problem heals by itself.
 """
 
 import re
@@ -17,7 +17,7 @@ from compression_operator.api.run import GROUP, CompressionRun
 from compression_operator.api.status import Condition, RunPhase
 
 from .conditions import FINISHED, condition_of, set_condition
-from .jobs import Decision, Notice
+from .jobs import Decision, RunEvent
 from .steps import cut, seconds
 
 Json = Mapping[str, Any]
@@ -36,7 +36,7 @@ REASONS = (
     *(WEBHOOK_UNAVAILABLE, API_SERVER_UNAVAILABLE, CRD_OUTDATED),
 )
 
-HELD_UP = {"Degraded": True, "Ready": False, "Progressing": False, "Reconciling": True}
+BLOCKED = {"Degraded": True, "Ready": False, "Progressing": False, "Reconciling": True}
 """Conditions of a run that nothing is done for."""
 
 INSTALL_RUNS = "install the CRD with `kubectl apply -f crds/`, or with the chart (crds.install)"
@@ -52,37 +52,37 @@ _WEBHOOK = re.compile(r'failed calling webhook "([^"]+)"')
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Problem:
     """A reason for programs and a sentence for people."""
 
     reason: str
     message: str
 
 
-def refusal(code: int, message: str, resource: str = "", namespace: str | None = None) -> Trouble:
+def refusal(code: int, message: str, resource: str = "", namespace: str | None = None) -> Problem:
     """What the API server refused, in its words: they name the verb, the resource and the account. Where it does not
     even know the resource they name nothing: `resource` does (<plural>.<group>). An admission plugin does not name the
     namespace.
     """
     if code == 403 and "exceeded quota" in message:
-        return Trouble(QUOTA_EXCEEDED, f"the namespace's quota is used up, waiting for room: {message}")
+        return Problem(QUOTA_EXCEEDED, f"the namespace's quota is used up, waiting for room: {message}")
     if code == 403:
-        return Trouble(FORBIDDEN, f"{_forbidden(message, namespace)}: {message}")
+        return Problem(FORBIDDEN, f"{_forbidden(message, namespace)}: {message}")
     if code == 404:
-        return Trouble(REFUSED, f"the API server does not know {resource}: {_install(resource) or message}")
-    return Trouble(REFUSED, f"the API server refused what the operator asked for: {message}")
+        return Problem(REFUSED, f"the API server does not know {resource}: {_install(resource) or message}")
+    return Problem(REFUSED, f"the API server refused what the operator asked for: {message}")
 
 
-def unanswered(code: int, message: str) -> Trouble:
+def unanswered(code: int, message: str) -> Problem:
     """What the API server has failed at for long, in its words. Often it does so for a webhook that does not answer."""
     webhook = _WEBHOOK.search(message)
     if webhook is None:
         what = "has failed at" if code else "has not answered"
-        return Trouble(
+        return Problem(
             API_SERVER_UNAVAILABLE, f"the API server {what} what the operator asks for, which keeps trying: {message}"
         )
     whose = next((f"; is {kind.controller} running?" for kind in JOB_KINDS.values() if kind.webhook in webhook[1]), "")
-    return Trouble(
+    return Problem(
         WEBHOOK_UNAVAILABLE,
         f"the admission webhook {webhook[1]} does not answer, so nothing that it is to judge can be written{whose}: "
         f"{message}",
@@ -119,9 +119,9 @@ def _forbidden(message: str, namespace: str | None) -> str:
 class Circumstances:
     """What is known of a run beside its spec and its jobs."""
 
-    trouble: Trouble | None = None  # why jobs cannot be made or deleted
+    problem: Problem | None = None  # why jobs cannot be made or deleted
     denied: Sequence[str] = ()  # what the run does without because a permission is missing, a sentence each
-    advice: Trouble | None = None  # what may go wrong with its storage
+    advice: Problem | None = None  # what may go wrong with its storage
     advised: bool = False  # whether an Event of this generation has said so
 
 
@@ -137,12 +137,12 @@ def add_circumstances(run: CompressionRun, decision: Decision, known: Circumstan
             report.add_advice(known.advice, known.advised)
         if known.denied:
             report.add_denials(known.denied)
-    if known.trouble is not None:
-        report.add_trouble(known.trouble)
+    if known.problem is not None:
+        report.add_problem(known.problem)
     if not report.changed:
         return decision
     status = decision.status.model_copy(update={"conditions": report.conditions})
-    return replace(decision, status=status, notices=(*decision.notices, *report.notices))
+    return replace(decision, status=status, events=(*decision.events, *report.events))
 
 
 class _Report:
@@ -150,13 +150,13 @@ class _Report:
 
     def __init__(self, run: CompressionRun, decision: Decision, now: datetime) -> None:
         self.conditions = decision.status.conditions
-        self.notices: list[Notice] = []
+        self.events: list[RunEvent] = []
         self.changed = False
         self._run = run
         self._decision = decision
         self._now = now
 
-    def add_advice(self, advice: Trouble, advised: bool) -> None:
+    def add_advice(self, advice: Problem, advised: bool) -> None:
         progressing, stored = _of_type(self.conditions, "Progressing"), _of_type(self._stored, "Progressing")
         if progressing is None:
             return
@@ -164,7 +164,7 @@ class _Report:
         self._set("Progressing", progressing.status == "True", progressing.reason, message)
         same_generation = self._run.status.observed_generation == self._run.metadata.generation
         if not advised and not (same_generation and stored is not None and advice.message in stored.message):
-            self.notices.append(Notice("Warning", advice.reason, advice.message))
+            self.events.append(RunEvent("Warning", advice.reason, advice.message))
 
     def add_denials(self, denied: Sequence[str]) -> None:
         degraded, stored = _of_type(self.conditions, "Degraded"), _of_type(self._stored, "Degraded")
@@ -172,20 +172,20 @@ class _Report:
         reason = degraded.reason if degraded is not None and worse else FORBIDDEN
         self._set("Degraded", True, reason, "; ".join([*filter(None, [degraded and degraded.message]), *denied]))
         known = stored.message if stored is not None else ""
-        self.notices += [Notice("Warning", FORBIDDEN, sentence) for sentence in denied if sentence not in known]
+        self.events += [RunEvent("Warning", FORBIDDEN, sentence) for sentence in denied if sentence not in known]
 
-    def add_trouble(self, trouble: Trouble) -> None:
+    def add_problem(self, problem: Problem) -> None:
         degraded, stored = _of_type(self.conditions, "Degraded"), _of_type(self._stored, "Degraded")
-        status, message = self._decision.status, cut(trouble.message)
+        status, message = self._decision.status, cut(problem.message)
         if status.phase not in FINISHED and not any(step.state.active for step in status.steps):
-            for kind, holds in HELD_UP.items():
-                self._set(kind, holds, trouble.reason, message)
+            for kind, holds in BLOCKED.items():
+                self._set(kind, holds, problem.reason, message)
         worse = degraded is not None and degraded.status == "True"
         # Whole, because what was cut off would be told anew in each pass.
         both = f"{message}; {degraded.message}" if degraded is not None and worse else message
-        self._set("Degraded", True, trouble.reason, both)
-        if stored is None or stored.reason != trouble.reason or message not in stored.message:
-            self.notices.append(Notice("Warning", trouble.reason, trouble.message))
+        self._set("Degraded", True, problem.reason, both)
+        if stored is None or stored.reason != problem.reason or message not in stored.message:
+            self.events.append(RunEvent("Warning", problem.reason, problem.message))
 
     @property
     def _stored(self) -> Sequence[Condition]:
@@ -198,16 +198,16 @@ class _Report:
         self.changed = True
 
 
-def with_trouble(status: Json, trouble: Trouble, *, generation: int, now: datetime) -> dict[str, Any]:
-    """The status (JSON, because it may not be one that can be read) with the trouble in its conditions.
+def with_problem(status: Json, problem: Problem, *, generation: int, now: datetime) -> dict[str, Any]:
+    """The status (JSON, because it may not be one that can be read) with the problem in its conditions.
 
     A run that has finished is what it is; only Degraded says that it is not looked after.
     """
     stored = {str(c.get("type")): c for c in cast(list[Json], status.get("conditions") or ())}
-    kinds = {"Degraded": True} if status.get("phase") in FINISHED else HELD_UP
+    kinds = {"Degraded": True} if status.get("phase") in FINISHED else BLOCKED
     conditions = dict(stored)
     for kind, holds in kinds.items():
-        found = condition_of(kind, holds, trouble.reason, cut(trouble.message), generation=generation, now=seconds(now))
+        found = condition_of(kind, holds, problem.reason, cut(problem.message), generation=generation, now=seconds(now))
         conditions[kind] = set_condition(_readable(stored.get(kind)), found)[-1].to_json()
     return {"phase": RunPhase.PENDING.value, **status, "conditions": list(conditions.values())}
 

@@ -81,14 +81,14 @@ _TEXT = re.compile(
     re.IGNORECASE,
 )
 """Sentences, not topics: a bug may speak of a rendezvous, a timeout or NVLink, too."""
-_NOT_PASSING_TEXT = re.compile(
+_NOT_TRANSIENT_TEXT = re.compile(
     r"device-side assert|ncclInvalidUsage|ncclInvalidArgument|CERTIFICATE_VERIFY_FAILED", re.IGNORECASE
 )
 _OF_THE_PROGRAM = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
 """Never passing, whatever they say or came from."""
 
 
-def passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed without anybody doing anything: an I/O error of a volume or a network, a lost
     peer, port, GPU, or process, no memory or space on the host.
     """
@@ -107,7 +107,7 @@ def _with_causes(error: BaseException) -> list[BaseException]:
 
 def _one(error: BaseException) -> bool:
     text = str(error)
-    if isinstance(error, UnicodeError | LookupError | ArithmeticError) or _NOT_PASSING_TEXT.search(text):
+    if isinstance(error, UnicodeError | LookupError | ArithmeticError) or _NOT_TRANSIENT_TEXT.search(text):
         return False
     if isinstance(error, MemoryError | ConnectionError | TimeoutError):
         return True

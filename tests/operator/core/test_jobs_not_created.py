@@ -11,11 +11,11 @@ from tests.support.matchers import has_condition, has_step, verdicts
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
 from compression_operator.core.jobs import Decision
+from compression_operator.core.problems import FORBIDDEN, QUOTA_EXCEEDED, Circumstances, Problem, add_circumstances
 from compression_operator.core.reconcile import reconcile
-from compression_operator.core.troubles import FORBIDDEN, QUOTA_EXCEEDED, Circumstances, Trouble, add_circumstances
 from compression_pipeline.config import ExitClass, Phase
 
-TROUBLE = Trouble(QUOTA_EXCEEDED, "the quota is used up")
+PROBLEM = Problem(QUOTA_EXCEEDED, "the quota is used up")
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def seen(run: CompressionRun, decision: Decision) -> CompressionRun:
 
 def test_a_run_that_nothing_goes_on_in_is_held_up_told_once_and_heals(world: World) -> None:
     name = created_name(world)
-    refused = {name: TROUBLE.message}
-    first = add_circumstances(world.run, reconcile(world.run, [], START, refused), Circumstances(TROUBLE), START)
+    refused = {name: PROBLEM.message}
+    first = add_circumstances(world.run, reconcile(world.run, [], START, refused), Circumstances(PROBLEM), START)
     assert verdicts(first) == {
         "Ready": ("False", QUOTA_EXCEEDED),
         "Progressing": ("False", QUOTA_EXCEEDED),
@@ -119,21 +119,21 @@ def test_a_run_that_nothing_goes_on_in_is_held_up_told_once_and_heals(world: Wor
     }
     assert told(first) == [QUOTA_EXCEEDED]
     run, later = seen(world.run, first), START + timedelta(seconds=30)
-    again = add_circumstances(run, reconcile(run, [], later, refused), Circumstances(TROUBLE), later)
-    assert again.status == first.status and not again.notices, "nothing to write, nothing to tell"
+    again = add_circumstances(run, reconcile(run, [], later, refused), Circumstances(PROBLEM), later)
+    assert again.status == first.status and not again.events, "nothing to write, nothing to tell"
     healed = reconcile(run, [], later)
     assert has_condition(healed, "Degraded", "False", reason="AsExpected")
     assert has_condition(healed, "Progressing", "True")
 
 
 def test_what_is_denied_is_told_once_beside_trouble_of_many_words(world: World) -> None:
-    known = Circumstances(Trouble(QUOTA_EXCEEDED, "x" * 990), denied=["y" * 300])
+    known = Circumstances(Problem(QUOTA_EXCEEDED, "x" * 990), denied=["y" * 300])
     refused = {created_name(world): "the quota is used up"}
     first = add_circumstances(world.run, reconcile(world.run, [], START, refused), known, START)
     assert told(first) == [FORBIDDEN, QUOTA_EXCEEDED]
     run = seen(world.run, first)
     again = add_circumstances(run, reconcile(run, [], START, refused), known, START)
-    assert again.status == first.status and not again.notices
+    assert again.status == first.status and not again.events
 
 
 def created_name(world: World) -> str:
@@ -144,12 +144,12 @@ def created_name(world: World) -> str:
 
 def test_a_run_in_which_other_jobs_go_on_is_under_way_and_degraded(world: World) -> None:
     at(world, *FINETUNED)
-    decision = replace(world.look(), notices=())
-    found = add_circumstances(world.run, decision, Circumstances(TROUBLE), world.now)
+    decision = replace(world.look(), events=())
+    found = add_circumstances(world.run, decision, Circumstances(PROBLEM), world.now)
     assert has_condition(found, "Progressing", "True", reason="Pruning")
     assert has_condition(found, "Degraded", "True", reason=QUOTA_EXCEEDED)
     world.fail(open_jobs(world)[0], None)
-    shaky = add_circumstances(world.run, world.look(), Circumstances(TROUBLE), world.now)
+    shaky = add_circumstances(world.run, world.look(), Circumstances(PROBLEM), world.now)
     assert has_condition(shaky, "Degraded", says="attempt 1 failed")
     assert condition(shaky, "Degraded").message.startswith("the quota is used up; prune-")
 

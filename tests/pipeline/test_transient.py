@@ -2,7 +2,7 @@
 
 import pytest
 
-from compression_pipeline.passing import passing
+from compression_pipeline.transient import is_transient
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ from compression_pipeline.passing import passing
     ],
 )
 def test_a_topic_is_no_fault_of_the_machine(said: str) -> None:
-    assert not passing(RuntimeError(said))
-    assert not passing(type("LibraryError", (Exception,), {"__module__": "library"})(said))
+    assert not is_transient(RuntimeError(said))
+    assert not is_transient(type("LibraryError", (Exception,), {"__module__": "library"})(said))
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_a_topic_is_no_fault_of_the_machine(said: str) -> None:
     ],
 )
 def test_the_machine_s_own_sentences_pass(said: str) -> None:
-    assert passing(RuntimeError(said))
+    assert is_transient(RuntimeError(said))
