@@ -23,6 +23,7 @@ from compression_pipeline.config import (
     DistillResult,
     ExportDtype,
     ExportResult,
+    Phase,
     ResolvedSource,
 )
 from compression_pipeline.megatron.runtime import Runtime
@@ -251,7 +252,7 @@ def loaded(store: Store, **changes: Any) -> str:
     """A page of the student as it would be with this outcome of the export."""
     chain = Ancestry.read(*map(store.open, STEPS.values()))
     outcome = Exported(relative_error=0.0, loss=None, dtype="bfloat16", weights=1, sample="s", teacher_sample="t")
-    return said(Page(render(load_student(chain, job(store), replace(outcome, **changes)), "")))
+    return said(Page(render(load_student(chain, Phase.EXPORT, job(store), replace(outcome, **changes)), "")))
 
 
 def test_phases_of_several_versions_are_told(copy: Store, exported: tuple[ExportResult, Artifact]) -> None:

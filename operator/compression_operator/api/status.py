@@ -251,7 +251,8 @@ class StudentStatus(Record):
     )
     artifact: str | None = Field(
         default=None,
-        description="Name of the exported artifact. In the store, artifacts/<name>/model is the checkpoint and "
+        description="Name of the artifact to publish: that of export, and with evaluate that of report once the "
+        "student is scored. In the store, artifacts/<name>/model is the checkpoint with its card, and "
         "artifacts/<name>/report/index.html its report.",
     )
     dtype: ExportDtype | None = Field(default=None, description="Data type of the exported weights.")

@@ -9,31 +9,28 @@ from typing import Any
 
 from compression_operator.api.run import SOURCES_ANNOTATION, TASK_SOURCES_ANNOTATION
 from compression_operator.api.spec import CompressionRunSpec, Student
-from compression_operator.api.status import (
-    CompressionRunStatus,
-    Evaluation,
-    Resolved,
-    ResolvedTasks,
-    Step,
-    StudentStatus,
-    TeacherStatus,
-    ValidationLoss,
-)
+from compression_operator.api.status import CompressionRunStatus, Evaluation, Step, StudentStatus
 from compression_pipeline.config import (
     DEFAULT_ENGINE,
-    DistillResult,
     EvaluateConfig,
-    EvaluateResult,
-    FinetuneResult,
     Phase,
     Precision,
-    PrepareResult,
-    PruneResult,
     Record,
-    TasksResult,
     TeacherConfig,
     TrainingConfig,
-    number_runs,
+)
+
+from .recording import (
+    derive_artifact,
+    derive_exported_loss,
+    derive_teacher_losses,
+    forget_correction,
+    kept_layers_in_words,
+    record_correction,
+    record_prepared,
+    record_tasks,
+    recorder_of_scores,
+    validation_losses,
 )
 
 TEXT_LIMIT = 1000
@@ -176,10 +173,13 @@ def _model(phase: Phase) -> Callable[[CompressionRunSpec], Mapping[str, Phase]]:
     return lambda spec: {"model": phase, **({"tasks": Phase.TASKS} if _has_tasks(spec) else {})}
 
 
+def _students(spec: CompressionRunSpec) -> dict[str, Phase]:
+    """What is read to hand out a student."""
+    return {**_teachers(spec), "pruned": Phase.PRUNE, "distilled": Phase.DISTILL}
+
+
 def _scores(spec: CompressionRunSpec) -> dict[str, Phase]:
     """What tells of the scores of a student and of its teachers."""
-    if not _is_evaluated(spec):
-        return {}
     corrected = {"baseline_corrected": Phase.BASELINE_CORRECTED} if spec.finetune else {}
     return {"baseline": Phase.BASELINE, **corrected, "evaluated": Phase.EVALUATE}
 
@@ -200,78 +200,8 @@ def _settled(training: TrainingConfig | None, precision: Precision) -> TrainingC
     return training.model_copy(update={"precision": precision})
 
 
-def _found(status: CompressionRunStatus, result: PrepareResult) -> CompressionRunStatus:
-    # Losses stay: finetune stands if the content turns out to be what it was.
-    before = status.teacher
-    resolved = Resolved(
-        key=result.key,
-        teacher=result.resolved_teacher,
-        dataset=result.resolved_dataset,
-        train_tokens=result.train_tokens,
-        validation_tokens=result.validation_tokens,
-    )
-    teacher = TeacherStatus(
-        **result.teacher.model_dump(),
-        parameter_count=result.teacher_parameters,
-        validation_loss=before.validation_loss if before else None,
-        corrected_validation_loss=before.corrected_validation_loss if before else None,
-        evaluation=before.evaluation if before else None,
-        corrected_evaluation=before.corrected_evaluation if before else None,
-    )
-    return status.model_copy(update={"resolved": resolved, "teacher": teacher})
-
-
-def _corrected(status: CompressionRunStatus, result: FinetuneResult) -> CompressionRunStatus:
-    return _with_teacher_losses(status, result.teacher_loss, result.corrected_teacher_loss)
-
-
-def _learnt_from_the_corrected_teacher(status: CompressionRunStatus, student: StudentStatus) -> StudentStatus:
-    # Distillation measured the corrected teacher; the teacher as it came is known from the correction.
-    teacher = status.teacher
-    losses = {
-        "teacher": teacher.validation_loss if teacher else None,
-        "corrected_teacher": teacher.corrected_validation_loss if teacher else None,
-    }
-    return _with_losses(student, losses)
-
-
-def _loss_of_the_export(status: CompressionRunStatus, student: StudentStatus) -> StudentStatus:
-    # The export may stand while its weights were measured otherwise since: the figure is distillation's.
-    rounded = student.validation_loss.rounded or {}
-    return _with_losses(student, {"exported": rounded.get(student.dtype) if student.dtype else None})
-
-
-def _with_losses(student: StudentStatus, losses: Mapping[str, float | None]) -> StudentStatus:
-    return student.model_copy(update={"validation_loss": student.validation_loss.model_copy(update=losses)})
-
-
-def _uncorrected(status: CompressionRunStatus) -> CompressionRunStatus:
-    return _with_teacher_losses(status, None, None)
-
-
-def _with_teacher_losses(
-    status: CompressionRunStatus, teacher: float | None, corrected: float | None
-) -> CompressionRunStatus:
-    losses = {"validation_loss": teacher, "corrected_validation_loss": corrected}
-    return status.model_copy(update={"teacher": status.teacher and status.teacher.model_copy(update=losses)})
-
-
-def _found_tasks(status: CompressionRunStatus, result: TasksResult) -> CompressionRunStatus:
-    return status.model_copy(update={"tasks": ResolvedTasks(key=result.key, harness=result.harness)})
-
-
-def _baseline(field: str) -> Callable[[CompressionRunStatus, EvaluateResult | None], CompressionRunStatus]:
-    """What keeps a teacher's scores in this field of status.teacher; None: it has none."""
-
-    def keep(status: CompressionRunStatus, result: EvaluateResult | None) -> CompressionRunStatus:
-        told = Evaluation(tasks=result.tasks, generation=result.generation) if result else None
-        return status.model_copy(update={"teacher": status.teacher and status.teacher.model_copy(update={field: told})})
-
-    return keep
-
-
 def _baseline_steps(phase: Phase, of: Phase, field: str) -> PhaseSteps:
-    keep = _baseline(field)
+    keep = recorder_of_scores(field)
     return PhaseSteps(
         phase,
         inputs=_model(of),
@@ -283,19 +213,6 @@ def _baseline_steps(phase: Phase, of: Phase, field: str) -> PhaseSteps:
     )
 
 
-def _kept_layers(result: PruneResult, step: Step) -> str | None:
-    return number_runs(result.kept_layers) or None
-
-
-def _losses(result: DistillResult, step: Step) -> ValidationLoss:
-    return ValidationLoss(
-        teacher=result.teacher_loss,
-        pruned=result.pruned_loss,
-        distilled=result.distilled_loss,
-        rounded=result.rounded_losses or None,
-    )
-
-
 STEPS: Mapping[Phase, PhaseSteps] = {
     steps.phase: steps
     for steps in (
@@ -304,7 +221,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             inputs=lambda spec: {},
             configuration=_prepared,
             files=SOURCES_ANNOTATION,
-            record=_found,
+            record=record_prepared,
             discovery=Discovery(
                 read=lambda status: status.resolved,
                 forget=lambda status: status.model_copy(update={"resolved": None}),
@@ -317,7 +234,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             configuration=_asked,
             files=TASK_SOURCES_ANNOTATION,
             wanted=_has_tasks,
-            record=_found_tasks,
+            record=record_tasks,
             discovery=Discovery(
                 read=lambda status: status.tasks,
                 forget=lambda status: status.model_copy(update={"tasks": None}),
@@ -329,9 +246,9 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             inputs=lambda spec: {"data": Phase.PREPARE, "teacher": Phase.PREPARE},
             configuration=_finetuned,
             wanted=lambda spec: spec.finetune is not None,
-            record=_corrected,
-            forget=_uncorrected,
-            derive=_learnt_from_the_corrected_teacher,
+            record=record_correction,
+            forget=forget_correction,
+            derive=derive_teacher_losses,
         ),
         PhaseSteps(
             Phase.PRUNE,
@@ -343,7 +260,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
                 "parameters": lambda result, step: result.parameters,
                 "compression_ratio": lambda result, step: result.compression_ratio,
                 "scores_reused": lambda result, step: result.scores_reused,
-                "kept_layers": _kept_layers,
+                "kept_layers": kept_layers_in_words,
                 "block_score": lambda result, step: result.block_score,
             },
         ),
@@ -353,12 +270,23 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             configuration=_distilled,
             measures_choose=_chosen_by_loss,
             student_figures={
-                "validation_loss": _losses,
+                "validation_loss": validation_losses,
                 "losses": lambda result, step: result.losses and result.losses[:TEXT_LIMIT],
                 "tokens_per_second": lambda result, step: result.tokens_per_second,
                 "best_step": lambda result, step: result.best_step,
                 "extended_steps": lambda result, step: result.extended_steps,
             },
+        ),
+        PhaseSteps(
+            Phase.EXPORT,
+            inputs=_students,
+            configuration=lambda spec, student, precision: {"export": spec.export},
+            student_figures={
+                "artifact": lambda result, step: step.artifact,
+                "sample": lambda result, step: result.sample[:TEXT_LIMIT],
+                "dtype": lambda result, step: result.dtype,
+            },
+            derive=derive_exported_loss,
         ),
         _baseline_steps(Phase.BASELINE, Phase.PREPARE, "evaluation"),
         _baseline_steps(Phase.BASELINE_CORRECTED, Phase.FINETUNE, "corrected_evaluation"),
@@ -373,15 +301,11 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             },
         ),
         PhaseSteps(
-            Phase.EXPORT,
-            inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE, "distilled": Phase.DISTILL, **_scores(spec)},
-            configuration=lambda spec, student, precision: {"export": spec.export},
-            student_figures={
-                "artifact": lambda result, step: step.artifact,
-                "sample": lambda result, step: result.sample[:TEXT_LIMIT],
-                "dtype": lambda result, step: result.dtype,
-            },
-            derive=_loss_of_the_export,
+            Phase.REPORT,
+            inputs=lambda spec: {**_students(spec), "exported": Phase.EXPORT, **_scores(spec)},
+            configuration=lambda spec, student, precision: {},
+            wanted=_is_evaluated,
+            derive=derive_artifact,
         ),
     )
 }

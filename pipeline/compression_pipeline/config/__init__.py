@@ -55,6 +55,7 @@ from .phases import (
     PhaseSpec,
     PrepareJob,
     PruneJob,
+    ReportJob,
     SourcesJob,
     TasksJob,
 )
@@ -66,6 +67,7 @@ from .results import (
     FinetuneResult,
     PrepareResult,
     PruneResult,
+    ReportResult,
     TasksResult,
     TrainingResult,
 )
@@ -143,6 +145,8 @@ __all__ = [
     "PruneResult",
     "PrunedHeads",
     "Record",
+    "ReportJob",
+    "ReportResult",
     "ResolvedSource",
     "Rule",
     "SourcesJob",

@@ -18,6 +18,7 @@ from .results import (
     FinetuneResult,
     PrepareResult,
     PruneResult,
+    ReportResult,
     TasksResult,
 )
 from .sources import DatasetConfig, TeacherConfig
@@ -36,10 +37,11 @@ class Phase(StrEnum):
     FINETUNE = "finetune"
     PRUNE = "prune"
     DISTILL = "distill"
+    EXPORT = "export"
     BASELINE = "baseline"
     BASELINE_CORRECTED = "baseline-corrected"
     EVALUATE = "evaluate"
-    EXPORT = "export"
+    REPORT = "report"
 
 
 class SourcesJob(JobConfig):
@@ -169,20 +171,34 @@ class ExportJob(JobConfig):
     Its artifact: `model/` and `report/index.html`.
     """
 
-    roles = (*JobConfig.roles, "baseline", "baseline_corrected", "evaluated")
     blocks: ClassVar[tuple[str, ...]] = ("export",)
 
     data: str
     teacher: str
     pruned: str
     distilled: str = Field(description="Artifact with the distilled student (distill's).")
-    baseline: str | None = Field(default=None, description="Artifact with the teacher's scores.")
-    baseline_corrected: str | None = Field(default=None, description="Artifact with the corrected teacher's scores.")
-    evaluated: str | None = Field(default=None, description="Artifact with the student's scores (evaluate's).")
     export: ExportConfig
 
     def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * (4 if self.export.dtype is ExportDtype.FLOAT32 else 2)
+
+
+class ReportJob(JobConfig):
+    """Tell the scores in card and report of an exported student.
+
+    Its artifact is the export's with another card and report. The weights are the same files (hard links).
+    """
+
+    roles = (*JobConfig.roles, "exported", "baseline", "baseline_corrected", "evaluated")
+
+    data: str
+    teacher: str
+    pruned: str
+    distilled: str
+    exported: str = Field(description="Artifact with the student's checkpoint (export's).")
+    baseline: str = Field(description="Artifact with the teacher's scores.")
+    baseline_corrected: str | None = Field(default=None, description="Artifact with the corrected teacher's scores.")
+    evaluated: str = Field(description="Artifact with the student's scores (evaluate's).")
 
 
 @dataclass(frozen=True)
@@ -260,6 +276,15 @@ PHASES: Mapping[Phase, PhaseSpec] = {
             trains=True,
         ),
         PhaseSpec(
+            Phase.EXPORT,
+            ExportJob,
+            ExportResult,
+            under_way="Exporting",
+            purpose="write the students as Hugging Face checkpoints",
+            single_process=True,
+            delivers=True,
+        ),
+        PhaseSpec(
             Phase.BASELINE,
             EvaluateJob,
             EvaluateResult,
@@ -291,11 +316,11 @@ PHASES: Mapping[Phase, PhaseSpec] = {
             single_process=True,
         ),
         PhaseSpec(
-            Phase.EXPORT,
-            ExportJob,
-            ExportResult,
-            under_way="Exporting",
-            purpose="write the students as Hugging Face checkpoints",
+            Phase.REPORT,
+            ReportJob,
+            ReportResult,
+            under_way="Reporting",
+            purpose="tell the scores in the students' cards and reports",
             single_process=True,
             delivers=True,
         ),

@@ -115,3 +115,7 @@ class EvaluateResult(StepResult):
     generation: GenerationFigures | None = Field(default=None, description="How fast it generates.")
     harness: str | None = Field(default=None, description="Version of lm-eval; none without tasks.")
     precision: str = Field(description="Arithmetic that the model was run in.")
+
+
+class ReportResult(StepResult):
+    """What report reports: nothing but that it is done."""

@@ -8,32 +8,24 @@ from typing import Any
 
 import torch
 
-from compression_pipeline.config import Architecture, ExportDtype, ExportJob, ExportResult
+from compression_pipeline.config import Architecture, ExportDtype, ExportJob, ExportResult, Phase
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.conversion import CheckpointReader
 from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.huggingface.names import expected_shapes
 from compression_pipeline.huggingface.sample import continue_greedily, default_prompt
-from compression_pipeline.huggingface.terms import CARD
 from compression_pipeline.huggingface.writer import write_checkpoint
-from compression_pipeline.phases.drawing import try_to_draw, warn_of
+from compression_pipeline.phases.describing import PROVED, describe_student
+from compression_pipeline.phases.drawing import warn_of
 from compression_pipeline.reference_logits import Reference, relative_error
-from compression_pipeline.report import PAGE
 from compression_pipeline.report.ancestry import Ancestry
-from compression_pipeline.report.card import model_card
 from compression_pipeline.report.data import Exported
 from compression_pipeline.store.system import processors
 
 TOLERANCE = 1e-4
 """Largest relative error of the logits. Two implementations of the same arithmetic differ by less than 1e-5."""
 
-
-REPORT = "report"
-"""Folder of the report, beside the checkpoint's."""
-
-PROVED = "the checkpoint is whole and proved"
-"""What a warning of something else ends with."""
 
 NEGLIGIBLE = 1024**3
 """Bytes of memory that an export has for a model at least."""
@@ -85,9 +77,7 @@ def run(job: ExportJob, context: Context) -> ExportResult:
             sample=sample,
             teacher_sample=by_teacher,
         )
-        drawn = draw_report(ancestry, job, exported, draft.path / REPORT, context)
-        card = model_card(ancestry, settings, sample, error, report=f"../{REPORT}/{PAGE}" if drawn else None)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        describe_student(ancestry, Phase.EXPORT, job, exported, draft.path, context)
         ancestry.terms.write_notice(folder)
         result = ExportResult(
             parameters=student.parameters,
@@ -104,17 +94,6 @@ def run(job: ExportJob, context: Context) -> ExportResult:
             result=result.to_json(),
         )
     return published.result(ExportResult)  # another job's, where that was first
-
-
-def draw_report(ancestry: Ancestry, job: ExportJob, exported: Exported, folder: Path, context: Context) -> bool:
-    """Write the student's report into `folder`; whether that could be done."""
-
-    def write() -> None:
-        from compression_pipeline.report.write import write_student_report
-
-        write_student_report(ancestry, job, exported, folder)
-
-    return try_to_draw("the report", write, folder, context, safe=PROVED)
 
 
 def check_range(reference: Reference, dtype: ExportDtype) -> None:

@@ -7,7 +7,6 @@ the key was made of.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from compression_pipeline.huggingface.files import CONFIG, GENERATION_CONFIG, in
 from compression_pipeline.huggingface.generation import settle
 from compression_pipeline.huggingface.values import check_values
 from compression_pipeline.sources import Source, SourceFile
+from compression_pipeline.store.files import link
 from compression_pipeline.text.tokenizer import TeacherTokenizer
 
 WEIGHTS = ".safetensors"
@@ -64,7 +64,7 @@ class Teacher:
         for file, path in self._weights.items():
             self._context.stop_if_requested()
             target = self._place(file)
-            if self._source.private and _link(path, target):
+            if self._source.private and link(path.resolve(), target):
                 found = file.digest if len(file.digest) == 64 else None
             else:
                 found = _copy(self._source.open(path), target, file)
@@ -110,15 +110,6 @@ class Teacher:
 
     def _named(self, said: str) -> str:
         return said.replace(str(self.folder), self._called)
-
-
-def _link(path: Path, target: Path) -> bool:
-    """Give a file that is the store's own a second name, which takes no space. Whether that could be done."""
-    try:
-        os.link(path.resolve(), target)
-    except OSError:  # a file system without hard links
-        return False
-    return True
 
 
 def _copy(original: BufferedReader, target: Path, file: SourceFile) -> str:

@@ -5,11 +5,12 @@ import math
 from typing import Any
 
 from compression_pipeline.artifact import versions
-from compression_pipeline.config import Architecture, ExportConfig, Precision, PrepareResult, ResolvedSource
+from compression_pipeline.config import Architecture, ExportDtype, Precision, PrepareResult, ResolvedSource
 from compression_pipeline.config.schemes import scheme_of
 
 from . import markdown
 from .ancestry import Ancestry
+from .data import Exported
 from .phases import all_phases
 
 SIZES = (
@@ -24,9 +25,7 @@ SIZES = (
 )
 
 
-def model_card(
-    ancestry: Ancestry, export: ExportConfig, sample: str, relative_error: float, *, report: str | None = None
-) -> str:
+def model_card(ancestry: Ancestry, exported: Exported, *, report: str | None = None) -> str:
     """README.md: Hugging Face's metadata header and a page. It names no run: two runs may share one export.
 
     `report`: where the report lies, relative to the card.
@@ -46,24 +45,24 @@ def model_card(
             "python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             'folder = "."  # where this file lies, or the name of its repository\n'
-            f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{export.dtype.value}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="{exported.dtype}")\n'
             "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
             'inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)\n'
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))",
         ),
-        "A prompt and its greedy continuation:" if sample else "",
-        markdown.code("text", sample) if sample else "",
+        "A prompt and its greedy continuation:" if exported.sample else "",
+        markdown.code("text", exported.sample) if exported.sample else "",
         "## Sizes",
         markdown.table(("", "Teacher", "This model"), _sizes(teacher, student)),
         "## Validation loss",
         "Mean negative log-likelihood per token (nats), and its exponential, over the same "
         f"{ancestry.validation_sequences:,} sequences of {ancestry.distill[0].sequence_length:,} tokens of the "
         f"validation split{_arithmetic(ancestry)}.",
-        markdown.table(("Model", "Loss", "Perplexity"), _losses(ancestry, export)),
+        markdown.table(("Model", "Loss", "Perplexity"), _losses(ancestry, exported)),
         "The loss of the teacher as it came is not among them: it was measured over another number of sequences."
         if ancestry.teacher_loss is None
         else "",
-        f"Its [report]({report}), beside this folder where the export wrote it, shows the losses over the steps, what "
+        f"Its [report]({report}), beside this folder in the store, shows the losses over the steps, what "
         "was pruned by which importance, and how to make it again."
         if report
         else "",
@@ -72,7 +71,7 @@ def model_card(
         "## From what",
         markdown.table(("", "Source", "Revision", "Digest of the content"), _sources(ancestry.prepare)),
         "The logits of these files in plain transformers were compared with those of the model that was trained "
-        f"(float32 arithmetic, weights in {export.dtype.value}): relative error {relative_error:.1g}.",
+        f"(float32 arithmetic, weights in {exported.dtype}): relative error {exported.relative_error:.1g}.",
         "Made with " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".",
         "The terms of the teacher and of the data hold for this model too"
         + (f"; the teacher's license is {said}." if (said := _license(ancestry)) else "."),
@@ -104,7 +103,7 @@ def _sizes(teacher: Architecture, student: Architecture) -> list[tuple[str, ...]
     return [*rows, ("Tied embeddings", *("yes" if each.tied_embeddings else "no" for each in (teacher, student)))]
 
 
-def _losses(ancestry: Ancestry, export: ExportConfig) -> list[tuple[str, ...]]:
+def _losses(ancestry: Ancestry, exported: Exported) -> list[tuple[str, ...]]:
     result = ancestry.distill[1]
     rows: list[tuple[str, float]] = []
     if ancestry.finetuned is not None:
@@ -115,7 +114,7 @@ def _losses(ancestry: Ancestry, export: ExportConfig) -> list[tuple[str, ...]]:
         rows.append(("Teacher", result.teacher_loss))
     rows += [
         ("Student, pruned", result.pruned_loss),
-        (f"**Student, distilled (this model, {export.dtype.value})**", ancestry.loss_of(export.dtype)),
+        (f"**Student, distilled (this model, {exported.dtype})**", ancestry.loss_of(ExportDtype(exported.dtype))),
     ]
     return [(label, f"{loss:.4f}", f"{math.exp(min(loss, 700)):.2f}") for label, loss in rows]
 

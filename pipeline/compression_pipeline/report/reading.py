@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from compression_pipeline.artifact import Artifact
 from compression_pipeline.config import (
     PHASES,
+    ExportResult,
     Phase,
     Precision,
     PrepareResult,
@@ -198,6 +199,18 @@ class Reader:
         except (OSError, ValueError, LookupError, TypeError):
             self.gaps.append(f"{prune.name} has no importance scores that can be read, so they are left out.")
             return None
+
+
+def exported_of(result: ExportResult, artifact: Artifact | None, dtype: str) -> Exported:
+    """What export reported of the checkpoint in its artifact, whose weights have this type."""
+    return Exported(
+        relative_error=result.relative_error,
+        loss=result.distilled_loss,
+        dtype=str(dtype),
+        weights=weights(artifact) or result.bytes,
+        sample=result.sample,
+        teacher_sample=result.teacher_sample,
+    )
 
 
 def weights(artifact: Artifact | None) -> int | None:

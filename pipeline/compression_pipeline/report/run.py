@@ -8,7 +8,7 @@ from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import ExportResult, Phase
 
 from .data import Exported, Measured, RunData, StudentData
-from .reading import Chain, Reader, weights
+from .reading import Chain, Reader, exported_of
 from .resource import Resource, Step, Student, read_resource
 
 
@@ -93,11 +93,4 @@ def _exported(chain: Chain, spec: Mapping[str, Any]) -> Exported | None:
     result, artifact = chain.result(Phase.EXPORT, ExportResult), chain.artifacts.get(Phase.EXPORT)
     if result is None:
         return None
-    return Exported(
-        relative_error=result.relative_error,
-        loss=result.distilled_loss,
-        dtype=result.dtype.value if result.dtype else (spec.get("export") or {}).get("dtype", "bfloat16"),
-        weights=weights(artifact) or result.bytes,
-        sample=result.sample,
-        teacher_sample=result.teacher_sample,
-    )
+    return exported_of(result, artifact, result.dtype or (spec.get("export") or {}).get("dtype", "bfloat16"))

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from compression_pipeline.artifact import versions
-from compression_pipeline.config import DEFAULT_ENGINE, PHASES, ExportJob, JobConfig, Phase, Precision
+from compression_pipeline.config import DEFAULT_ENGINE, PHASES, JobConfig, Phase, Precision
 
 from .ancestry import Ancestry
 from .data import Exported, Measured, RunData
@@ -25,8 +25,10 @@ NOTE = (
 )
 
 
-def load_student(ancestry: Ancestry, job: ExportJob, exported: Exported) -> RunData:
-    """The student that `job` has exported but not yet published. The same artifacts give the same values."""
+def load_student(ancestry: Ancestry, phase: Phase, job: JobConfig, exported: Exported) -> RunData:
+    """The student that `job`, of this phase, hands out and has not yet published. The same artifacts give the same
+    values.
+    """
     reader = Reader()
     found = {phase: made.artifact for phase, made in ancestry.made.items()}
     for artifact in found.values():
@@ -36,7 +38,7 @@ def load_student(ancestry: Ancestry, job: ExportJob, exported: Exported) -> RunD
     own = reader.chain({phase: artifact for phase, artifact in found.items() if PHASES[phase].per_student})
     teacher = reader.teacher(shared, losses=[Measured(teacher=own.losses.taught_by)])
     steps = [_step(phase, artifact.manifest.config["fingerprint"], artifact.name) for phase, artifact in found.items()]
-    steps.append(_step(Phase.EXPORT, job.fingerprint, f"{Phase.EXPORT}-{job.fingerprint}"))
+    steps.append(_step(phase, job.fingerprint, f"{phase}-{job.fingerprint}"))
     student = reader.student(
         own,
         exported,
@@ -70,7 +72,7 @@ def manifest_of(run: RunData) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": "CompressionRun", "metadata": {"name": run.name}, "spec": run.spec}
 
 
-def spec_of(ancestry: Ancestry, job: ExportJob) -> dict[str, Any]:
+def spec_of(ancestry: Ancestry, job: JobConfig) -> dict[str, Any]:
     """The spec of a run of this student alone: what its jobs were told, defaults left out, Hub commits resolved.
 
     A job is told a part of the spec by the name that it has there; prune alone, what stands with the student.

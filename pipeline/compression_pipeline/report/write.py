@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from compression_pipeline.config import Architecture, ExportJob, PruneConfig
+from compression_pipeline.config import Architecture, JobConfig, Phase, PruneConfig
 
 from . import IMPORTANCE, PAGE
 from .ancestry import Ancestry
@@ -52,12 +52,12 @@ def write_importance(folder: Path, teacher: Architecture, prune: PruneConfig, ke
     page.write_text(render_importance(teacher, kept_layers, found, named=named, title=title), encoding="utf-8")
 
 
-def write_student_report(ancestry: Ancestry, job: ExportJob, exported: Exported, folder: Path) -> Path:
-    """Write `index.html`, the report of the student that `job` has exported, into `folder`; returns the page.
+def write_student_report(ancestry: Ancestry, phase: Phase, job: JobConfig, exported: Exported, folder: Path) -> Path:
+    """Write `index.html`, the report of the student that `job` hands out, into `folder`; returns the page.
 
     The same artifacts give the same page, to the byte, wherever and for whichever run it is written.
     """
-    data = load_student(ancestry, job, exported)
+    data = load_student(ancestry, phase, job, exported)
     page = folder / PAGE
     folder.mkdir(parents=True, exist_ok=True)
     page.write_text(render(data, as_yaml(manifest_of(data))), encoding="utf-8")

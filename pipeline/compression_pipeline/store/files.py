@@ -22,6 +22,15 @@ def make_folder(folder: Path) -> None:
     return folder.mkdir(parents=True, exist_ok=True)
 
 
+def link(path: Path, target: Path) -> bool:
+    """Give a file a second name, which takes no space. Whether that could be done."""
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without hard links
+        return False
+    return True
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
     found = hashlib.sha256()

@@ -33,7 +33,8 @@ def test_scores_and_speeds_are_told_everywhere(tmp_path: Path) -> None:
     status = yaml.safe_load((work / "run.yaml").read_text())["status"]
     steps = [step["name"] for step in status["steps"]]
     assert steps == [
-        *("prepare", "tasks", "prune-narrow", "distill-narrow", "baseline", "evaluate-narrow", "export-narrow")
+        *("prepare", "tasks", "prune-narrow", "distill-narrow", "export-narrow"),
+        *("baseline", "evaluate-narrow", "report-narrow"),
     ]
     assert status["tasks"]["harness"] == "0.4.13"
     [student] = status["students"]
@@ -43,10 +44,16 @@ def test_scores_and_speeds_are_told_everywhere(tmp_path: Path) -> None:
         assert score["stderr"] > 0 and 0 < score["score"] < 1
         assert told["generation"]["tokensPerSecond"] > 0 and told["generation"]["firstTokenSeconds"] > 0
 
-    exported = work / "store" / "artifacts" / student["artifact"]
-    card = (exported / "model" / "README.md").read_text()
+    published = work / "store" / "artifacts" / student["artifact"]
+    [made] = (published.parent).glob("export-*")
+    assert published.name.startswith("report-")
+    assert (work / "students" / "narrow").resolve() == (published / "model").resolve()
+    files, others = ({path.name: path.stat() for path in (one / "model").iterdir()} for one in (published, made))
+    assert {name for name in files if files[name].st_ino != others[name].st_ino} == {"README.md"}, "no weights twice"
+    assert "**Tasks.**" not in (made / "model" / "README.md").read_text()
+    card = (published / "model" / "README.md").read_text()
     assert "**Tasks.** Scores by lm-eval 0.4.13" in card and "| calls | acc | 0 | 8 |" in card
     assert "**Generation.**" in card
-    for page in (work / "report" / "index.html", exported / "report" / "index.html"):
+    for page in (work / "report" / "index.html", published / "report" / "index.html"):
         text = Page(page.read_text()).text
         assert "calls (acc, 8 questions)" in text and "Generation" in text

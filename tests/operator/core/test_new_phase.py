@@ -76,8 +76,8 @@ class PhaseSpec:""",
             Phase.EXPORT,""",
         ),
         (
-            '"distilled": Phase.DISTILL, **_scores(spec)}',
-            '"distilled": Phase.DISTILL, "tasted": Phase.TASTE}',
+            "inputs=_students,",
+            'inputs=lambda spec: {**_students(spec), "tasted": Phase.TASTE},',
         ),
     ],
 }

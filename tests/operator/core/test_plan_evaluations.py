@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs_world import World, manifest
-from looks import created, open_jobs, step
+from looks import condition, created, open_jobs, states, step
 
 from compression_operator.api.run import TASK_SOURCES_ANNOTATION
 from compression_operator.api.status import Resolved, ResolvedTasks, RunPhase
@@ -37,30 +37,55 @@ def changed(before: Plan, after: Plan) -> set[str]:
 
 def test_a_run_without_evaluate_is_planned_as_before() -> None:
     before, after = planned(), planned(evaluate=EVALUATE)
-    added = {"tasks", "baseline", "baseline-corrected", "evaluate-width", "evaluate-depth"}
+    added = {"tasks", "baseline", "baseline-corrected"}
+    added |= {f"{phase}-{student}" for phase in ("evaluate", "report") for student in ("width", "depth")}
     assert marks(after).keys() - marks(before).keys() == added
-    differ = {name for name, mark in marks(before).items() if marks(after)[name] != mark}
-    assert differ == {"export-width", "export-depth"}, "the card tells of the scores"
+    assert {name for name, mark in marks(before).items() if marks(after)[name] != mark} == set()
 
 
-def test_a_score_counts_for_one_model_and_one_way_to_ask() -> None:
+def test_no_edit_of_what_is_evaluated_makes_weights_anew() -> None:
     before = planned(evaluate=EVALUATE)
-    evaluations = {"baseline", "baseline-corrected", "evaluate-width", "evaluate-depth"}
-    exports = {"export-width", "export-depth"}
-    assert len({marks(before)[name] for name in evaluations}) == 4
+    reports = {"report-width", "report-depth"}
+    scores = {"baseline", "baseline-corrected", "evaluate-width", "evaluate-depth", *reports}
+    assert len({marks(before)[name] for name in scores}) == 6, "a score counts for one model"
     asked = changed(before, planned(evaluate={"tasks": [{"name": "hellaswag", "shots": 10}]}))
-    assert asked == {"tasks", *evaluations, *exports}, "the step tasks checks what is asked"
-    faster = changed(before, planned(evaluate={**EVALUATE, "batchSize": 2, "generation": {}}))
-    assert faster == {*evaluations, *exports}, "the tasks are the same"
+    assert asked == {"tasks", *scores}, "the step tasks checks what is asked"
+    faster = changed(before, planned(evaluate={**EVALUATE, "batchSize": 2}))
+    assert faster == scores, "the tasks are the same"
     rounded = changed(before, planned(evaluate=EVALUATE, export={"dtype": "float16"}))
-    assert rounded == {"evaluate-width", "evaluate-depth", *exports}
+    assert rounded == {"evaluate-width", "evaluate-depth", "export-width", "export-depth", *reports}
     found = {"prepare": resolved("k" * 32), "tasks": ResolvedTasks(key="u" * 32, harness="0.4.13")}
     other = plan(manifest(evaluate=EVALUATE).spec, discovered=found)
-    assert changed(before, other) == {*evaluations, *exports}, "other questions"
+    assert changed(before, other) == scores, "other questions"
     touched = plan(manifest(evaluate=EVALUATE).spec, discovered=DISCOVERED, sources={TASK_SOURCES_ANNOTATION: "a"})
     assert changed(before, touched) == {"tasks"}, "files of tasks are not those of the teacher"
-    on_cpu = plan(manifest(evaluate=EVALUATE).spec, discovered=DISCOVERED, gpus=False)
-    assert evaluations <= changed(before, on_cpu), "another arithmetic"
+    on_cpu = planned(evaluate=EVALUATE, phases={"evaluate": {"gpusPerNode": 0}})
+    assert changed(before, on_cpu) == scores, "another arithmetic"
+
+
+def test_a_failed_evaluation_keeps_no_student_from_being_exported() -> None:
+    world = World(manifest(evaluate=EVALUATE))
+    world.drive(failing={"evaluate-width"})
+    assert world.status.phase is RunPhase.FAILED
+    ended = {name: state for name, state in states(world).items() if state != "Succeeded"}
+    assert ended == {"evaluate-width": "Failed", "report-width": "Skipped"}
+    assert condition(world, "Ready").reason == "EvaluateFailed"
+    assert condition(world, "Ready").message.startswith("evaluate-width: ")
+    of_width, of_depth = world.status.students
+    assert of_width.artifact == step(world, "export-width").artifact
+    assert of_depth.artifact == step(world, "report-depth").artifact
+
+
+def test_the_folder_to_publish_is_the_exports_while_scores_are_made_anew() -> None:
+    world = World(manifest(evaluate=EVALUATE))
+    world.drive()
+    made = {name: step(world, f"export-{name}").artifact for name in ("width", "depth")}
+    world.edit(evaluate={**EVALUATE, "batchSize": 2})
+    world.look()
+    assert {one.name: one.artifact for one in world.status.students} == made
+    world.drive()
+    assert {one.name: step(world, f"export-{one.name}").artifact for one in world.status.students} == made
+    assert all(one.artifact == step(world, f"report-{one.name}").artifact for one in world.status.students)
 
 
 def test_no_training_begins_before_the_tasks_are_found() -> None:

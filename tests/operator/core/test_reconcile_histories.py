@@ -371,7 +371,8 @@ class Histories(RuleBasedStateMachine):
                 "pruned": loss(distilled, 1),
                 "distilled": loss(distilled, 2),
             } | ({"correctedTeacher": loss(before, 1)} if "finetune" in keys else {})
-            assert one.artifact == f"export-{keys[step_name(Phase.EXPORT, one.name)]}"
+            last = Phase.REPORT if step_name(Phase.REPORT, one.name) in keys else Phase.EXPORT
+            assert one.artifact == f"{last}-{keys[step_name(last, one.name)]}"
 
 
 TestHistories = Histories.TestCase

@@ -376,10 +376,8 @@ class World:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def drive(self, limit: int = 400) -> None:
-        """Let every job that is asked for do well, until only ended jobs' time goes by. Raises Violation where it never
-        ends.
-        """
+    def drive(self, limit: int = 400, *, failing: Collection[str] = ()) -> None:
+        """Let every job do well but those of `failing` steps, until only time goes by. Raises Violation: no end."""
         for _ in range(limit):
             decision = self.look()
             moved = bool(decision.actions)
@@ -391,6 +389,8 @@ class World:
                     self.settle(name)
                 elif truth.seen.state is JobState.PENDING:
                     self.start(name)
+                elif truth.seen.ended_as is None and truth.job.step in failing:
+                    self.fail(name, ExitClass.USER_ERROR)
                 elif truth.seen.ended_as is None:
                     self.succeed(name)
             if not moved and (decision.look_again_seconds or LATER) >= LATER:

@@ -176,6 +176,7 @@ class Job:
             "baseline": scores,
             "baseline-corrected": scores,
             "evaluate": scores,
+            "report": {},
             "finetune": {"teacherLoss": 4.0, "correctedTeacherLoss": 3.8, "tokensPerSecond": 1000.0},
             "prune": {"student": teacher, "parameters": 600_000, "compressionRatio": 0.6, "keptLayers": [1, 2, 4]},
             "distill": {

@@ -17,10 +17,11 @@ REPORTS: Mapping[Phase, PhaseReport] = {
     Phase.PRUNE: prune.REPORT,
     Phase.DISTILL: distill.REPORT,
     Phase.TASKS: evaluate.TOLD_WITH_THE_STUDENT,
+    Phase.EXPORT: export.REPORT,
     Phase.BASELINE: evaluate.TOLD_WITH_THE_STUDENT,
     Phase.BASELINE_CORRECTED: evaluate.TOLD_WITH_THE_STUDENT,
     Phase.EVALUATE: evaluate.REPORT,
-    Phase.EXPORT: export.REPORT,
+    Phase.REPORT: evaluate.TOLD_WITH_THE_STUDENT,
 }
 
 

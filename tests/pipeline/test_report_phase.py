@@ -1,0 +1,86 @@
+"""The phase report: the export's checkpoint with the scores in its card, whatever the volume can do."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exporting import DISTILLED, EXPORTED, PRUNED, run, student_store
+from pages import Page
+from stores import DATA, TEACHER, common, context, publish
+
+from compression_pipeline.artifact import Artifact, Store
+from compression_pipeline.config import EvaluateConfig, EvaluateJob, EvaluateResult, ReportJob, TaskConfig, TaskScore
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases import report
+
+REPORTED, BASELINE, EVALUATED = "4" * 32, f"baseline-{'5' * 32}", f"evaluate-{'6' * 32}"
+CARD, PAGE = "model/README.md", "report/index.html"
+
+
+def scored(store: Store, name: str, model: str, score: float) -> None:
+    told = EvaluateJob(
+        **common(store, name, name.partition("-")[2]),
+        model=model,
+        tasks="tasks-t",
+        evaluate=EvaluateConfig(tasks=[TaskConfig(name="calls")]),
+    )
+    found = TaskScore(name="calls", metric="acc", score=score, stderr=0.01, samples=100)
+    result = EvaluateResult(tasks=[found], harness="0.4.13", precision="FP32")
+    publish(store, name, lambda path: (path / "scores.json").write_text("{}"), config=told, result=result)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, engine: Runtime) -> Store:
+    made = student_store(tmp_path_factory.mktemp("scores"), engine, "llama3")
+    run(made, EXPORTED)
+    scored(made, BASELINE, DATA, 0.5)
+    scored(made, EVALUATED, f"distill-{DISTILLED}", 0.4)
+    return made
+
+
+@pytest.fixture
+def copy(store: Store, tmp_path: Path) -> Store:
+    """The same in a store of the test's own."""
+    shutil.copytree(store.root, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def reported(store: Store) -> Artifact:
+    job = ReportJob(
+        **common(store, "report-width", REPORTED),
+        data=DATA,
+        teacher=TEACHER,
+        pruned=f"prune-{PRUNED}",
+        distilled=f"distill-{DISTILLED}",
+        exported=f"export-{EXPORTED}",
+        baseline=BASELINE,
+        evaluated=EVALUATED,
+    )
+    report.run(job, context(store, REPORTED)[0])
+    return store.open(f"report-{REPORTED}")
+
+
+def test_card_and_report_tell_the_scores_and_all_else_is_the_export(copy: Store) -> None:
+    before = copy.open(f"export-{EXPORTED}").manifest.files
+    made = reported(copy)
+    files = made.manifest.files
+    assert {name for name in files.keys() | before.keys() if files.get(name) != before.get(name)} == {CARD, PAGE}
+    assert copy.holds_what_was_published(made) and copy.holds_what_was_published(copy.open(f"export-{EXPORTED}"))
+    assert "| calls | acc | 0 | 100 |" in (made.path / CARD).read_text() and "-20.0 %" in (made.path / CARD).read_text()
+    page = Page((made.path / PAGE).read_text())
+    assert "calls (acc, 100 questions): -20.0 %" in page.text
+    assert [row[0] for row in page.tables["fingerprints"]][-2:] == ["evaluate", "report"]
+
+
+def test_a_volume_without_hard_links_holds_a_copy(copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    made = reported(copy)
+    assert copy.holds_what_was_published(made)
+    [weights] = made.model.glob("*.safetensors")
+    assert weights.stat().st_nlink == 1
