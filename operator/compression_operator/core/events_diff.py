@@ -1,6 +1,6 @@
 """What is worth telling about a pass: the difference between two statuses in words, so that nothing is told twice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from compression_operator.api.status import CompressionRunStatus, RunPhase, Step, StepState
 
@@ -52,11 +52,20 @@ def _events_of_step(before: Step, step: Step) -> Iterator[RunEvent]:
 
 
 def _size_events(before: CompressionRunStatus, after: CompressionRunStatus) -> Iterator[RunEvent]:
-    """What will probably not fit, told when it turns out: before a GPU is asked for."""
+    """What will probably not fit, told when it turns out: before a GPU is asked for.
+
+    Only with a step that went on or an edit, because an older CRD drops what the status says of sizes from each write.
+    """
+    if _states(before) == _states(after) and before.observed_generation == after.observed_generation:
+        return
     told = set(_warnings(before))
     for warning in _warnings(after):
         if warning not in told:
             yield RunEvent("Warning", "MayNotFit", warning)
+
+
+def _states(status: CompressionRunStatus) -> Mapping[str, StepState]:
+    return {step.name: step.state for step in status.steps}
 
 
 def _warnings(status: CompressionRunStatus) -> Iterator[str]:
