@@ -22,6 +22,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from llama import llama, parser_of
 from torch.nn.functional import kl_div, log_softmax
 
 from compression_pipeline.config import Architecture, DistillConfig, DistillJob, Needs, ValidationConfig
@@ -31,32 +32,10 @@ from compression_pipeline.megatron.runtime import Runtime, runtime
 Step = Callable[[], float]
 
 
-def arguments() -> argparse.Namespace:
-    """The defaults are the demo's models: 1.6M and about two thirds of it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    for name, default in (
-        ("layers", 6),
-        ("hidden", 128),
-        ("ffn", 384),
-        ("heads", 8),
-        ("groups", 4),
-        ("vocabulary", 2048),
-        ("student-hidden", 96),
-        ("student-ffn", 256),
-        ("sequence", 128),
-        ("micro-batch", 16),
-        ("micro-batches", 1),
-        ("rounds", 20),
-        ("threads", 0),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Measure and print."""
-    chosen = arguments()
+    sizes = {"student_hidden": 96, "student_ffn": 256, "micro_batch": 16, "micro_batches": 1}
+    chosen = parser_of(__doc__, **sizes, rounds=20, threads=0).parse_args()
     warnings.simplefilter("ignore")
     job = DistillJob(
         run="benchmark",
@@ -89,8 +68,8 @@ def main() -> None:
 
 def measure(job: DistillJob, chosen: argparse.Namespace, current: Runtime) -> dict[str, Any]:
     """Run all variants in turn; tokens per second by name, and what that was measured on."""
-    teacher = architecture(chosen, chosen.hidden, chosen.ffn)
-    student = architecture(chosen, chosen.student_hidden, chosen.student_ffn)
+    teacher = llama(chosen, chosen.hidden, chosen.ffn)
+    student = llama(chosen, chosen.student_hidden, chosen.student_ffn)
     batches = data(chosen, current)
     variants: dict[str, Step] = {
         "naive": naive(teacher, student, job, current, batches),
@@ -123,22 +102,6 @@ def measure(job: DistillJob, chosen: argparse.Namespace, current: Runtime) -> di
         "lossAfterRounds": losses,
         "versions": {name: version(name) for name in ("torch", "megatron-core", "nvidia-modelopt")},
     }
-
-
-def architecture(chosen: argparse.Namespace, hidden: int, ffn: int) -> Architecture:
-    """A Llama of these sizes."""
-    return Architecture.model_validate(
-        {
-            "family": "Llama",
-            "layers": chosen.layers,
-            "hidden_size": hidden,
-            "ffn_hidden_size": ffn,
-            "attention_heads": chosen.heads,
-            "query_groups": chosen.groups,
-            "head_dim": chosen.hidden // chosen.heads,
-            "vocabulary_size": chosen.vocabulary,
-        }
-    )
 
 
 def data(chosen: argparse.Namespace, current: Runtime) -> list[Any]:

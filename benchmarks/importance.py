@@ -17,12 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from llama import llama, parser_of
 
 from compression_pipeline.config import (
     Aggregation,
     AggregationConfig,
-    Architecture,
-    Family,
     ImportanceConfig,
     PruneConfig,
     PruneJob,
@@ -38,30 +37,9 @@ AGGREGATIONS = {
 }
 
 
-def arguments() -> argparse.Namespace:
-    """The defaults are the demo's teacher."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    for name, default in (
-        ("layers", 6),
-        ("hidden", 128),
-        ("ffn", 384),
-        ("heads", 8),
-        ("groups", 4),
-        ("vocabulary", 2048),
-        ("sequence", 128),
-        ("batch", 16),
-        ("passes", 2),
-        ("rounds", 11),
-        ("threads", 1),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Measure and print."""
-    chosen = arguments()
+    chosen = parser_of(__doc__, batch=16, passes=2, rounds=11, threads=1).parse_args()
     warnings.simplefilter("ignore")
     told = {"run": "benchmark", "step": "prune", "attempt": 1, "fingerprint": "0" * 32, "store": "/nonexistent"}
     job = PruneJob(
@@ -84,16 +62,7 @@ def main() -> None:
 
 def compare(chosen: argparse.Namespace, current: Runtime) -> dict[str, Any]:
     """Medians over all rounds, of every variant."""
-    architecture = Architecture(
-        family=Family.LLAMA,
-        layers=chosen.layers,
-        hidden_size=chosen.hidden,
-        ffn_hidden_size=chosen.ffn,
-        attention_heads=chosen.heads,
-        query_groups=chosen.groups,
-        head_dim=chosen.hidden // chosen.heads,
-        vocabulary_size=chosen.vocabulary,
-    )
+    architecture = llama(chosen, chosen.hidden, chosen.ffn)
     model = build(architecture, current, sequence_length=chosen.sequence).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A student that prune made, to distil."""
+"""A student that prune made, and the job that distils it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from stores import DATA, TEACHER, common, context, make_store
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import PruneConfig, PruneJob
+from compression_pipeline.config import DistillConfig, DistillJob, PruneConfig, PruneJob, ValidationConfig
 from compression_pipeline.phases import prune
 
 PRUNED = "prune-" + "1" * 32
-
+DISTILLED = "2" * 32
 
 NARROW = {"hidden_size": 32, "ffn_hidden_size": 64}
 
@@ -25,3 +25,17 @@ def pruned_store(root: Path, kind: str = "llama3", sizes: Mapping[str, int] = NA
     )
     prune.run(job, context(store, "1" * 32)[0])
     return store
+
+
+def distill_job(store: Store, settings: DistillConfig, attempt: int = 1, **fields: Any) -> DistillJob:
+    """Distil the student of `pruned_store`; `fields`: the job's others."""
+    return DistillJob(
+        **common(store, "distill-width", DISTILLED, attempt),
+        data=DATA,
+        teacher=TEACHER,
+        pruned=PRUNED,
+        sequence_length=32,
+        distill=settings,
+        validation=ValidationConfig(samples=6),
+        **fields,
+    )

@@ -10,13 +10,13 @@ import torch
 from finetuning import Stopping
 from hypothesis import given
 from hypothesis import strategies as st
-from pruned import PRUNED, pruned_store
+from pruned import DISTILLED, distill_job, pruned_store
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from stores import DATA, TEACHER, common, context
+from stores import context
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import DistillConfig, DistillJob, DistillResult, ValidationConfig, semantic_fields
+from compression_pipeline.config import DistillConfig, DistillJob, DistillResult, semantic_fields
 from compression_pipeline.engines.history import History, StepEntry, ValidationEntry
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.megatron.engine import MegatronEngine
@@ -24,7 +24,6 @@ from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
 from compression_pipeline.phases.best import BestWeights
 
-DISTILLED = "2" * 32
 NAME = f"distill-{DISTILLED}"
 SETTINGS: dict[str, Any] = {
     "steps": 6,
@@ -58,15 +57,7 @@ def scripted(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(store: Store, attempt: int = 1, **settings: Any) -> DistillJob:
-    return DistillJob(
-        **common(store, "distill-width", DISTILLED, attempt),
-        data=DATA,
-        teacher=TEACHER,
-        pruned=PRUNED,
-        sequence_length=32,
-        distill=DistillConfig(**(SETTINGS | settings)),
-        validation=ValidationConfig(samples=6),
-    )
+    return distill_job(store, DistillConfig(**(SETTINGS | settings)), attempt)
 
 
 def distilled(store: Store, attempt: int = 1, **settings: Any) -> DistillResult:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import save_model
 from finetuning import Stopping
-from pruned import PRUNED, pruned_store
+from pruned import DISTILLED, PRUNED, distill_job, pruned_store
 from safetensors.torch import load_file, save_file
 from stores import DATA, TEACHER, common, context, make_store, publish
 from torch.nn.functional import cross_entropy
@@ -26,7 +26,6 @@ from compression_pipeline.config import (
     ExportDtype,
     PruneConfig,
     PruneJob,
-    ValidationConfig,
     won_back,
 )
 from compression_pipeline.errors import Interrupted, MissingArtifact, UserError
@@ -39,7 +38,6 @@ from compression_pipeline.phases import prune
 from compression_pipeline.random_order import permutation
 from compression_pipeline.reference_logits import Reference, kept_positions, relative_error
 
-DISTILLED = "2" * 32
 SETTINGS = {
     "steps": 8,
     "global_batch_size": 8,
@@ -58,15 +56,7 @@ def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(store: Store, attempt: int = 1, **settings: Any) -> DistillJob:
-    return DistillJob(
-        **common(store, "distill-width", DISTILLED, attempt),
-        data=DATA,
-        teacher=TEACHER,
-        pruned=PRUNED,
-        sequence_length=32,
-        distill=DistillConfig(**(SETTINGS | settings)),
-        validation=ValidationConfig(samples=6),
-    )
+    return distill_job(store, DistillConfig(**(SETTINGS | settings)), attempt)
 
 
 def run(store: Store, **settings: Any) -> tuple[DistillResult, Artifact, list[dict[str, Any]]]:

@@ -9,18 +9,17 @@ from typing import Any
 import pytest
 import torch
 from finetuning import Stopping
-from pruned import PRUNED, pruned_store
+from pruned import DISTILLED, distill_job, pruned_store
 from safetensors.torch import load_file
-from stores import DATA, TEACHER, common, context
+from stores import context
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import AcceptConfig, DistillConfig, DistillJob, DistillResult, ValidationConfig
+from compression_pipeline.config import AcceptConfig, DistillConfig, DistillJob, DistillResult
 from compression_pipeline.engines.history import History, ValidationEntry
 from compression_pipeline.errors import Interrupted
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
 
-DISTILLED = "2" * 32
 NAME = f"distill-{DISTILLED}"
 LOW = 1e-3
 SETTINGS = DistillConfig(
@@ -42,16 +41,7 @@ def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(store: Store, accept: AcceptConfig | None, attempt: int = 1) -> DistillJob:
-    return DistillJob(
-        **common(store, "distill-width", DISTILLED, attempt),
-        data=DATA,
-        teacher=TEACHER,
-        pruned=PRUNED,
-        sequence_length=32,
-        distill=SETTINGS,
-        validation=ValidationConfig(samples=6),
-        accept=accept,
-    )
+    return distill_job(store, SETTINGS, attempt, accept=accept)
 
 
 def distilled(store: Store, accept: AcceptConfig | None, attempt: int = 1) -> DistillResult:

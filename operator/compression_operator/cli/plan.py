@@ -12,6 +12,7 @@ from compression_operator.api.documents import MalformedYaml, read_documents
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.planned import PlannedTraining
 from compression_operator.api.run import CompressionRun
+from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
 from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes
 from compression_operator.local import machine
@@ -30,9 +31,6 @@ from .common import Code, complain, console, default_workdir, digests_of_sources
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-MOUNTED = Path("/sources")
-"""Where pods mount the claims of sources."""
 
 WHOLE = 1000
 """Columns for a table, which takes what it needs: a terminal shows the rest of a long line below it."""
@@ -99,7 +97,7 @@ def _teacher(
             teacher.model,
             teacher.revision,
             root=source_root(arguments.file),
-            mounted=MOUNTED,
+            mounted=Path(MOUNTED_CLAIMS),
             offline=arguments.offline,
             environment=os.environ,
         ), None

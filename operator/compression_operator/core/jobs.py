@@ -10,6 +10,9 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Progress
 from compression_pipeline.config import PRECISION_VARIABLE, ExitClass, JobConfig, Phase, Precision, Termination
 
+MOUNTED_CLAIMS = "/sources"
+"""Where pods find the claims that sources name, one folder each, read-only."""
+
 
 class JobState(StrEnum):
     """What a backend knows of a job."""

@@ -199,7 +199,7 @@ def test_a_claim_is_read_where_it_is_mounted(
     folder = tmp_path / "models" / "some" / "teacher"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    monkeypatch.setattr(plan, "MOUNTED", tmp_path)
+    monkeypatch.setattr(plan, "MOUNTED_CLAIMS", tmp_path)
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["teacher"]["source"] == str(folder / "config.json")
 

@@ -9,7 +9,7 @@ from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.pods import SecretKeyRef
 from compression_operator.api.run import API_VERSION, GROUP, KIND, CompressionRun
 from compression_operator.api.templates import CONTAINER, PodTemplates
-from compression_operator.core.jobs import Job
+from compression_operator.core.jobs import MOUNTED_CLAIMS, Job
 from compression_pipeline.config import CONFIG_VARIABLE, PHASES, JobConfig, SourcesJob
 from compression_pipeline.config.schemes import claims_of, offline_variables, secret_keys
 
@@ -23,8 +23,6 @@ MANAGED_BY, MANAGER = "app.kubernetes.io/managed-by", "compression-operator"
 
 STORE = "/compression"
 STORE_VOLUME = "store"
-CLAIMS = "/sources"
-"""Where prepare finds the claims that sources name, one folder each, read-only."""
 
 STOPPING_SECONDS = 15
 """Time of the pod's grace period that is left once the job's own is over: to say how it ended."""
@@ -209,4 +207,4 @@ def _claim_volume(run: CompressionRun, claim: str) -> str:
 
 def _claims(config: JobConfig) -> dict[str, str]:
     """The claims that a job reads its sources from -> where it finds them."""
-    return {claim: f"{CLAIMS}/{claim}" for claim in sorted(set(claims_of(config.sources).values()))}
+    return {claim: f"{MOUNTED_CLAIMS}/{claim}" for claim in sorted(set(claims_of(config.sources).values()))}
