@@ -250,7 +250,7 @@ class CompressionRunSpec(ConfigModel):
         ge=1,
         le=32,
         description="Most jobs of this run that run at once. A job that waits for a GPU does not keep one that needs "
-        "no GPU from starting.",
+        "no GPU from starting. If several could start, those that train and export start before those that evaluate.",
     )
     job_history_limit: int = Field(
         default=3,

@@ -259,16 +259,16 @@ class _Builder:
             fingerprint=mark,
             artifact=f"{phase}-{key}" if key else None,
             precision=precision if steps.depends_on_device else None,
-            sources=self._sources_before(phase, inputs),
+            sources=self._sources_before(phase),
         )
 
-    def _sources_before(self, phase: Phase, inputs: Mapping[str, str]) -> tuple[str, ...]:
-        """What the first steps after the sources wait for beside their inputs, so that no source that turns out to be
-        wrong does so when GPUs are taken. Later steps wait for these.
+    def _sources_before(self, phase: Phase) -> tuple[str, ...]:
+        """What a step waits for beside its inputs, so that no source that turns out to be wrong does so when GPUs are
+        taken. A student that is made is handed out whatever the sources.
         """
-        read = tuple(name for name, step in self.steps.items() if PHASES[step.phase].reads_sources)
-        first = not PHASES[phase].reads_sources and set(inputs.values()) <= set(read)
-        return read if first else ()
+        if PHASES[phase].reads_sources or PHASES[phase].delivers:
+            return ()
+        return tuple(name for name, step in self.steps.items() if PHASES[step.phase].reads_sources)
 
     def _marks(
         self,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jobs_world import World, manifest
-from looks import condition, created, open_jobs, states, step
+from looks import condition, created, finish, open_jobs, states, step
 
 from compression_operator.api.run import TASK_SOURCES_ANNOTATION
 from compression_operator.api.status import Resolved, ResolvedTasks, RunPhase
@@ -104,6 +104,20 @@ def test_no_training_begins_before_the_tasks_are_found() -> None:
     assert step(world, "finetune").message == "not started because tasks did not succeed"
 
 
-def test_the_first_steps_of_students_wait_for_the_tasks_too() -> None:
+def test_what_takes_a_gpu_waits_for_the_tasks_and_what_is_made_is_handed_out() -> None:
     steps = {one.name: one.predecessors for one in planned(evaluate=EVALUATE, finetune=None).steps}
-    assert "tasks" in steps["prune-width"] and "tasks" not in steps["distill-width"]
+    assert "tasks" in steps["prune-width"] and "tasks" in steps["distill-width"]
+    assert "tasks" not in steps["export-width"]
+
+
+def test_an_edit_of_the_tasks_holds_back_the_steps_that_have_not_begun() -> None:
+    world = World(manifest(evaluate=EVALUATE, maxParallelJobs=8))
+    world.look()
+    finish(world)
+    finish(world, "finetune")
+    world.edit(evaluate={"tasks": [{"name": "helaswag"}]})
+    assert created(world.look()) == ["tasks"]
+    finish(world, "prune-width", "prune-depth")
+    assert step(world, "distill-width").message == "waits for tasks"
+    finish(world, "tasks")
+    assert states(world)["distill-width"] == "Starting"

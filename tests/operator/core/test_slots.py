@@ -6,6 +6,7 @@ from looks import FINETUNED, PRUNED, at, created, finish, open_jobs, step
 
 from compression_operator.api.status import StepState
 from compression_operator.core.jobs import JobState
+from compression_pipeline.config import Phase
 
 ON_CPU = {"phases": {"prune": {"gpusPerNode": 0}}}
 
@@ -57,3 +58,13 @@ def test_jobs_that_go_on_are_waited_for_as_slots() -> None:
     assert step(world, "prune-depth").message == "waits for a free slot (maxParallelJobs is 1)"
     finish(world)
     assert open_jobs(world)
+
+
+def test_what_trains_and_hands_out_goes_before_what_scores() -> None:
+    world = World(manifest(maxParallelJobs=1, evaluate={"tasks": [{"name": "hellaswag"}]}))
+    order: list[str] = []
+    world.look()
+    while jobs := open_jobs(world):
+        order += [world.jobs[name].job.phase for name in jobs]
+        finish(world)
+    assert list(dict.fromkeys(order)) == list(Phase)
