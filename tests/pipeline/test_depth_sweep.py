@@ -21,7 +21,6 @@ from compression_pipeline.config import Axis, ImportanceConfig, PruneConfig, Pru
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.importance import Samples, measure, scorers
-from compression_pipeline.importance.blocks import block_lengths
 from compression_pipeline.importance.ranking import best_block
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
@@ -29,6 +28,7 @@ from compression_pipeline.phases import prune as phase
 from compression_pipeline.report.charts import SPAN, LineChart
 from compression_pipeline.report.importance import read_importance
 from compression_pipeline.report.phases.prune import REPORT, importance_panels
+from compression_pipeline.sizing.sweep import block_lengths
 from compression_pipeline.text.batches import Batch
 
 BY_LOSS = ImportanceConfig(depth="LMLoss")
@@ -99,7 +99,8 @@ def test_the_manifest_names_it_and_the_key_follows() -> None:
     )
     assert len({job.fingerprint for job in (default, by_loss, fewer)}) == 3
     assert judged(**asked(depthSamples=8)) == [
-        "spec.students[0].prune.importance.depthSamples: is a setting of depth: LMLoss; leave it out, or change depth"
+        "spec.students[0].prune.importance.depthSamples: is a setting of depth: LMLoss or Task; leave it out, or "
+        "change depth"
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from compression_pipeline.config import PHASES, AcceptConfig, Rule, TrainingConfig
+from compression_pipeline.config import ASKING, PHASES, AcceptConfig, Rule, TrainingConfig
 from compression_pipeline.config.base import cel_format, cel_indivisible, indivisible
 from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
 
@@ -48,6 +48,12 @@ def spec_rules() -> tuple[Rule, ...]:
             lambda spec: all(_measures(spec, student.accept) for student in spec.students),
             "self.students.all(student, !has(student.accept) || !has(student.accept.tasks) || "
             f"student.accept.tasks.all(gate, {_CEL_MEASURED}))",
+        ),
+        Rule.of(
+            "students",
+            _UNASKED,
+            lambda spec: all(_asks(spec, student) for student in spec.students),
+            f"self.students.all(student, {_CEL_ASKS})",
         ),
         *(_splits_over_ranks(phase) for phase, spec in PHASES.items() if spec.trains),
         _students_split_over_ranks(),
@@ -92,6 +98,21 @@ _CEL_MEASURED = (
 def _measures(spec: CompressionRunSpec, accept: AcceptConfig | None) -> bool:
     measured = {task.name for task in spec.evaluate.tasks} if spec.evaluate else set[str]()
     return accept is None or measured.issuperset(gate.name for gate in accept.tasks)
+
+
+_UNASKED = (
+    f"prune.importance.depth of one of them is {' or '.join(ASKING)}, by a task that evaluate.tasks does not measure; "
+    "add it there, or name one of these in depthTask"
+)
+_CEL_ASKS = (
+    f"!(student.prune.importance.depth in {ASKING}) || (has(self.evaluate) && has(self.evaluate.tasks) && "
+    "self.evaluate.tasks.exists(task, !has(student.prune.importance.depthTask) || "
+    "task.name == student.prune.importance.depthTask))"
+)
+
+
+def _asks(spec: CompressionRunSpec, student: Student) -> bool:
+    return student.prune.importance.depth not in ASKING or spec.depth_task(student) is not None
 
 
 def _extends_by_nothing(spec: CompressionRunSpec, student: Student) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from compression_pipeline.config import (
+    ASKING,
     DEFAULT_ENGINE,
     PHASES,
     AcceptConfig,
@@ -273,6 +274,19 @@ class CompressionRunSpec(ConfigModel):
         tasks = self.evaluate.tasks if self.evaluate else []
         named = ((f"evaluate.tasks[{n}].source", task.source) for n, task in enumerate(tasks))
         return {field: source for field, source in named if source is not None}
+
+    def depth_task(self, student: Student | None) -> EvaluateConfig | None:
+        """How the task is asked that the student's layers are ranked by; None if they are not, or by none that there
+        is.
+        """
+        importance = student.prune.importance if student else None
+        if importance is None or importance.depth not in ASKING or self.evaluate is None:
+            return None
+        for task in self.evaluate.tasks:
+            if importance.depth_task in (None, task.name):
+                asked = task.model_copy(update={"limit": importance.depth_samples or task.limit})
+                return EvaluateConfig(tasks=[asked], batch_size=self.evaluate.batch_size)
+        return None
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training that the manifest asks for, by its field."""

@@ -88,6 +88,8 @@ class PhaseSteps:
     """By role (a field of the phase's job): the phase whose artifact fills it, of the same student if it has one."""
     configuration: Callable[[CompressionRunSpec, Student | None, Precision], Configuration]
     """`Precision` is the arithmetic of what computes on the phase's device and isn't told any."""
+    of_student: Callable[[CompressionRunSpec, Student | None], Mapping[str, Phase]] = lambda spec, student: {}
+    """What it reads besides `inputs`, for a student that needs it."""
     wanted: Callable[[CompressionRunSpec], bool] = _always
     """Whether the run has such steps."""
     students: Callable[[CompressionRunSpec, Discovered], Sequence[Student]] = _every_student
@@ -132,10 +134,15 @@ def _finetuned(spec: CompressionRunSpec, student: Student | None, precision: Pre
 
 def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
     return {
+        "evaluate": spec.depth_task(student),
         "prune": student and student.prune,
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
     }
+
+
+def _tasks_of(spec: CompressionRunSpec, student: Student | None) -> dict[str, Phase]:
+    return {"tasks": Phase.TASKS} if spec.depth_task(student) else {}
 
 
 def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
@@ -253,6 +260,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
         PhaseSteps(
             Phase.PRUNE,
             inputs=_teachers,
+            of_student=_tasks_of,
             configuration=_pruned,
             # Importance measured in another arithmetic may choose another student.
             depends_on_device=True,

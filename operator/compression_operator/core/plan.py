@@ -237,7 +237,7 @@ class _Builder:
         of_student = student.name if student else None
         inputs = {
             role: step_name(other, of_student if PHASES[other].per_student else None)
-            for role, other in steps.inputs(self._spec).items()
+            for role, other in {**steps.inputs(self._spec), **steps.of_student(self._spec, student)}.items()
         }
         name = step_name(phase, of_student)
         on_gpu = self._gpus and self._spec.phases.of(phase).gpus_per_node > 0

@@ -12,6 +12,7 @@ from .figures import Figure, figures_of, human_bytes, number_runs, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .gates import AcceptConfig, GateFigures, TaskGate, Verdict, misses, verdicts
 from .importance import (
+    ASKING,
     METHODS,
     SCORES,
     Aggregation,
@@ -78,6 +79,7 @@ from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConf
 from .training import DistillConfig, FinetuneConfig, KeepBest, Precision, TrainingConfig, ValidationConfig
 
 __all__ = [
+    "ASKING",
     "CONFIG_VARIABLE",
     "DEFAULT_ENGINE",
     "ENGINES",

@@ -37,6 +37,8 @@ class Method:
     """Whether it makes one score of many activations as `ImportanceConfig.aggregation` says."""
     held_out: bool = False
     """Whether it measures on held-out text, of which it takes `ImportanceConfig.held_out_sequences`."""
+    asks: bool = False
+    """Whether it scores the model by a task (`ImportanceConfig.depth_task`)."""
     meaning: str = ""
     """What a high score says of a part, for the report: a phrase."""
 
@@ -62,12 +64,21 @@ METHODS: dict[str, Method] = {
         held_out=True,
         meaning="how much the loss of held-out text rises without the layer",
     ),
+    "Task": Method(
+        words="the score without them",
+        implementations={Axis.LAYERS: "compression_pipeline.importance.task:TaskScore"},
+        asks=True,
+        meaning="how much worse the score in the task is without the layer",
+    ),
 }
 
 
-_HELD_OUT = [name for name, method in METHODS.items() if method.held_out]
+ASKING = [name for name, method in METHODS.items() if method.asks]
+"""The methods that score the model by a task."""
+
+_SWEEPS = [name for name, method in METHODS.items() if method.held_out or method.asks]
 _ON_TRAINING_TEXT = [
-    name for name, method in METHODS.items() if Axis.LAYERS in method.implementations and not method.held_out
+    name for name, method in METHODS.items() if Axis.LAYERS in method.implementations and name not in _SWEEPS
 ]
 
 HELD_OUT_SEQUENCES = 64
@@ -107,9 +118,15 @@ class ImportanceConfig(ConfigModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule.of(
             "depthSamples",
-            f"is a setting of depth: {' or '.join(_HELD_OUT)}; leave it out, or change depth",
+            f"is a setting of depth: {' or '.join(_SWEEPS)}; leave it out, or change depth",
             lambda importance: importance.depth_samples is None or importance.depth not in _ON_TRAINING_TEXT,
             f"!has(self.depthSamples) || self.depthSamples < 1 || !(self.depth in {_ON_TRAINING_TEXT})",
+        ),
+        Rule.of(
+            "depthTask",
+            f"is a setting of depth: {' or '.join(ASKING)}; leave it out, or change depth",
+            lambda importance: importance.depth_task is None or importance.depth in ASKING,
+            f"!has(self.depthTask) || self.depth in {ASKING}",
         ),
     )
 
@@ -131,13 +148,20 @@ class ImportanceConfig(ConfigModel):
         default="BlockInfluence",
         description="Method for layers. BlockInfluence ranks them by how much each changes its input. LMLoss drops "
         "the contiguous block without which the loss on held-out text is lowest. That is the validation text, so "
-        "validation losses favour its choice slightly.",
+        "validation losses favour its choice slightly. Task drops the one without which the score in a task is best.",
     )
     depth_samples: int | None = Field(
         default=None,
         ge=1,
         le=1_048_576,
-        description=f"Number of held-out sequences on which LMLoss measures. Default: {HELD_OUT_SEQUENCES}.",
+        description=f"Number of held-out sequences on which LMLoss measures ({HELD_OUT_SEQUENCES} unless set), or of "
+        "questions that Task asks of the model without each block of layers (the task's limit unless set).",
+    )
+    depth_task: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="Name of the task of evaluate.tasks by which Task scores. Default: the first one.",
     )
     aggregation: AggregationConfig = Field(
         default=AggregationConfig(),

@@ -108,12 +108,15 @@ class FinetuneJob(EngineJob):
 class PruneJob(EngineJob):
     """Cut the student out of the (corrected) teacher. Its artifact: `model/`, importance scores and plot."""
 
+    roles = (*EngineJob.roles, "tasks")
     blocks: ClassVar[tuple[str, ...]] = ("prune",)
 
     data: str
     teacher: str = Field(description="Artifact with the (corrected) teacher: finetune's, or prepare's without one.")
     sequence_length: int
     prune: PruneConfig
+    tasks: str | None = Field(default=None, description="Artifact with the task that layers are ranked by (tasks').")
+    evaluate: EvaluateConfig | None = Field(default=None, description="That task alone, and how it is asked.")
 
     def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * WEIGHT

@@ -121,7 +121,13 @@ class PruneConfig(ConfigModel):
         description="Number that hiddenSize and ffnHiddenSize must be multiples of. 64 suits tensor cores. Lower it "
         "for small models.",
     )
-
+    iterations: int = Field(
+        default=1,
+        ge=1,
+        le=32,
+        description="Number of cuts that lead to these sizes. Importance is measured again before each, on the model "
+        "as it was cut so far. Widths shrink by equal factors, layers by equal numbers; dropLayers go first.",
+    )
     importance: ImportanceConfig = Field(
         default=ImportanceConfig(), description="Methods that rank channels, neurons, heads and layers by importance."
     )

@@ -47,7 +47,7 @@ class FinetuneResult(TrainingResult):
 
 BLOCK_SCORE = (
     "What importance.depth measured without the dropped block of layers, before anything else was cut or trained: "
-    "LMLoss the loss in nats per token."
+    "LMLoss the loss in nats per token, Task the score."
 )
 
 

@@ -9,7 +9,7 @@ from compression_pipeline.config import METHODS, Axis, ImportanceConfig
 
 from .base import Estimator, Measurement, Samples, Scores
 from .measuring import Scorer, measure
-from .ranking import BLOCKS, Choice, block_score, choose
+from .ranking import BLOCKS, Choice, block_score, choose, higher_is_better
 
 
 def scorers(importance: ImportanceConfig, axes: Collection[Axis] = tuple(Axis)) -> Mapping[str, Scorer]:
@@ -32,6 +32,7 @@ __all__ = [
     "Scores",
     "block_score",
     "choose",
+    "higher_is_better",
     "measure",
     "scorers",
 ]

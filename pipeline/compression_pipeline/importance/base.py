@@ -22,7 +22,8 @@ Scores = Mapping[str, Tensor]
 """Axis -> scores, float32 on the CPU, higher is more important.
 
 hidden: [hidden size]; ffn: [layers, FFN size]; heads: [layers, heads]; layers: [layers]. Where layers were dropped in
-blocks, layers.blocks: rows of first layer (from 1), layers, loss; the first row, of no layers, is of the whole model.
+blocks, layers.blocks: rows of first layer (from 1), layers, and what was measured without these, a loss unless
+layers.higherIsBetter is 1; the first row, of no layers, is of the whole model.
 """
 
 
@@ -38,6 +39,20 @@ class HeldOut(Protocol):
         ...
 
     def __iter__(self) -> "Iterator[Batch]": ...
+
+
+class Asked(Protocol):
+    """A task that the model is scored by, without some of its layers. The ranks share the blocks of layers."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def ranks(self) -> int: ...
+
+    def score(self, first: int, length: int) -> tuple[float, bool]:
+        """The score without these layers (from 0), and whether a higher one is better."""
+        ...
 
 
 class Noted(Protocol):
@@ -73,6 +88,8 @@ class Samples:
     """How many layers are to be cut by their scores; None where none are."""
     notes: Callable[[str], Noted] = lambda name: Unnoted()
     """Where the measurement of this name notes how far it is."""
+    asked: Asked | None = None
+    """For methods that measure by a task."""
 
 
 class Measurement(ABC):

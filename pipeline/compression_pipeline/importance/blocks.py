@@ -1,4 +1,4 @@
-"""Contiguous blocks of layers, each left out of a model in turn: which, and how far a sweep over them has come."""
+"""What is measured of a model without each contiguous block of layers, and how far a sweep over these has come."""
 
 import math
 from collections.abc import Sequence
@@ -7,22 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compression_pipeline.sizing.sweep import Block
+
 from .base import Noted
-
-Block = tuple[int, int]
-"""First layer, counted from 0, and number of layers."""
-
-
-def block_lengths(layers: int, dropped: int | None) -> list[int]:
-    """Lengths of the blocks that are left out of a model: the powers of two below its layers, and what is to be cut."""
-    lengths = {1 << power for power in range(layers.bit_length()) if 1 << power < layers}
-    return sorted(lengths | ({dropped} if dropped else set()))
-
-
-def blocks_of(layers: int, dropped: int | None) -> list[Block]:
-    """The blocks of these lengths, those with the same first layer together, the shortest first."""
-    lengths = block_lengths(layers, dropped)
-    return [(first, length) for first in range(layers) for length in lengths if first + length <= layers]
 
 
 def block_table(blocks: Sequence[Block], whole: float, without: Sequence[float]) -> Tensor:

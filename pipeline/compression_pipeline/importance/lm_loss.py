@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compression_pipeline.sizing.sweep import blocks_of
+
 from .base import Measurement, Samples, sum_over_ranks
-from .blocks import block_table, blocks_of, note_of, resumed
+from .blocks import block_table, note_of, resumed
 
 
 class LMLoss(Measurement):

@@ -11,7 +11,7 @@ from compression_pipeline.config import Architecture, PruneConfig, PrunedHeads
 
 from .base import Scores
 
-BLOCKS = "layers.blocks"
+BLOCKS, HIGHER = "layers.blocks", "layers.higherIsBetter"
 """See `Scores`."""
 
 
@@ -29,6 +29,25 @@ class Choice:
     layers: list[int]
     merged: Tensor | None = None
     """Pairs of a kept head and the pruned one that is merged into it, [layers, pairs, 2], counted over the layer."""
+
+    def then(self, later: "Choice") -> "Choice":
+        """What is kept of the first model after `later` was chosen of what this one had kept; nothing is merged."""
+        hidden = later.hidden if self.hidden is None or later.hidden is None else self.hidden[later.hidden]
+        return Choice(
+            hidden=self.hidden if hidden is None else hidden,
+            ffn=self._then(self.ffn, later.ffn),
+            heads=self._then(self.heads, later.heads),
+            layers=[self.layers[layer] for layer in later.layers],
+        )
+
+    def _then(self, kept: Tensor | None, later: Tensor | None) -> Tensor | None:
+        """`later` has rows for the layers that were left; here they are for all. Those of dropped ones mean nothing."""
+        if later is None:
+            return kept
+        rows = later if kept is None else kept[self.layers].gather(1, later)
+        found = torch.zeros(max(self.layers) + 1, rows.shape[1], dtype=rows.dtype)
+        found[self.layers] = rows
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """For people and tools: `layers` counted from 1, everything else from 0; width as kept in the kept layers."""
@@ -102,7 +121,7 @@ def _layers(scores: Scores, teacher: Architecture, prune: PruneConfig) -> list[i
         return list(range(teacher.layers))
     dropped = teacher.layers - prune.layers
     if dropped and BLOCKS in scores:
-        block = best_block(scores[BLOCKS], dropped)
+        block = best_block(scores[BLOCKS], dropped, higher_is_better=higher_is_better(scores))
         return [layer for layer in range(teacher.layers) if layer not in block]
     return sorted(descending(scores["layers"])[: prune.layers].tolist())
 
@@ -116,7 +135,13 @@ def block_score(scores: Scores, kept: Sequence[int]) -> float | None:
     )
 
 
-def best_block(blocks: Tensor, length: int) -> range:
-    """The block of this length without which the loss is lowest, counted from 0; of equals the first."""
-    first, _, _ = min(blocks[blocks[:, 1] == length].tolist(), key=lambda row: (row[2], row[0]))
+def higher_is_better(scores: Scores) -> bool:
+    """Of what was measured without blocks of layers."""
+    return HIGHER in scores and bool(scores[HIGHER].item())
+
+
+def best_block(blocks: Tensor, length: int, *, higher_is_better: bool = False) -> range:
+    """The block of this length without which the model is best, counted from 0; of equals the first."""
+    sign = -1 if higher_is_better else 1
+    first, _, _ = min(blocks[blocks[:, 1] == length].tolist(), key=lambda row: (sign * row[2], row[0]))
     return range(int(first) - 1, int(first) - 1 + length)

@@ -1,6 +1,7 @@
 """prune: measure what matters, cut the student out of the teacher, check what came out."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compression_pipeline.config import (
+    ASKING,
     Aggregation,
     Architecture,
     Axis,
@@ -29,13 +31,24 @@ from compression_pipeline.engines.soundness import check_sound
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import CheckpointFiles, inspect
 from compression_pipeline.huggingface.writer import save_tensors, write_checkpoint
-from compression_pipeline.importance import BLOCKS, Choice, Samples, Scores, block_score, choose
+from compression_pipeline.importance import (
+    BLOCKS,
+    Choice,
+    Samples,
+    Scores,
+    block_score,
+    choose,
+    higher_is_better,
+)
 from compression_pipeline.importance.base import Batches
 from compression_pipeline.phases import measuring, scores
 from compression_pipeline.phases.arithmetic import planned_precision
+from compression_pipeline.phases.cutting import Cut, cutting_steps
 from compression_pipeline.phases.drawing import try_to_draw
 from compression_pipeline.phases.notes import Notes
 from compression_pipeline.report import IMPORTANCE
+from compression_pipeline.tasks.live import live_model
+from compression_pipeline.tasks.shallow import ShallowScores
 from compression_pipeline.text.batches import Batch, Place, ShuffledText, ValidationData
 
 CALIBRATION_TOKENS = 8192
@@ -62,30 +75,48 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     # Weights are only moved, never rounded: float32 arithmetic unless they are bfloat16 already.
     planned = planned_precision(Phase.PRUNE)
     precision = planned if dtype is torch.bfloat16 else Precision.FP32
+    check_task(job)
     with start_engine(job, context, precision=precision) as engine:
         sequences = Calibration(data.data, engine, job.sequence_length, prune.calibration_samples)
         check_aggregation(sequences, prune)
         model = measuring.loaded(engine, teacher, teacher_artifact.model, sequence_length=job.sequence_length)
-        held_out = HeldOutText(data.data, engine, job, context)
-        samples = Samples(
-            sequences.batches(context),
-            held_out,
-            held_out.tell,
-            dropped=scores.dropped(prune, teacher),
-            notes=lambda name: notes_of(job, context, engine, name),
-        )
+
+        def measure(model: Model, of: Architecture, cut: PruneConfig, step: int, axes: Collection[Axis]) -> Scores:
+            held_out = HeldOutText(data.data, engine, job, context)
+            samples = Samples(
+                sequences.batches(context),
+                held_out,
+                held_out.tell,
+                dropped=scores.dropped(cut, of),
+                notes=lambda name: notes_of(job, context, engine, f"{name}-{step}"),
+                asked=asked(job, context, engine, model, of, teacher_artifact.model, dtype),
+            )
+            return _measured(engine, model, of, samples, prune, axes)
+
+        first, *later = cutting_steps(teacher, prune)
         found = scores.find_or_measure(
-            job, context, engine, teacher, lambda axes: _measured(engine, model, teacher, samples, prune, axes)
+            job, context, engine, teacher, lambda axes: measure(model, teacher, first, 1, axes)
         )
-        choice = choose(found.scores, teacher, prune)
-        model = engine.cut(model, teacher, student, choice, divisor=prune.divisor)
+        choice, shape = choose(found.scores, teacher, first), student_architecture(teacher, first)
+        model = engine.cut(model, teacher, shape, choice, divisor=prune.divisor)
+        cuts = [Cut(shape, found.scores, choice.layers)]
+        for step, cut in enumerate(later, start=2):
+            cut_before, model = model, engine.build(shape, sequence_length=job.sequence_length)
+            engine.fill(model, engine.state(cut_before), measuring.torch_type(engine.precision))
+            del cut_before
+            engine.free()
+            again = measure(model, shape, cut, step, tuple(Axis))
+            chosen, after = choose(again, shape, cut), student_architecture(shape, cut)
+            model = engine.cut(model, shape, after, chosen, divisor=prune.divisor)
+            choice, shape = choice.then(chosen), after
+            cuts.append(Cut(shape, again, choice.layers))
         result = PruneResult(
             student=student,
             parameters=student.parameters,
             compression_ratio=student.parameters / teacher.parameters,
             kept_layers=[layer + 1 for layer in choice.layers],
             scores_reused=found.seconds is None,
-            block_score=block_score(found.scores, choice.layers) if samples.dropped else None,
+            block_score=block_score(found.scores, choice.layers) if scores.dropped(prune, teacher) else None,
         )
         if engine.rank == 0:
             metrics = {
@@ -106,11 +137,11 @@ def run(job: PruneJob, context: Context) -> PruneResult:
                     template=teacher_artifact.model,
                     dtype=dtype,
                 )
-                write_scores(found.scores, choice, prune, draft.path)
+                write_scores(cuts, choice, job, draft.path)
                 draw_importance(draft.path, teacher, prune, result.kept_layers, context)
                 published = draft.publish(
                     config=job.to_json(),
-                    inputs={"data": job.data, "teacher": job.teacher, **found.inputs},
+                    inputs={"data": job.data, "teacher": job.teacher, **scores.tasks_of(job), **found.inputs},
                     result=result.to_json(),
                     metrics=metrics,
                 )
@@ -149,6 +180,49 @@ def check_sizes(teacher: Architecture, prune: PruneConfig) -> None:
             faults.append(f"{field}: {said}")
     if faults:
         raise UserError("; ".join(f"prune.{fault}" for fault in faults))
+
+
+def check_task(job: PruneJob) -> None:
+    """Raises UserError where layers are to be ranked by a task and the job was given none."""
+    if job.prune.importance.depth in ASKING and (job.evaluate is None or job.tasks is None):
+        raise UserError(
+            f"prune.importance.depth: {job.prune.importance.depth} needs a task of evaluate.tasks, and the job has "
+            "none; name one, with an operator of this version"
+        )
+
+
+def asked(
+    job: PruneJob,
+    context: Context,
+    engine: Engine,
+    model: Model,
+    architecture: Architecture,
+    template: Path,
+    dtype: torch.dtype,
+) -> ShallowScores | None:
+    """What scores the model by the job's task; None without one."""
+    if job.evaluate is None or job.tasks is None:
+        return None
+
+    def load() -> tuple[Any, Any]:
+        from transformers import AutoTokenizer
+
+        os.environ["TQDM_DISABLE"] = "1"  # lm-eval's bars, beside the job's own progress
+        tensors = engine.tensors(engine.state(model), architecture)
+        computed = measuring.torch_type(engine.precision)
+        scored = live_model(
+            tensors, architecture, template=template, rounded=dtype, computed=computed, device=engine.device
+        )
+        return scored, AutoTokenizer.from_pretrained(template, local_files_only=True, trust_remote_code=False)
+
+    return ShallowScores(
+        load,
+        context.store.open(job.tasks).path,
+        job.evaluate,
+        rank=engine.data_rank,
+        ranks=engine.data_size,
+        tick=lambda done, total: context.stop_if_requested(),
+    )
 
 
 def check_aggregation(sequences: "Calibration", prune: PruneConfig) -> None:
@@ -255,14 +329,24 @@ def notes_of(job: PruneJob, context: Context, engine: Engine, name: str) -> Note
     return Notes(context, job.fingerprint, f"{name}-{engine.data_rank}", measured)
 
 
-def write_scores(scores: Scores, choice: Choice, prune: PruneConfig, folder: Path) -> None:
-    """Scores, choice and methods, beside the model; and what was measured of each block of layers (from 1)."""
-    save_tensors(scores, folder / "importance.safetensors")
+def write_scores(cuts: Sequence[Cut], choice: Choice, job: PruneJob, folder: Path) -> None:
+    """Scores, choice and methods, beside the model; and what was measured of each block of layers (from 1).
+
+    Scores of the teacher as it was are importance.safetensors; those of the second cut importance-2.safetensors.
+    """
+    scores, prune = cuts[0].scores, job.prune
+    for step, cut in enumerate(cuts, start=1):
+        save_tensors(cut.scores, folder / ("importance.safetensors" if step == 1 else f"importance-{step}.safetensors"))
     methods = {axis.value: name for axis, name in prune.importance.by_axis().items()}
     told: dict[str, Any] = {"methods": methods, "aggregation": prune.importance.aggregation.to_json()}
     if BLOCKS in scores:
         rows = scores[BLOCKS].tolist()
         told["blocks"] = [{"first": int(first), "layers": int(n), "value": value} for first, n, value in rows]
+        told["higherIsBetter"] = higher_is_better(scores)
+    if job.evaluate is not None:
+        told["task"] = job.evaluate.tasks[0].name
+    if len(cuts) > 1:
+        told["steps"] = [cut.to_json() for cut in cuts]
     (folder / "chosen.json").write_text(json.dumps({**choice.to_json(), **told}) + "\n")
 
 

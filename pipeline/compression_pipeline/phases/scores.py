@@ -14,7 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import DEFAULT_ENGINE, METHODS, SCORES, Architecture, Axis, PruneConfig, PruneJob
+from compression_pipeline.config import (
+    DEFAULT_ENGINE,
+    METHODS,
+    SCORES,
+    Architecture,
+    Axis,
+    Method,
+    PruneConfig,
+    PruneJob,
+)
 from compression_pipeline.config.fingerprint import fingerprint
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine
@@ -82,6 +91,11 @@ def find_or_measure(
     return Found(found, {method: f"{SCORES}-{key}" for method, key in keys.items()}, reused, seconds)
 
 
+def tasks_of(job: PruneJob) -> dict[str, str]:
+    """The input that only some students need."""
+    return {"tasks": job.tasks} if job.tasks is not None else {}
+
+
 def dropped(prune: PruneConfig, teacher: Architecture) -> int | None:
     """How many layers are cut by their scores; None where none are, or where the manifest names them."""
     return teacher.layers - prune.layers or None if prune.layers is not None else None
@@ -102,14 +116,27 @@ def key_of(
         "method": method,
         "axes": ",".join(sorted(axes)),
         "aggregation": prune.importance.aggregation if METHODS[method].aggregates else None,
-        "samples": prune.importance.held_out_sequences if METHODS[method].held_out else prune.calibration_samples,
-        "dropped": cut if METHODS[method].held_out and cut and cut.bit_count() > 1 else None,
+        "samples": _samples(prune, METHODS[method]),
+        "dropped": cut if _sweeps(METHODS[method]) and cut and cut.bit_count() > 1 else None,
+        "evaluate": job.evaluate if METHODS[method].asks else None,
         "sequence_length": job.sequence_length,
         "engine": job.engine if job.engine != DEFAULT_ENGINE else None,
         "precision": engine.precision.value,
     }
     read = {"data": job.data, "teacher": job.teacher}
+    if METHODS[method].asks and job.tasks is not None:
+        read = {"teacher": job.teacher, "tasks": job.tasks}
     return fingerprint(SCORES, how, {role: context.store.open(name).content for role, name in read.items()})
+
+
+def _sweeps(method: Method) -> bool:
+    return method.held_out or method.asks
+
+
+def _samples(prune: PruneConfig, method: Method) -> int | None:
+    if method.asks:
+        return None  # of the task
+    return prune.importance.held_out_sequences if method.held_out else prune.calibration_samples
 
 
 def _read(context: Context, key: str, axes: Collection[Axis]) -> Scores | None:
@@ -130,7 +157,7 @@ def _publish(job: PruneJob, context: Context, method: str, key: str, scores: Sco
         save_tensors(scores, draft.path / FILE)
         draft.publish(
             config={"method": method, "importance": job.prune.importance.to_json(), "step": job.step},
-            inputs={"data": job.data, "teacher": job.teacher},
+            inputs={"data": job.data, "teacher": job.teacher, **tasks_of(job)},
             result={},
             metrics={"seconds": seconds},  # of all methods that were measured with it
         )

@@ -38,9 +38,15 @@ class Importance:
     depth: str = DEPTH
     """The method that scored the layers."""
     whole: float | None = None
-    """Loss of the whole teacher, where blocks were left out."""
+    """Loss, or score, of the whole teacher, where blocks were left out."""
     blocks: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
-    """By length of a block of layers: its first layer and the loss without it."""
+    """By length of a block of layers: its first layer and the loss, or the score, without it."""
+    higher_is_better: bool = False
+    """Of what was measured without blocks: a score, not a loss."""
+    task: str | None = None
+    """The task that blocks were scored by."""
+    steps: Sequence[Mapping[str, Any]] = ()
+    """The cuts that led to the student, where there were several: the shape after each."""
     hidden: Axis | None = None
     ffn: Mapping[int, Axis] = field(default_factory=dict)
     heads: Mapping[int, Axis] = field(default_factory=dict)
@@ -69,6 +75,9 @@ def read_importance(folder: Path) -> Importance:
             int(length): [(int(first), loss) for first, n, loss in blocks if n == length]
             for length in sorted({length for _, length, _ in blocks if length})
         },
+        higher_is_better=bool(chosen.get("higherIsBetter")),
+        task=chosen.get("task"),
+        steps=chosen.get("steps", ()),
         hidden=Axis(hidden, chosen["hidden"]) if hidden and chosen.get("hidden") else None,
         ffn=_by_layer(scores.get("ffn"), chosen.get("ffn"), kept),
         heads=_by_layer(scores.get("heads"), chosen.get("heads"), kept),

@@ -60,6 +60,7 @@ def importance_panels(
     yield _layers(teacher, kept_layers, found, named=named) if teacher and kept_layers else None
     yield _blocks(found, teacher, kept_layers)
     yield _best_blocks(found)
+    yield _steps(found)
     yield _heads(found)
     yield _hidden(found)
     yield _mean_axis("Feed-forward neurons", list(found.ffn.values()), "neurons a layer")
@@ -87,7 +88,7 @@ def _layers(teacher: Architecture, kept_layers: Sequence[int], found: Importance
 
 
 def _blocks(found: Importance, teacher: Architecture | None, kept_layers: Sequence[int]) -> LineChart | None:
-    """The sweep: a line for each length of a block, the loss without it over its first layer."""
+    """The sweep: a line for each length of a block, the loss (or the score) without it over its first layer."""
     if not found.blocks:
         return None
     lines = [
@@ -95,12 +96,12 @@ def _blocks(found: Importance, teacher: Architecture | None, kept_layers: Sequen
         for colour, (length, points) in enumerate(found.blocks.items())
     ]
     cut = set(range(1, teacher.layers + 1)) - set(kept_layers) if teacher and kept_layers else set[int]()
-    told = ["nats a token on held-out text, not retrained"]
+    told = [f"in {found.task}, not retrained" if found.task else "nats a token on held-out text, not retrained"]
     highest = _ceiling(found)
     if highest is not None and any(loss > highest for points in found.blocks.values() for _, loss in points):
         told.append("the worst are drawn at the upper edge")
     return line_chart(
-        "Loss without a block of layers",
+        f"{_measured(found).capitalize()} without a block of layers",
         lines,
         note="; ".join([*told, f"dropped: {number_runs(cut)}"] if cut else told),
         x_label="first layer dropped",
@@ -114,12 +115,33 @@ def _best_blocks(found: Importance) -> Figures | None:
     if not found.blocks:
         return None
     rows: list[tuple[str, str, str]] = []
+    sign = -1 if found.higher_is_better else 1
     for length, points in found.blocks.items():
-        first, loss = min(points, key=lambda point: (point[1], point[0]))
+        first, loss = min(points, key=lambda point: (sign * point[1], point[0]))
         layers = f"layer {first}" if length == 1 else f"layers {first} to {first + length - 1}"
         change = "" if found.whole is None else f", {loss - found.whole:+.4f} against the whole teacher"
         rows.append((_layers_of(length), f"{loss:.4f}", f"without {layers}{change}"))
-    return Figures("Best block of each length", "the lowest loss, and without which layers", rows)
+    best = "highest" if found.higher_is_better else "lowest"
+    return Figures("Best block of each length", f"the {best} {_measured(found)}, and without which layers", rows)
+
+
+def _steps(found: Importance) -> Figures | None:
+    """The cuts, where importance was measured again between them."""
+    rows = [
+        (
+            f"Cut {number}",
+            f"{step['parameters']:,} parameters",
+            f"layers {number_runs(step['layers'])}; hidden {step['hiddenSize']:,}, FFN {step['ffnHiddenSize']:,}, "
+            f"{step['attentionHeads']} heads",
+        )
+        for number, step in enumerate(found.steps, start=1)
+    ]
+    note = "importance was measured again before each; the panels show that of the first"
+    return Figures("Cut by cut", note, rows) if rows else None
+
+
+def _measured(found: Importance) -> str:
+    return "score" if found.task else "loss"
 
 
 def _layers_of(length: int) -> str:
@@ -130,7 +152,7 @@ def _ceiling(found: Importance) -> float | None:
     """Twice the rise of the dearest length's median. The first layers, without which no model is left, dwarf the rest.
     None where no such loss rises.
     """
-    if found.whole is None:
+    if found.whole is None or found.task:
         return None
     rise = max(median(loss for _, loss in points) - found.whole for points in found.blocks.values())
     return found.whole + 2 * rise if rise > 0 else None
@@ -220,13 +242,14 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
     (job, pruned), whole = ancestry.prune, ancestry.prepare.teacher.layers
     kept = pruned.kept_layers
     layers = f"all {whole} layers" if len(kept) == whole else f"layers {number_runs(kept)} of {whole} (counted from 1)"
-    importance = job.prune.importance
+    importance, cuts = job.prune.importance, job.prune.iterations
     ranked = job.prune.layers is not None and len(kept) < whole
     how = f" by {method_words(importance.depth)}" if ranked else ""
     yield (
         f"**Pruning.** {ENGINES[job.engine].prunes_with}; importance{_otherwise(importance)} from the activations of "
         f"{ancestry.calibration_samples:,} sequences of {job.sequence_length:,} tokens. "
         f"Kept: {layers}{how}; the other sizes as in the table above."
+        + (f" It was cut in up to {cuts} steps, with importance measured again between them." if cuts > 1 else "")
         + (_FAVOURED if ranked and importance.depth in METHODS and METHODS[importance.depth].held_out else "")
         + (" Pruned attention heads are merged into kept ones." if job.prune.pruned_heads is PrunedHeads.MERGE else "")
     )
