@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compression_pipeline.config import TasksJob
+from compression_pipeline.config import TasksJob, TasksResult
 from compression_pipeline.context import Context
 from compression_pipeline.events import Events
 from compression_pipeline.phases import tasks
@@ -45,6 +45,24 @@ def write_task(folder: Path, definition: str = DEFINITION, questions: list[Any] 
     (folder / "calls.yaml").write_text(definition)
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (folder / "solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions[:4]))
+
+
+def fetch(folder: Path, *told: dict[str, Any]) -> TasksResult:
+    """Run the phase tasks with these tasks, whose source is `own` below the folder unless told otherwise."""
+    job = TasksJob.model_validate(
+        {
+            "run": "r",
+            "step": "tasks",
+            "attempt": 1,
+            "fingerprint": "1" * 32,
+            "store": str(folder / "store"),
+            "evaluate": {"tasks": [{"name": "calls", "source": "file:own"} | one for one in told]},
+            "sourceRoots": {"file": str(folder)},
+        }
+    )
+    context = Context.of(job, environment={})
+    context.events = Events(io.StringIO())
+    return tasks.run(job, context)
 
 
 def fetch_task(folder: Path, store: Path) -> str:

@@ -10,39 +10,21 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.group import Group
-from task_folders import DEFINITION, QUESTIONS, write_task
+from task_folders import DEFINITION, QUESTIONS, fetch, write_task
 from tiny import write_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import EvaluateConfig, EvaluateJob, EvaluateResult, TaskConfig, TasksJob, TasksResult
+from compression_pipeline.config import EvaluateConfig, EvaluateJob, EvaluateResult, TaskConfig
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 from compression_pipeline.events import Events
-from compression_pipeline.phases import evaluate, tasks
+from compression_pipeline.phases import evaluate
 from compression_pipeline.tasks import fetching
 from compression_pipeline.tasks.model import HuggingFaceModel
 from compression_pipeline.tasks.scoring import score
 
-FETCHED, SCORED = "1" * 32, "2" * 32
-
-
-def fetch(folder: Path, *told: dict[str, Any]) -> TasksResult:
-    """Run the phase tasks with these tasks, whose source is `own` below the folder unless told otherwise."""
-    job = TasksJob.model_validate(
-        {
-            "run": "r",
-            "step": "tasks",
-            "attempt": 1,
-            "fingerprint": FETCHED,
-            "store": str(folder / "store"),
-            "evaluate": {"tasks": [{"name": "calls", "source": "file:own"} | one for one in told]},
-            "sourceRoots": {"file": str(folder)},
-        }
-    )
-    context = Context.of(job, environment={})
-    context.events = Events(io.StringIO())
-    return tasks.run(job, context)
+SCORED = "2" * 32
 
 
 @pytest.fixture(scope="module")

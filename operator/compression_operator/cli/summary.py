@@ -73,7 +73,7 @@ def _scores(run: CompressionRun) -> Iterator[tuple[str, ...]]:
             others = [_score_of(score.name, told) for told in baselines]
             change = score.change(others[0])
             cells = [_score_text(one) for one in (*others, score)]
-            yield student.name, score.name, score.metric, *cells, ABSENT if change is None else f"{change:+.1f} %"
+            yield student.name, score.name, score.measure, *cells, ABSENT if change is None else f"{change:+.1f} %"
 
 
 def _score_of(task: str, told: Evaluation | None) -> TaskScore | None:

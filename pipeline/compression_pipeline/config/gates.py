@@ -90,7 +90,8 @@ class AcceptConfig(ConfigModel):
         le=10_000_000,
         description="Optimizer steps that distillation goes on for, once, if the student misses a criterion of the "
         "loss after distill.steps. The learning rate stays at distill.minLearningRate. The student is judged again "
-        "after them. "
+        "after them. Whether to go on is decided by the trained weights; the gate itself by those rounded to "
+        "export.dtype. "
         "With extendSteps, accept shapes what distillation makes, so that a change of it distils again. Without it, a "
         "change of accept makes nothing anew.",
     )

@@ -45,7 +45,8 @@ class TaskConfig(ConfigModel):
         default=None,
         ge=1,
         le=10_000_000,
-        description="Number of questions to ask, the first ones of each task. Default: all.",
+        description="Number of questions to ask: the first ones of each task, as lm-eval's --limit takes them, so that "
+        "scores compare with those. They need not be typical of the task. Default: all.",
     )
     seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed for choosing the solved examples.")
     metric: str | None = Field(
@@ -54,6 +55,14 @@ class TaskConfig(ConfigModel):
         max_length=64,
         examples=["acc_norm"],
         description="Metric to report, as lm-eval names it. Default: the first one of the task.",
+    )
+    filter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        examples=["flexible-extract"],
+        description="Filter that takes the answer out of a reply, as lm-eval names it (gsm8k has strict-match and "
+        "flexible-extract). Default: the first one of the task.",
     )
 
 
@@ -98,11 +107,19 @@ class TaskScore(Record):
 
     name: str = Field(description="Name of the task.")
     metric: str = Field(description="Metric, as lm-eval names it.")
+    filter: str | None = Field(
+        default=None, description="Filter that took the answers out of the replies. Unset if the task names none."
+    )
     score: float = Field(description="Mean of the metric over the questions.")
     stderr: float | None = Field(default=None, description="Standard error of the score, as lm-eval estimates it.")
     samples: int = Field(description="Number of questions.")
     shots: int = Field(default=0, description="Number of solved examples before each question.")
     higher_is_better: bool = Field(default=True, description="Whether a higher score is a better one.")
+
+    @property
+    def measure(self) -> str:
+        """The metric, with the filter if the task names one: "exact_match, strict-match"."""
+        return f"{self.metric}, {self.filter}" if self.filter else self.metric
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -116,12 +133,7 @@ class TaskScore(Record):
         if (
             other is None
             or not other.score
-            or (other.metric, other.shots, other.samples)
-            != (
-                self.metric,
-                self.shots,
-                self.samples,
-            )
+            or (other.measure, other.shots, other.samples) != (self.measure, self.shots, self.samples)
         ):
             return None
         return 100 * (self.score - other.score) / abs(other.score)

@@ -1,7 +1,7 @@
 """evaluate: score a model by tasks and measure how fast it generates. The phases of the teachers run it, too.
 
 The model is the Hugging Face checkpoint that the phase before it wrote. A student's weights are rounded as export will
-round them, then computed in the arithmetic of the device: bfloat16 on a GPU, float32 on CPU. Needs no engine.
+round them. A GPU computes in the type of the export, and in bfloat16 for a teacher; a CPU in float32. Needs no engine.
 """
 
 import json
@@ -20,6 +20,9 @@ from compression_pipeline.tasks.live import repeatable
 
 SCORES = "scores.json"
 
+ARITHMETIC = {torch.bfloat16: "BF16", torch.float16: "FP16", torch.float32: "FP32"}
+"""By what a model is computed in: its name in results."""
+
 
 def run(job: EvaluateJob, context: Context) -> EvaluateResult:
     """Publish `<phase>-<fingerprint>` with `scores.json`: by task, every figure of lm-eval. Raises UserError."""
@@ -36,7 +39,8 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     before = resident()
-    model = load_model(AutoModelForCausalLM, model_artifact.model, job.dtype, precision, device)
+    computed = computed_in(job.dtype, device)
+    model = load_model(AutoModelForCausalLM, model_artifact.model, job.dtype, computed, device)
     tokenizer = AutoTokenizer.from_pretrained(model_artifact.model, local_files_only=True, trust_remote_code=False)
     settings = job.evaluate
     generation = measure_generation(model, settings.generation, before=before) if settings.generation else None
@@ -53,7 +57,7 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
 
         with repeatable():
             scores, every = score(model, tokenizer, tasks.path, settings, tick=tick)
-    result = EvaluateResult(tasks=scores, generation=generation, harness=harness, precision=precision.value)
+    result = EvaluateResult(tasks=scores, generation=generation, harness=harness, precision=ARITHMETIC[computed])
     phase = phase_of(job)
     with context.store.draft(phase.value, job.fingerprint) as draft:
         (draft.path / SCORES).write_text(json.dumps(every, indent=1, default=str, sort_keys=True) + "\n")
@@ -72,11 +76,17 @@ def phase_of(job: EvaluateJob) -> Phase:
     return Phase.BASELINE_CORRECTED if job.model.startswith(f"{Phase.FINETUNE}-") else Phase.BASELINE
 
 
+def computed_in(dtype: ExportDtype | None, device: torch.device) -> torch.dtype:
+    """What a model is computed in whose weights are rounded to `dtype`; None: they are as they are stored."""
+    if device.type == "cpu":
+        return torch.float32
+    return getattr(torch, dtype.value) if dtype else torch.bfloat16
+
+
 def load_model(
-    factory: Any, folder: Path, dtype: ExportDtype | None, precision: Precision, device: torch.device
+    factory: Any, folder: Path, dtype: ExportDtype | None, computed: torch.dtype, device: torch.device
 ) -> Any:
-    """The checkpoint, its weights rounded to `dtype`, in the arithmetic of `precision`."""
+    """The checkpoint, its weights rounded to `dtype`, in the arithmetic of `computed`."""
     stored = getattr(torch, dtype.value) if dtype else "auto"
     model = factory.from_pretrained(folder, dtype=stored, local_files_only=True)
-    computed = torch.bfloat16 if precision is Precision.BF16 else torch.float32
     return model.to(device=device, dtype=computed).eval()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from jinja2 import TemplateError
 
 from compression_pipeline.config import TaskConfig, digest
-from compression_pipeline.errors import TransientError, UserError, one_of
+from compression_pipeline.errors import PhaseError, TransientError, UserError, causes, disk_full, one_of
 from compression_pipeline.sources.local import LocalSource
 
 from . import definitions, harness
@@ -138,6 +138,11 @@ def check(found: Mapping[str, Any], task: TaskConfig, where: str) -> None:
         )
     if task.metric and task.metric not in metrics:
         raise UserError(f"{where}.metric: {task.name} has no metric {task.metric}; choose {one_of(metrics)}")
+    filters = _filters(found, task)
+    if task.filter and task.filter not in filters:
+        known = [name for name in filters if name != harness.UNFILTERED]
+        fix = f"choose {one_of(known)}" if known else "remove filter"
+        raise UserError(f"{where}.filter: {task.name} has no filter {task.filter}; {fix}")
     for name, built in found["tasks"].items():
         if task.shots and built.config.num_fewshot == 0:
             raise UserError(f"{where}.shots: {name} takes no solved examples; remove shots")
@@ -156,6 +161,16 @@ def _metrics(found: Mapping[str, Any], name: str) -> list[str]:
         return list(found["tasks"][name].aggregation())
     group = found["groups"].get(name)
     return [told.metric for told in group.aggregate_metric_list or ()] if group else []
+
+
+def _filters(found: Mapping[str, Any], task: TaskConfig) -> list[str]:
+    """Filters by which lm-eval tells the metric that is asked for, of the task or group."""
+    told: list[str] = []
+    if (group := found["groups"].get(task.name)) is not None:
+        for metric in group.aggregate_metric_list or ():
+            if task.metric in (None, metric.metric):
+                told += [metric.filter_list] if isinstance(metric.filter_list, str) else metric.filter_list or []
+    return told or list(dict.fromkeys(name for built in found["tasks"].values() for name in harness.filters_of(built)))
 
 
 def _splits(place: Path) -> Any:
@@ -189,14 +204,33 @@ def _from_the_hub(built: Any, task: str, where: str) -> Any:
     kwargs = {name: value for name, value in (built.config.dataset_kwargs or {}).items() if name != "trust_remote_code"}
     try:
         return datasets.load_dataset(path=built.DATASET_PATH, name=built.DATASET_NAME, **kwargs)
-    except (OSError, ConnectionError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise TransientError(
-            f"{whose}, which cannot be reached; use tasks of your own (source) without it: {said}"
-        ) from error
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise _hub_fault(error, whose, built.DATASET_PATH) from error
     except RuntimeError as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"{whose}, which cannot be read without running code: {said}") from error
+
+
+def _hub_fault(error: OSError, whose: str, repository: str) -> PhaseError:
+    """Whether the Hub refuses the questions, which the user has to mend, or cannot be reached, which passes."""
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+    from huggingface_hub import errors
+
+    chain = causes(error)
+    access = "give the run a token that may read it (spec.teacher.secretRef; HF_TOKEN in a local run)"
+    if any(isinstance(one, errors.GatedRepoError) for one in chain):
+        page = f"https://huggingface.co/datasets/{repository}"
+        return UserError(f"{whose}, which is gated; ask for access at {page} and {access}")
+    refused = (errors.RepositoryNotFoundError, DatasetNotFoundError, DataFilesNotFoundError)
+    statuses = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
+    if any(isinstance(one, refused) for one in chain) or statuses & {401, 403}:
+        return UserError(
+            f"{whose}, which has no such data set, or a private one; {access}, or use tasks of your own (source)"
+        )
+    said = " ".join(str(error).split())[:300]
+    return TransientError(f"{whose}, which cannot be reached; use tasks of your own (source) without it: {said}")
 
 
 def _refuse_code(found: Mapping[str, Any], where: str) -> None:

@@ -12,6 +12,7 @@ from compression_pipeline.huggingface.sample import greedily
 
 SEED = 1234
 MEMORY = Path("/proc/self")
+PROCESSORS = Path("/proc/cpuinfo")
 
 
 def measure_generation(model: Any, settings: GenerationConfig, *, before: int | None) -> GenerationFigures:
@@ -34,8 +35,24 @@ def measure_generation(model: Any, settings: GenerationConfig, *, before: int | 
         tokens_per_second=later / max(total - soonest, 1e-9),
         first_token_seconds=soonest,
         peak_memory_bytes=_peak(device, before),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        device=device_name(device),
     )
+
+
+def device_name(device: torch.device) -> str:
+    """What figures of speed are of: the GPU's model, or the CPU's with the threads that compute; "CPU" where the kernel
+    tells no model.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = PROCESSORS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = (line.partition(":")[2] for line in lines if line.startswith("model name"))
+    model = " ".join(next(told, "").split())[:100] or "CPU"
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def resident(field: str = "VmRSS") -> int | None:

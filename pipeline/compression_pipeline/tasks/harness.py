@@ -27,6 +27,9 @@ TASKS = Path(lm_eval.tasks.__file__).parent
 BENCHMARKS = "benchmarks"
 """The folder of lm-eval's own whose groups are of tasks of the other folders."""
 
+UNFILTERED = "none"
+"""What lm-eval calls the filter of a task that names none."""
+
 
 def harness_version() -> str:
     """lm-eval's version."""
@@ -76,6 +79,11 @@ def samples_replies(task: ConfigurableTask) -> bool:
     """Whether the task asks for replies that are drawn at random."""
     told = task.config.generation_kwargs
     return bool(told and normalize_gen_kwargs(told).get("do_sample"))
+
+
+def filters_of(task: ConfigurableTask) -> list[str]:
+    """Names of the filters of the task's replies; `UNFILTERED` alone where it names none."""
+    return [told["name"] for told in task.config.filter_list or []] or [UNFILTERED]
 
 
 def own(definition: Mapping[str, Any], splits: Any) -> dict[str, Any]:

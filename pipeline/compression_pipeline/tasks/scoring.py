@@ -12,6 +12,7 @@ from compression_pipeline.config import EvaluateConfig, TaskConfig, TaskScore
 from compression_pipeline.errors import UserError
 
 from .fetching import load, read_definitions
+from .harness import UNFILTERED
 
 BOOTSTRAPS = 1000
 """Samples of the bootstrap by which lm-eval estimates the standard error of metrics that are no means."""
@@ -63,10 +64,12 @@ def _score(task: TaskConfig, found: Mapping[str, Any], figures: Mapping[str, Any
     """The metric that is asked for, of the group where the task is one."""
     told = figures["results"][task.name]
     metrics = [key for key in told if "," in key and "_stderr," not in key]
-    wanted = [key for key in metrics if task.metric in (None, key.partition(",")[0])]
+    named = [key.partition(",") for key in metrics]
+    wanted = [key for key in named if task.metric in (None, key[0]) and task.filter in (None, key[2])]
     if not wanted:
-        raise UserError(f"evaluate: {task.name} has no metric {task.metric}; choose one of {', '.join(metrics)}")
-    metric, _, how = wanted[0].partition(",")
+        asked = ",".join(part for part in (task.metric, task.filter) if part)
+        raise UserError(f"evaluate: {task.name} has no metric {asked}; choose one of {', '.join(metrics)}")
+    metric, _, how = wanted[0]
     error = told.get(f"{metric}_stderr,{how}")
     samples = told.get("sample_len")
     if not isinstance(samples, int):
@@ -75,7 +78,8 @@ def _score(task: TaskConfig, found: Mapping[str, Any], figures: Mapping[str, Any
     return TaskScore(
         name=task.name,
         metric=metric,
-        score=float(told[wanted[0]]),
+        filter=how if how != UNFILTERED else None,
+        score=float(told["".join(wanted[0])]),
         stderr=float(error) if isinstance(error, int | float) else None,
         samples=samples,
         shots=max((built.config.num_fewshot or 0 for built in found["tasks"].values()), default=0),

@@ -46,7 +46,7 @@ def _scores(models: Models, own: EvaluateResult) -> Intervals:
         bars = [(name, colour, *_bounds(score), score_text(score)) for name, colour, score in of_task]
         shots = f", {task.shots} shot{'s' if task.shots > 1 else ''}" if task.shots else ""
         change = _change(task, of_task[0][2] if len(of_task) > 1 else None)
-        rows.append((f"{task.name} ({task.metric}{shots}, {task.samples:,} questions){change}", whiskers(bars)))
+        rows.append((f"{task.name} ({task.measure}{shots}, {task.samples:,} questions){change}", whiskers(bars)))
     return Intervals("Tasks", f"scores by lm-eval {own.harness} with 95 % confidence intervals", rows)
 
 
@@ -122,7 +122,7 @@ def _rows(models: Models, own: EvaluateResult) -> Iterator[Sequence[str]]:
         change = task.change(scores[0]) if len(scores) > 1 else None
         cells = ["" if score is None else score_text(score) for score in scores]
         told = "" if change is None else f"{change:+.1f} %"
-        yield (task.name, task.metric, str(task.shots), f"{task.samples:,}", *cells, told)
+        yield (task.name, task.measure, str(task.shots), f"{task.samples:,}", *cells, told)
 
 
 REPORT = PhaseReport(panels=_panels, facts=_facts, card=_card)
