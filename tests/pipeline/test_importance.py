@@ -22,6 +22,7 @@ from compression_pipeline.config import (
     Architecture,
     ImportanceConfig,
     PruneConfig,
+    PruneJob,
     number_runs,
     student_architecture,
 )
@@ -34,6 +35,7 @@ from compression_pipeline.megatron.minitron import cut
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.modelopt import modelopt
 from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases.cutting import Cut
 from compression_pipeline.phases.prune import write_scores
 from compression_pipeline.report.write import write_importance
 
@@ -343,7 +345,8 @@ def test_a_page_shows_scores_and_choice_and_is_the_same_every_time(tmp_path: Pat
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
         choice = choose(scores, teacher, prune)
-        write_scores(scores, choice, prune, folder)
+        job = PruneJob.model_construct(prune=prune, evaluate=None)
+        write_scores([Cut(student_architecture(teacher, prune), scores, choice.layers)], choice, job, folder)
         write_importance(folder, teacher, prune, [layer + 1 for layer in choice.layers])
         pages.append((folder / "importance.html").read_text(encoding="utf-8"))
     assert pages[0] == pages[1]
