@@ -1,15 +1,19 @@
 """A distillation of two ranks: the best weights, which rank 0 alone reads, and the extension, which both decide on."""
 
+import contextlib
 import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from engine_models import python
 from meeting import Meeting
 from pruned import pruned_store
 from safetensors.torch import load_file
+
+from compression_pipeline.megatron.runtime import Runtime
 
 CODE = """
     import json, os, sys
@@ -36,6 +40,12 @@ CODE = """
     best = [name for name in read if "/best/" in name]
     print(json.dumps({"rank": rank, "best": len(best), "result": result.to_json()}))
     """
+
+
+@pytest.fixture(autouse=True)
+def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron is set up once for the whole test process, which prunes the student here."""
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
 
 
 def ranks(store: Path, **told: Any) -> list[dict[str, Any]]:

@@ -99,11 +99,11 @@ def test_a_manifest_names_a_method_for_each_axis() -> None:
         "hidden": ["ActivationMagnitude", "LeastActive"],
         "ffn": ["ActivationMagnitude"],
         "heads": ["ActivationMagnitude"],
-        "depth": ["BlockInfluence", "LMLoss", "WithoutIt"],
+        "depth": ["BlockInfluence", "LMLoss", "Task", "WithoutIt"],
     }
     assert judged(**prune({"depth": "ActivationMagnitude"})) == [
         'spec.students[0].prune.importance.depth: "ActivationMagnitude" is not supported, supported: '
-        "BlockInfluence, LMLoss, WithoutIt"
+        "BlockInfluence, LMLoss, Task, WithoutIt"
     ]
 
 

@@ -151,3 +151,14 @@ def test_the_variance_over_one_sequence_is_refused(tmp_path: Path) -> None:
     varies = ImportanceConfig(aggregation=AggregationConfig(batch=Aggregation.VARIANCE))
     with pytest.raises(UserError, match=r"training text is one sequence.*prune\.importance\.aggregation\.batch"):
         run(make_store(tmp_path, tokens=40), NARROW.model_copy(update={"importance": varies}), "1")
+
+
+def test_blocks_that_the_first_of_several_cuts_did_not_need_are_measured_for_one_that_does(tmp_path: Path) -> None:
+    """Three layers at once need the loss without each block of three; one layer at a time doesn't."""
+    store = make_store(tmp_path, num_hidden_layers=4)
+    by_loss = ImportanceConfig(depth="LMLoss", depth_samples=4)
+    once = PruneConfig(layers=1, divisor=16, calibration_samples=9, importance=by_loss)
+    run(store, once.model_copy(update={"iterations": 3}), "1")
+    at_once, _ = run(store, once, "2")
+    assert "LMLoss" not in at_once.manifest.metrics["scoresReused"]
+    assert 3 in importance(at_once)["layers.blocks"][:, 1]

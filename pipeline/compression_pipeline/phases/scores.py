@@ -29,6 +29,7 @@ from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine
 from compression_pipeline.huggingface.writer import save_tensors
 from compression_pipeline.importance import Scores
+from compression_pipeline.phases.cutting import cutting_steps
 
 FILE = "scores.safetensors"
 
@@ -107,11 +108,11 @@ def key_of(
     """Key of the scores of one method: what is measured, how, in which arithmetic, on which text and which weights.
 
     Inputs enter by their content, because one that is made anew under its name may be another. Sizes of the student do
-    not enter, but the number of layers to cut where that is measured by itself.
+    not enter, but the number of layers that the first cut takes where that is measured by itself.
     """
     prune = job.prune
     # A block of another length than are measured in any case: a power of two.
-    cut = dropped(prune, teacher)
+    cut = dropped(cutting_steps(teacher, prune)[0], teacher)
     how = {
         "method": method,
         "axes": ",".join(sorted(axes)),
