@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,12 @@ def engine() -> "Iterator[Runtime]":
 
     with runtime(finetune_job()) as current:
         yield current
+
+
+@pytest.fixture
+def shared_engine(engine: "Runtime", monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phases find the process group that the tests share: there is one in a process."""
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: nullcontext(engine))
 
 
 @pytest.fixture(scope="session")

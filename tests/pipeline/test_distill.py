@@ -1,6 +1,5 @@
 """distill: the gradient is that of the plain recipe, the teacher stays what it is, an interruption changes nothing."""
 
-import contextlib
 import copy
 import gc
 import json
@@ -32,7 +31,6 @@ from compression_pipeline.errors import Interrupted, MissingArtifact, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.model import build
-from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
 from compression_pipeline.phases import prune
 from compression_pipeline.random_order import permutation
@@ -49,10 +47,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phases find the process group that the tests share: there is one in a process."""
-    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+pytestmark = pytest.mark.usefixtures("shared_engine")
 
 
 def job(store: Store, attempt: int = 1, **settings: Any) -> DistillJob:

@@ -1,6 +1,5 @@
 """Value and gradient of a combined model's objective are those of two plain forward passes."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,7 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 
-
-@pytest.fixture(autouse=True)
-def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phase finds the process group that the tests share: there is one in a process."""
-    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+pytestmark = pytest.mark.usefixtures("shared_engine")
 
 
 def distillation(losses: list[dict[str, Any]]) -> list[LossConfig]:

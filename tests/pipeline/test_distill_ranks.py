@@ -1,6 +1,5 @@
 """A distillation of two ranks: the best weights, which rank 0 alone reads, and the extension, which both decide on."""
 
-import contextlib
 import json
 from contextlib import closing
 from pathlib import Path
@@ -12,8 +11,6 @@ from engine_models import python
 from meeting import Meeting
 from pruned import pruned_store
 from safetensors.torch import load_file
-
-from compression_pipeline.megatron.runtime import Runtime
 
 CODE = """
     import json, os, sys
@@ -42,10 +39,7 @@ CODE = """
     """
 
 
-@pytest.fixture(autouse=True)
-def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Megatron is set up once for the whole test process, which prunes the student here."""
-    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+pytestmark = pytest.mark.usefixtures("shared_engine")
 
 
 def ranks(store: Path, **told: Any) -> list[dict[str, Any]]:

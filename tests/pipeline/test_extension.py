@@ -1,6 +1,5 @@
 """A student that misses its gate is trained on, once, at the lowest learning rate; who resumes decides alike."""
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from compression_pipeline.artifact import Store
 from compression_pipeline.config import AcceptConfig, DistillConfig, DistillJob, DistillResult
 from compression_pipeline.engines.history import History, ValidationEntry
 from compression_pipeline.errors import Interrupted
-from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
 
 NAME = f"distill-{DISTILLED}"
@@ -34,10 +32,7 @@ SETTINGS = DistillConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phases find the process group that the tests share: there is one in a process."""
-    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+pytestmark = pytest.mark.usefixtures("shared_engine")
 
 
 def job(store: Store, accept: AcceptConfig | None, attempt: int = 1) -> DistillJob:

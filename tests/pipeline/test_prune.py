@@ -34,11 +34,7 @@ from compression_pipeline.megatron import minitron
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import prune as phase
 
-
-@pytest.fixture(autouse=True)
-def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phase finds the process group that the tests share: there is one in a process."""
-    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+pytestmark = pytest.mark.usefixtures("shared_engine")
 
 
 def job(store: Store, prune: PruneConfig, fingerprint: str = "1" * 32) -> PruneJob:

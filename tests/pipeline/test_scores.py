@@ -1,6 +1,5 @@
 """Scores are an artifact of their own: another shape of the same teacher is cut without a forward pass."""
 
-import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from compression_pipeline.config import (
     PruneResult,
 )
 from compression_pipeline.errors import UserError
-from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import prune as phase
 from compression_pipeline.store.trust import Trust
 
@@ -29,10 +27,7 @@ NARROW = PruneConfig(hidden_size=32, divisor=16, calibration_samples=9)
 SHALLOW = PruneConfig(ffn_hidden_size=64, layers=2, divisor=16, calibration_samples=9)
 
 
-@pytest.fixture(autouse=True)
-def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phase finds the process group that the tests share: there is one in a process."""
-    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+pytestmark = pytest.mark.usefixtures("shared_engine")
 
 
 def run(store: Store, prune: PruneConfig, mark: str, trust: Trust | None = None) -> tuple[Artifact, Recorder]:
