@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 import yaml
 from tests.support.runs import a_run as build
 
+from compression_operator.api.resolved import Resolved
 from compression_operator.api.rules import World
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import Resolved
 from compression_operator.api.validate import validate
 from compression_operator.core.plan import plan
 from compression_pipeline.config import ConfigModel

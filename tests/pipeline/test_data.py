@@ -210,7 +210,7 @@ class TestValidation:
             logits = model(everything.tokens, everything.positions, None)
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), everything.labels.flatten()).item()
         for size in (1, 3, 10, 99):
-            found = validation_loss(model, data, engine, Context(Store(text), Events(), text), batch_size=size)
+            found = validation_loss(model, data, engine, Context(Store(text), Events(), text), batch_size=size).loss
             assert found == pytest.approx(expected, rel=1e-6)
         assert model.training
 

@@ -50,7 +50,7 @@ from compression_pipeline.losses import Signals, build_loss, weighted_sum
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, finetune, measuring, prune
-from compression_pipeline.text.batches import Batch, ValidationData
+from compression_pipeline.text.batches import Batch, ValidationData, ValidationLoss
 
 
 class Plain:
@@ -103,9 +103,9 @@ class Plain:
     def tensors(self, state: State, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
         return ((name, state[name].detach()) for name in expected_shapes(architecture))
 
-    def validate(self, model: Any, data: ValidationData, *, sequences_per_pass: int) -> float:
+    def validate(self, model: Any, data: ValidationData, *, sequences_per_pass: int) -> ValidationLoss:
         losses = [_next_token(model, data.batch(range(n, n + 1), self.device)) for n in range(len(data))]
-        return float(torch.stack(losses).detach().mean())
+        return data.loss([float(torch.stack(losses).detach().mean())])
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -191,8 +191,8 @@ class Plain:
 
         def validate(step: int) -> float:
             found = self.validate(model, training.validation, sequences_per_pass=1)
-            history.add_validation(ValidationEntry(step, found))
-            return found
+            history.add_validation(ValidationEntry(step, found.loss))
+            return found.loss
 
         training.check(validate(0), lambda: self.state(model))
         for step in range(settings.steps):
@@ -284,7 +284,7 @@ def test_it_makes_a_student_that_is_exported_and_card_and_report_tell_it(
         {"teacher": TEACHER},
         measuring.validation_of(correction, current),
     )
-    assert by_megatron["teacher"] == pytest.approx(corrected.teacher_loss, abs=1e-4)
+    assert by_megatron["teacher"].loss == pytest.approx(corrected.teacher_loss, abs=1e-4)
 
     teacher = "finetune-" + "4" * 32
     student = PruneConfig(hidden_size=32, ffn_hidden_size=64, layers=2, divisor=16, calibration_samples=8)

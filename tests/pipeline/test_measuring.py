@@ -26,7 +26,7 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, finetune, measuring
-from compression_pipeline.text.batches import ValidationData
+from compression_pipeline.text.batches import ValidationData, ValidationLoss
 
 KEY = "0" * 32
 OTHER = "1" * 32
@@ -156,9 +156,9 @@ def test_every_figure_of_a_step_is_taken_with_as_many_sequences_a_pass(
 
     sizes: list[int] = []
 
-    def measure(*_: Any, batch_size: int) -> float:
+    def measure(*_: Any, batch_size: int) -> ValidationLoss:
         sizes.append(batch_size)
-        return 1.0
+        return ValidationLoss(1.0)
 
     monkeypatch.setattr(validation, "validation_loss", measure)
     job, (told, _) = measuring_distillation(store), context(store, OTHER)
@@ -179,7 +179,7 @@ def test_more_ranks_than_a_batch_has_sequences_can_still_measure(store: Store, e
     job, (told, _) = measuring_distillation(store), context(store, OTHER)
     ranks, data = MegatronEngine(many, told), measuring.validation_of(job, told)
     found = measuring.losses(job, told, ranks, {"teacher": TEACHER}, data)
-    assert found["teacher"] > 0
+    assert found["teacher"].loss > 0
 
 
 @pytest.mark.parametrize(

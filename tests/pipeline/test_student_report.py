@@ -12,8 +12,8 @@ from exporting import DISTILLED, EXPORTED, PRUNED, job, run, student_store
 from pages import Page
 from stores import DATA, TEACHER, context
 
+from compression_operator.api.resolved import Resolved
 from compression_operator.api.spec import CompressionRunSpec, Student
-from compression_operator.api.status import Resolved
 from compression_operator.core.plan import plan
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.config import (

@@ -33,7 +33,7 @@ from compression_pipeline.megatron.optimizer import Optimizer
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.training import LanguageModelLoss, train
 from compression_pipeline.sizing import training_flops
-from compression_pipeline.text.batches import Batch, TrainingData
+from compression_pipeline.text.batches import Batch, TrainingData, ValidationLoss
 
 
 class TestWhatIsPublished:
@@ -176,7 +176,7 @@ def train_with(
         loss=loss,
         settings=settings,
         data=data,
-        validate=lambda: 1.0,
+        validate=lambda: ValidationLoss(1.0),
         check=lambda loss: None,
         flops_per_token=1.0,
         runtime=engine,
@@ -240,7 +240,7 @@ def test_weights_whose_validation_is_no_number_are_not_published(
     store: Store, engine: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last step's loss is that of the weights before it, so validation alone can tell."""
-    found = iter([2.0, 2.0, math.nan])
+    found = map(ValidationLoss, (2.0, 2.0, math.nan))
     monkeypatch.setattr("compression_pipeline.megatron.validation.validation_loss", lambda *_, **__: next(found))
     current, _ = context(store)
     settings = SETTINGS.model_copy(update={"steps": 6})

@@ -199,6 +199,7 @@ def _reachable(world: World) -> Iterator[Rule]:
     for scheme in unreachable_from(world.value):
         yield _is_not("teacher.model", "model", scheme, world)
         yield _is_not("dataset.source", "dataset", scheme, world)
+        yield _none_is_of(scheme, world)
         yield _no_task_is(scheme, world)
 
 
@@ -223,11 +224,23 @@ def _no_task_is(scheme: SourceScheme, world: World) -> Rule:
     return Rule("evaluate.tasks", check, cel, sentence=sentence, where=world.value)
 
 
+def _none_is_of(scheme: SourceScheme, world: World) -> Rule:
+    sentence = _elsewhere("dataset", scheme, world)
+
+    def check(spec: CompressionRunSpec) -> str | None:
+        return sentence if any(one.source.startswith(scheme.prefix) for one in spec.dataset.sources) else None
+
+    sources = "self.dataset.sources"
+    cel = f"!has({sources}) || !{sources}.exists(one, one.source.startsWith('{scheme.prefix}'))"
+    return Rule("dataset.sources", check, cel, sentence=sentence, where=world.value)
+
+
 def _is_not(path: str, role: Role, scheme: SourceScheme, world: World) -> Rule:
     sentence = _elsewhere(role, scheme, world)
     part, field = path.split(".")
 
     def check(spec: CompressionRunSpec) -> str | None:
-        return sentence if getattr(getattr(spec, part), field).startswith(scheme.prefix) else None
+        return sentence if (getattr(getattr(spec, part), field) or "").startswith(scheme.prefix) else None
 
-    return Rule(path, check, f"!self.{path}.startsWith('{scheme.prefix}')", sentence=sentence, where=world.value)
+    cel = f"!has(self.{path}) || !self.{path}.startsWith('{scheme.prefix}')"
+    return Rule(path, check, cel, sentence=sentence, where=world.value)

@@ -269,6 +269,11 @@ class CompressionRunSpec(ConfigModel):
         "are kept. Local runs keep every log.",
     )
 
+    def text_sources(self) -> dict[str, str]:
+        """The dataset's sources, by the field that names each."""
+        texts = self.dataset.texts
+        return {f"{self.dataset.field_of(number)}.source": text.source for number, text in enumerate(texts)}
+
     def task_sources(self) -> dict[str, str]:
         """The folders of the user's own tasks, by the field that names each."""
         tasks = self.evaluate.tasks if self.evaluate else []

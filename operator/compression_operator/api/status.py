@@ -16,7 +16,6 @@ from compression_pipeline.config import (
     Normalization,
     Phase,
     Record,
-    ResolvedSource,
     TaskScore,
     Verdict,
 )
@@ -25,6 +24,7 @@ from compression_pipeline.config.tasks import MOST_TASKS
 
 from .condition import Condition
 from .planned import PlannedTraining
+from .resolved import WHOLE, Resolved, ResolvedTasks
 
 
 class RunPhase(StrEnum):
@@ -73,11 +73,6 @@ MOST_FIGURES = 64
 
 BY_TYPE: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 """As metav1 conditions are: a map by type, of which others may own entries."""
-
-WHOLE: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
-"""A list that has one owner, the operator. As a map it would cost the API server a fifth more for each write of a
-status, which would carry the ownership of every field of every entry.
-"""
 
 
 class Progress(Record):
@@ -302,23 +297,6 @@ class TeacherStatus(Architecture):
     planned: PlannedTraining | None = Field(
         default=None, description="What finetune is expected to need. Unset without finetune."
     )
-
-
-class Resolved(Record):
-    """What the sources turned out to be; the keys of all later steps rest on it."""
-
-    key: str = Field(description="Key of the artifact that prepare made.")
-    teacher: ResolvedSource = Field(description="The resolved teacher.")
-    dataset: ResolvedSource = Field(description="The resolved dataset.")
-    train_tokens: int | None = Field(default=None, description="Tokens in the training split.")
-    validation_tokens: int | None = Field(default=None, description="Tokens in the validation split.")
-
-
-class ResolvedTasks(Record):
-    """What the tasks turned out to be; the keys of all evaluations rest on it."""
-
-    key: str = Field(description="Key of the artifact with the tasks' definitions and questions.")
-    harness: str = Field(description="Version of lm-eval.")
 
 
 class CompressionRunStatus(Record):

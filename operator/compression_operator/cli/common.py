@@ -67,7 +67,7 @@ def load_local(file: Path, overrides: Sequence[str]) -> CompressionRun:
         Fault(str(file), field, _why_no_files(path))
         for field, source in (
             ("spec.teacher.model", run.spec.teacher.model),
-            ("spec.dataset.source", run.spec.dataset.source),
+            *((f"spec.{field}", source) for field, source in run.spec.text_sources().items()),
             *((f"spec.{field}", source) for field, source in run.spec.task_sources().items()),
         )
         if (path := local_path(source, source_root(file))) is not None
@@ -106,7 +106,7 @@ def digests_of_sources(run: CompressionRun, root: Path, workdir: Workdir) -> dic
         return digest(signatures) if any(signatures) else ""
 
     tasks = digested(dict.fromkeys(run.spec.task_sources().values()))
-    found = {SOURCES_ANNOTATION: digested((run.spec.teacher.model, run.spec.dataset.source))}
+    found = {SOURCES_ANNOTATION: digested((run.spec.teacher.model, *run.spec.text_sources().values()))}
     return found | ({TASK_SOURCES_ANNOTATION: tasks} if tasks else {})
 
 

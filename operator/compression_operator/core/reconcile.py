@@ -285,7 +285,13 @@ class _Pass:
         tokens, held_out = resolved.train_tokens, resolved.validation_tokens
         if fault is None and tokens is not None and held_out is not None:
             trainings = self._run.spec.trainings()
-            fault = text_fault(dataset, train_tokens=tokens, validation_tokens=held_out, trainings=trainings)
+            fault = text_fault(
+                dataset,
+                train_tokens=tokens,
+                validation_tokens=held_out,
+                trainings=trainings,
+                sources=resolved.sources,
+            )
         return f"spec.{fault}" if fault else None
 
     # -- when to look again -------------------------------------------------------------------------------------------

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
+from compression_operator.api.resolved import Resolved, ResolvedTasks
 from compression_operator.api.status import (
     CompressionRunStatus,
     Evaluation,
-    Resolved,
-    ResolvedTasks,
     Step,
     StepState,
     StudentStatus,
@@ -33,6 +32,7 @@ def record_prepared(status: CompressionRunStatus, result: PrepareResult) -> Comp
         key=result.key,
         teacher=result.resolved_teacher,
         dataset=result.resolved_dataset,
+        sources=result.resolved_sources,
         train_tokens=result.train_tokens,
         validation_tokens=result.validation_tokens,
     )

@@ -71,10 +71,11 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
             if artifact not in found:
                 found.add(artifact)
                 waiting += _inputs(artifact)
-        sources: dict[Role, str] = {"model": run.spec.teacher.model, "dataset": run.spec.dataset.source}
+        sources: list[tuple[Role, str]] = [("model", run.spec.teacher.model)]
+        sources.extend(("dataset", source) for source in run.spec.text_sources().values())
         found |= {
             store / scheme.cache / folder
-            for role, source in sources.items()
+            for role, source in sources
             if (scheme := scheme_of(source)).cache and (folder := scheme.download(role, source))
         }
     return frozenset(found)

@@ -32,6 +32,7 @@ from .jobs import (
     EngineJob,
     JobConfig,
     ResolvedSource,
+    ResolvedText,
     StepResult,
 )
 from .layout import Parallelism, ParallelLayout
@@ -69,11 +70,12 @@ from .results import (
     PrepareResult,
     PruneResult,
     ReportResult,
+    SourceLosses,
     TasksResult,
     TrainingResult,
 )
-from .sequences import PACKING, Passes, passes, sequence_fault, text_fault
-from .sources import DatasetConfig, DocumentFormat, TeacherConfig
+from .sequences import PACKING, Passes, Share, of_sources, passes, repetitions, sequence_fault, text_fault
+from .sources import DatasetConfig, DocumentFormat, TeacherConfig, TextConfig, WeightedSource
 from .students import student_architecture, student_faults
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
 from .training import DistillConfig, FinetuneConfig, KeepBest, Precision, TrainingConfig, ValidationConfig
@@ -150,7 +152,10 @@ __all__ = [
     "ReportJob",
     "ReportResult",
     "ResolvedSource",
+    "ResolvedText",
     "Rule",
+    "Share",
+    "SourceLosses",
     "SourcesJob",
     "StepResult",
     "TaskConfig",
@@ -160,10 +165,12 @@ __all__ = [
     "TasksResult",
     "TeacherConfig",
     "Termination",
+    "TextConfig",
     "TrainingConfig",
     "TrainingResult",
     "ValidationConfig",
     "Verdict",
+    "WeightedSource",
     "aggregation_words",
     "describe_losses",
     "digest",
@@ -176,8 +183,10 @@ __all__ = [
     "method_words",
     "misses",
     "number_runs",
+    "of_sources",
     "one_of",
     "passes",
+    "repetitions",
     "resolved_losses",
     "semantic_fields",
     "sequence_fault",

@@ -143,6 +143,14 @@ class ResolvedSource(Record):
     digest: str = Field(description="Digest of the content.")
 
 
+class ResolvedText(ResolvedSource):
+    """One of several sources of text, and what it came to."""
+
+    weight: float = Field(description="Share of the training sequences that are of it.")
+    train_tokens: int = Field(description="Tokens in its training split.")
+    validation_tokens: int = Field(description="Tokens in its validation split.")
+
+
 class StepResult(Record):
     """What every phase reports."""
 

@@ -68,9 +68,9 @@ class PrepareJob(SourcesJob):
     dataset: DatasetConfig
 
     @property
-    def sources(self) -> tuple[str, str]:
+    def sources(self) -> tuple[str, ...]:
         """The teacher's and the dataset's."""
-        return self.teacher.model, self.dataset.source
+        return self.teacher.model, *(text.source for text in self.dataset.texts)
 
 
 class TasksJob(SourcesJob):

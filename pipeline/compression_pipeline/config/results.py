@@ -3,8 +3,10 @@
 from pydantic import Field
 
 from .architecture import Architecture
+from .base import Record
 from .export import ExportDtype
-from .jobs import ResolvedSource, StepResult
+from .jobs import ResolvedSource, ResolvedText, StepResult
+from .sequences import Share
 from .tasks import GenerationFigures, TaskScore
 
 
@@ -15,7 +17,8 @@ class PrepareResult(StepResult):
     teacher: Architecture
     teacher_parameters: int
     resolved_teacher: ResolvedSource
-    resolved_dataset: ResolvedSource
+    resolved_dataset: ResolvedSource | None = Field(default=None, description="None where there are several sources.")
+    resolved_sources: list[ResolvedText] = Field(default=[], description="Of several sources each, in their order.")
     documents: int
     train_tokens: int
     validation_tokens: int
@@ -24,6 +27,17 @@ class PrepareResult(StepResult):
     def found_key(self) -> str:
         return self.key
 
+    @property
+    def resolved_texts(self) -> list[ResolvedSource]:
+        """Every source of text, also where there is one."""
+        return [self.resolved_dataset] if self.resolved_dataset is not None else [*self.resolved_sources]
+
+    @property
+    def shares(self) -> list[Share]:
+        """What each source of text is to a training."""
+        several = [Share(one.source, one.weight, one.train_tokens) for one in self.resolved_sources]
+        return several or [Share("", 1, self.train_tokens)]
+
 
 MEASURED_OVER = (
     "Validation sequences that the losses are means over: validation.samples, or all there are. Losses over other "
@@ -31,10 +45,24 @@ MEASURED_OVER = (
 )
 
 
+BY_SOURCE = "The same losses over the text of each of several sources; the others are their means by weight."
+
+
+class SourceLosses(Record):
+    """Validation losses over the text of one of several sources."""
+
+    source: str
+    teacher: float
+    corrected: float | None = None
+    pruned: float | None = None
+    distilled: float | None = None
+
+
 class TrainingResult(StepResult):
     """What every phase that trains reports. Losses are mean nats per token over `validation_sequences`."""
 
     validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
+    source_losses: list[SourceLosses] = Field(default=[], description=BY_SOURCE)
     tokens_per_second: float | None = None
 
 

@@ -1,10 +1,11 @@
 """Which sequences a teacher and a text are good for: checked before any GPU is asked for, and by who trains; and how
 often a training sees its text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .architecture import Architecture
+from .jobs import ResolvedText
 from .sources import DatasetConfig
 from .training import TrainingConfig
 
@@ -23,26 +24,36 @@ def sequence_fault(teacher: Architecture, sequence_length: int) -> str | None:
 
 
 def text_fault(
-    dataset: DatasetConfig, *, train_tokens: int, validation_tokens: int, trainings: Mapping[str, TrainingConfig]
+    dataset: DatasetConfig,
+    *,
+    train_tokens: int,
+    validation_tokens: int,
+    trainings: Mapping[str, TrainingConfig],
+    sources: Sequence[ResolvedText] = (),
 ) -> str | None:
     """What is wrong with so many tokens of text; None where there is a sequence of each split, and a batch to train on.
 
-    `trainings`: by their fields of the manifest (finetune, distill).
+    `trainings`: by their fields of the manifest (finetune, distill). `sources`: each of several; all of them have a
+    sequence of each split.
     """
     length = dataset.sequence_length
-    for split, tokens in (("train", train_tokens), ("validation", validation_tokens)):
-        if tokens < length + 1:  # the last token of a sequence has a target, too
-            return (
-                f"dataset.source: {dataset.source} has {tokens} tokens of {split} text, fewer than one sequence of "
-                f"dataset.sequenceLength ({length}); give more text, lower sequenceLength, or change how much is held "
-                "out (dataset.validationFraction)"
-            )
+    texts = [(one.source, one.train_tokens, one.validation_tokens) for one in sources]
+    for number, (source, *has) in enumerate(texts or [(dataset.source, train_tokens, validation_tokens)]):
+        block = dataset.field_of(number)
+        for split, tokens in zip(("train", "validation"), has, strict=True):
+            if tokens < length + 1:  # the last token of a sequence has a target, too
+                return (
+                    f"{block}.source: {source} has {tokens} tokens of {split} text, fewer than one sequence of "
+                    f"dataset.sequenceLength ({length}); give more text, lower sequenceLength, or change how much is "
+                    f"held out ({block}.validationFraction)"
+                )
     for field, training in trainings.items():
         batch = training.global_batch_size
         needed, most = batch * length + 1, (train_tokens - 1) // length
         if train_tokens < needed:
+            named = f"dataset.source: {dataset.source} has" if dataset.source else "dataset.sources have"
             return (
-                f"dataset.source: {dataset.source} has {train_tokens} tokens of train text, fewer than one batch "
+                f"{named} {train_tokens} tokens of train text, fewer than one batch "
                 f"takes: {field}.globalBatchSize ({batch}) x dataset.sequenceLength ({length}) + 1 = {needed}; give "
                 f"more text, or lower sequenceLength or {field}.globalBatchSize (to {most} at most)"
             )
@@ -71,19 +82,71 @@ class Passes:
         """Share of the trained tokens that were seen before."""
         return 1 - self.unique_tokens / self.tokens if self.tokens else 0.0
 
+    @classmethod
+    def over(cls, shares: Sequence["Share"], *, sequence_length: int, sequences: int) -> "Passes":
+        """Of a training on so many sequences, over all of its texts."""
+        of_each = of_sources(shares, sequence_length=sequence_length, sequences=sequences)
+        per_epoch = sum(_per_epoch(share.tokens, sequence_length) for share in shares)
+        return cls(
+            epochs=sequences / per_epoch,
+            tokens=sequences * sequence_length,
+            unique_tokens=sum(seen.unique_tokens for seen in of_each),
+        )
+
     def __str__(self) -> str:
         again = f", {100 * self.repeated:.0f} % of them seen before" if self.unique_tokens < self.tokens else ""
         return f"{self.tokens:,} tokens: {self.epochs:.3g} epochs, {self.unique_tokens:,} different ones{again}"
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a text is to a training: its weight, and the tokens that it has."""
+
+    source: str
+    weight: float
+    tokens: int
+
+
+MOST_EPOCHS = 4
+"""Epochs up to which a repeated text is about as good as a new one (arXiv 2305.16264)."""
+
+
+def of_sources(shares: Sequence[Share], *, sequence_length: int, sequences: int) -> list[Passes]:
+    """How often a training on so many sequences goes through each of its texts, which it blends by weight."""
+    total = sum(share.weight for share in shares)
+    drawn = [round(sequences * share.weight / total) for share in shares] if len(shares) > 1 else [sequences]
+    return [
+        passes(text_tokens=share.tokens, sequence_length=sequence_length, sequences=count)
+        for share, count in zip(shares, drawn, strict=True)
+    ]
+
+
+def repetitions(shares: Sequence[Share], *, sequence_length: int, sequences: int) -> list[str]:
+    """A sentence for each of several sources that is repeated more often than it is worth."""
+    if len(shares) == 1:
+        return []
+    of_each = of_sources(shares, sequence_length=sequence_length, sequences=sequences)
+    return [
+        f"{share.source} is repeated for {seen.epochs:.1f} epochs, and beyond {MOST_EPOCHS} repeated text teaches less "
+        "and less (arXiv 2305.16264); give more of it, lower its weight, or train for fewer steps"
+        for share, seen in zip(shares, of_each, strict=True)
+        if seen.epochs > MOST_EPOCHS
+    ]
+
+
 def passes(*, text_tokens: int, sequence_length: int, sequences: int) -> Passes:
     """How often a training on so many sequences goes through a text of so many tokens, at least one sequence."""
-    per_epoch = max(1, (text_tokens - 1) // sequence_length)
+    per_epoch = _per_epoch(text_tokens, sequence_length)
     return Passes(
         epochs=sequences / per_epoch,
         tokens=sequences * sequence_length,
         unique_tokens=min(sequences, per_epoch) * sequence_length,
     )
+
+
+def _per_epoch(tokens: int, sequence_length: int) -> int:
+    """Sequences in an epoch; one, where a text would have none."""
+    return max(1, (tokens - 1) // sequence_length)
 
 
 def _positions(teacher: Architecture) -> int:

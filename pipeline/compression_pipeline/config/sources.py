@@ -1,5 +1,6 @@
 """Where the teacher and the text come from."""
 
+import json
 import re
 from dataclasses import replace
 from enum import StrEnum
@@ -7,13 +8,14 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ConfigModel, Operational, Rule
+from .base import ConfigModel, Operational, Rule, cel_format
 from .schemes import SCHEMES, Role, forms, forms_with_notes, in_words, scheme_of, source_pattern
 
 
-def _source_rules(path: str, role: Role) -> tuple[Rule, ...]:
+def _source_rules(path: str, role: Role, *, optional: bool = False) -> tuple[Rule, ...]:
     """The rules of a source in the field `path`, and of the field `revision` beside it."""
-    return (*source_rules(path, role), _has_revisions("revision", path))
+    revisions = _has_revisions("revision", path)
+    return (*source_rules(path, role, optional=optional), _if_set(path, revisions) if optional else revisions)
 
 
 def source_rules(path: str, role: Role, *, optional: bool = False) -> tuple[Rule, ...]:
@@ -86,27 +88,17 @@ class TeacherConfig(ConfigModel):
     )
 
 
-class DatasetConfig(ConfigModel):
-    """The text that the teacher is corrected on and the students learn from."""
+_SPLITS_DIFFER = Rule.of(
+    "validationSplit",
+    "is the training split; name a split that is not trained on",
+    lambda text: text.validation_split != text.train_split,
+    "!has(self.validationSplit) || self.validationSplit != self.trainSplit",
+)
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        *_source_rules("source", "dataset"),
-        Rule.of(
-            "validationSplit",
-            "is the training split; name a split that is not trained on",
-            lambda dataset: dataset.validation_split != dataset.train_split,
-            "!has(self.validationSplit) || self.validationSplit != self.trainSplit",
-        ),
-    )
 
-    source: str = Field(
-        min_length=1,
-        max_length=1024,
-        description=f"Source of the text: {forms('dataset')}. A file, a folder or a glob of .txt (one document per "
-        "file), .jsonl, .json (also JSON Lines) or .parquet files; all but .parquet may end in .gz or .zst. Splits are "
-        "assigned as by Hugging Face's datasets: by configs in the header of the folder's README.md if there are any, "
-        "otherwise by file names.",
-    )
+class TextConfig(ConfigModel):
+    """What is told of a source of text, beside where it is."""
+
     config: str | None = Field(
         default=None,
         min_length=1,
@@ -140,6 +132,101 @@ class DatasetConfig(ConfigModel):
         "Title = ', each line after a space) and, on the Hub, the repository's name contains wikitext; otherwise "
         "Rows.",
     )
+
+
+class WeightedSource(TextConfig):
+    """One of several sources of text."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (*_source_rules("source", "dataset"), _SPLITS_DIFFER)
+
+    source: str = Field(
+        min_length=1, max_length=1024, description=f"Source of the text: {forms('dataset')}. As dataset.source."
+    )
+    weight: float = Field(
+        gt=0,
+        le=1,
+        description="Share of the training sequences that are of this source. The weights of all sources sum to 1.",
+    )
+
+
+_WEIGHTS = "weights sum to %.6f, not 1; divide each by %.6f"
+_CEL_SUM = "self.sources.map(one, one.weight).sum()"
+_CEL_NONE = "!has(self.sources) || self.sources.size() == 0"
+_CEL_TOLD = f"{_CEL_NONE} || self.sources.exists(one, one.weight <= 0.0 || one.weight > 1.0)"
+_NEARLY_ONE = (0.999999, 1.000001)
+
+
+def _weights_sum_to_one(dataset: "DatasetConfig") -> str | None:
+    weights = [one.weight for one in dataset.sources]
+    total, (least, most) = sum(weights, 0.0), _NEARLY_ONE
+    return None if not weights or least < total < most else _WEIGHTS % (total, total)
+
+
+def _of_one_source() -> Rule:
+    """Nothing that is told of one source stands beside several."""
+    defaults = {field.alias or name: field.default for name, field in TextConfig.model_fields.items()}
+    unset = [
+        f"!has(self.{name})" if default is None else f"self.{name} == {json.dumps(default)}"
+        for name, default in defaults.items()
+    ]
+
+    def holds(dataset: "DatasetConfig") -> bool:
+        told = (getattr(dataset, name) == field.default for name, field in TextConfig.model_fields.items())
+        return not dataset.sources or all(told)
+
+    return Rule.of(
+        "sources",
+        f"leaves what is told of one source no meaning beside it; move {', '.join(defaults)} into the sources that "
+        "they are for",
+        holds,
+        f"{_CEL_NONE} || ({' && '.join(unset)})",
+    )
+
+
+class DatasetConfig(TextConfig):
+    """The text that the teacher is corrected on and the students learn from."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *_source_rules("source", "dataset", optional=True),
+        _SPLITS_DIFFER,
+        Rule.of(
+            "source",
+            "is required, unless sources lists several",
+            lambda dataset: dataset.source is not None or bool(dataset.sources),
+            f"has(self.source) || !({_CEL_NONE})",
+        ),
+        Rule.of(
+            "sources",
+            "stands in place of source; remove one of the two",
+            lambda dataset: dataset.source is None or not dataset.sources,
+            f"!has(self.source) || {_CEL_NONE}",
+        ),
+        Rule(
+            "sources",
+            _weights_sum_to_one,
+            cel=f"{_CEL_TOLD} || ({_CEL_SUM} > {_NEARLY_ONE[0]} && {_CEL_SUM} < {_NEARLY_ONE[1]})",
+            message=cel_format(_WEIGHTS, _CEL_SUM, _CEL_SUM),
+        ),
+        _of_one_source(),
+    )
+
+    source: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        description=f"Source of the text: {forms('dataset')}. A file, a folder or a glob of .txt (one document per "
+        "file), .jsonl, .json (also JSON Lines) or .parquet files; all but .parquet may end in .gz or .zst. Splits are "
+        "assigned as by Hugging Face's datasets: by configs in the header of the folder's README.md if there are any, "
+        "otherwise by file names.",
+    )
+    sources: list[WeightedSource] = Field(
+        default=[],
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        description="Several sources in place of source. Training takes its sequences from each by weight, in an order "
+        "that depends on the weights and the seed alone. A source that has less text than its share is repeated. The "
+        "validation loss is the mean of the sources' losses by weight.",
+    )
     # Tokenized text is the same for every length; the phases that train take it into their own fingerprints.
     sequence_length: Annotated[int, Operational()] = Field(
         default=8192, ge=8, le=1_048_576, description="Length of one training sequence (context length), in tokens."
@@ -151,3 +238,20 @@ class DatasetConfig(ConfigModel):
         le=1024,
         description="Number of processes that tokenize. Default: the processors of the pod.",
     )
+
+    @property
+    def texts(self) -> tuple[WeightedSource, ...]:
+        """All sources, also where there is one."""
+        if self.source is None:
+            return tuple(self.sources)
+        told = {name: getattr(self, name) for name in TextConfig.model_fields}
+        return (WeightedSource(source=self.source, weight=1, **told),)
+
+    def field_of(self, number: int) -> str:
+        """The block of the manifest that tells of source `number`: dataset, or dataset.sources[1]."""
+        return f"dataset.sources[{number}]" if self.sources else "dataset"
+
+    @classmethod
+    def of_texts(cls) -> frozenset[str]:
+        """Its fields (camelCase) that tell of sources, one or several; the others hold for all of them."""
+        return frozenset({"source", "sources", *(field.alias or "" for field in TextConfig.model_fields.values())})

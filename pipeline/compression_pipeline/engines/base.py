@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compression_pipeline.importance import Choice, Samples, Scores
-    from compression_pipeline.text.batches import Batch, TrainingData, ValidationData
+    from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, ValidationLoss
 
     from .history import History
 
@@ -146,8 +146,10 @@ class Engine(Protocol):
         """A state by the names of Hugging Face. Of this rank alone, which must have the state."""
         ...
 
-    def validate(self, model: Model, data: "ValidationData", *, sequences_per_pass: int) -> float:
-        """Mean loss of the next token in nats over all sequences of `data`. Every rank gets it."""
+    def validate(self, model: Model, data: "ValidationData", *, sequences_per_pass: int) -> "ValidationLoss":
+        """Mean loss of the next token over all sequences of each of the data's sources (`ValidationData.loss`). Every
+        rank gets it.
+        """
         ...
 
     def logits(self, model: Model, batch: "Batch") -> "Tensor":

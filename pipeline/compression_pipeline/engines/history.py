@@ -36,6 +36,8 @@ class ValidationEntry:
 
     step: int
     loss: float
+    by_source: tuple[float, ...] = ()
+    """Of each of several sources of text; nothing for the only one."""
 
 
 @dataclass
@@ -74,7 +76,7 @@ class History:
         return {
             "totalSteps": self.total_steps,
             "train": [_camel(asdict(entry)) for entry in self.train],
-            "validation": [_camel(asdict(entry)) for entry in self.validation],
+            "validation": [_without_empty(_camel(asdict(entry))) for entry in self.validation],
         }
 
     @classmethod
@@ -83,7 +85,10 @@ class History:
         return cls(
             total_steps=content["totalSteps"],
             train=[StepEntry(**_known(StepEntry, entry)) for entry in content["train"]],
-            validation=[ValidationEntry(**_known(ValidationEntry, entry)) for entry in content["validation"]],
+            validation=[
+                ValidationEntry(**{**known, "by_source": tuple(known.get("by_source", ()))})
+                for known in (_known(ValidationEntry, entry) for entry in content["validation"])
+            ],
         )
 
 
@@ -146,6 +151,10 @@ def publish_curves(history: History, attempt: Path, artifact: Path) -> None:
 
 def _camel(content: dict[str, Any]) -> dict[str, Any]:
     return {to_camel(name): value for name, value in content.items()}
+
+
+def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if value != ()}
 
 
 def _known(kind: type[Any], content: dict[str, Any]) -> dict[str, Any]:

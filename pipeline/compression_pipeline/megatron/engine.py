@@ -17,7 +17,7 @@ from compression_pipeline.engines.history import History
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.importance import Choice, Samples, Scores, measure, scorers
 from compression_pipeline.sizing import training_flops
-from compression_pipeline.text.batches import Batch, ValidationData
+from compression_pipeline.text.batches import Batch, ValidationData, ValidationLoss
 
 from .model import build
 from .runtime import Runtime, free, runtime
@@ -102,7 +102,7 @@ class MegatronEngine:
     def tensors(self, state: State, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
         return conversion.to_huggingface(architecture, lambda name: state[name].detach())
 
-    def validate(self, model: Any, data: ValidationData, *, sequences_per_pass: int) -> float:
+    def validate(self, model: Any, data: ValidationData, *, sequences_per_pass: int) -> ValidationLoss:
         from .validation import validation_loss
 
         return validation_loss(model, data, self._runtime, self._context, batch_size=sequences_per_pass)

@@ -22,7 +22,7 @@ from compression_pipeline.engines.history import History, Scalars, StepEntry, Va
 from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.sizing import find_gpu
-from compression_pipeline.text.batches import Batch, TrainingData
+from compression_pipeline.text.batches import Batch, TrainingData, ValidationLoss
 
 from .checkpoint import Checkpoints
 from .optimizer import Optimizer
@@ -76,7 +76,7 @@ def train(
     loss: LossFunction,
     settings: TrainingConfig,
     data: TrainingData,
-    validate: Callable[[], float],
+    validate: Callable[[], ValidationLoss],
     check: Callable[[float], None],
     flops_per_token: float,
     runtime: Runtime,
@@ -129,7 +129,7 @@ class _Loop:
         loss: LossFunction,
         settings: TrainingConfig,
         data: TrainingData,
-        validate: Callable[[], float],
+        validate: Callable[[], ValidationLoss],
         check: Callable[[float], None],
         flops_per_token: float,
         runtime: Runtime,
@@ -161,6 +161,8 @@ class _Loop:
 
     def run(self) -> History:
         settings, first = self._settings, 0
+        for sentence in self._data.repetitions(settings.steps):
+            self._context.events.warning(sentence)
         if settings.warmup_steps >= settings.steps:
             self._context.events.warning(
                 f"warmupSteps: {settings.warmup_steps} of {settings.steps} steps are warm-up: the learning rate only "
@@ -311,16 +313,17 @@ class _Loop:
 
     def _measure(self, step: int) -> None:
         try:
-            loss = self._validate()
+            measured = self._validate()
         except Interrupted:
             if step > 0:
                 self._stop(step)
             raise
+        loss = measured.loss
         if step == 0:
             self._check(loss)
         elif not math.isfinite(loss):
             self._refuse("validation loss", loss, f"after step {step}", "the training ends there")
-        entry = ValidationEntry(step, loss)
+        entry = ValidationEntry(step, loss, measured.by_source)
         self._history.add_validation(entry)
         if self._scalars is not None:
             self._scalars.add_validation(entry)

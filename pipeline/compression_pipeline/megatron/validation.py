@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import one_hot
 
 from compression_pipeline.context import Context
 from compression_pipeline.errors import Interrupted
-from compression_pipeline.text.batches import ValidationData
+from compression_pipeline.text.batches import ValidationData, ValidationLoss
 
 from .runtime import Runtime
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 def validation_loss(
     model: "GPTModel", data: ValidationData, runtime: Runtime, context: Context, *, batch_size: int
-) -> float:
-    """Mean loss per token in nats over all sequences of `data`, shared among the ranks. Every rank gets it.
+) -> ValidationLoss:
+    """Mean loss per token in nats over all sequences of each source of `data`, shared among the ranks. Every rank gets
+    it.
 
     Sums are taken in float64. The model is put into eval mode meanwhile.
 
@@ -31,7 +33,7 @@ def validation_loss(
     """
     training = model.training
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    totals = torch.zeros(2, len(data.sources), dtype=torch.float64, device=runtime.device)
     try:
         with torch.no_grad():
             for start in range(0, len(data), runtime.data_size * batch_size):
@@ -39,15 +41,18 @@ def validation_loss(
                 first = start + runtime.data_rank * batch_size
                 if first >= len(data):
                     continue
-                batch = data.batch(range(first, min(first + batch_size, len(data))), runtime.device)
-                losses = cast("torch.Tensor", model(batch.tokens, batch.positions, None, labels=batch.labels))
-                totals[0] += losses.double().sum()
-                totals[1] += losses.numel()
+                indices = range(first, min(first + batch_size, len(data)))
+                batch = data.batch(indices, runtime.device)
+                losses = cast("torch.Tensor", model(batch.tokens, batch.positions, None, labels=batch.labels)).double()
+                # [sequences, sources]; not index_add_, whose order of additions on a GPU is not always the same.
+                texts = torch.tensor(data.texts_of(indices), device=runtime.device)
+                of_source = one_hot(texts, len(data.sources)).double()
+                totals[0] += losses.sum(dim=1) @ of_source
+                totals[1] += torch.ones_like(losses).sum(dim=1) @ of_source
     finally:
         model.train(training)
     dist.all_reduce(totals, group=runtime.data_group)
-    loss, tokens = totals.tolist()
-    return loss / tokens
+    return data.loss((totals[0] / totals[1]).tolist())
 
 
 def _stop_together(runtime: Runtime, context: Context) -> None:

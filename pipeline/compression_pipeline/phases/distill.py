@@ -28,7 +28,7 @@ from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.phases import measuring
 from compression_pipeline.phases.best import BestWeights
 from compression_pipeline.reference_logits import SEQUENCES, TOKENS, Reference, kept_positions
-from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, sequences_per_pass
+from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, ValidationLoss, sequences_per_pass
 
 
 def run(job: DistillJob, context: Context) -> DistillResult:
@@ -67,7 +67,7 @@ def distill(
     student_files = context.store.open(job.pruned).model
     validation = measuring.validation_of(job, context)
     trained = _trained(job, context, engine, teacher, student, validation)
-    teacher_loss, history, state = trained.teacher_loss, trained.history, trained.state
+    teacher_loss, history, state = trained.teacher.loss, trained.history, trained.state
     engine.free()
     last = trained.kept.loss
     rounded = rounded_losses(job, engine, student, state, validation, last)
@@ -79,6 +79,14 @@ def distill(
         distilled_loss=last,
         validation_sequences=len(validation),
         rounded_losses=rounded,
+        source_losses=measuring.by_source(
+            validation,
+            {
+                "teacher": trained.teacher.by_source,
+                "pruned": history.validation[0].by_source,
+                "distilled": trained.kept.by_source,
+            },
+        ),
         tokens_per_second=history.tokens_per_second,
         losses=describe_losses(job.distill.losses, teacher, student),
         extended_steps=history.total_steps - job.distill.steps or None,
@@ -121,11 +129,12 @@ def _measured(job: DistillJob, context: Context, engine: Engine, made: Artifact)
     student = read_architecture(made.model)
     state = engine.read(student, made.model)
     result = DistillResult(
-        teacher_loss=found["teacher"],
-        pruned_loss=found["pruned"],
-        distilled_loss=found["distilled"],
+        teacher_loss=found["teacher"].loss,
+        pruned_loss=found["pruned"].loss,
+        distilled_loss=found["distilled"].loss,
         validation_sequences=len(validation),
-        rounded_losses=rounded_losses(job, engine, student, state, validation, found["distilled"]),
+        rounded_losses=rounded_losses(job, engine, student, state, validation, found["distilled"].loss),
+        source_losses=measuring.by_source(validation, {role: one.by_source for role, one in found.items()}),
         digest=made.digest,
         tokens_per_second=made.result(DistillResult).tokens_per_second,
         losses=made.result(DistillResult).losses,
@@ -141,7 +150,7 @@ def _measured(job: DistillJob, context: Context, engine: Engine, made: Artifact)
 class _Trained:
     """A student after its distillation."""
 
-    teacher_loss: float
+    teacher: ValidationLoss
     history: History
     state: State
     """The weights that are kept."""
@@ -171,7 +180,7 @@ def _trained(
         "sequencesPerPass": data.micro_batch_size,
         "ranks": engine.world_size,
     }
-    teacher_loss = measuring.remembered(
+    teacher_measured = measuring.remembered(
         context,
         job.fingerprint,
         engine,
@@ -179,6 +188,7 @@ def _trained(
         measured_on,
         lambda: engine.validate(big, validation, sequences_per_pass=data.micro_batch_size),
     )
+    teacher_loss = teacher_measured.loss
     context.events.metric("teacherLoss", teacher_loss)
     measuring.check_loss(engine, lambda: engine.state(big), teacher, teacher_loss, whose="the teacher")
     best = BestWeights(job, context, engine, student, context.store.open(job.pruned).model)
@@ -200,7 +210,7 @@ def _trained(
         if found is not None:
             del state  # rank 0 has room for one of them
             state = engine.read(student, found)
-    return _Trained(teacher_loss, history, state, kept, data.passes(history.total_steps))
+    return _Trained(teacher_measured, history, state, kept, data.passes(history.total_steps))
 
 
 def extension(job: DistillJob, teacher_loss: float) -> Extension | None:
@@ -241,7 +251,7 @@ def rounded_losses(
             losses[dtype.value] = trained
             continue
         engine.fill(model, state, kind)
-        loss = engine.validate(model, validation, sequences_per_pass=batch_size)
+        loss = engine.validate(model, validation, sequences_per_pass=batch_size).loss
         if math.isfinite(loss):
             losses[dtype.value] = loss
     return losses

@@ -22,6 +22,7 @@ from compression_pipeline.reference_logits import Reference, relative_error
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.data import Exported
 from compression_pipeline.store.system import processors
+from compression_pipeline.text import mixture
 
 TOLERANCE = 1e-4
 """Largest relative error of the logits. Two implementations of the same arithmetic differ by less than 1e-5."""
@@ -64,7 +65,7 @@ def run(job: ExportJob, context: Context) -> ExportResult:
         error = prove(model, reference, settings.dtype, student)
         context.events.metric("relativeError", error)
         context.stop_if_requested()
-        prompt = settings.sample_prompt or default_prompt(data.data / "validation", tokenizer)
+        prompt = settings.sample_prompt or default_prompt(mixture.parts(data.data)[0].folder / "validation", tokenizer)
         sample = continue_greedily(model, tokenizer, prompt, settings.sample_tokens)
         del model  # the teacher takes its place
         context.stop_if_requested()

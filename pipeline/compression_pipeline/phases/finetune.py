@@ -8,7 +8,7 @@ from compression_pipeline.engines.history import History, metrics_of, publish_cu
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.phases import measuring
-from compression_pipeline.text.batches import TrainingData
+from compression_pipeline.text.batches import TrainingData, ValidationData
 
 
 def run(job: FinetuneJob, context: Context) -> FinetuneResult:
@@ -43,7 +43,7 @@ def correct(job: FinetuneJob, context: Context, engine: Engine) -> FinetuneResul
         check=lambda loss, state: measuring.check_loss(engine, state, architecture, loss, whose="the teacher"),
     )
     history = engine.train(model, training)
-    result = _result(history, len(validation))
+    result = _result(history, validation)
     if engine.rank == 0:
         with context.store.draft("finetune", job.artifact_key) as draft:
             write_checkpoint(
@@ -76,9 +76,10 @@ def _measured(job: FinetuneJob, context: Context, engine: Engine, made: Artifact
     validation = measuring.validation_of(job, context)
     found = measuring.losses(job, context, engine, {"teacher": job.teacher, "corrected": made.name}, validation)
     result = FinetuneResult(
-        teacher_loss=found["teacher"],
-        corrected_teacher_loss=found["corrected"],
+        teacher_loss=found["teacher"].loss,
+        corrected_teacher_loss=found["corrected"].loss,
         validation_sequences=len(validation),
+        source_losses=measuring.by_source(validation, {role: one.by_source for role, one in found.items()}),
         digest=made.digest,
         tokens_per_second=made.result(FinetuneResult).tokens_per_second,
     )
@@ -87,11 +88,14 @@ def _measured(job: FinetuneJob, context: Context, engine: Engine, made: Artifact
     return result
 
 
-def _result(history: History, validation_sequences: int) -> FinetuneResult:
+def _result(history: History, validation: ValidationData) -> FinetuneResult:
     losses = history.validation
     return FinetuneResult(
         teacher_loss=losses[0].loss,
         corrected_teacher_loss=losses[-1].loss,
-        validation_sequences=validation_sequences,
+        validation_sequences=len(validation),
+        source_losses=measuring.by_source(
+            validation, {"teacher": losses[0].by_source, "corrected": losses[-1].by_source}
+        ),
         tokens_per_second=history.tokens_per_second,
     )

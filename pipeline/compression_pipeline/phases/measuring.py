@@ -2,21 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import Architecture, DistillJob, FinetuneJob, Precision, Record
+from compression_pipeline.config import Architecture, DistillJob, FinetuneJob, Precision, Record, SourceLosses
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model, State
 from compression_pipeline.engines.soundness import check_sound
 from compression_pipeline.errors import Interrupted
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.store.published import Published
-from compression_pipeline.text.batches import ValidationData, sequences_per_pass
+from compression_pipeline.text.batches import ValidationData, ValidationLoss, sequences_per_pass
 
 Result = TypeVar("Result", bound=Record)
 
@@ -53,26 +53,36 @@ def losses(
     engine: Engine,
     models: Mapping[str, str],
     data: ValidationData,
-) -> dict[str, float]:
+) -> dict[str, ValidationLoss]:
     """Validation losses of published models over `data`, by role, as training computes them.
 
     `models`: role -> artifact. Raises UserError that says whose loss is no number, and which tensor is to blame if one
     is.
     """
     settings = job.finetune if isinstance(job, FinetuneJob) else job.distill
-    found: dict[str, float] = {}
+    found: dict[str, ValidationLoss] = {}
     for number, (role, name) in enumerate(models.items(), start=1):
         folder = context.store.open(name).model
         architecture = read_architecture(folder)
         model = loaded(engine, architecture, folder, sequence_length=job.sequence_length)
         loss = engine.validate(model, data, sequences_per_pass=sequences_per_pass(settings, engine))
         whose = WHOSE.get(role, f"the {role} student")
-        check_loss(engine, lambda model=model: engine.state(model), architecture, loss, whose=whose)
+        check_loss(engine, lambda model=model: engine.state(model), architecture, loss.loss, whose=whose)
         found[role] = loss
         context.events.progress(number, len(models), unit="models", doing="measure")
         del model
         engine.free()
     return found
+
+
+def by_source(data: ValidationData, losses: Mapping[str, Sequence[float]]) -> list[SourceLosses]:
+    """What a result tells of several sources; nothing of the only one. `losses`: role -> loss of each source."""
+    if len(data.sources) == 1:
+        return []
+    return [
+        SourceLosses.model_validate({"source": source, **{role: each[n] for role, each in losses.items()}})
+        for n, source in enumerate(data.sources)
+    ]
 
 
 def loaded(engine: Engine, architecture: Architecture, folder: Path, *, sequence_length: int) -> Model:
@@ -101,13 +111,18 @@ def torch_type(precision: Precision) -> torch.dtype:
 
 
 def remembered(
-    context: Context, fingerprint: str, engine: Engine, name: str, measured_on: Any, measure: Callable[[], float]
-) -> float:
-    """The figure `name` of the step, as an attempt has measured it, or measured now; every rank calls it.
+    context: Context,
+    fingerprint: str,
+    engine: Engine,
+    name: str,
+    measured_on: Any,
+    measure: Callable[[], ValidationLoss],
+) -> ValidationLoss:
+    """The loss `name` of the step, as an attempt has measured it, or measured now; every rank calls it.
 
     `measured_on`: what it depends on beside the fingerprint, for JSON; measured on something else it is another figure.
     """
-    known: float | None = None
+    known: ValidationLoss | None = None
     if engine.rank == 0:
         attempts = context.store.earlier_attempts(fingerprint)
         found = (_read(folder / f"{name}.json", measured_on) for folder in attempts)
@@ -116,16 +131,17 @@ def remembered(
     if known is not None:
         return known
     value = measure()
-    if engine.rank == 0 and math.isfinite(value):
-        (context.folder / f"{name}.json").write_text(json.dumps({"measuredOn": measured_on, "value": value}))
+    if engine.rank == 0 and math.isfinite(value.loss):
+        told = {"measuredOn": measured_on, "value": value.loss, "bySource": value.by_source}
+        (context.folder / f"{name}.json").write_text(json.dumps(told))
     return value
 
 
-def _read(path: Path, measured_on: Any) -> float | None:
+def _read(path: Path, measured_on: Any) -> ValidationLoss | None:
     try:
         content = json.loads(path.read_text())
-        value = float(content["value"])
-        return value if content["measuredOn"] == measured_on and math.isfinite(value) else None
+        value = ValidationLoss(float(content["value"]), tuple(map(float, content.get("bySource", ()))))
+        return value if content["measuredOn"] == measured_on and math.isfinite(value.loss) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

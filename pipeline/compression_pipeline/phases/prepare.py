@@ -2,14 +2,18 @@
 
 The artifact: `model/` (the teacher; its config.json is written anew, in one spelling, and its tokenizer and its
 generation_config.json are such that plain transformers uses them), `data/train.bin/.idx`, `data/validation.bin/.idx`,
-`data/statistics.json`. Its key comes from the content of all files that go in, so the same
+`data/statistics.json`; of several sources each has its two splits in a folder of its own, `data/0/`, `data/1/` ..., and
+`data/mixture.json` lists them. Its key comes from the content of all files that go in, so the same
 content makes the same artifact on whatever disk it lies. The Hub tells another digest of small files: a repository and
 a local copy of it make two artifacts.
 """
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 from compression_pipeline import space
 from compression_pipeline.artifact import Artifact
@@ -21,6 +25,9 @@ from compression_pipeline.config import (
     PrepareJob,
     PrepareResult,
     ResolvedSource,
+    ResolvedText,
+    TextConfig,
+    WeightedSource,
     digest,
     semantic_fields,
     sequence_fault,
@@ -32,12 +39,24 @@ from compression_pipeline.context import Context
 from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.sources import Source, SourceFile, Splits, Unanswered, checkpoint, open_source
 from compression_pipeline.store.published import Published
-from compression_pipeline.text import documents
+from compression_pipeline.text import documents, mixture
 from compression_pipeline.text.files import TextFile, kind
 from compression_pipeline.text.statistics import describe
-from compression_pipeline.text.tokenize import TRAIN, VALIDATION, Tokenization
+from compression_pipeline.text.tokenize import TRAIN, VALIDATION, Tokenization, Tokenized
 
 from .teacher import Teacher
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One source of text."""
+
+    told: WeightedSource
+    """Its block of the manifest; by now it says what its documents are, not Auto."""
+    field: str
+    """Of that block."""
+    source: Source
+    splits: Splits
 
 
 def run(job: PrepareJob, context: Context) -> PrepareResult:
@@ -45,61 +64,91 @@ def run(job: PrepareJob, context: Context) -> PrepareResult:
     teacher = open_source(
         job.teacher.model, field="spec.teacher.model", revision=job.teacher.revision, job=job, context=context
     )
-    dataset = open_source(
-        job.dataset.source, field="spec.dataset.source", revision=job.dataset.revision, job=job, context=context
-    )
-    context.events.info(f"looks at {job.teacher.model} and {job.dataset.source}")
+    told = job.dataset.texts
+    fields = [job.dataset.field_of(number) for number in range(len(told))]
+    datasets = [
+        open_source(one.source, field=f"spec.{field}.source", revision=one.revision, job=job, context=context)
+        for one, field in zip(told, fields, strict=True)
+    ]
+    context.events.info(f"looks at {job.teacher.model} and {', '.join(one.source for one in told)}")
+    texts: list[_Text] = []
     try:
         model_files = teacher.model_files()
-        splits = dataset.text_files(job.dataset)
+        for one, field, dataset in zip(told, fields, datasets, strict=True):
+            with _saying(field):
+                texts.append(_Text(one, field, dataset, dataset.text_files(one)))
     except Unanswered as error:
-        known = _known(job, context, (teacher, dataset))
+        known = _known(job, context, (teacher, *datasets))
         if known is None:
             raise
-        commits = [found.revision for found in (known.resolved_teacher, known.resolved_dataset) if found.revision]
+        commits = [found.revision for found in (known.resolved_teacher, *known.resolved_texts) if found.revision]
         context.events.warning(f"{error}; goes on with what it was when last asked (commit {', '.join(commits)})")
         return known
-    return _take(job, context, (teacher, model_files), (dataset, splits))
+    return _take(job, context, (teacher, model_files), texts)
+
+
+@contextmanager
+def _saying(field: str) -> Iterator[None]:
+    """Have what is wrong with one of several sources name the fields of that one."""
+    try:
+        yield
+    except UserError as error:
+        if field != "dataset":
+            own = "|".join(one.alias or "" for one in TextConfig.model_fields.values())
+            error.args = tuple(re.sub(rf"\bdataset\.({own}|source)\b", rf"{field}.\1", str(one)) for one in error.args)
+        raise
 
 
 def _take(
-    job: PrepareJob, context: Context, model: tuple[Source, Sequence[SourceFile]], text: tuple[Source, Splits]
+    job: PrepareJob, context: Context, model: tuple[Source, Sequence[SourceFile]], texts: Sequence[_Text]
 ) -> PrepareResult:
     """What is made of these files, which may be there by now."""
     teacher, model_files = model
-    dataset, splits = text
-    job = _with_documents(job, dataset, splits)
-    splits = _in_order(splits, job.dataset)
-    resolved = {
-        "teacher": ResolvedSource(
-            source=job.teacher.model, revision=teacher.revision, digest=_digest_of_model(model_files)
-        ),
-        "dataset": ResolvedSource(source=job.dataset.source, revision=dataset.revision, digest=_digest_of_text(splits)),
-    }
-    found_of = {role: source.digest for role, source in resolved.items()}
+    texts = [_settled(text) for text in texts]
+    resolved = ResolvedSource(source=job.teacher.model, revision=teacher.revision, digest=_digest_of_model(model_files))
     own = None if job.cache is Cache.STORE else job.fingerprint
-    key = content_key(job.dataset, splits, teacher=found_of["teacher"], text=found_of["dataset"], own=own)
+    key = content_key(job.dataset, texts, teacher=resolved.digest, own=own)
     artifact = context.sound(context.store.find(f"prepare-{key}"))
     cached = artifact is not None
     if artifact is None:
-        artifact = _make(job, context, key, resolved, (teacher, model_files), (dataset, splits))
+        artifact = _make(job, context, key, resolved, (teacher, model_files), texts)
     found = context.store.use(artifact).result(PrepareResult)
     _check_length(found, job.dataset)
     # The same content may have come from elsewhere the first time.
-    told = {"resolved_teacher": resolved["teacher"], "resolved_dataset": resolved["dataset"]}
+    sources = [(one.train_tokens, one.validation_tokens) for one in found.resolved_sources]
+    told = {"resolved_teacher": resolved, **_resolved(job.dataset, texts, sources)}
     found = found.model_copy(update={**told, "cached": cached})
-    sources = (teacher, dataset)
+    places = (teacher, *(text.source for text in texts))
     published = Published(
         artifact=artifact.name,
-        watched=[watched for source in sources if (watched := source.watched())],
-        asked=[asked for source in sources if (asked := source.asked())],
+        watched=[watched for place in places if (watched := place.watched())],
+        asked=[asked for place in places if (asked := place.asked())],
         result={name: value for name, value in found.to_json().items() if name.startswith("resolved")},
     )
     context.store.record_published(job.fingerprint, published)
     return found
 
 
-def _known(job: PrepareJob, context: Context, sources: tuple[Source, Source]) -> PrepareResult | None:
+def _resolved(dataset: DatasetConfig, texts: Sequence[_Text], tokens: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """What a result says of the sources of text. `tokens`: of each one's two splits, where there are several."""
+    found = [
+        {
+            "source": text.told.source,
+            "revision": text.source.revision,
+            "digest": _digest_of_text(text.splits),
+        }
+        for text in texts
+    ]
+    if not dataset.sources:
+        return {"resolved_dataset": ResolvedSource.model_validate(found[0]), "resolved_sources": []}
+    several = [
+        ResolvedText(**one, weight=text.told.weight, train_tokens=train, validation_tokens=validation)
+        for one, text, (train, validation) in zip(found, texts, tokens, strict=True)
+    ]
+    return {"resolved_dataset": None, "resolved_sources": several}
+
+
+def _known(job: PrepareJob, context: Context, sources: Sequence[Source]) -> PrepareResult | None:
     """What the step found when it was made last, where nothing but a branch or a tag can have moved since.
 
     None, too, where one of the sources has told that its own has moved.
@@ -110,49 +159,70 @@ def _known(job: PrepareJob, context: Context, sources: tuple[Source, Source]) ->
     if record is None or artifact is None:
         return None
     found = context.store.use(artifact).result(PrepareResult)
-    then = {found.resolved_teacher.revision, found.resolved_dataset.revision, *(one.commit for one in record.asked)}
+    told = (found.resolved_teacher, *found.resolved_texts)
+    then = {*(one.revision for one in told), *(one.commit for one in record.asked)}
     if not {source.revision for source in sources} <= {None, *then}:
         return None
     _check_length(found, job.dataset)
     return found.model_copy(update={"cached": True})
 
 
-def _with_documents(job: PrepareJob, dataset: Source, splits: Splits) -> PrepareJob:
-    """The job with what Auto means for its text, which is part of what is made of it."""
-    if job.dataset.documents is not DocumentFormat.AUTO:
-        return job
-    form = DocumentFormat.ROWS
-    # What a download of another name begins with is not worth having it before there is known to be room for it.
-    if not scheme_of(job.dataset.source).downloads or "wikitext" in job.dataset.source.rpartition("/")[2].lower():
-        [first] = _fetch_text(splits.train[:1], dataset, job.dataset.text_column)
-        with suppress(UserError):  # told where it is read to be tokenized
-            form = documents.detect(first.first_lines())
-    return job.model_copy(update={"dataset": job.dataset.model_copy(update={"documents": form})})
+def _settled(text: _Text) -> _Text:
+    """The text with what Auto means for it, which is part of what is made of it, and its files in their order."""
+    told = text.told
+    if told.documents is DocumentFormat.AUTO:
+        form = DocumentFormat.ROWS
+        # What a download of another name begins with is not worth having it before there is known to be room for it.
+        if not scheme_of(told.source).downloads or "wikitext" in told.source.rpartition("/")[2].lower():
+            [first] = _fetch_text(text.splits.train[:1], text)
+            with suppress(UserError):  # told where it is read to be tokenized
+                form = documents.detect(first.first_lines())
+        told = told.model_copy(update={"documents": form})
+    return replace(text, told=told, splits=_in_order(text.splits, told))
 
 
-def content_key(dataset: DatasetConfig, splits: Splits, *, teacher: str, text: str, own: str | None = None) -> str:
-    """Key of the artifact: digests of the teacher's and the text's files, and how documents are made of the latter.
+def content_key(dataset: DatasetConfig, texts: Sequence[_Text], *, teacher: str, own: str | None = None) -> str:
+    """Key of the artifact: digests of the teacher's and the texts' files, and how documents are made of the latter.
 
     What was never used makes no difference: where the files came from, what chose them, and how documents would have
-    been held out where a split is there for that. `dataset` says what its documents are, not Auto. `own`: the step's
-    fingerprint, where its artifact is to have a name that those of others don't get.
+    been held out where a split is there for that. `own`: the step's fingerprint, where its artifact is to have a name
+    that those of others don't get.
     """
-    unused = {"source", "config", "revision", "trainSplit", "validationSplit"}
-    if splits.validation:
-        unused |= {"seed", "validationFraction"}
-    if all(kind(file.name) == "text" for file in (*splits.train, *splits.validation)):
-        unused.add("textColumn")
+    split = all(text.splits.validation for text in texts)
+    unused = DatasetConfig.of_texts() | ({"seed"} if split else set())
     fields = {name: value for name, value in semantic_fields(dataset).items() if name not in unused}
-    fields["documents"] = dataset.documents.value
-    content = {"version": SCHEMA_VERSION, "phase": "prepare", "dataset": fields, "teacher": teacher, "text": text}
+    digests = [_digest_of_text(text.splits) for text in texts]
+    if dataset.sources:
+        fields["sources"] = [{**_used(text), "weight": text.told.weight} for text in texts]
+    else:
+        fields |= _used(texts[0])
+    content = {
+        "version": SCHEMA_VERSION,
+        "phase": "prepare",
+        "dataset": fields,
+        "teacher": teacher,
+        "text": digests if dataset.sources else digests[0],
+    }
     return digest(content | ({"own": own} if own else {}))
+
+
+def _used(text: _Text) -> dict[str, Any]:
+    """What of a source's block makes a difference, but its weight."""
+    unused = {"source", "weight", "config", "revision", "trainSplit", "validationSplit"}
+    if text.splits.validation:
+        unused.add("validationFraction")
+    if all(kind(file.name) == "text" for file in (*text.splits.train, *text.splits.validation)):
+        unused.add("textColumn")
+    fields = {name: value for name, value in semantic_fields(text.told).items() if name not in unused}
+    return {**fields, "documents": text.told.documents.value}
 
 
 def _check_length(found: PrepareResult, dataset: DatasetConfig) -> None:
     """Say now, and not on a GPU, that there is less text than one sequence; the artifact serves shorter ones."""
     _check_positions(found.teacher, dataset)
     tokens = {"train_tokens": found.train_tokens, "validation_tokens": found.validation_tokens}
-    fault = text_fault(dataset, **tokens, trainings={})  # the operator knows the trainings, and asks before they run
+    # The operator knows the trainings, and asks before they run.
+    fault = text_fault(dataset, **tokens, trainings={}, sources=found.resolved_sources)
     if fault:
         raise UserError(f"spec.{fault}")
 
@@ -163,9 +233,9 @@ def _check_positions(teacher: Architecture, dataset: DatasetConfig) -> None:
         raise UserError(f"spec.{fault}")
 
 
-def _in_order(splits: Splits, dataset: DatasetConfig) -> Splits:
+def _in_order(splits: Splits, told: WeightedSource) -> Splits:
     """The files in an order that their names don't tell, unless one goes on where another ends."""
-    if dataset.documents is not DocumentFormat.ROWS:
+    if told.documents is not DocumentFormat.ROWS:
         return splits
 
     def by_content(files: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
@@ -190,62 +260,94 @@ def _make(
     job: PrepareJob,
     context: Context,
     key: str,
-    resolved: dict[str, ResolvedSource],
+    resolved: ResolvedSource,
     model: tuple[Source, Sequence[SourceFile]],
-    text: tuple[Source, Splits],
+    texts: Sequence[_Text],
 ) -> Artifact:
     teacher, model_files = model
-    dataset, splits = text
-    text_files = [*splits.train, *splits.validation]
+    files = [(text.source, [*text.splits.train, *text.splits.validation]) for text in texts]
     space.require(
         context.store,
         teacher.missing_bytes(model_files)
-        + dataset.missing_bytes(text_files)
+        + sum(source.missing_bytes(text_files) for source, text_files in files)
         + sum(file.size for file in model_files if not teacher.private)  # is copied
-        + sum(file.size for file in text_files),  # tokens take about as many bytes as their text
-        f"preparing {job.teacher.model} and {job.dataset.source}",
+        # Tokens take about as many bytes as their text.
+        + sum(file.size for _, text_files in files for file in text_files),
+        f"preparing {job.teacher.model} and {', '.join(text.told.source for text in texts)}",
     )
     with context.store.draft("prepare", key) as draft:
         taken = Teacher(teacher, model_files, job.teacher.model, draft, context)
         architecture, encoding = taken.architecture, taken.tokenizer
         _check_positions(architecture, job.dataset)  # before all the text is tokenized
-        train = _fetch_text(splits.train, dataset, job.dataset.text_column)
-        validation = _fetch_text(splits.validation, dataset, job.dataset.text_column)
+        opened = [(_fetch_text(text.splits.train, text), _fetch_text(text.splits.validation, text)) for text in texts]
         taken.copy_weights()
         data = draft.path / "data"
-        data.mkdir()
-        tokenized = Tokenization(job.dataset, context, encoding, data).run(train, validation)
-        for writer in tokenized.writers.values():
-            for path, sha256 in writer.digests.items():
-                draft.hashed(path, sha256)
-        statistics = describe(
-            tokenized.writers, end_of_document=encoding.end_of_document, vocabulary=encoding.vocabulary
-        )
+        folders = [data / str(number) for number in range(len(texts))] if job.dataset.sources else [data]
+        tokenized: list[Tokenized] = []
+        for text, (train, validation), folder in zip(texts, opened, folders, strict=True):
+            folder.mkdir(parents=True)
+            with _saying(text.field):
+                made = Tokenization(job.dataset, context, encoding, folder, text=text.told).run(train, validation)
+            for writer in made.writers.values():
+                for path, sha256 in writer.digests.items():
+                    draft.hashed(path, sha256)
+            tokenized.append(made)
+        sizes = {"end_of_document": encoding.end_of_document, "vocabulary": encoding.vocabulary}
+        found = [describe(made.writers, **sizes) for made in tokenized]
+        statistics = found[0]
+        if job.dataset.sources:
+            parts = [
+                mixture.Part(folder, text.told.source, text.told.weight)
+                for folder, text in zip(folders, texts, strict=True)
+            ]
+            mixture.write(data, parts)
+            sources = [{"source": part.source, **one} for part, one in zip(parts, found, strict=True)]
+            statistics = {"sources": sources}
         (data / "statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
         _check_unchanged(teacher, model_files)
-        _check_unchanged(dataset, text_files)
+        for source, text_files in files:
+            _check_unchanged(source, text_files)
+        tokens = [(made.writers[TRAIN].tokens, made.writers[VALIDATION].tokens) for made in tokenized]
         result = PrepareResult(
             key=key,
             teacher=architecture,
             teacher_parameters=architecture.parameters,
-            resolved_teacher=resolved["teacher"],
-            resolved_dataset=resolved["dataset"],
-            documents=tokenized.documents,
-            train_tokens=tokenized.writers[TRAIN].tokens,
-            validation_tokens=tokenized.writers[VALIDATION].tokens,
+            resolved_teacher=resolved,
+            **_resolved(job.dataset, texts, tokens),
+            documents=sum(made.documents for made in tokenized),
+            train_tokens=sum(train for train, _ in tokens),
+            validation_tokens=sum(validation for _, validation in tokens),
         )
+        inputs = {"teacher": resolved, **dict(_roles(result))}
+        seconds = sum(made.seconds for made in tokenized)
         return draft.publish(
-            config=job.to_json(),
-            inputs={role: f"{found.source}@{found.revision or found.digest}" for role, found in resolved.items()},
+            config=job.model_copy(update={"dataset": _as_settled(job.dataset, texts)}).to_json(),
+            inputs={role: f"{one.source}@{one.revision or one.digest}" for role, one in inputs.items()},
             result=result.to_json(),
-            metrics={"tokensPerSecond": tokenized.tokens / max(tokenized.seconds, 1e-9), **statistics},
+            metrics={
+                "tokensPerSecond": sum(made.tokens for made in tokenized) / max(seconds, 1e-9),
+                **statistics,
+            },
         )
 
 
-def _fetch_text(files: Sequence[SourceFile], dataset: Source, column: str) -> list[TextFile]:
-    paths = dataset.fetch(files)
+def _roles(result: PrepareResult) -> Iterator[tuple[str, ResolvedSource]]:
+    """Each source of text by its role among the artifact's inputs."""
+    for number, one in enumerate(result.resolved_texts):
+        yield ("dataset" if result.resolved_dataset else f"dataset-{number}"), one
+
+
+def _as_settled(dataset: DatasetConfig, texts: Sequence[_Text]) -> DatasetConfig:
+    """The block of the manifest, saying what documents are in each source."""
+    if dataset.sources:
+        return dataset.model_copy(update={"sources": [text.told for text in texts]})
+    return dataset.model_copy(update={"documents": texts[0].told.documents})
+
+
+def _fetch_text(files: Sequence[SourceFile], text: _Text) -> list[TextFile]:
+    paths = text.source.fetch(files)
     return [
-        TextFile(path, name=dataset.name_of(file), column=column, open=dataset.open)
+        TextFile(path, name=text.source.name_of(file), column=text.told.text_column, open=text.source.open)
         for file, path in zip(files, paths, strict=True)
     ]
 

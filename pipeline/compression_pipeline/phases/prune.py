@@ -49,7 +49,7 @@ from compression_pipeline.phases.notes import Notes
 from compression_pipeline.report import IMPORTANCE
 from compression_pipeline.tasks.live import live_model
 from compression_pipeline.tasks.shallow import ShallowScores
-from compression_pipeline.text.batches import Batch, Place, ShuffledText, ValidationData
+from compression_pipeline.text.batches import Batch, MixedText, Place, ValidationData
 
 CALIBRATION_TOKENS = 8192
 """Tokens in one forward pass of the calibration, about; at least one sequence."""
@@ -254,19 +254,16 @@ class Calibration:
     """The sequences that importance is measured on, shared among the ranks."""
 
     def __init__(self, folder: Path, place: Place, sequence_length: int, samples: int) -> None:
-        """A sample of the training text, no sequence twice; fewer than `samples` where there are fewer.
+        """A sample of the training text by the weights of its sources, no sequence twice; fewer than `samples` where
+        there are fewer.
 
         It is drawn for calibration alone: whatever the seed of a training, these are not the sequences it begins with.
 
         Raises UserError where the text is shorter than one sequence.
         """
-        self._text = ShuffledText(folder / "train", sequence_length=sequence_length, drawn_for=("calibration",))
-        self.count = min(samples, self._text.sequences_per_epoch)
-        if self.count < 1:
-            raise UserError(
-                f"dataset: {self._text.tokens:,} training tokens are less than one sequence of {sequence_length}; "
-                "lower sequenceLength, or give more text"
-            )
+        self._text = MixedText(folder, sequence_length=sequence_length, drawn_for=("calibration",))
+        self._chosen = self._text.sample(samples)
+        self.count = len(self._chosen)
         self._place = place
         self._size = max(1, CALIBRATION_TOKENS // sequence_length)
         self._positions = torch.arange(sequence_length, device=place.device)
@@ -279,7 +276,8 @@ class Calibration:
         mine = range(self._place.data_rank, self.count, self._place.data_size)
         for start in range(0, len(mine), self._size):
             context.stop_if_requested()
-            tokens = torch.stack([self._text[index][:-1] for index in mine[start : start + self._size]])
+            chosen = (self._chosen[index] for index in mine[start : start + self._size])
+            tokens = torch.stack([self._text.texts[text][number][:-1] for text, number in chosen])
             yield tokens.to(self._place.device), self._positions.expand(len(tokens), -1)
             done = min(self.count, (start + len(tokens)) * self._place.data_size)
             context.events.progress(done, self.count, unit="samples")

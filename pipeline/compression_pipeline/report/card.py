@@ -80,13 +80,14 @@ def model_card(ancestry: Ancestry, exported: Exported, *, report: str | None = N
 
 
 def _header(ancestry: Ancestry) -> str:
-    teacher, dataset = ancestry.prepare.resolved_teacher.source, ancestry.prepare.resolved_dataset.source
+    teacher, texts = ancestry.prepare.resolved_teacher.source, ancestry.prepare.resolved_texts
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     fields |= ancestry.terms.fields
     if repository := scheme_of(teacher).repository(teacher):
         fields["base_model"] = repository
-    if repository := scheme_of(dataset).repository(dataset):
-        fields["datasets"] = [repository]
+    repositories = [name for text in texts if (name := scheme_of(text.source).repository(text.source))]
+    if repositories:
+        fields["datasets"] = [*dict.fromkeys(repositories)]
     fields["tags"] = ["compression-operator", "minitron", "pruned", "distilled"]
     # JSON scalars and lists are YAML.
     lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
@@ -128,4 +129,6 @@ def _sources(prepare: PrepareResult) -> list[tuple[str, ...]]:
     def row(label: str, source: ResolvedSource) -> tuple[str, ...]:
         return label, f"`{source.source}`", f"`{source.revision}`" if source.revision else "", f"`{source.digest}`"
 
-    return [row("Teacher", prepare.resolved_teacher), row("Data", prepare.resolved_dataset)]
+    shares = {one.source: f"Data ({one.weight:.3g})" for one in prepare.resolved_sources}
+    texts = [row(shares.get(text.source, "Data"), text) for text in prepare.resolved_texts]
+    return [row("Teacher", prepare.resolved_teacher), *texts]

@@ -105,7 +105,9 @@ def environment() -> Environment:
 
 def _subtitle(run: RunData) -> str:
     teacher = str((run.spec.get("teacher") or {}).get("model", "the teacher"))
-    source = str((run.spec.get("dataset") or {}).get("source", "the dataset"))
+    dataset = run.spec.get("dataset") or {}
+    several = ", ".join(str(one.get("source")) for one in dataset.get("sources") or [])
+    source = several or str(dataset.get("source", "the dataset"))
     number = len(run.students)
     return f"{teacher} → {number} student{'' if number == 1 else 's'}, on {source}"
 

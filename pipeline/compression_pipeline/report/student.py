@@ -79,9 +79,11 @@ def spec_of(ancestry: Ancestry, job: JobConfig) -> dict[str, Any]:
     """
     prepare = ancestry.prepare
     blocks = {name: block for made in ancestry.made.values() for name, block in _blocks(made.job)} | dict(_blocks(job))
-    for name, resolved in (("teacher", prepare.resolved_teacher), ("dataset", prepare.resolved_dataset)):
+    texts = blocks["dataset"].get("sources") or [blocks["dataset"]]
+    told = [(blocks["teacher"], prepare.resolved_teacher), *zip(texts, prepare.resolved_texts, strict=True)]
+    for block, resolved in told:
         if resolved.revision:
-            blocks[name]["revision"] = resolved.revision
+            block["revision"] = resolved.revision
     # Text that was tokenized once serves every length.
     blocks["dataset"]["sequenceLength"] = ancestry.distill[0].sequence_length
     student = {"name": NAME, "prune": blocks.pop("prune")}

@@ -6,7 +6,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
-from compression_pipeline.config import DatasetConfig
+from compression_pipeline.config import TextConfig
 from compression_pipeline.config.schemes import Role, SourceScheme, manifest_roots, scheme_of
 from compression_pipeline.context import Context
 from compression_pipeline.errors import PhaseError, TransientError, UserError
@@ -97,7 +97,7 @@ class Source(Protocol):
         """The files of the checkpoint: config, tokenizer, safetensors. Raises PhaseError."""
         ...
 
-    def text_files(self, dataset: DatasetConfig) -> Splits:
+    def text_files(self, dataset: TextConfig) -> Splits:
         """The files of the dataset's splits. Raises PhaseError, e.g. for a split that isn't there."""
         ...
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from compression_pipeline.config import DatasetConfig
+from compression_pipeline.config import TextConfig
 from compression_pipeline.config.schemes import Role
 from compression_pipeline.config.schemes.hub import ENDPOINT_VARIABLE, HubScheme
 from compression_pipeline.errors import PhaseError, TransientError, UserError, causes, disk_full
@@ -78,7 +78,7 @@ class HubSource:
         chosen = checkpoint.select(listed, lambda name: self.fetch([listed[name]])[0].read_bytes(), self._where)
         return tuple(listed[name] for name in chosen)
 
-    def text_files(self, dataset: DatasetConfig) -> Splits:
+    def text_files(self, dataset: TextConfig) -> Splits:
         self._kind = "dataset"
         listed = self._list(self._place.revision)
         found = self._by_readme(listed, dataset) or self._by_folder(listed, dataset)
@@ -140,14 +140,14 @@ class HubSource:
                 if isinstance(entry, RepoFile)
             }
 
-    def _by_readme(self, listed: dict[str, SourceFile], dataset: DatasetConfig) -> dict[str, list[str]] | None:
+    def _by_readme(self, listed: dict[str, SourceFile], dataset: TextConfig) -> dict[str, list[str]] | None:
         if CARD not in listed:
             return None
         text = self.fetch([listed[CARD]])[0].read_text(encoding="utf-8", errors="replace")
         found = readme.files_of(readme.header(text, self._where), listed, dataset, self._where)
         return None if found is None or readme.unreadable(found, dataset) else found
 
-    def _by_folder(self, listed: dict[str, SourceFile], dataset: DatasetConfig) -> dict[str, list[str]] | None:
+    def _by_folder(self, listed: dict[str, SourceFile], dataset: TextConfig) -> dict[str, list[str]] | None:
         """By the names of the data files themselves; a configuration is a folder."""
         folder = f"{dataset.config}/" if dataset.config is not None else ""
         names = [
@@ -170,7 +170,7 @@ class HubSource:
         return {split: [folder + name for name in files] for split, files in found.items()}
 
     def _converted(
-        self, original: dict[str, SourceFile], dataset: DatasetConfig
+        self, original: dict[str, SourceFile], dataset: TextConfig
     ) -> tuple[dict[str, SourceFile], dict[str, list[str]]]:
         self._asked = self._commit
         try:
@@ -313,7 +313,7 @@ class HubSource:
         return f"datasets/{self._repo}" if self._kind == "dataset" else self._repo
 
 
-def _named(dataset: DatasetConfig) -> list[str]:
+def _named(dataset: TextConfig) -> list[str]:
     return [name for name in (dataset.train_split, dataset.validation_split) if name]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from compression_pipeline.config import DatasetConfig
+from compression_pipeline.config import TextConfig
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import CONFIG, names_of
 from compression_pipeline.huggingface.terms import CARD
@@ -66,7 +66,7 @@ class LocalSource:
                 raise UserError(f"{self._where} is a folder of a checkpoint; name {self._path.parent}") from None
             raise
 
-    def text_files(self, dataset: DatasetConfig) -> Splits:
+    def text_files(self, dataset: TextConfig) -> Splits:
         found = self._by_readme(dataset)
         if found is None:
             found = self._by_names(dataset)
@@ -74,7 +74,7 @@ class LocalSource:
         self._watched = Watched.now(self._selection)
         return Splits(self._described(train), self._described(validation))
 
-    def _by_readme(self, dataset: DatasetConfig) -> dict[str, list[str]] | None:
+    def _by_readme(self, dataset: TextConfig) -> dict[str, list[str]] | None:
         """As the README of a folder tells; None where it doesn't."""
         found = None
         if self._path.is_dir() and (self._path / CARD).is_file():
@@ -89,7 +89,7 @@ class LocalSource:
             readme.check_kinds(found, dataset, self._where)
         return found
 
-    def _by_names(self, dataset: DatasetConfig) -> dict[str, list[str]]:
+    def _by_names(self, dataset: TextConfig) -> dict[str, list[str]]:
         names = self._text_names()
         if not self._selection.patterns:  # a single file is what was asked for, whatever its name
             return {dataset.train_split: names}

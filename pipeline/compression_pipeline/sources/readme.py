@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from compression_pipeline.config import DatasetConfig
+from compression_pipeline.config import TextConfig
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.terms import CARD, front_matter
 from compression_pipeline.text.files import FORMATS, is_text
@@ -35,7 +35,7 @@ def header(text: str, where: str) -> Any:
     return found.get("configs")
 
 
-def files_of(configs: Any, names: Collection[str], dataset: DatasetConfig, where: str) -> dict[str, list[str]] | None:
+def files_of(configs: Any, names: Collection[str], dataset: TextConfig, where: str) -> dict[str, list[str]] | None:
     """Files by split, as the `configs` of a README tell; None where they tell nothing of files.
 
     `names`: all files of the dataset, relative to it. Files of kinds that can't be read are among what is found. Raises
@@ -69,13 +69,13 @@ def files_of(configs: Any, names: Collection[str], dataset: DatasetConfig, where
     return found
 
 
-def unreadable(found: Mapping[str, Sequence[str]], dataset: DatasetConfig) -> tuple[str, str] | None:
+def unreadable(found: Mapping[str, Sequence[str]], dataset: TextConfig) -> tuple[str, str] | None:
     """The first split and file of those asked for that can't be read; None where all can."""
     asked = (dataset.train_split, dataset.validation_split or "validation")
     return next(((split, name) for split in asked for name in found.get(split, ()) if not is_text(name)), None)
 
 
-def check_kinds(found: Mapping[str, Sequence[str]], dataset: DatasetConfig, where: str) -> None:
+def check_kinds(found: Mapping[str, Sequence[str]], dataset: TextConfig, where: str) -> None:
     """Raises UserError for a file of the splits that are asked for which can't be read."""
     if strange := unreadable(found, dataset):
         split, name = strange

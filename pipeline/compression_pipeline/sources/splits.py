@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from compression_pipeline.config import DatasetConfig
+from compression_pipeline.config import TextConfig
 from compression_pipeline.errors import UserError, one_of
 
 KEYWORDS: Mapping[str, Sequence[str]] = {
@@ -94,7 +94,7 @@ def choose(known: list[str], wanted: str | None, where: str, default: str | None
     return default
 
 
-def warnings(names: Iterable[str], found: Mapping[str, list[str]], dataset: DatasetConfig) -> Iterator[str]:
+def warnings(names: Iterable[str], found: Mapping[str, list[str]], dataset: TextConfig) -> Iterator[str]:
     """What a person should know of how files were split by their names, a sentence each."""
     used = {name for files in found.values() for name in files}
     unused = sorted(set(names) - used)
@@ -125,7 +125,7 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
-def wanted(found: Mapping[str, list[str]], dataset: DatasetConfig, where: str) -> tuple[list[str], list[str]]:
+def wanted(found: Mapping[str, list[str]], dataset: TextConfig, where: str) -> tuple[list[str], list[str]]:
     """The files of the splits for training and validation (none: it is held out). Raises UserError."""
     for field, split in (("trainSplit", dataset.train_split), ("validationSplit", dataset.validation_split)):
         if split is not None and not found.get(split):

@@ -4,11 +4,13 @@ Training goes through the text epoch by epoch. In each the documents are shuffle
 sequences, and the sequences shuffled; so none repeats before all were seen. The order of an epoch is drawn from the
 seed and the epoch's number; batch number `step` is the slice `[step * global batch, (step + 1) * global batch)` of all
 epochs. So the data of a step is a function of (seed, step) alone, however long the run, and a resumed run needs no
-state of any iterator. Nothing of it is kept in files.
+state of any iterator. Nothing of it is kept in files. Several texts are each gone through so, and blended by weight
+(`mixture.Blend`).
 
 Validation sequences are a sample of the whole validation text, always the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +19,12 @@ from typing import Protocol
 import numpy
 import torch
 
-from compression_pipeline.config import Passes, TrainingConfig, passes
+from compression_pipeline.config import Passes, Share, TrainingConfig, repetitions
 from compression_pipeline.config.base import nearest_multiples
 from compression_pipeline.errors import UserError
 from compression_pipeline.random_order import permutation
 
+from . import mixture
 from .indexed import IndexedText
 
 
@@ -96,6 +99,50 @@ class ShuffledText:
         return numpy.concatenate(pieces)
 
 
+class MixedText:
+    """The training texts of a folder as sequences without end, blended by weight; the only text, where there is one."""
+
+    def __init__(self, folder: Path, *, sequence_length: int, drawn_for: tuple[str | int, ...]) -> None:
+        """Open each `train.bin`. Raises UserError where one is shorter than a sequence."""
+        self.parts = mixture.parts(folder)
+        self.texts = [
+            ShuffledText(
+                part.folder / "train",
+                sequence_length=sequence_length,
+                drawn_for=(*drawn_for, "source", number) if number else drawn_for,
+            )
+            for number, part in enumerate(self.parts)
+        ]
+        for part, text in zip(self.parts, self.texts, strict=True):
+            if text.sequences_per_epoch < 1:
+                raise UserError(_too_short(part.source, text.tokens, "training", sequence_length))
+        self._blend = mixture.Blend([part.weight for part in self.parts])
+
+    @property
+    def tokens(self) -> int:
+        return sum(text.tokens for text in self.texts)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Sequence `index` of the blend and the token after it: [sequence length + 1], int64."""
+        text, number = self._blend[index]
+        return self.texts[text][number]
+
+    def sample(self, size: int) -> list[tuple[int, int]]:
+        """See `mixture.sample`."""
+        available = [text.sequences_per_epoch for text in self.texts]
+        return mixture.sample([part.weight for part in self.parts], available, size)
+
+
+def _too_short(source: str, tokens: int, use: str, sequence_length: int) -> str:
+    whose = f" of {source}" if source else ""
+    held_out = "raise validationFraction, " if use == "validation" else ""
+    split = "a longer validationSplit" if use == "validation" else "more text"
+    return (
+        f"dataset: {tokens:,} {use} tokens{whose} are less than one sequence of {sequence_length}; lower "
+        f"sequenceLength, {held_out}or give {split}"
+    )
+
+
 @dataclass(frozen=True)
 class _Epoch:
     """One pass over a text."""
@@ -124,7 +171,7 @@ class TrainingData:
         """
         global_batch_size = settings.global_batch_size
         drawn_for = ("training", settings.seed)
-        self._text = ShuffledText(folder / "train", sequence_length=sequence_length, drawn_for=drawn_for)
+        self._text = MixedText(folder, sequence_length=sequence_length, drawn_for=drawn_for)
         available, needed = self._text.tokens, global_batch_size * sequence_length + 1
         if available < needed:
             raise UserError(
@@ -146,11 +193,19 @@ class TrainingData:
 
     def passes(self, steps: int) -> Passes:
         """How often so many steps go through the text."""
-        return passes(
-            text_tokens=self._text.tokens,
-            sequence_length=self.sequence_length,
-            sequences=steps * self._global_batch_size,
-        )
+        return Passes.over(self._shares, sequence_length=self.sequence_length, sequences=self._sequences(steps))
+
+    def repetitions(self, steps: int) -> list[str]:
+        """What there is to say of sources that so many steps go through too often (`repetitions`)."""
+        return repetitions(self._shares, sequence_length=self.sequence_length, sequences=self._sequences(steps))
+
+    def _sequences(self, steps: int) -> int:
+        return steps * self._global_batch_size
+
+    @property
+    def _shares(self) -> list[Share]:
+        pairs = zip(self._text.parts, self._text.texts, strict=True)
+        return [Share(part.source, part.weight, text.tokens) for part, text in pairs]
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's share of the batch of `step` (counted from 0), as `micro_batches` batches."""
@@ -169,33 +224,51 @@ class TrainingData:
         )
 
 
+@dataclass(frozen=True)
+class ValidationLoss:
+    """A validation loss, in nats per token."""
+
+    loss: float
+    """The mean by weight, where the text has several sources."""
+    by_source: tuple[float, ...] = ()
+    """Of each of several sources; nothing for the only one."""
+
+
 class ValidationData:
     """A sample of the validation text's sequences: sequence n of the text is its tokens [n * length, (n + 1) * length].
 
-    The sample is a function of the text's and the sequences' length alone, so the same in every phase, on every rank
-    and in every attempt; a smaller one is the start of a larger one.
+    Of several texts each gives sequences by its weight, and one at least. The sample is a function of the texts, their
+    weights and the sequences' length alone, so the same in every phase, on every rank and in every attempt; a smaller
+    one is the start of a larger one.
     """
 
     def __init__(self, folder: Path, *, sequence_length: int, samples: int) -> None:
-        """Open `folder/validation.bin`.
+        """Open each `validation.bin`.
 
         Args:
             samples: sequences to take; all, where the text has fewer.
 
         Raises:
-            UserError: the text is shorter than one sequence.
+            UserError: a text is shorter than one sequence.
         """
-        text = IndexedText(folder / "validation")
         self.sequence_length = sequence_length
-        available = len(text.tokens)
-        if available <= sequence_length:
-            raise UserError(
-                f"dataset: {available:,} validation tokens are less than one sequence of {sequence_length}; lower "
-                "sequenceLength, raise validationFraction, or give a longer validationSplit"
+        parts = mixture.parts(folder)
+        self.sources = tuple(part.source for part in parts)
+        """The sources of the texts; one empty name, where there is one text."""
+        self._weights = [part.weight for part in parts]
+        self._tokens = [IndexedText(part.folder / "validation").tokens for part in parts]
+        drawn: list[list[int]] = []
+        for source, tokens in zip(self.sources, self._tokens, strict=True):
+            available = len(tokens)
+            if available <= sequence_length:
+                raise UserError(_too_short(source, available, "validation", sequence_length))
+            drawn.append(
+                permutation((available - 1) // sequence_length, "validation", available, sequence_length).tolist()
             )
-        drawn = permutation((available - 1) // sequence_length, "validation", available, sequence_length)
-        self._sequences: list[int] = drawn[:samples].tolist()
-        self._tokens = text.tokens
+        first = [(text, 0) for text in range(len(parts))]
+        more = mixture.sample(self._weights, [len(sequences) for sequences in drawn], samples)
+        chosen = [*first, *(one for one in more if one not in first)][: max(samples, len(first))]
+        self._sequences = [(text, drawn[text][number]) for text, number in chosen]
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -203,14 +276,24 @@ class ValidationData:
     def batch(self, indices: range, device: torch.device) -> Batch:
         """The sequences `indices` of the sample as one batch."""
         length = self.sequence_length
-        starts = [self._sequences[index] * length for index in indices]
-        sequences = numpy.stack([self._tokens[start : start + length + 1] for start in starts])
+        places = [(text, number * length) for text, number in (self._sequences[index] for index in indices)]
+        sequences = numpy.stack([self._tokens[text][start : start + length + 1] for text, start in places])
         tokens = torch.from_numpy(sequences.astype(numpy.int64)).to(device)
         return Batch(
             tokens=tokens[:, :-1].contiguous(),
             positions=torch.arange(length, device=device).expand(len(indices), -1),
             labels=tokens[:, 1:].contiguous(),
         )
+
+    def texts_of(self, indices: range) -> list[int]:
+        """Which of `sources` each of the sequences is of."""
+        return [self._sequences[index][0] for index in indices]
+
+    def loss(self, means: Sequence[float]) -> ValidationLoss:
+        """The validation loss, given the mean loss per token of each source: their mean by weight."""
+        total = sum(weight * mean for weight, mean in zip(self._weights, means, strict=True))
+        several = len(means) > 1
+        return ValidationLoss(total / sum(self._weights) if several else means[0], tuple(means) if several else ())
 
 
 def sequences_per_pass(settings: TrainingConfig, place: Place) -> int:

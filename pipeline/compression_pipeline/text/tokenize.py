@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compression_pipeline.config import DatasetConfig, DocumentFormat
+from compression_pipeline.config import DatasetConfig, DocumentFormat, WeightedSource
 from compression_pipeline.context import Context
 from compression_pipeline.errors import UserError
 from compression_pipeline.store.system import processors
@@ -47,9 +47,18 @@ class Tokenized:
 class Tokenization:
     """Writes `train.bin/.idx` and `validation.bin/.idx` into a folder."""
 
-    def __init__(self, dataset: DatasetConfig, context: Context, tokenizer: TeacherTokenizer, into: Path) -> None:
-        """`dataset` says what its documents are, not Auto."""
+    def __init__(
+        self,
+        dataset: DatasetConfig,
+        context: Context,
+        tokenizer: TeacherTokenizer,
+        into: Path,
+        *,
+        text: WeightedSource | None = None,
+    ) -> None:
+        """`text`: which of the dataset's sources, if not the only one. It says what its documents are, not Auto."""
         self._dataset = dataset
+        self._text = text or dataset.texts[0]
         self._context = context
         self._tokenizer = tokenizer
         self._into = into
@@ -75,7 +84,7 @@ class Tokenization:
         return tokenized
 
     def _held_out(self, files: Sequence[TextFile]) -> dict[str, IndexedWriter]:
-        held = Held(self._dataset.seed, self._dataset.validation_fraction)
+        held = Held(self._dataset.seed, self._text.validation_fraction)
         for _ in range(2):
             progress = _Progress(self._context, files)
             writers = self._write(files, progress, TRAIN, held=held)
@@ -122,7 +131,7 @@ class Tokenization:
         return writers
 
     def _documents(self, files: Iterable[TextFile]) -> Iterator[Document]:
-        if self._dataset.documents is DocumentFormat.WIKITEXT_ARTICLES:
+        if self._text.documents is DocumentFormat.WIKITEXT_ARTICLES:
             # An article may go on in the next file.
             return documents.wikitext_articles(chain.from_iterable(file.lines() for file in files))
         return documents.rows(chain.from_iterable(file.rows() for file in files))
@@ -140,7 +149,7 @@ class Tokenization:
         return document.where if isinstance(document, Long) else reached[0].place
 
     def _nothing(self, name: str, writers: dict[str, IndexedWriter], *, held_out: bool) -> str:
-        source = f"spec.dataset.source: {self._dataset.source}"
+        source = f"spec.dataset.source: {self._text.source}"
         if not any(writer.lengths for writer in writers.values()):
             return f"{source} is empty: it has no document with any text in it"
         if held_out:

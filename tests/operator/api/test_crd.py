@@ -189,6 +189,8 @@ def cel_findings(schema: dict[str, Any], value: Any, path: str) -> Iterator[tupl
         context.add_variable("self", value)
         # CEL's own string extension, which the API server has and this implementation lacks.
         context.add_function("format", lambda text, arguments: text.replace("%d", "%s") % tuple(arguments))
+        # Of Kubernetes' own list library.
+        context.add_function("sum", lambda numbers: sum(numbers, 0.0))
         if cel.evaluate(rule["rule"], context) is True:
             continue
         message = rule.get("message") or cel.evaluate(rule["messageExpression"], context)

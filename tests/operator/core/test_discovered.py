@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from jobs_world import manifest
 
+from compression_operator.api.resolved import Resolved
 from compression_operator.api.spec import Student
-from compression_operator.api.status import Resolved
 from compression_operator.core.phase_steps import STEPS, Discovery
 from compression_operator.core.plan import Plan, plan
 from compression_pipeline.config import Phase

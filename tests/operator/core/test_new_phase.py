@@ -103,7 +103,8 @@ PROGRAMS = {
 STORY = """
 from local_jobs import a_run
 from compression_operator.api.crd import crd_text
-from compression_operator.api.status import CompressionRunStatus, Resolved, Step, StepState
+from compression_operator.api.resolved import Resolved
+from compression_operator.api.status import CompressionRunStatus, Step, StepState
 from compression_operator.core.conditions import run_phase
 from compression_operator.core.plan import plan
 from compression_operator.core.results import figures_that_stand, record

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs_world import manifest, student
 
+from compression_operator.api.resolved import Resolved, ResolvedTasks
 from compression_operator.api.run import SOURCES_ANNOTATION
-from compression_operator.api.status import Resolved, ResolvedTasks
 from compression_operator.core.names import NAME_LIMIT, job_name
 from compression_operator.core.plan import Plan, plan
 from compression_pipeline.config import (

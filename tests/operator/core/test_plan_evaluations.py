@@ -5,8 +5,9 @@ from typing import Any
 from jobs_world import World, manifest
 from looks import condition, created, finish, open_jobs, states, step
 
+from compression_operator.api.resolved import Resolved, ResolvedTasks
 from compression_operator.api.run import TASK_SOURCES_ANNOTATION
-from compression_operator.api.status import Resolved, ResolvedTasks, RunPhase
+from compression_operator.api.status import RunPhase
 from compression_operator.core.plan import Plan, plan
 from compression_pipeline.config import ExitClass
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tests.support.runs import a_run as build
 
 from compression_operator.api.planned import PlannedTraining
+from compression_operator.api.resolved import Resolved
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import CompressionRunStatus, Resolved, StepState, TeacherStatus
+from compression_operator.api.status import CompressionRunStatus, StepState, TeacherStatus
 from compression_operator.core.events_diff import events_between
 from compression_operator.core.plan import plan
 from compression_operator.core.reconcile import reconcile

@@ -18,7 +18,7 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
-from compression_pipeline.report.charts import COLOURS, Level, LineChart, Series, line_chart
+from compression_pipeline.report.charts import COLOURS, Figures, Level, LineChart, Series, line_chart
 from compression_pipeline.report.data import Measured, RunData, StudentData
 
 from . import training
@@ -54,6 +54,9 @@ def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel |
         note="the sum of its losses on the training text, a mean over tokens",
         name_lines=False,
     )
+    result = student.results.get(Phase.DISTILL)
+    if isinstance(result, DistillResult) and (rows := [*training.by_source(result)]):
+        yield Figures("Validation loss by source", "nats per token, over the held-out text of each source", rows)
 
 
 def _facts(run: RunData) -> Iterator[Fact]:
@@ -103,6 +106,8 @@ def _seeds(spec: Spec) -> Iterator[tuple[str, Any]]:
 
 
 def _warnings(run: RunData) -> Iterator[str]:
+    for _, settings in _distillations(run.spec):
+        yield from training.repeated(run, settings)
     for student in run.students:
         points = [y for _, y in student.history.validation]
         if student.distilled_loss is None or len(points) < 3:

@@ -46,6 +46,10 @@ def _facts(run: RunData) -> Iterator[Fact]:
     none = "none: students learn from the teacher as it came"
     yield "Teacher correction", training.in_words(run, settings, run.teacher.precision) if settings else none
 
+    result = run.results.get(Phase.FINETUNE)
+    if isinstance(result, FinetuneResult) and (rows := [*training.by_source(result)]):
+        yield "Loss by source", "; ".join(f"{source}: {losses} ({whose})" for source, losses, whose in rows)
+
 
 def _seeds(spec: Spec) -> Iterator[tuple[str, Any]]:
     if spec.get("finetune"):

@@ -43,6 +43,13 @@ def _facts(run: RunData) -> Iterator[Fact]:
         f"{prepared.validation_tokens:,} held out; sequences of {length_of(run.spec):,} tokens. {PACKING}",
     )
 
+    if prepared.resolved_sources:
+        told = (
+            f"{one.source} with weight {one.weight:.3g}: {one.train_tokens:,} tokens to train on"
+            for one in prepared.resolved_sources
+        )
+        yield "Sources", "; ".join(told)
+
 
 def _seeds(spec: Spec) -> Iterator[tuple[str, Any]]:
     if spec.get("dataset"):

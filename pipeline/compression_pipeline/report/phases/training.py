@@ -1,6 +1,6 @@
 """What the phases that train say alike."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compression_pipeline.config import (
@@ -8,10 +8,14 @@ from compression_pipeline.config import (
     DistillConfig,
     DistillJob,
     FinetuneJob,
+    Passes,
     Phase,
     Precision,
+    PrepareResult,
     TrainingConfig,
-    passes,
+    TrainingResult,
+    of_sources,
+    repetitions,
 )
 from compression_pipeline.report import markdown, words
 from compression_pipeline.report.ancestry import Ancestry
@@ -50,9 +54,40 @@ def in_words(run: RunData, settings: Mapping[str, Any], precision: str | None) -
     peak = f", learning rate {float(rate):g} at its peak" if rate is not None else ""
     seen = f"{words.count(steps * batch * length)} tokens"
     if prepared is not None:
-        seen = str(passes(text_tokens=prepared.train_tokens, sequence_length=length, sequences=steps * batch))
+        seen = seen_in_words(prepared, sequence_length=length, sequences=steps * batch)
     used = f"; computed in {precision}" if precision else ""
     return f"{steps:,} steps of {batch:,} sequences ({seen}){peak}{used}"
+
+
+def seen_in_words(prepared: PrepareResult, *, sequence_length: int, sequences: int) -> str:
+    """How often a training on so many sequences goes through its text; of several sources, through each."""
+    size, shares = {"sequence_length": sequence_length, "sequences": sequences}, prepared.shares
+    said = str(Passes.over(shares, **size))
+    if len(shares) == 1:
+        return said
+    of_each = zip(shares, of_sources(shares, **size), strict=True)
+    return f"{said}; {', '.join(f'{share.source}: {seen.epochs:.3g} epochs' for share, seen in of_each)}"
+
+
+def repeated(run: RunData, settings: Mapping[str, Any]) -> Iterator[str]:
+    """A warning for each source that a training repeats too often."""
+    if run.teacher.prepared is not None:
+        batch = settings.get("globalBatchSize", DistillConfig.model_fields["global_batch_size"].default)
+        size = {"sequence_length": length_of(run.spec), "sequences": settings.get("steps", 0) * batch}
+        yield from (f"{sentence}." for sentence in repetitions(run.teacher.prepared.shares, **size))
+
+
+def by_source(result: TrainingResult | None) -> Iterator[tuple[str, str, str]]:
+    """Validation losses over the text of each of several sources: its name, the losses in words, of which models."""
+    for one in result.source_losses if result else ():
+        losses = {
+            "teacher": one.teacher,
+            "corrected teacher": one.corrected,
+            "pruned student": one.pruned,
+            "distilled student": one.distilled,
+        }
+        told = {whose: words.loss(loss) for whose, loss in losses.items() if loss is not None}
+        yield one.source, " → ".join(told.values()), ", ".join(told)
 
 
 def card_table(
@@ -60,12 +95,9 @@ def card_table(
 ) -> str:
     """The settings of a training as a table of the card. `more`: steps beyond those of its settings."""
     values = {**settings.model_dump(), "adam_betas": f"{settings.adam_beta1}, {settings.adam_beta2}"}
-    seen = passes(
-        text_tokens=ancestry.prepare.train_tokens,
-        sequence_length=job.sequence_length,
-        sequences=(settings.steps + more) * settings.global_batch_size,
-    )
+    sequences = (settings.steps + more) * settings.global_batch_size
+    seen = seen_in_words(ancestry.prepare, sequence_length=job.sequence_length, sequences=sequences)
     used = ancestry.made[phase].artifact.manifest.metrics.get("precision", settings.precision)
     rows = [(label, str(values[field])) for label, field in HYPERPARAMETERS]
-    rows += [("Arithmetic", Precision(used).words), ("Trained on", str(seen))]
+    rows += [("Arithmetic", Precision(used).words), ("Trained on", seen)]
     return markdown.table(("Setting", "Value"), rows)

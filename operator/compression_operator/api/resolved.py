@@ -1,0 +1,34 @@
+"""What the sources of a run turned out to be, as the status tells it."""
+
+from typing import Any
+
+from pydantic import Field
+
+from compression_pipeline.config import Record, ResolvedSource, ResolvedText
+
+WHOLE: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+"""A list that has one owner, the operator. As a map it would cost the API server a fifth more for each write of a
+status, which would carry the ownership of every field of every entry.
+"""
+
+
+class Resolved(Record):
+    """What the sources turned out to be; the keys of all later steps rest on it."""
+
+    key: str = Field(description="Key of the artifact that prepare made.")
+    teacher: ResolvedSource = Field(description="The resolved teacher.")
+    dataset: ResolvedSource | None = Field(
+        default=None, description="The resolved dataset. Unset if it has several sources."
+    )
+    sources: list[ResolvedText] = Field(
+        default=[], json_schema_extra=WHOLE, description="The resolved sources of a dataset that has several."
+    )
+    train_tokens: int | None = Field(default=None, description="Tokens in the training split.")
+    validation_tokens: int | None = Field(default=None, description="Tokens in the validation split.")
+
+
+class ResolvedTasks(Record):
+    """What the tasks turned out to be; the keys of all evaluations rest on it."""
+
+    key: str = Field(description="Key of the artifact with the tasks' definitions and questions.")
+    harness: str = Field(description="Version of lm-eval.")
