@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from api import JOBS
 from kubelets import NOWHERE, kubelet
-from operators import FINAL, Namespace, condition_of, step_of
+from operators import FINAL, Namespace, step_of
+from tests.support.matchers import has_condition, has_step
 from tests.support.waiting import until
 
 from compression_operator.api.run import RETRY_ANNOTATION
@@ -63,9 +64,8 @@ def test_a_clean_up_that_deletes_every_job_is_not_fought(namespace: Namespace) -
             until(lambda: len(deleted) == 3, "the next one")
             assert datetime.now(UTC) >= due
             until(lambda: prepare().get("deletions") == 3, "the next pause")
-            degraded = condition_of(namespace.status(), "Degraded")
-            assert (degraded["status"], degraded["reason"]) == ("True", "Interrupted")
-            assert "deleted by somebody 3 times in a row" in degraded["message"]
+            told = {"reason": "Interrupted", "says": "deleted by somebody 3 times in a row"}
+            assert has_condition(namespace.status(), "Degraded", "True", **told)
     assert len(deleted) == 3
     namespace.api.merge(namespace.run_path(), {"metadata": {"annotations": {RETRY_ANNOTATION: "1"}}})
     with namespace.operator(identity="operator-2"), kubelet(namespace):
@@ -83,7 +83,7 @@ def test_the_pods_of_a_deleted_job_end_before_the_next_begins(namespace: Namespa
         namespace.behave({}, namespace.store)
         namespace.api.delete(path, propagationPolicy="Background")
         said = "the job was deleted by somebody; waits for its pods to end"
-        until(lambda: said in step_of(namespace.status(), "prepare")["message"], "the operator to say so")
+        until(lambda: has_step(namespace.status(), "prepare", says=said), "the operator to say so")
 
         def next_job() -> list[str]:
             return [name for job in namespace.jobs() if (name := job["metadata"]["name"]) != first]
@@ -94,6 +94,4 @@ def test_the_pods_of_a_deleted_job_end_before_the_next_begins(namespace: Namespa
         states = [c["state"] for pod in namespace.pods(first) for c in pod["status"]["containerStatuses"]]
         assert all("terminated" in state for state in states), states
         status = namespace.wait_phase(*FINAL)
-    assert status["phase"] == "Succeeded"
-    step = step_of(status, "prepare")
-    assert (step["attempt"], step.get("failures", 0)) == (2, 0)
+    assert status["phase"] == "Succeeded" and has_step(status, "prepare", attempt=2, failures=0)

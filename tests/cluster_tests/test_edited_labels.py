@@ -2,8 +2,9 @@
 
 from api import JOBS, Api
 from kubelets import NOWHERE, kubelet
-from operators import FINAL, Namespace, step_of
+from operators import FINAL, Namespace
 from proxy import proxy
+from tests.support.matchers import has_step
 from tests.support.waiting import until
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -35,8 +36,7 @@ def test_a_job_whose_labels_are_edited_is_not_lost(namespace: Namespace, api: Ap
             for run in LABELS:
                 assert namespace.wait_phase(*FINAL, name=run)["phase"] == "Succeeded"
         for run in LABELS:
-            step = step_of(namespace.status(run), "prepare")
-            assert (step["attempt"], step["jobName"], step.get("interruptions", 0)) == (1, jobs[run], 0)
+            assert has_step(namespace.status(run), "prepare", attempt=1, job_name=jobs[run], interruptions=0)
 
 
 def test_a_job_that_ran_on_without_its_label_is_stopped_with_the_run(namespace: Namespace, api: Api) -> None:
@@ -54,9 +54,6 @@ def test_a_job_that_ran_on_without_its_label_is_stopped_with_the_run(namespace: 
 def test_no_second_job_begins_beside_one_whose_owner_somebody_removed(namespace: Namespace, api: Api) -> None:
     one = [{"name": "width", "prune": {"hiddenSize": 64}}]
 
-    def said() -> str:
-        return step_of(namespace.status(), "prepare").get("message", "")
-
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE, finetune=None, students=one)
         job = namespace.wait_step("prepare", "Starting")["jobName"]
@@ -64,9 +61,9 @@ def test_no_second_job_begins_beside_one_whose_owner_somebody_removed(namespace:
         path = f"{JOBS}/namespaces/{namespace.name}/pytorchjobs/{job}"
         owners = api.call("GET", path)["metadata"]["ownerReferences"]
         api.merge(path, {"metadata": {"ownerReferences": None}})
-        until(lambda: "restore them as they were" in said(), "it to be told")
+        until(lambda: has_step(namespace.status(), "prepare", says="restore them as they were"), "it to be told")
         assert [found["metadata"]["name"] for found in namespace.jobs()] == [job]
         api.merge(path, {"metadata": {"ownerReferences": owners}})
         with kubelet(namespace):
             assert namespace.wait_phase(*FINAL)["phase"] == "Succeeded"
-        assert step_of(namespace.status(), "prepare")["attempt"] == 1
+        assert has_step(namespace.status(), "prepare", attempt=1)

@@ -30,6 +30,7 @@ from operators import FINAL
 from story import RELEASE, SYSTEM, Console, Story
 from tests.cluster.paths import REPOSITORY, State
 from tests.cluster.up import Cluster
+from tests.support.matchers import has_condition, verdicts
 from tests.support.waiting import until
 
 from compression_pipeline.config import SCORES
@@ -171,8 +172,9 @@ def test_every_step_succeeded_at_its_first_attempt_with_one_job(story: Story) ->
     assert not [progress for progress in seen if progress["step"] != progress["totalSteps"] or "etaSeconds" in progress]
     assert {job["metadata"]["name"] for job in story.jobs} == {step["jobName"] for step in steps}
     assert len(story.jobs) == len(STEPS)
-    verdicts = {c["type"]: c["status"] for c in story.status["conditions"]}
-    assert verdicts.pop("Ready") == "True" and set(verdicts.values()) == {"False"}
+    assert has_condition(story.status, "Ready", "True")
+    others = verdicts(story.status).keys() - {"Ready"}
+    assert all(has_condition(story.status, kind, "False") for kind in others), verdicts(story.status)
 
 
 def test_events_tell_what_happened_and_of_no_trouble(story: Story) -> None:

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from api import CRD, RUNS, Api, Body, Refused
 from kubelets import NOWHERE, kubelet
-from operators import FINAL, Namespace, condition_of, manifest, step_of
+from operators import FINAL, Namespace, manifest
 from proxy import CUT, GONE, LOST, Answer, Asked, Fault, proxy
+from tests.support.matchers import has_condition, has_step
 from tests.support.waiting import until
 
 from compression_operator.api.run import GROUP
@@ -105,17 +106,15 @@ def test_a_denied_permission_is_told_and_heals_by_itself(namespace: Namespace) -
     namespace.permit(without)
     with namespace.operator() as operator:
         namespace.submit(jobTemplate=NOWHERE)
-        until(lambda: condition_of(namespace.status(), "Degraded").get("reason") == "Forbidden", "the condition")
-        status = namespace.status()
-        ready, degraded = condition_of(status, "Ready"), condition_of(status, "Degraded")
-        assert (ready["status"], degraded["status"]) == ("False", "True")
-        assert 'cannot create resource "pytorchjobs" in API group "kubeflow.org"' in ready["message"]
+        until(lambda: has_condition(namespace.status(), "Degraded", "True", reason="Forbidden"), "the condition")
+        denied = 'cannot create resource "pytorchjobs" in API group "kubeflow.org"'
+        assert has_condition(namespace.status(), "Ready", "False", says=denied)
         until(lambda: [e for e in namespace.events() if e["reason"] == "Forbidden"], "the Event")
         writes = len([e for e in namespace.events() if e["reason"] == "Forbidden"])
         namespace.permit(PERMISSIONS)
         with kubelet(namespace):
             status = namespace.wait_phase(*FINAL)
-        assert status["phase"] == "Succeeded" and condition_of(status, "Degraded")["status"] == "False"
+        assert status["phase"] == "Succeeded" and has_condition(status, "Degraded", "False")
         assert writes == 1 and operator.process.poll() is None
 
 
@@ -126,7 +125,7 @@ def test_a_quota_that_is_used_up_is_told_and_waited_for(namespace: Namespace, ap
     until(lambda: (api.get(f"{path}/none") or {}).get("status", {}).get("used"), "the quota to be in force")
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE)
-        until(lambda: condition_of(namespace.status(), "Ready").get("reason") == "QuotaExceeded", "the condition")
+        until(lambda: has_condition(namespace.status(), "Ready", reason="QuotaExceeded"), "the condition")
         api.delete(f"{path}/none")
         until(lambda: namespace.jobs(), "the job")
 
@@ -277,14 +276,13 @@ def test_a_run_of_another_schema_is_told_and_the_others_go_on(namespace: Namespa
         event = until(refused_by_the_schema, "the Event")[0]
         assert "spec.distill.steps" in event["note"]
         with laxer_schema(api, path):
-            until(lambda: condition_of(namespace.status("strange"), "Ready"), "the condition")
-            ready = condition_of(namespace.status("strange"), "Ready")
-            assert (ready["status"], ready["reason"]) == ("False", "Unreadable")
-            assert "spec.distill.steps" in ready["message"]
+            until(lambda: has_condition(namespace.status("strange"), "Ready", "False"), "the condition")
+            told = {"reason": "Unreadable", "says": "spec.distill.steps"}
+            assert has_condition(namespace.status("strange"), "Ready", **told)
         # Once it is put right it is a run like any other.
         namespace.edit("strange", distill={"steps": 100, "globalBatchSize": 4})
         status = namespace.wait_phase(*FINAL, name="strange")
-        assert status["phase"] == "Succeeded" and condition_of(status, "Degraded")["status"] == "False"
+        assert status["phase"] == "Succeeded" and has_condition(status, "Degraded", "False")
         assert operator.process.poll() is None
 
 
@@ -302,7 +300,7 @@ def test_a_job_of_another_owner_under_the_same_name_is_left_alone(namespace: Nam
     with namespace.operator():
         namespace.submit("first", jobTemplate=NOWHERE)
         waits = f"waits for job {job['metadata']['name']} to be removed"
-        until(lambda: waits in step_of(namespace.status("first"), "prepare").get("message", ""), waits)
+        until(lambda: has_step(namespace.status("first"), "prepare", says=waits), "it to say so")
         assert [j["metadata"]["uid"] for j in namespace.jobs()] == [job["metadata"]["uid"]]
         api.delete(orphan)
         until(lambda: [j for j in namespace.jobs() if j["metadata"]["uid"] != job["metadata"]["uid"]], "our job")

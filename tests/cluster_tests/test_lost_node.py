@@ -3,7 +3,6 @@
 On a cluster of its own, since its only node is taken away: a minute for Kubernetes to find it silent.
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.cluster.down import down
 from tests.cluster.images import import_archive
 from tests.cluster.paths import State
 from tests.cluster.up import up
+from tests.support.matchers import has_step
 from tests.support.waiting import until
 
 from compression_operator.backends.pods.jobpods import STORE
@@ -60,7 +60,7 @@ def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: St
         with silent_node(own):
             assert cut_power(own, f"{first['jobName']}-master-0") >= 1
             silent = f"pod {first['jobName']}-master-0: its node does not answer"
-            until(lambda: step_of(place.status(), "distill-width").get("message") == silent, silent, seconds=420)
+            until(lambda: has_step(place.status(), "distill-width", message=silent), "the words", seconds=420)
             lost_at = _until_it_goes_on(place, first)
             assert lost_at < 600, "what its processes had done is what there is"
             second = _told(place, attempt=2)
@@ -73,8 +73,7 @@ def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: St
         (place.store / LET_GO).touch()
         status = place.wait_phase(*FINAL)
         assert status["phase"] == "Succeeded" and operator.process.poll() is None
-        step = step_of(status, "distill-width")
-        assert (step["attempt"], step.get("failures", 0), reached.read_text()) == (2, 0, "600")
+        assert has_step(status, "distill-width", attempt=2, failures=0) and reached.read_text() == "600"
         assert Counter(place.starts())["distill-width", 2] == 1
         until(lambda: not place.pods(first["jobName"]), "the first attempt's pod to go")
         assert step_of(status, "distill-width")["progress"]["step"] == 600
@@ -83,15 +82,15 @@ def test_a_step_on_a_lost_node_goes_on_once_kubernetes_gives_the_node_up(own: St
 def _until_it_goes_on(place: Namespace, first: Body) -> int:
     """Wait for the second attempt, and see that the first one's pod was given up by then; the steps done by then."""
     reached = place.store / "work" / first["fingerprint"] / "step"
-    end = time.monotonic() + 420
-    while time.monotonic() < end:
+
+    def goes_on() -> bool:
         jobs = [job["metadata"]["name"] for job in place.jobs() if "distill" in job["metadata"]["name"]]
         given_up = [pod for pod in place.pods(first["jobName"]) if "deletionTimestamp" in pod["metadata"]]
-        if jobs != [first["jobName"]]:
-            assert given_up, f"{jobs} while the node may still be heard of"
-            return int(reached.read_text())
-        time.sleep(0.1)
-    raise AssertionError("the step does not go on")
+        assert given_up or jobs == [first["jobName"]], f"{jobs} while the node may still be heard of"
+        return jobs != [first["jobName"]]
+
+    until(goes_on, "the step to go on", seconds=420)
+    return int(reached.read_text())
 
 
 def _told(place: Namespace, *, attempt: int) -> Body:

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from api import CRD, Api
 from kubelets import NOWHERE
-from operators import Namespace, condition_of
+from operators import Namespace
+from tests.support.matchers import has_condition
 from tests.support.waiting import until
 
 
@@ -32,19 +33,17 @@ def test_nothing_is_made_under_an_older_crd_until_it_is_upgraded(namespace: Name
     operator = namespace.start("localhost/none:1", "--resync-seconds", "1")
     try:
         namespace.submit(jobTemplate=NOWHERE)
-        degraded = until(
-            lambda: (found := condition_of(namespace.status(), "Degraded")).get("status") == "True" and found, "a word"
-        )
-        assert degraded["reason"] == "CRDOutdated"
-        assert "the CRD in this cluster is older than this operator: it has no status.managedBy" in degraded["message"]
-        assert "apply crds/ of version" in degraded["message"]
+        until(lambda: has_condition(namespace.status(), "Degraded", "True", reason="CRDOutdated"), "the condition")
+        said = "the CRD in this cluster is older than this operator: it has no status.managedBy"
+        for words in (said, "apply crds/ of version"):
+            assert has_condition(namespace.status(), "Degraded", says=words)
         until(lambda: [event for event in namespace.events() if event["reason"] == "CRDOutdated"], "the Event")
         until(lambda: "it has no status.managedBy, status.steps[]." in operator.ask("/readyz")[1], "/readyz to tell")
         assert operator.ask("/readyz")[0] == 503 and "compression_crd_outdated 1.0" in operator.ask("/metrics")[1]
         assert namespace.jobs() == [] and "managedBy" not in namespace.status()
         api.apply_crd(CRD)
         until(namespace.jobs, "the job, once the CRD is upgraded")
-        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the problem to be over")
+        until(lambda: has_condition(namespace.status(), "Degraded", "False"), "the problem to be over")
         operator.wait_ready()
         assert len(namespace.jobs()) == 1 and namespace.status()["managedBy"]
         assert "compression_crd_outdated 0.0" in operator.ask("/metrics")[1]

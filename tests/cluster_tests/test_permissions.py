@@ -15,6 +15,7 @@ from api import JOBS, Api
 from kubelets import NOWHERE
 from operators import Namespace, Operator, condition_of, leader_and_follower, step_of
 from proxy import Asked, Fault, proxy
+from tests.support.matchers import has_condition, has_step
 from tests.support.waiting import until
 
 from compression_operator.backends.kinds import PERMISSIONS
@@ -148,7 +149,7 @@ def one_run(place: Namespace, _: str) -> str:
         return degraded(place) or ("" if place.status() else event(place))
 
     def warned() -> bool:
-        return "claim one is ReadWriteOnce" in condition_of(place.status(), "Progressing").get("message", "")
+        return bool(has_condition(place.status(), "Progressing", says="claim one is ReadWriteOnce"))
 
     def stopped() -> bool:
         return place.status()["phase"] == "Suspended" and all(going(job) for job in place.jobs())
@@ -171,18 +172,14 @@ def one_run(place: Namespace, _: str) -> str:
 
 def stands_aside(place: Namespace, _: str) -> str:
     """A run that needs a name which somebody else's job has leaves that job alone, and says so."""
-
-    def step() -> dict[str, Any]:
-        return step_of(place.status(), "prepare")
-
     with place.operator():
         place.submit(jobTemplate=NOWHERE, suspend=True)
-        until(lambda: step().get("fingerprint"), "the step to be planned")
-        name = job_name("demo", None, "prepare", step()["fingerprint"], 1)
+        planned = until(lambda: step_of(place.status(), "prepare").get("fingerprint"), "the step to be planned")
+        name = job_name("demo", None, "prepare", planned, 1)
         foreign_job(place, name)
         place.edit(suspend=False)
         said = f"waits for job {name} to be removed"
-        words = either(lambda: said in step().get("message", ""), lambda: degraded(place), f"it to say: {said}")
+        words = either(lambda: has_step(place.status(), "prepare", says=said), lambda: degraded(place), said)
         assert not events(place, "JobCreated") and len(place.jobs()) == 1
         return words
 
@@ -204,8 +201,8 @@ def no_pods(place: Namespace, _: str) -> str:
     until(lambda: (place.api.get(f"{path}/none") or {}).get("status", {}).get("used"), "the quota to be in force")
 
     def well() -> bool:
-        said = "exceeded quota: none" in step_of(place.status(), "prepare").get("message", "")
-        return said and any(TRIED_AGAIN in job["metadata"].get("annotations", {}) for job in place.jobs())
+        said = has_step(place.status(), "prepare", says="exceeded quota: none")
+        return bool(said) and any(TRIED_AGAIN in job["metadata"].get("annotations", {}) for job in place.jobs())
 
     with place.operator():
         place.submit(jobTemplate=NOWHERE)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from api import JOBS, Api, Body
 from kubelets import NOWHERE, end
-from operators import Namespace, condition_of, step_of
+from operators import Namespace
 from proxy import Answer, Asked, Fault, proxy
+from tests.support.matchers import has_condition, has_step
 from tests.support.waiting import until
 
 
@@ -13,14 +14,10 @@ def pending(namespace: Namespace) -> list[Body]:
     return [pod for pod in namespace.pods() if pod["status"].get("phase") == "Pending"]
 
 
-def state(namespace: Namespace, step: str) -> str:
-    return step_of(namespace.status(), step).get("state", "")
-
-
 def with_problem(namespace: Namespace, reason: str) -> Body | None:
     """The status, where it tells of this problem."""
     status = namespace.status()
-    return status if condition_of(status, "Degraded").get("reason") == reason else None
+    return status if has_condition(status, "Degraded", reason=reason) else None
 
 
 def pods_of(namespace: Namespace, number: int) -> list[Body]:
@@ -40,7 +37,7 @@ def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Names
         for step in ("prepare", "finetune"):
             (pod,) = pods_of(namespace, 1)
             end(api, pod)
-            until(lambda step=step: state(namespace, step) == "Succeeded", f"{step} to be told as done")
+            namespace.wait_step(step, "Succeeded")
         until(lambda: len(namespace.jobs()) == 3, "the third job")
         status = until(lambda: with_problem(namespace, "QuotaExceeded"), "the problem")
         refused = next(
@@ -49,17 +46,17 @@ def test_a_quota_for_some_of_the_jobs_holds_up_the_others_alone(namespace: Names
             if step.get("message", "").startswith("waits because its job cannot be made")
         )
         assert (refused["phase"], refused["state"], refused.get("attempt", 0)) == ("prune", "Pending", 0)
-        assert condition_of(status, "Progressing")["status"] == "True" and status["phase"] == "Pruning"
+        assert has_condition(status, "Progressing", "True") and status["phase"] == "Pruning"
         (pod,) = pods_of(namespace, 1)
         other = pod["metadata"]["labels"]["modelcompression.io/step"]
         assert {other, refused["name"]} == {"prune-width", "prune-depth"}
         end(api, pod)
-        until(lambda: state(namespace, other) == "Succeeded", f"{other} to be told as done")
-        until(lambda: condition_of(namespace.status(), "Ready").get("reason") == "QuotaExceeded", "all to wait")
+        namespace.wait_step(other, "Succeeded")
+        until(lambda: has_condition(namespace.status(), "Ready", reason="QuotaExceeded"), "all to wait")
         # Jobs that have ended hold the quota, until they go: deletions are not held up either.
         namespace.edit(ttlSecondsAfterFinished=0)
         until(lambda: len(pending(namespace)) == 2, "the next jobs")
-        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "the problem to be over")
+        until(lambda: has_condition(namespace.status(), "Degraded", "False"), "the problem to be over")
 
 
 def stray(namespace: Namespace, api: Api) -> str:
@@ -101,8 +98,8 @@ def test_a_fault_of_the_operators_own_is_told(namespace: Namespace, api: Api) ->
         assert "KeyError: 'metadata'" in events[0]["note"] and "report it" in events[0]["note"]
         failed = next(line for line in operator.lines() if line["message"].startswith("pass failed (3 in a row)"))
         assert "KeyError" in failed["traceback"] and failed["run"] == f"{namespace.name}/demo"
-        until(lambda: condition_of(namespace.status(), "Suspended").get("status") == "True", "it to go on")
-        until(lambda: condition_of(namespace.status(), "Degraded").get("status") == "False", "all to be well")
+        until(lambda: has_condition(namespace.status(), "Suspended", "True"), "it to go on")
+        until(lambda: has_condition(namespace.status(), "Degraded", "False"), "all to be well")
 
 
 def test_what_cannot_be_told_does_not_silence_the_rest(namespace: Namespace, api: Api) -> None:
@@ -123,5 +120,5 @@ def test_a_name_that_was_taken_and_has_come_free_is_asked_for_again(namespace: N
     with proxy(api) as before, namespace.operator(server=before.url) as operator:
         before.fault = gone_since
         namespace.submit(jobTemplate=NOWHERE)
-        until(lambda: state(namespace, "prepare") == "Starting" and namespace.jobs(), "the job")
+        until(lambda: has_step(namespace.status(), "prepare", state="Starting") and namespace.jobs(), "the job")
         assert not taken and not [line for line in operator.lines() if line["level"] == "error"]

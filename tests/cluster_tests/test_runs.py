@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from api import JOBS, Api, Body
-from operators import FINAL, Namespace, Operator, condition_of, step_of
+from operators import FINAL, Namespace, Operator, step_of
+from tests.support.matchers import has_condition, has_step, verdicts
 from tests.support.waiting import until
 
 SLOW = {"steps": 3000, "seconds": 0.1}
@@ -85,15 +86,10 @@ def test_a_run_from_first_to_last(place: Namespace, operator: Operator) -> None:
     status = done(place.wait_phase(*FINAL, name="story"))
     assert len(status["steps"]) == 8
     assert Counter(place.starts("story")) == Counter((step["name"], 1) for step in status["steps"])
-    verdicts = {c["type"]: c["status"] for c in status["conditions"]}
-    assert verdicts == {
-        "Ready": "True",
-        "Progressing": "False",
-        "Degraded": "False",
-        "Suspended": "False",
-        "Reconciling": "False",
-        "Stalled": "False",
-    }
+    assert has_condition(status, "Ready", "True")
+    others = ("Progressing", "Degraded", "Suspended", "Reconciling", "Stalled")
+    assert all(has_condition(status, kind, "False") for kind in others), verdicts(status)
+    assert verdicts(status).keys() == {"Ready", *others}
     assert {student["name"]: student["parameters"] for student in status["students"]} == {
         "width": 600_000,
         "depth": 600_000,
@@ -175,18 +171,14 @@ def test_a_users_mistake_is_not_retried_and_says_what_it_is(place: Namespace, op
     submit(place, "mistake", {"distill-width": fault})
     status = place.wait_phase(*FINAL, name="mistake")
     assert status["phase"] == "Failed"
+    assert has_step(status, "distill-width", state="Failed", attempt=1, message=message)
     step = step_of(status, "distill-width")
-    assert (step["state"], step["attempt"], step["message"]) == ("Failed", 1, message)
     assert step["lastFailure"]["pod"] == f"{step['jobName']}-master-0" and step["lastFailure"]["node"]
     # The other student is made all the same.
-    assert (
-        step_of(status, "export-depth")["state"] == "Succeeded"
-        and step_of(status, "export-width")["state"] == "Skipped"
-    )
+    assert has_step(status, "export-depth", state="Succeeded")
+    assert has_step(status, "export-width", state="Skipped")
     for kind in ("Ready", "Stalled"):
-        assert (
-            message in condition_of(status, kind)["message"] and condition_of(status, kind)["reason"] == "DistillFailed"
-        )
+        assert has_condition(status, kind, reason="DistillFailed", says=message)
 
 
 def test_a_passing_fault_is_retried_and_the_last_words_are_told(place: Namespace, operator: Operator) -> None:
@@ -194,8 +186,7 @@ def test_a_passing_fault_is_retried_and_the_last_words_are_told(place: Namespace
     until(lambda: step_of(place.status("crash"), "prepare").get("lastFailure"), "the failure")
     assert step_of(place.status("crash"), "prepare")["lastFailure"]["message"] == "exit code 1: Traceback: it broke"
     status = done(place.wait_phase(*FINAL, name="crash"))
-    step = step_of(status, "prepare")
-    assert (step["attempt"], step["failures"]) == (2, 1)
+    assert has_step(status, "prepare", attempt=2, failures=1)
     assert 'compression_step_retries_total{phase="prepare",reason="Transient"}' in operator.ask("/metrics")[1]
 
 
@@ -204,7 +195,7 @@ def test_a_job_that_runs_too_long_is_stopped(place: Namespace, operator: Operato
     submit(place, "too-long", {"prepare": SLOW}, **short(phases=phases))
     status = place.wait_phase(*FINAL, name="too-long")
     assert status["phase"] == "Failed"
-    assert "ran longer than activeDeadlineSeconds (3)" in step_of(status, "prepare")["message"]
+    assert has_step(status, "prepare", says="ran longer than activeDeadlineSeconds (3)")
     until(lambda: not place.pods(step_of(status, "prepare")["jobName"]), "the pod to be stopped")
 
 
@@ -244,11 +235,11 @@ def test_suspend_and_resume(place: Namespace, operator: Operator) -> None:
     checkpoint = int(reached.read_text())
     assert 5 <= checkpoint < 300
     resume_quickly(place, "pause", "distill-width")
-    assert condition_of(place.status("pause"), "Suspended")["status"] == "True"
+    assert has_condition(place.status("pause"), "Suspended", "True")
     place.edit("pause", suspend=False)
     status = done(place.wait_phase(*FINAL, name="pause"))
     step = step_of(status, "distill-width")
-    assert step.get("failures", 0) == 0
+    assert has_step(status, "distill-width", failures=0)
     assert steps_taken(place, step["jobName"]) == list(range(checkpoint + 1, 301))
 
 
@@ -258,7 +249,7 @@ def test_a_job_deleted_by_hand_comes_again(place: Namespace, operator: Operator)
     resume_quickly(place, "by-hand", "distill-width")
     place.api.delete(f"{JOBS}/namespaces/{place.name}/pytorchjobs/{step['jobName']}", propagationPolicy="Background")
     status = done(place.wait_phase(*FINAL, name="by-hand"))
-    assert step_of(status, "distill-width").get("failures", 0) == 0
+    assert has_step(status, "distill-width", failures=0)
 
 
 def test_a_job_that_a_queue_suspends_waits_and_goes_on(place: Namespace, operator: Operator) -> None:
@@ -267,13 +258,12 @@ def test_a_job_that_a_queue_suspends_waits_and_goes_on(place: Namespace, operato
     step = place.wait_step("prepare", "Running", name="queued")
     path = f"{JOBS}/namespaces/{place.name}/pytorchjobs/{step['jobName']}"
     place.api.merge(path, {"spec": {"runPolicy": {"suspend": True}}})
-    until(lambda: "queue" in step_of(place.status("queued"), "prepare").get("message", ""), "the message")
+    until(lambda: has_step(place.status("queued"), "prepare", says="queue"), "the message")
     until(lambda: not place.pods(step["jobName"]), "the pods to go")
     resume_quickly(place, "queued", "prepare", attempt=1)
     place.api.merge(path, {"spec": {"runPolicy": {"suspend": False}}})
     status = done(place.wait_phase(*FINAL, name="queued"))
-    step = step_of(status, "prepare")
-    assert (step["attempt"], step.get("failures", 0)) == (1, 0)
+    assert has_step(status, "prepare", attempt=1, failures=0)
 
 
 def test_what_keeps_a_pod_waiting_is_told(place: Namespace, operator: Operator) -> None:
@@ -284,7 +274,7 @@ def test_what_keeps_a_pod_waiting_is_told(place: Namespace, operator: Operator) 
         ("gpus", "Insufficient nvidia.com/gpu"),
         ("no-image", "image localhost/nowhere:1 cannot be pulled"),
     ):
-        until(lambda: said in condition_of(place.status(name), "Ready").get("message", ""), f"{said} on {name}")  # noqa: B023 - called at once
+        until(lambda: has_condition(place.status(name), "Ready", says=said), f"{said} on {name}")  # noqa: B023 - called at once
         place.api.delete(place.run_path(name))
 
 
@@ -302,17 +292,18 @@ def test_a_master_and_a_worker(place: Namespace, operator: Operator) -> None:
     ends = {"class": "UserError", "message": "the worker's disk is full", "after": 1}
     submit(place, "broken-pair", {"distill-width": {**SLOW, "worker": ends}}, **short(phases=two))
     status = place.wait_phase(*FINAL, name="broken-pair")
-    assert step_of(status, "distill-width")["message"] == "the worker's disk is full"
+    assert has_step(status, "distill-width", message="the worker's disk is full")
 
 
 def test_a_silent_job_is_stopped_and_one_that_speaks_is_not(place: Namespace, operator: Operator) -> None:
     status = place.wait_phase(*FINAL, name="silent")
+    assert status["phase"] == "Failed"
+    silent = "gave no sign of life for progressDeadlineSeconds (60)"
+    assert has_step(status, "prepare", attempt=1, failures=1, says=silent)
+    until(lambda: not place.pods(step_of(status, "prepare")["jobName"]), "the pod to be stopped")
+    status = done(place.wait_phase(*FINAL, name="speaks"))
+    assert has_step(status, "prepare", attempt=1, failures=0)
     step = step_of(status, "prepare")
-    assert (status["phase"], step["attempt"], step["failures"]) == ("Failed", 1, 1)
-    assert "gave no sign of life for progressDeadlineSeconds (60)" in step["message"]
-    until(lambda: not place.pods(step["jobName"]), "the pod to be stopped")
-    step = step_of(done(place.wait_phase(*FINAL, name="speaks")), "prepare")
-    assert (step["attempt"], step.get("failures", 0)) == (1, 0)
     began, ended = (datetime.fromisoformat(step[time]) for time in ("startTime", "completionTime"))
     assert (ended - began).total_seconds() > 60 and step["progress"]["step"] > 20
 

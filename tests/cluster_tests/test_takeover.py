@@ -10,6 +10,7 @@ from api import Api, timed
 from kubelets import NOWHERE, end, kubelet
 from operators import FINAL, Namespace, leader_and_follower
 from proxy import HANGS, Asked, Fault, proxy
+from tests.support.matchers import Match, has_condition
 from tests.support.waiting import until
 
 from compression_operator.kube.leader import Timing
@@ -171,9 +172,8 @@ def test_a_claim_of_one_node_is_warned_of_once(namespace: Namespace, api: Api) -
     namespace.claim("one", ["ReadWriteOnce"], folder)
     one = {"persistentVolumeClaim": {"claimName": "one"}}
 
-    def progressing(name: str) -> str:
-        conditions = namespace.status(name).get("conditions", [])
-        return next((c["message"] for c in conditions if c["type"] == "Progressing"), "")
+    def progressing(name: str, says: str = "") -> Match:
+        return has_condition(namespace.status(name), "Progressing", says=says)
 
     def warnings(name: str) -> list:
         return [e for e in namespace.events() if e["reason"] == "ClaimOfOneNode" and e["regarding"]["name"] == name]
@@ -182,11 +182,11 @@ def test_a_claim_of_one_node_is_warned_of_once(namespace: Namespace, api: Api) -
         namespace.submit("spread", jobTemplate=NOWHERE, storage=one)
         namespace.submit("fine", jobTemplate=NOWHERE)
         namespace.submit("serial", jobTemplate=NOWHERE, storage=one, maxParallelJobs=1)
-        until(lambda: "claim one is ReadWriteOnce" in progressing("spread"), "the warning")
-        assert "maxParallelJobs is 2 and there are 2 students" in progressing("spread")
+        until(lambda: progressing("spread", "claim one is ReadWriteOnce"), "the warning")
+        assert progressing("spread", "maxParallelJobs is 2 and there are 2 students")
         until(lambda: warnings("spread"), "the Event")
         until(lambda: progressing("fine") and progressing("serial"), "the others")
-        assert "ReadWriteOnce" not in progressing("fine") + progressing("serial")
+        assert not progressing("fine", "ReadWriteOnce") and not progressing("serial", "ReadWriteOnce")
         operator.terminate()
     with namespace.operator() as operator:
         operator.wait_leads()

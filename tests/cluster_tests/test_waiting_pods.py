@@ -2,7 +2,8 @@
 
 from api import Body
 from kubelets import NOWHERE
-from operators import Namespace, condition_of, step_of
+from operators import Namespace
+from tests.support.matchers import has_condition, has_step
 from tests.support.waiting import until
 
 
@@ -15,15 +16,14 @@ def ours(namespace: Namespace, reason: str) -> list[Body]:
 def test_pods_that_find_no_place_degrade_the_run_after_a_while(namespace: Namespace) -> None:
     with namespace.operator("localhost/none:1", "--resync-seconds", "600"):
         namespace.submit(jobTemplate=NOWHERE)
-        until(lambda: "cannot be scheduled" in step_of(namespace.status(), "prepare").get("message", ""), "the words")
-        degraded = until(
-            lambda: (found := condition_of(namespace.status(), "Degraded"))["status"] == "True" and found,
+        until(lambda: has_step(namespace.status(), "prepare", says="cannot be scheduled"), "the words")
+        until(
+            lambda: has_condition(namespace.status(), "Degraded", "True", reason="Unschedulable"),
             "it to be woken up when the wait begins to count",
         )
         status = namespace.status()
-        assert degraded["reason"] == condition_of(status, "Ready")["reason"] == "Unschedulable"
-        assert condition_of(status, "Reconciling")["status"] == "True"
-        assert condition_of(status, "Stalled")["status"] == "False"
+        assert has_condition(status, "Ready", reason="Unschedulable")
+        assert has_condition(status, "Reconciling", "True") and has_condition(status, "Stalled", "False")
         events = until(lambda: ours(namespace, "Unschedulable"), "the Event")
         assert [event["type"] for event in events] == ["Warning"], events
         assert events[0]["note"].startswith("prepare, attempt 1: pod ")

@@ -72,9 +72,14 @@ def status_of(of: Any) -> Body:
 
 def _fits(found: Body, wanted: Body) -> bool:
     return all(
-        value in found.get("message", "") if field == SAYS else found.get(field) == value
+        value in found.get("message", "") if field == SAYS else _same(found.get(field), value)
         for field, value in wanted.items()
     )
+
+
+def _same(there: Any, value: Any) -> bool:
+    """A count of 0 and an empty text are not written."""
+    return there == value or not (there or value)
 
 
 def _words(wanted: Body) -> str:
