@@ -34,7 +34,6 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
         precision = Precision.BF16 if torch.cuda.is_available() else Precision.FP32
     device = torch.device("cuda" if precision is Precision.BF16 else "cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
-    os.environ["TQDM_DISABLE"] = "1"  # lm-eval's bars, beside the job's own progress
     context.events.info(f"evaluates {job.model}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,7 +1,6 @@
 """prune: measure what matters, cut the student out of the teacher, check what came out."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -207,7 +206,6 @@ def asked(
     def load() -> tuple[Any, Any]:
         from transformers import AutoTokenizer
 
-        os.environ["TQDM_DISABLE"] = "1"  # lm-eval's bars, beside the job's own progress
         tensors = engine.tensors(engine.state(model), architecture)
         computed = measuring.torch_type(engine.precision)
         scored = live_model(

@@ -16,6 +16,7 @@ from lm_eval.api.metrics import mean  # noqa: F401 - registers the metrics
 from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.utils import normalize_gen_kwargs
+from tqdm.std import tqdm
 
 from compression_pipeline.errors import UserError
 
@@ -97,6 +98,18 @@ def own(definition: Mapping[str, Any], splits: Any) -> dict[str, Any]:
         told = {name: value for name, value in definition.items() if name not in ("tag", "dataset_kwargs")}
         task = ConfigurableTask(config={**told, "custom_dataset": lambda **_: splits})
     return {"tasks": {definition["task"]: task}, "groups": {}, "group_map": {}}
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps lm-eval's progress bars out of the job's log, whoever has imported tqdm before."""
+    begin = tqdm.__init__
+
+    def begin_silently(bar: Any, *told: Any, **named: Any) -> None:
+        begin(bar, *told, **(named | {"disable": True}))
+
+    with patch.object(tqdm, "__init__", begin_silently):
+        yield
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Scores a model whose weights are in memory, as the checkpoint would be scored that is written of them."""
 
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -43,7 +42,6 @@ def score_live(
 
     from .scoring import score
 
-    os.environ["TQDM_DISABLE"] = "1"  # lm-eval's bars, beside the job's own progress
     with repeatable():
         model = live_model(
             tensors,

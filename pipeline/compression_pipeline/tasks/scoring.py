@@ -45,7 +45,7 @@ def _evaluate(
 ) -> Mapping[str, Any]:
     from lm_eval.evaluator import evaluate
 
-    from .harness import sandboxed
+    from .harness import sandboxed, without_bars
     from .model import HuggingFaceModel
 
     for built in found["tasks"].values():
@@ -56,7 +56,7 @@ def _evaluate(
     np.random.seed(task.seed)
     torch.manual_seed(task.seed)
     asked = HuggingFaceModel(model, tokenizer, batch_size=batch_size, tick=tick)
-    with sandboxed():
+    with sandboxed(), without_bars():
         return evaluate(asked, dict(found), limit=task.limit, bootstrap_iters=BOOTSTRAPS, log_samples=False)  # pyright: ignore
 
 
