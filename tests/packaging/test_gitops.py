@@ -11,9 +11,10 @@ from tests.cluster import build
 from tests.cluster.paths import REPOSITORY
 from tests.packaging.helm import CHART, Body, only, render
 
+from compression_operator.api.attempts import AttemptRecord
 from compression_operator.api.documents import read_documents
 from compression_operator.api.rules import World
-from compression_operator.api.status import AttemptRecord, CompressionRunStatus, Step, StepState
+from compression_operator.api.status import CompressionRunStatus, Step, StepState
 from compression_operator.api.validate import inspect
 from compression_operator.core.conditions import Situation, summarized
 from compression_operator.core.problems import FORBIDDEN, QUOTA_EXCEEDED, Problem, with_problem

@@ -56,6 +56,8 @@ class Student:
     until: Phase = Phase.EXPORT
     failure: str = ""
     sample: str = "The function returns the name of the current file, or None if it is not found."
+    scores: Sequence[float] = ()
+    """In the task `calls`, over its distillation."""
     teacher_sample: str | None = "The function returns the name of the file that is read <now>."
 
 
@@ -137,7 +139,7 @@ class Run:
             teacher_sample=student.teacher_sample,
         )
         weights = {"model/model.safetensors": b"\0" * (parameters * 4)}
-        curve = {"history.json": history(student.pruned, student.distilled, DISTILL_STEPS)}
+        curve = {"history.json": history(student.pruned, student.distilled, DISTILL_STEPS, student.scores)}
         made: list[tuple[Phase, ConfigModel, Mapping[str, bytes], int]] = [
             (Phase.PRUNE, pruned, importance(student), 9),
             (Phase.DISTILL, distilled, curve, 71),
@@ -226,7 +228,7 @@ class Run:
         }
 
 
-def history(first: float, last: float, steps: int) -> bytes:
+def history(first: float, last: float, steps: int, scores: Sequence[float] = ()) -> bytes:
     """A training phase's history.json: a loss that falls from `first` to `last` and wobbles."""
 
     def at(step: int) -> float:
@@ -234,7 +236,8 @@ def history(first: float, last: float, steps: int) -> bytes:
 
     train = [{"step": n, "loss": at(n) - 0.1 + 0.05 * math.sin(n * 12.9898)} for n in range(1, steps + 1)]
     validation = [{"step": n, "loss": at(n)} for n in range(0, steps + 1, steps // 6)]
-    return json.dumps({"train": train, "validation": validation}).encode()
+    told = [{"step": n * steps // (len(scores) - 1), "name": "calls", "score": score} for n, score in enumerate(scores)]
+    return json.dumps({"train": train, "validation": validation, "scores": told}).encode()
 
 
 def importance(student: Student) -> dict[str, bytes]:

@@ -45,13 +45,14 @@ def scripted(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = MegatronEngine.distill
 
     def distill(self: Any, student: Any, teacher: Any, training: Any, **fields: Any) -> Any:
-        told = training.on_validation
+        told = training.on_step
 
-        def on_validation(step: int, history: History, weights: Any) -> None:
-            history.validation[-1] = ValidationEntry(step, LOSSES.get(step, 9.0))
+        def on_step(step: int, history: History, weights: Any) -> None:
+            if history.validation[-1].step == step:
+                history.validation[-1] = ValidationEntry(step, LOSSES.get(step, 9.0))
             told(step, history, weights)
 
-        return whole(self, student, teacher, dataclasses.replace(training, on_validation=on_validation), **fields)
+        return whole(self, student, teacher, dataclasses.replace(training, on_step=on_step), **fields)
 
     monkeypatch.setattr(MegatronEngine, "distill", distill)
 
@@ -141,7 +142,7 @@ def test_weights_of_another_course_of_the_training_are_refused(tmp_path: Path, m
     first, again, other = course([4.0, 2.0, 3.0]), course([4.0, 2.0, 3.0]), course([4.0000001, 2.0, 3.0])
     for step in (1, 2):
         entries = dataclasses.replace(first, validation=first.validation[:step])
-        best.on_validation(step, entries, lambda: {"a": torch.ones(2)})
+        best.on_step(step, entries, lambda: {"a": torch.ones(2)})
     [folder] = told.folder.glob("best/step-00000002")
     again.train = [dataclasses.replace(entry, tokens_per_second=7.0) for entry in again.train]
     assert best.find(again) == (again.validation[1], folder), "the same to the last bit, at another speed"
@@ -165,7 +166,7 @@ def test_how_often_is_validated_shapes_the_student_only_where_the_best_is_kept()
 def test_the_best_is_the_earliest_of_the_lowest_after_a_step(losses: list[float], until: int | None) -> None:
     history = History(len(losses), validation=[ValidationEntry(step, loss) for step, loss in enumerate(losses)])
     seen = [entry for entry in history.validation[1:] if until is None or entry.step <= until]
-    best = history.best(until)
+    best = history.best(until=until)
     assert (best is None) == (not seen)
     if best is not None:
         assert best.loss == min(entry.loss for entry in seen)

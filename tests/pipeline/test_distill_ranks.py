@@ -11,6 +11,7 @@ from engine_models import python
 from meeting import Meeting
 from pruned import pruned_store
 from safetensors.torch import load_file
+from task_folders import fetch_task
 
 CODE = """
     import json, os, sys
@@ -63,19 +64,32 @@ def test_rank_0_alone_reads_the_best_weights_and_both_train_on(tmp_path: Path) -
         "warmupSteps": 0,
         "validationInterval": 1,
         "keepBest": "validationLoss",
+        "taskInterval": 2,
+    }
+    scored = {
+        "tasks": fetch_task(tmp_path / "tasks", store.root),
+        "scoring": {"tasks": [{"name": "calls"}]},
+        "dtype": "float32",
     }
     both = ranks(
-        store.root, distill=rising, validation={"samples": 6}, accept={"maxValidationLoss": 1, "extendSteps": 2}
+        store.root,
+        **scored,
+        distill=rising,
+        validation={"samples": 6},
+        accept={"maxValidationLoss": 1, "extendSteps": 2},
     )
     assert [rank["best"] for rank in both] == [1, 0]
     result = store.open("distill-" + "2" * 32)
     history = json.loads((result.path / "history.json").read_text())
     assert history["totalSteps"] == 5 and [entry["step"] for entry in history["train"]] == [1, 2, 3, 4, 5]
+    assert [entry["step"] for entry in history["scores"]] == [0, 2, 3, 4, 5]
+    scores = {entry["step"]: entry["score"] for entry in history["scores"]}
     losses = {entry["step"]: entry["loss"] for entry in history["validation"] if entry["step"]}
     best = min(losses, key=lambda step: losses[step])
     assert best < 5, "the best weights had to be read"
     for rank in both:
         told = rank["result"]
+        assert told["taskScores"] == ({"calls": scores[best]} if best in scores else {})
         assert (told["bestStep"], told["extendedSteps"], told["distilledLoss"]) == (best, 2, losses[best])
     weights = load_file(result.model / "model.safetensors")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())

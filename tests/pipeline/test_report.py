@@ -171,6 +171,15 @@ def test_curves_run_from_pruned_to_distilled(tmp_path: Path, report: Callable[[R
     assert f"corrected teacher: {CORRECTED_LOSS:.3f}" in curves
 
 
+def test_a_task_has_a_chart_beside_the_losses(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    students = [replace(WIDTH, scores=(0.25, 0.5)), replace(DEPTH, scores=(0.375, 0.625))]
+    page = report(Run(tmp_path, students).write())
+    described = [value for _, name, value in page.attributes if name == "aria-label"]
+    losses, tasks, *_ = [value for value in described if "while distilling" in value]
+    assert losses.startswith("Validation loss while distilling")
+    assert tasks == "calls while distilling. width: from 0.250 to 0.500; depth: from 0.375 to 0.625"
+
+
 def test_names_and_samples_are_escaped(tmp_path: Path, report: Callable[[Run], Page]) -> None:
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
     student = replace(WIDTH, name=attack, sample=attack)

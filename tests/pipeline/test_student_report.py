@@ -21,10 +21,12 @@ from compression_pipeline.config import (
     Architecture,
     ConfigModel,
     DistillResult,
+    EvaluateConfig,
     ExportDtype,
     ExportResult,
     Phase,
     ResolvedSource,
+    TaskConfig,
 )
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export
@@ -32,7 +34,8 @@ from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.data import Exported
 from compression_pipeline.report.page import render
-from compression_pipeline.report.student import load_student
+from compression_pipeline.report.phases import REPORTS
+from compression_pipeline.report.student import load_student, spec_of
 
 STEPS = {"prepare": DATA, "finetune": TEACHER, "prune": f"prune-{PRUNED}", "distill": f"distill-{DISTILLED}"}
 
@@ -209,6 +212,27 @@ def test_the_manifest_holds_what_a_job_names_as_its_blocks(copy: Store) -> None:
         kinds: dict[str, Any] = {name: field.annotation for name, field in entry.job.model_fields.items()}
         settings = {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, ConfigModel)}
         assert settings & blocks == {*entry.job.blocks}
+
+
+def test_card_and_manifest_tell_the_task_that_chose_the_weights(store: Store) -> None:
+    ancestry = Ancestry.read(*(store.open(artifact) for artifact in STEPS.values()))
+    made = ancestry.made[Phase.DISTILL]
+    settings = {"task_interval": 1, "tasks": ["calls"], "keep_best": "calls"}
+    scoring = EvaluateConfig(tasks=[TaskConfig(name="calls", source="file:tasks", shots=1)])
+    chosen = replace(
+        made,
+        job=made.job.model_copy(
+            update={"distill": made.job.distill.model_copy(update=settings), "scoring": scoring, "tasks": "tasks-t"}
+        ),
+        result=made.result.model_copy(update={"best_step": 1, "best_score": 0.375}),
+    )
+    told = replace(ancestry, made={**ancestry.made, Phase.DISTILL: chosen})
+    paragraph = "Kept are the weights after step 1, whose score in calls, 0.375, was the best."
+    assert paragraph in list(REPORTS[Phase.DISTILL].card(told))
+    spec = spec_of(told, job(store))
+    CompressionRunSpec.model_validate(spec)
+    assert spec["evaluate"] == {"tasks": [{"name": "calls", "source": "file:tasks", "shots": 1}]}
+    assert "evaluate" not in spec_of(ancestry, job(store))
 
 
 def test_it_stands_on_its_own(exported: tuple[ExportResult, Artifact]) -> None:

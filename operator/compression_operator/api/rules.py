@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from compression_pipeline.config import ASKING, PHASES, AcceptConfig, Rule, TrainingConfig
+from compression_pipeline.config import (
+    ASKING,
+    PHASES,
+    VALIDATION_LOSS,
+    AcceptConfig,
+    DistillConfig,
+    Rule,
+    TrainingConfig,
+)
 from compression_pipeline.config.base import cel_format, cel_indivisible, indivisible
 from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
 
@@ -55,6 +63,7 @@ def spec_rules() -> tuple[Rule, ...]:
             lambda spec: all(_asks(spec, student) for student in spec.students),
             f"self.students.all(student, {_CEL_ASKS})",
         ),
+        *_watched_tasks(),
         *(_splits_over_ranks(phase) for phase, spec in PHASES.items() if spec.trains),
         _students_split_over_ranks(),
         *_reachable(World.CLUSTER),
@@ -113,6 +122,53 @@ _CEL_ASKS = (
 
 def _asks(spec: CompressionRunSpec, student: Student) -> bool:
     return student.prune.importance.depth not in ASKING or spec.depth_task(student) is not None
+
+
+_NO_TASKS = "needs tasks to score the student by; name them in evaluate.tasks, or remove taskInterval"
+_CEL_NO_TASKS = "(!has(self.evaluate) || !has(self.evaluate.tasks) || size(self.evaluate.tasks) == 0)"
+
+
+def _watched_tasks() -> Iterator[Rule]:
+    """What a distillation is watched by is measured: the run's own, and those that students bring."""
+
+    def unknown(spec: CompressionRunSpec, distill: DistillConfig | None) -> bool:
+        measured = {task.name for task in spec.evaluate.tasks} if spec.evaluate else set[str]()
+        named = {*distill.tasks, *([distill.best_task] if distill.best_task else [])} if distill else set[str]()
+        return bool(measured) and not named <= measured
+
+    def without(spec: CompressionRunSpec, distill: DistillConfig | None) -> bool:
+        measures = spec.evaluate is not None and bool(spec.evaluate.tasks)
+        return distill is not None and distill.task_interval is not None and not measures
+
+    for faulty, sentence, cel in (
+        (without, _NO_TASKS, _cel_without_tasks),
+        (unknown, _UNMEASURED, _cel_unknown_tasks),
+    ):
+        yield Rule.of(
+            "distill",
+            sentence if faulty is unknown else f"taskInterval {sentence}",
+            lambda spec, faulty=faulty: not faulty(spec, spec.distill),
+            f"!has(self.distill) || {cel('self.distill')}",
+        )
+        yield Rule.of(
+            "students",
+            f"distill of one of them {sentence}",
+            lambda spec, faulty=faulty: not any(faulty(spec, student.distill) for student in spec.students),
+            f"self.students.all(student, !has(student.distill) || {cel('student.distill')})",
+        )
+
+
+def _cel_without_tasks(distill: str) -> str:
+    return f"(!has({distill}.taskInterval) || !{_CEL_NO_TASKS})"
+
+
+def _cel_unknown_tasks(distill: str) -> str:
+    known = "self.evaluate.tasks.exists(task, task.name == name)"
+    best = known.replace("== name", f"== {distill}.keepBest")
+    return (
+        f"({_CEL_NO_TASKS} || ((!has({distill}.tasks) || {distill}.tasks.all(name, {known})) && "
+        f"(!has({distill}.keepBest) || {distill}.keepBest == '{VALIDATION_LOSS}' || {best})))"
+    )
 
 
 def _extends_by_nothing(spec: CompressionRunSpec, student: Student) -> bool:

@@ -22,6 +22,7 @@ from compression_pipeline.config import (
 from compression_pipeline.config.results import BLOCK_SCORE
 from compression_pipeline.config.tasks import MOST_TASKS
 
+from .attempts import AttemptRecord, Progress
 from .condition import Condition
 from .planned import PlannedTraining
 from .resolved import WHOLE, Resolved, ResolvedTasks
@@ -73,37 +74,6 @@ MOST_FIGURES = 64
 
 BY_TYPE: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 """As metav1 conditions are: a map by type, of which others may own entries."""
-
-
-class Progress(Record):
-    """Where a step stands; numbers that aren't finite are left out."""
-
-    step: int = Field(description="Work done so far. Optimizer steps if the phase trains.")
-    total_steps: int = Field(description="All work of the step, in the unit of step.")
-    loss: float | None = Field(default=None, description="Newest training loss.")
-    tokens_per_second: float | None = Field(
-        default=None, description="Throughput over all ranks, in tokens per second."
-    )
-    documents_per_second: float | None = Field(
-        default=None, description="Throughput in documents per second, while text is tokenized."
-    )
-    eta_seconds: int | None = Field(default=None, description="Estimated seconds left, at the current throughput.")
-    time: datetime | None = Field(default=None, description="Time the job reported this progress.")
-
-
-class AttemptRecord(Record):
-    """Evidence of an attempt that did not succeed."""
-
-    attempt: int = Field(description="Number of the attempt.")
-    job_name: str = Field(description="Name of the attempt's job.")
-    exit_class: str = Field(
-        description="UserError (not retried), Transient (retried, and counted against retryLimit) "
-        "or Interrupted (resumed, and not counted)."
-    )
-    message: str = Field(default="", description="What went wrong, as the attempt reported it.")
-    pod: str | None = Field(default=None, description="Pod that reported the failure.")
-    node: str | None = Field(default=None, description="Node that the pod ran on.")
-    completion_time: datetime | None = Field(default=None, description="Time the attempt ended.")
 
 
 class Step(Record):
@@ -263,6 +233,9 @@ class StudentStatus(Record):
     )
     best_step: int | None = Field(
         default=None, description="Step of distillation whose weights were kept. Unset without distill.keepBest."
+    )
+    best_score: float | None = Field(
+        default=None, description="Score of these weights in the task that distill.keepBest names."
     )
     gate: list[Verdict] | None = Field(
         default=None,

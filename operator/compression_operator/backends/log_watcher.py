@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from compression_operator.api.status import Progress
+from compression_operator.api.attempts import Progress
 from compression_operator.api.templates import CONTAINER
 from compression_operator.core.jobs import JobState, ObservedJob
 from compression_operator.joblog.lines import event_progress, event_time, event_wait, parse_event

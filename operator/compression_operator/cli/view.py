@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Protocol
 
+from compression_operator.api.attempts import Progress
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import Progress, Step, StepState
+from compression_operator.api.status import Step, StepState
 from compression_operator.core.plan import phases_that_were_planned
 from compression_operator.joblog.lines import duration
 from compression_pipeline.config import PHASES, ExitClass
@@ -209,7 +210,8 @@ class LiveView:
 
     def _message(self, run: CompressionRun, step: Step, word: str) -> str:
         if word == "running":
-            return step.message or attempt_note(run, step, self._resumed) or _documents_words(step.progress)
+            note = attempt_note(run, step, self._resumed)
+            return step.message or note or _documents_words(step.progress) or _scores_words(step.progress)
         return step.message if word in ("failed", "retry", "skipped", "starting") else ""
 
 
@@ -222,10 +224,16 @@ def _documents_words(progress: Progress | None) -> str:
     return f"{speed:,.0f} documents/s" if speed else ""
 
 
+def _scores_words(progress: Progress | None) -> str:
+    scores = progress.scores if progress else None
+    return ", ".join(f"{name} {score:.3f}" for name, score in (scores or {}).items())
+
+
 def _progress_words(progress: Progress) -> list[str]:
     return [
         f"{progress.step}/{progress.total_steps}",
         f"loss {progress.loss:.3f}" if progress.loss is not None else "",
+        _scores_words(progress),
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "",
         _documents_words(progress),
         f"ETA {duration(progress.eta_seconds)}" if progress.eta_seconds is not None else "",

@@ -5,9 +5,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from compression_operator.api.attempts import Progress
 from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import CompressionRunStatus, Progress
+from compression_operator.api.status import CompressionRunStatus
 from compression_pipeline.config import PRECISION_VARIABLE, ExitClass, JobConfig, Phase, Precision, Termination
 
 MOUNTED_CLAIMS = "/sources"

@@ -12,6 +12,7 @@ from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import CompressionRunStatus, Evaluation, Step, StudentStatus
 from compression_pipeline.config import (
     DEFAULT_ENGINE,
+    DistillConfig,
     EvaluateConfig,
     Phase,
     Precision,
@@ -100,6 +101,8 @@ class PhaseSteps:
     """What its step finds that other steps are planned by. A phase of one step only."""
     measures_choose: Callable[[Configuration], bool] = lambda configuration: False
     """Whether what it measures decides what it makes, so that how it measures is a part of the key."""
+    watches: Callable[[Configuration], frozenset[str]] = lambda configuration: frozenset()
+    """Fields and roles of its job that are for those who watch it, and shape nothing: no part of any key."""
     depends_on_device: bool = False
     """Whether the device's arithmetic shapes the artifact although no setting says which."""
     student_figures: Figures = field(default_factory=dict[str, Callable[[Any, Step], Any]])
@@ -147,13 +150,35 @@ def _tasks_of(spec: CompressionRunSpec, student: Student | None) -> dict[str, Ph
 
 def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
     accept = (student and student.accept) or spec.accept
+    distill = (student and student.distill) or spec.distill
+    scoring = _scored_by(spec, distill)
     return {
-        "distill": _settled((student and student.distill) or spec.distill, precision),
+        "distill": _settled(distill, precision),
+        "scoring": scoring,
+        "dtype": spec.export.dtype if scoring else None,
         "accept": accept and accept.shaping,
         "validation": spec.validation,
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
     }
+
+
+def _scored_by(spec: CompressionRunSpec, distill: DistillConfig | None) -> EvaluateConfig | None:
+    """The tasks that a distillation is watched by."""
+    if spec.evaluate is None or distill is None or distill.task_interval is None:
+        return None
+    tasks = [task for task in spec.evaluate.tasks if not distill.tasks or task.name in distill.tasks]
+    return EvaluateConfig(tasks=tasks, batch_size=spec.evaluate.batch_size)
+
+
+def _watched_tasks(spec: CompressionRunSpec, student: Student | None) -> dict[str, Phase]:
+    """What is read to score a student while it is distilled."""
+    return {"tasks": Phase.TASKS} if _scored_by(spec, (student and student.distill) or spec.distill) else {}
+
+
+def _only_watches(configuration: Configuration) -> frozenset[str]:
+    distill = configuration["distill"]
+    return frozenset() if distill and distill.best_task else frozenset({"tasks", "scoring", "dtype"})
 
 
 def _asked(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
@@ -275,13 +300,16 @@ STEPS: Mapping[Phase, PhaseSteps] = {
         PhaseSteps(
             Phase.DISTILL,
             inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE},
+            of_student=_watched_tasks,
             configuration=_distilled,
+            watches=_only_watches,
             measures_choose=_chosen_by_loss,
             student_figures={
                 "validation_loss": validation_losses,
                 "losses": lambda result, step: result.losses and result.losses[:TEXT_LIMIT],
                 "tokens_per_second": lambda result, step: result.tokens_per_second,
                 "best_step": lambda result, step: result.best_step,
+                "best_score": lambda result, step: result.best_score,
                 "extended_steps": lambda result, step: result.extended_steps,
             },
         ),

@@ -279,11 +279,14 @@ class _Builder:
         precision: Precision,
     ) -> tuple[str | None, str | None]:
         """Fingerprint of the step and key of its artifact; none of either while the inputs aren't known."""
-        keys = {role: key for role, step in inputs.items() if (key := self._keys[step]) is not None}
-        if len(keys) < len(inputs) or self._maker == "":
+        watched = steps.watches(configuration)
+        shaping = {role: step for role, step in inputs.items() if role not in watched}
+        keys = {role: key for role, step in shaping.items() if (key := self._keys[step]) is not None}
+        if len(keys) < len(shaping) or self._maker == "":
             return None, None
         measuring_alone = frozenset[str]() if steps.measures_choose(configuration) else MEASURES
-        blocks = {to_camel(field): block for field, block in configuration.items() if field not in measuring_alone}
+        apart = measuring_alone | watched
+        blocks = {to_camel(field): block for field, block in configuration.items() if field not in apart}
         if PHASES[steps.phase].reads_sources:
             blocks["sources"] = self._sources.get(steps.files) or None
             blocks["maker"] = self._maker  # all later keys rest on this one

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from compression_operator.api.attempts import AttemptRecord, Progress
 from compression_operator.api.phase_settings import PhaseSettings
-from compression_operator.api.status import AttemptRecord, Progress, Step, StepState
+from compression_operator.api.status import Step, StepState
 from compression_pipeline.config import ExitClass, StepResult
 
 from .jobs import JobState, ObservedJob, WaitReason

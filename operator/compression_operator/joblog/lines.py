@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from compression_operator.api.status import Progress
+from compression_operator.api.attempts import Progress
 from compression_operator.core.steps import seconds
 from compression_pipeline.config import human_bytes
 
@@ -39,7 +39,7 @@ def event_time(event: dict[str, Any]) -> datetime | None:
     return time if time.tzinfo is not None else None
 
 
-_PROGRESS = ("step", "totalSteps", "loss", "tokensPerSecond", "documentsPerSecond", "etaSeconds")
+_PROGRESS = ("step", "totalSteps", "loss", "tokensPerSecond", "documentsPerSecond", "scores", "etaSeconds")
 
 
 def event_progress(event: dict[str, Any]) -> Progress | None:
@@ -165,6 +165,8 @@ def _progress_text(event: dict[str, Any]) -> str:
     parts = [_way(event, unit)]
     if event.get("loss") is not None:
         parts.append(f"loss {_number(event['loss'])}")
+    if isinstance(scores := event.get("scores"), dict):
+        parts += [f"{name} {_number(score)}" for name, score in cast(dict[str, Any], scores).items()]
     if event.get("tokensPerSecond") is not None:
         parts.append(f"{_number(event['tokensPerSecond'])} tokens/s")
     if event.get("documentsPerSecond") is not None:

@@ -78,7 +78,7 @@ from .sequences import PACKING, Passes, Share, of_sources, passes, repetitions, 
 from .sources import DatasetConfig, DocumentFormat, TeacherConfig, TextConfig, WeightedSource
 from .students import student_architecture, student_faults
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
-from .training import DistillConfig, FinetuneConfig, KeepBest, Precision, TrainingConfig, ValidationConfig
+from .training import VALIDATION_LOSS, DistillConfig, FinetuneConfig, Precision, TrainingConfig, ValidationConfig
 
 __all__ = [
     "ASKING",
@@ -93,6 +93,7 @@ __all__ = [
     "SCORES",
     "TERMINATION_MESSAGE_LIMIT",
     "TERMINATION_VARIABLE",
+    "VALIDATION_LOSS",
     "AcceptConfig",
     "Activation",
     "Aggregation",
@@ -128,7 +129,6 @@ __all__ = [
     "GenerationFigures",
     "ImportanceConfig",
     "JobConfig",
-    "KeepBest",
     "LogitsKL",
     "LossConfig",
     "Method",

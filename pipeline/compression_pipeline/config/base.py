@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema
 class Operational:
     """Marks a field that changes how a phase runs but not what it makes; it stays out of fingerprints.
 
-    `unless`: a field beside it that, if it is set, makes this one shape what is made.
+    `unless`: a field or property beside it that, if it is set, makes this one shape what is made.
     """
 
     unless: str | None = None

@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from .base import ConfigModel, Record
 from .engines import DEFAULT_ENGINE, PlannedEngine
 from .layout import Parallelism
+from .tasks import EvaluateConfig
 from .training import TrainingConfig
 
 CONFIG_VARIABLE = "COMPRESSION_CONFIG"
@@ -81,6 +82,11 @@ class JobConfig(ConfigModel):
         default=[],
         description="Where not everything may be adopted: SHA-256 of the manifest.json of each artifact that may.",
     )
+
+    @property
+    def scored_by(self) -> EvaluateConfig | None:
+        """The tasks of the manifest that it scores a model by, beside its blocks."""
+        return None
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -118,6 +118,10 @@ class PruneJob(EngineJob):
     tasks: str | None = Field(default=None, description="Artifact with the task that layers are ranked by (tasks').")
     evaluate: EvaluateConfig | None = Field(default=None, description="That task alone, and how it is asked.")
 
+    @property
+    def scored_by(self) -> EvaluateConfig | None:
+        return self.evaluate
+
     def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * WEIGHT
 
@@ -128,6 +132,7 @@ class DistillJob(EngineJob):
     The reference logits are float32, of the weights rounded to each dtype that an export may have.
     """
 
+    roles = (*JobConfig.roles, "tasks")
     blocks: ClassVar[tuple[str, ...]] = ("distill", "validation")
 
     data: str
@@ -139,10 +144,21 @@ class DistillJob(EngineJob):
     accept: AcceptConfig | None = Field(
         default=None, description="The gate, if a student that misses it is trained on."
     )
+    tasks: str | None = Field(default=None, description="Artifact with the tasks (tasks'), if any student is scored.")
+    scoring: EvaluateConfig | None = Field(
+        default=None, description="Tasks that the student is scored by while it is distilled."
+    )
+    dtype: ExportDtype | None = Field(
+        default=None, description="Data type that export will have; weights are rounded to it to be scored."
+    )
 
     @property
     def training(self) -> TrainingConfig:
         return self.distill
+
+    @property
+    def scored_by(self) -> EvaluateConfig | None:
+        return self.scoring
 
     def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * WEIGHT

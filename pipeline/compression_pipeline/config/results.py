@@ -108,6 +108,12 @@ class DistillResult(TrainingResult):
         default=None, description="Steps beyond distill.steps, because the student missed accept after these."
     )
     best_step: int | None = Field(default=None, description="Step whose weights were kept, with distill.keepBest.")
+    best_score: float | None = Field(
+        default=None, description="Score of these weights in the task that distill.keepBest names."
+    )
+    task_scores: dict[str, float] = Field(
+        default={}, description="By task: score of the kept weights while distilling, with distill.taskInterval."
+    )
 
 
 class ExportResult(StepResult):

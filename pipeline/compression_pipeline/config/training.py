@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ConfigModel, Operational, Rule, cel_format, cel_indivisible, indivisible
+from .base import ConfigModel, Operational, Rule, Unordered, cel_format, cel_indivisible, indivisible
 from .losses import CHOSEN_BY_AUTO, ON_LOGITS, LogitsKL, LossField, is_balanced, is_clear, twice
+from .tasks import MOST_TASKS
 
 
 class Precision(StrEnum):
@@ -116,11 +117,13 @@ class TrainingConfig(ConfigModel):
         default=1, ge=1, le=100_000, description="Steps between progress lines."
     )
 
+    def validates_after(self, step: int) -> bool:
+        """Whether the validation loss is measured after this step, though it is not the last one."""
+        return step % self.validation_interval == 0
 
-class KeepBest(StrEnum):
-    """By what figure the best of a training's weights are chosen."""
 
-    VALIDATION_LOSS = "validationLoss"
+VALIDATION_LOSS = "validationLoss"
+"""What `keepBest` calls the figure that is no task."""
 
 
 class FinetuneConfig(TrainingConfig):
@@ -165,6 +168,25 @@ class DistillConfig(TrainingConfig):
             "self.losses.all(loss, loss.balance == 'Fixed') || "
             f"self.losses.exists(loss, loss.balance == 'Fixed' && loss.type in {ON_LOGITS})",
         ),
+        Rule.of(
+            "tasks",
+            "are measured every taskInterval steps; set it, or remove tasks",
+            lambda distill: distill.task_interval is not None or not distill.tasks,
+            "has(self.taskInterval) || !has(self.tasks) || size(self.tasks) == 0",
+        ),
+        Rule.of(
+            "keepBest",
+            "names a task, and tasks are measured every taskInterval steps; set it, or keepBest: validationLoss",
+            lambda distill: distill.task_interval is not None or distill.best_task is None,
+            f"has(self.taskInterval) || !has(self.keepBest) || self.keepBest == '{VALIDATION_LOSS}'",
+        ),
+        Rule.of(
+            "keepBest",
+            "names a task that is not among tasks; add it there, or remove tasks to measure all of evaluate.tasks",
+            lambda distill: not distill.tasks or distill.best_task is None or distill.best_task in distill.tasks,
+            "!has(self.tasks) || size(self.tasks) == 0 || !has(self.keepBest) || "
+            f"self.keepBest == '{VALIDATION_LOSS}' || self.keepBest in self.tasks",
+        ),
     )
 
     losses: list[LossField] = Field(
@@ -176,18 +198,60 @@ class DistillConfig(TrainingConfig):
         "over tokens times its weight. The published recipe is LogitsKL alone, at temperature 1. Auto is LogitsKL, "
         "with HiddenStates and Embeddings if half of the layers or more are cut.",
     )
-    validation_interval: Annotated[int, Operational(unless="keep_best")] = Field(
+    validation_interval: Annotated[int, Operational(unless="keeps_lowest_loss")] = Field(
         default=100,
         ge=1,
         le=10_000_000,
-        description="Steps between validations. With keepBest, a change of it distils again.",
+        description="Steps between validations. With keepBest: validationLoss, a change of it distils again.",
     )
-    keep_best: KeepBest | None = Field(
+    task_interval: Annotated[int | None, Operational(unless="best_task")] = Field(
         default=None,
-        description="validationLoss keeps the weights of the step with the lowest validation loss of those that are "
-        "validated (every validationInterval steps and the last), and export exports these. Default: the weights "
-        "after the last step. status.students[].bestStep tells the step.",
+        ge=1,
+        le=10_000_000,
+        description="Steps between scorings of the student by tasks: before the first step, every so many steps and "
+        "after the last. Training stands still meanwhile, and rank 0 holds a second copy of the student. The weights "
+        "are rounded to export.dtype, as evaluate scores them. Scores are in the log, the progress, the report and "
+        "TensorBoard, beside the losses. Not measured if not set.",
     )
+    tasks: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128)]],
+        Field(max_length=MOST_TASKS),
+        Operational(unless="best_task"),
+        Unordered(),
+    ] = Field(
+        default=[],
+        description="Names of the tasks of evaluate.tasks that are scored every taskInterval steps. Default: all.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+    keep_best: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        examples=[VALIDATION_LOSS],
+        description="Figure by which the best weights are chosen, which export then exports. validationLoss: those of "
+        "the step with the lowest validation loss (measured every validationInterval steps and after the last). The "
+        "name of a task: those with the best score in it (measured every taskInterval steps and after the last); of "
+        "equal scores the lower validation loss, then the earlier step. With a task, a change of taskInterval, tasks "
+        "or export.dtype distils again. Default: the weights after the last step. status.students[].bestStep and "
+        "bestScore tell what won.",
+    )
+
+    @property
+    def best_task(self) -> str | None:
+        """The task whose score chooses the weights that are kept."""
+        return self.keep_best if self.keep_best != VALIDATION_LOSS else None
+
+    @property
+    def keeps_lowest_loss(self) -> bool | None:
+        """True where the validation loss chooses them, else None (see `Operational`)."""
+        return self.keep_best == VALIDATION_LOSS or None
+
+    def validates_after(self, step: int) -> bool:
+        return super().validates_after(step) or (self.best_task is not None and self.scores_after(step))
+
+    def scores_after(self, step: int) -> bool:
+        """Whether tasks are scored after this step, though it is not the last one."""
+        return self.task_interval is not None and step % self.task_interval == 0
 
 
 class ValidationConfig(ConfigModel):

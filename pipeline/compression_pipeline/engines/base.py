@@ -65,10 +65,11 @@ class Training:
     check: Callable[[float, Callable[[], State]], None]
     """Given the validation loss before the first step, and the weights that gave it: raises UserError if the model that
     is to be trained computes no number."""
-    on_validation: Callable[[int, "History", Callable[[], State]], None] = lambda step, history, weights: None
-    """Told of each validation once the history has it, before any checkpoint holds that history: the step, the
-    history, and what gives the float32 weights after that step. Every rank is told, and every rank asks for the
-    weights or none does.
+    on_step: Callable[[int, "History", Callable[[], State]], None] = lambda step, history, weights: None
+    """Told of each step (0: before the first) once the history has its validation, if there is one, and before any
+    checkpoint holds that history: the step, the history, to which it may add scores, and what gives the float32 weights
+    after that step. Every rank is told, and every rank asks for the weights or none does. Who resumes may be told of
+    the step of its checkpoint once more. It may raise Interrupted on every rank: the training stops after that step.
     """
     extension: Extension | None = None
     """History.total_steps tells whether it was trained."""
@@ -113,6 +114,14 @@ class Engine(Protocol):
 
     def agree(self, value: Value) -> Value:
         """Rank 0's value, on every rank."""
+        ...
+
+    def on_rank_0(self, work: Callable[[Callable[[], None]], Value]) -> Value:
+        """What `work` gives on rank 0, on every rank; the others wait, for however long it takes.
+
+        `work` is given a function to call often, at least each minute, which raises Interrupted once any rank was told
+        to stop. What `work` raises every rank raises, as a PhaseError.
+        """
         ...
 
     def free(self) -> None:

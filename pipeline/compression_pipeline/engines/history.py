@@ -4,13 +4,14 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic.alias_generators import to_camel, to_snake
 
-from compression_pipeline.config import Passes
+from compression_pipeline.config import Passes, TaskScore
 
 TENSORBOARD = "tensorboard"
 
@@ -40,6 +41,14 @@ class ValidationEntry:
     """Of each of several sources of text; nothing for the only one."""
 
 
+@dataclass(frozen=True)
+class ScoreEntry:
+    """What the student scored in a task after a step (0: before training)."""
+
+    step: int
+    score: TaskScore
+
+
 @dataclass
 class History:
     """Losses over the whole run, attempts before this one included."""
@@ -47,6 +56,7 @@ class History:
     total_steps: int
     train: list[StepEntry] = field(default_factory=list)
     validation: list[ValidationEntry] = field(default_factory=list)
+    scores: list[ScoreEntry] = field(default_factory=list)
 
     def add_step(self, entry: StepEntry) -> None:
         """Keep a step, if it is one of those that a history of this length keeps (the last one always is)."""
@@ -58,12 +68,34 @@ class History:
         """Keep a validation."""
         self.validation.append(entry)
 
-    def best(self, until: int | None = None) -> ValidationEntry | None:
-        """The validation with the lowest loss, the earliest of equals, of those after a step of training, up to step
-        `until`.
+    def add_scores(self, step: int, scores: Sequence[TaskScore]) -> None:
+        """Keep what tasks gave after a step."""
+        self.scores += [ScoreEntry(step, score) for score in scores]
+
+    def scores_at(self, step: int | None = None) -> dict[str, float]:
+        """Scores by task after a step, the last one that was scored if none is named."""
+        if step is None and self.scores:
+            step = self.scores[-1].step
+        return {entry.score.name: entry.score.score for entry in self.scores if entry.step == step}
+
+    def ranked(self, task: str | None = None, until: int | None = None) -> list[ValidationEntry]:
+        """The validations after a step of training, up to step `until`, the best first: by their loss, or by the score
+        in a task and then their loss. Of equals the earlier comes first.
         """
         found = [entry for entry in self.validation if entry.step > 0 and (until is None or entry.step <= until)]
-        return min(found, key=lambda entry: (entry.loss, entry.step), default=None)
+        if task is None:
+            return sorted(found, key=lambda entry: (entry.loss, entry.step))
+        scores = {entry.step: entry.score for entry in self.scores if entry.score.name == task}
+
+        def key(entry: ValidationEntry) -> tuple[float, float, int]:
+            score = scores[entry.step]
+            return (-score.score if score.higher_is_better else score.score, entry.loss, entry.step)
+
+        return sorted((entry for entry in found if entry.step in scores), key=key)
+
+    def best(self, task: str | None = None, until: int | None = None) -> ValidationEntry | None:
+        """The first of `ranked`."""
+        return next(iter(self.ranked(task, until)), None)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -72,11 +104,15 @@ class History:
         return rates[len(rates) // 2] if rates else None
 
     def to_json(self) -> dict[str, Any]:
-        """`{"totalSteps": ..., "train": [{"step": ..., "loss": ..., "learningRate": ...}], "validation": [...]}`."""
+        """`{"totalSteps": ..., "train": [{"step": ..., "loss": ..., "learningRate": ...}], "validation": [...]}`, and
+        `"scores": [{"step": ..., "name": ..., "score": ...}]` where tasks were scored.
+        """
+        scores = [{"step": entry.step, **entry.score.to_json()} for entry in self.scores]
         return {
             "totalSteps": self.total_steps,
             "train": [_camel(asdict(entry)) for entry in self.train],
             "validation": [_without_empty(_camel(asdict(entry))) for entry in self.validation],
+            **({"scores": scores} if scores else {}),
         }
 
     @classmethod
@@ -89,6 +125,7 @@ class History:
                 ValidationEntry(**{**known, "by_source": tuple(known.get("by_source", ()))})
                 for known in (_known(ValidationEntry, entry) for entry in content["validation"])
             ],
+            scores=[ScoreEntry(entry["step"], TaskScore.model_validate(entry)) for entry in content.get("scores", [])],
         )
 
 
@@ -109,6 +146,8 @@ class Scalars:
             self.add_step(entry)
         for entry in history.validation:
             self.add_validation(entry)
+        for entry in history.scores:
+            self.add_score(entry)
 
     def add_step(self, entry: StepEntry) -> None:
         """Write one step's figures."""
@@ -124,6 +163,10 @@ class Scalars:
     def add_validation(self, entry: ValidationEntry) -> None:
         """Write a validation loss."""
         self._add("validation/loss", entry.loss, entry.step)
+
+    def add_score(self, entry: ScoreEntry) -> None:
+        """Write the score in a task."""
+        self._add(f"tasks/{entry.score.name}", entry.score.score, entry.step)
 
     def close(self) -> None:
         """Flush what is still in memory and close the file."""

@@ -19,6 +19,7 @@ from compression_pipeline.importance import Choice, Samples, Scores, measure, sc
 from compression_pipeline.sizing import training_flops
 from compression_pipeline.text.batches import Batch, ValidationData, ValidationLoss
 
+from .alone import on_rank_0
 from .model import build
 from .runtime import Runtime, free, runtime
 
@@ -73,6 +74,9 @@ class MegatronEngine:
         told = [value]
         dist.broadcast_object_list(told, src=0)
         return told[0]
+
+    def on_rank_0(self, work: Callable[[Callable[[], None]], Value]) -> Value:
+        return on_rank_0(work, self._runtime, self._context)
 
     def free(self) -> None:
         free(self._runtime)
@@ -154,7 +158,7 @@ class MegatronEngine:
             weights=lambda: of_student(model.named_parameters()),
             flops_per_token=training_flops(small, length, of),
             finished=lambda optimizer: state.update(of_student(optimizer.weights().items())),
-            on_validation=lambda step, history, optimizer: training.on_validation(
+            on_step=lambda step, history, optimizer: training.on_step(
                 step, history, lambda: of_student(optimizer.weights().items())
             ),
         )

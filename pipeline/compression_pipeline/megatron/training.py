@@ -83,7 +83,7 @@ def train(
     context: Context,
     checkpoints: Checkpoints,
     finished: Callable[[Optimizer], None] = lambda optimizer: None,
-    on_validation: Callable[[int, History, Optimizer], None] = lambda step, history, optimizer: None,
+    on_step: Callable[[int, History, Optimizer], None] = lambda step, history, optimizer: None,
     extension: Extension | None = None,
 ) -> History:
     """Train `model` in place, from the newest checkpoint if there is one; every rank calls it.
@@ -96,7 +96,7 @@ def train(
         flops_per_token: operations that a trained token needs, for the utilization (`sizing.training_flops`).
         checkpoints: where the state is kept. They stay; remove them once the result is published.
         finished: called on every rank after the last step, while the optimizer and its float32 weights are there.
-        on_validation: told of each validation, with the weights that gave it (see `engines.Training`).
+        on_step: told of each step, with the weights after it (see `engines.Training`).
         extension: more steps, where the validation loss after the last one asks for them.
 
     Raises:
@@ -114,7 +114,7 @@ def train(
         runtime,
         context,
         checkpoints,
-        on_validation,
+        on_step,
         extension,
     )
     history = loop.run()
@@ -135,7 +135,7 @@ class _Loop:
         runtime: Runtime,
         context: Context,
         checkpoints: Checkpoints,
-        on_validation: Callable[[int, History, Optimizer], None],
+        on_step: Callable[[int, History, Optimizer], None],
         extension: Extension | None,
     ) -> None:
         self._model = model
@@ -147,7 +147,7 @@ class _Loop:
         self._runtime = runtime
         self._context = context
         self._checkpoints = checkpoints
-        self._on_validation = on_validation
+        self._on_step = on_step
         self._extension = extension
         self._history = History(settings.steps)
         self._scalars: Scalars | None = None
@@ -179,6 +179,7 @@ class _Loop:
         try:
             if self._validation_due(first) and first not in [entry.step for entry in self._history.validation]:
                 self._measure(first)
+            self._tell(first)
             self._extend(first)
             self._wrapped.train()
             clock = _Clock(first)
@@ -191,6 +192,7 @@ class _Loop:
                     self._stop(done)
                 if self._validation_due(done):
                     self._measure(done)
+                self._tell(done)
                 self._extend(done)
                 if done in (settings.steps, self._history.total_steps) or done % settings.checkpoint_interval == 0:
                     self._save(done)
@@ -302,6 +304,7 @@ class _Loop:
                 eta_seconds=clock.remaining(done, total),
                 learning_rate=entry.learning_rate,
                 gradient_norm=entry.gradient_norm,
+                scores=self._history.scores_at() or None,
                 teraflops_per_device=round(rate * self._flops_per_token / 1e12, 3),
                 model_flops_utilization=rate * self._flops_per_token / self._peak if self._peak else None,
             )
@@ -309,7 +312,7 @@ class _Loop:
 
     def _validation_due(self, step: int) -> bool:
         last = (self._settings.steps, self._history.total_steps)
-        return step % self._settings.validation_interval == 0 or step in last
+        return self._settings.validates_after(step) or step in last
 
     def _measure(self, step: int) -> None:
         try:
@@ -328,7 +331,19 @@ class _Loop:
         if self._scalars is not None:
             self._scalars.add_validation(entry)
         self._context.events.metric("validationLoss", entry.loss, step)
-        self._on_validation(step, self._history, self.optimizer)
+
+    def _tell(self, step: int) -> None:
+        """Tell who watches of the step, and TensorBoard of the scores that it adds."""
+        known = len(self._history.scores)
+        try:
+            self._on_step(step, self._history, self.optimizer)
+        except Interrupted:
+            if step > 0:
+                self._stop(step)
+            raise
+        if self._scalars is not None:
+            for entry in self._history.scores[known:]:
+                self._scalars.add_score(entry)
 
     def _stop(self, step: int) -> NoReturn:
         self._save(step)

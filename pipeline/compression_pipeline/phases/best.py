@@ -37,13 +37,19 @@ class BestWeights:
         self._student = student
         self._template = template
 
-    def on_validation(self, step: int, history: History, weights: Callable[[], State]) -> None:
-        """Keep the weights of a validation that is the best so far; every rank calls it.
+    def on_step(self, step: int, history: History, weights: Callable[[], State]) -> None:
+        """Keep the weights after a step whose validation is the best so far; every rank calls it.
 
         Raises PhaseError, the same on every rank, where rank 0 can't write them.
         """
-        best = history.best()
+        if not history.validation or history.validation[-1].step != step:
+            return
+        best = history.best(self._job.distill.best_task)
         if best is None or best.step != step:
+            return
+        of = lineage(self._job.fingerprint, history, step)
+        target = self._context.folder / FOLDER / name_of(step)
+        if self._engine.agree(self._engine.rank == 0 and is_of(target, of)):
             return
         state, fault = weights(), None
         if self._engine.rank == 0:
@@ -51,10 +57,10 @@ class BestWeights:
                 write_snapshot(
                     self._engine.tensors(state, self._student),
                     self._student,
-                    self._context.folder / FOLDER / name_of(step),
+                    target,
                     template=self._template,
                     dtype=torch.float32,
-                    of=lineage(self._job.fingerprint, history, step),
+                    of=of,
                 )
                 self._remove_older(history)
             except Exception as error:  # whatever it is, the other ranks would wait
@@ -70,8 +76,7 @@ class BestWeights:
         Where the best weights are gone, because somebody removed them, or are those of an earlier course of this
         training, the best that are left are taken, with a warning.
         """
-        entries = sorted((one for one in history.validation if one.step > 0), key=lambda one: (one.loss, one.step))
-        for entry in entries:
+        for entry in history.ranked(self._job.distill.best_task):
             if entry == history.validation[-1]:
                 return entry, None
             found = self._engine.agree(self._found(entry.step, history) if self._engine.rank == 0 else None)
@@ -88,7 +93,8 @@ class BestWeights:
         ends = [
             number * settings.checkpoint_interval for number in range(newest, newest - settings.keep_checkpoints, -1)
         ]
-        needed = {best.step for until in (None, *ends) if (best := history.best(until)) is not None}
+        task = self._job.distill.best_task
+        needed = {best.step for until in (None, *ends) if (best := history.best(task, until)) is not None}
         for folder in self._all():
             if (step := _step(folder)) is not None and step not in needed:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """distill: the student learns from the (corrected) teacher what pruning made it forget."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,12 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.phases import measuring
 from compression_pipeline.phases.best import BestWeights
+from compression_pipeline.phases.watching import TaskScores
 from compression_pipeline.reference_logits import SEQUENCES, TOKENS, Reference, kept_positions
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, ValidationLoss, sequences_per_pass
+
+OF_TRAINING = ("tokens_per_second", "losses", "extended_steps", "best_step", "best_score", "task_scores")
+"""Figures of a result that stay what they were where the student is measured otherwise."""
 
 
 def run(job: DistillJob, context: Context) -> DistillResult:
@@ -91,6 +96,8 @@ def distill(
         losses=describe_losses(job.distill.losses, teacher, student),
         extended_steps=history.total_steps - job.distill.steps or None,
         best_step=trained.kept.step if job.distill.keep_best else None,
+        best_score=history.scores_at(trained.kept.step).get(job.distill.best_task or ""),
+        task_scores=history.scores_at(trained.kept.step),
     )
     if engine.rank == 0:
         with context.store.draft("distill", job.artifact_key) as draft:
@@ -128,6 +135,7 @@ def _measured(job: DistillJob, context: Context, engine: Engine, made: Artifact)
     found = measuring.losses(job, context, engine, models, validation)
     student = read_architecture(made.model)
     state = engine.read(student, made.model)
+    told = made.result(DistillResult)
     result = DistillResult(
         teacher_loss=found["teacher"].loss,
         pruned_loss=found["pruned"].loss,
@@ -136,10 +144,7 @@ def _measured(job: DistillJob, context: Context, engine: Engine, made: Artifact)
         rounded_losses=rounded_losses(job, engine, student, state, validation, found["distilled"].loss),
         source_losses=measuring.by_source(validation, {role: one.by_source for role, one in found.items()}),
         digest=made.digest,
-        tokens_per_second=made.result(DistillResult).tokens_per_second,
-        losses=made.result(DistillResult).losses,
-        extended_steps=made.result(DistillResult).extended_steps,
-        best_step=made.result(DistillResult).best_step,
+        **{name: getattr(told, name) for name in OF_TRAINING},
     )
     if engine.rank == 0:
         measuring.note(job, context, made, result)
@@ -191,7 +196,15 @@ def _trained(
     teacher_loss = teacher_measured.loss
     context.events.metric("teacherLoss", teacher_loss)
     measuring.check_loss(engine, lambda: engine.state(big), teacher, teacher_loss, whose="the teacher")
-    best = BestWeights(job, context, engine, student, context.store.open(job.pruned).model)
+    template = context.store.open(job.pruned).model
+    best = BestWeights(job, context, engine, student, template)
+    scores = TaskScores(job, context, engine, student, template)
+
+    def on_step(step: int, history: History, weights: Callable[[], State]) -> None:
+        scores.on_step(step, history, weights)
+        if settings.keep_best:
+            best.on_step(step, history, weights)
+
     training = Training(
         fingerprint=job.fingerprint,
         settings=settings,
@@ -200,7 +213,7 @@ def _trained(
         validation=validation,
         check=lambda loss, state: measuring.check_loss(engine, state, student, loss, whose="the pruned student"),
         extension=extension(job, teacher_loss),
-        on_validation=best.on_validation if settings.keep_best else lambda step, history, weights: None,
+        on_step=on_step,
     )
     losses = resolved_losses(settings.losses, teacher, student)
     history, state = engine.distill(small, big, training, of=teacher, losses=losses)
@@ -225,7 +238,7 @@ def extension(job: DistillJob, teacher_loss: float) -> Extension | None:
 
 def _kept(job: DistillJob, history: History) -> ValidationEntry:
     """The validation of the weights that would be kept, were this the end."""
-    best = history.best() if job.distill.keep_best else None
+    best = history.best(job.distill.best_task) if job.distill.keep_best else None
     return best or history.validation[-1]
 
 

@@ -26,6 +26,13 @@ class History:
 
     loss: Curve = ()
     validation: Curve = ()
+    scores: Mapping[str, Curve] = field(default_factory=dict[str, Curve])
+    """By task."""
+
+    @property
+    def unvalidated(self) -> "History":
+        """Without its validation losses."""
+        return replace(self, validation=())
 
 
 @dataclass(frozen=True)

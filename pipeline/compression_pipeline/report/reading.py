@@ -169,10 +169,10 @@ class Reader:
 
         if other("The teacher", teacher.sequences):
             taught = next((student.teacher_loss for student in students if student.sequences == wanted), None)
-            teacher = replace(teacher, loss=None, corrected_loss=taught, history=History(teacher.history.loss))
+            teacher = replace(teacher, loss=None, corrected_loss=taught, history=teacher.history.unvalidated)
         none = {"teacher_loss": None, "pruned_loss": None, "distilled_loss": None}
         return teacher, [
-            replace(student, **none, history=History(student.history.loss))
+            replace(student, **none, history=student.history.unvalidated)
             if other(student.name, student.sequences)
             else student
             for student in students
@@ -189,7 +189,7 @@ class Reader:
             f"{artifact.name} was measured anew, over {since:,} validation sequences instead of {told:,}, so the "
             "losses while it was trained are left out."
         )
-        return History(history.loss)
+        return history.unvalidated
 
     def _importance(self, prune: Artifact | None) -> Importance | None:
         if prune is None:
@@ -232,15 +232,22 @@ def _history(artifact: Artifact | None) -> History:
     content = _json(artifact.path / "history.json") if artifact else None
     if not isinstance(content, dict):
         return History()
-    return History(loss=_curve(content.get("train")), validation=_curve(content.get("validation")))
+    scores: dict[str, list[Any]] = {}
+    for entry in content.get("scores") or []:
+        scores.setdefault(str(entry.get("name")), []).append(entry)
+    return History(
+        loss=_curve(content.get("train")),
+        validation=_curve(content.get("validation")),
+        scores={name: _curve(entries, "score") for name, entries in scores.items()},
+    )
 
 
-def _curve(entries: object) -> Curve:
+def _curve(entries: object, figure: str = "loss") -> Curve:
     points: list[tuple[float, float]] = []
     for entry in entries if isinstance(entries, list) else []:
-        step, loss = entry.get("step"), entry.get("loss")
-        if isinstance(step, int) and isinstance(loss, int | float) and math.isfinite(loss):
-            points.append((float(step), float(loss)))
+        step, value = entry.get("step"), entry.get(figure)
+        if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value):
+            points.append((float(step), float(value)))
     return points
 
 

@@ -3,7 +3,7 @@
 It names no run and no student: two runs may share one export, each by names of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic.alias_generators import to_camel
@@ -78,7 +78,8 @@ def spec_of(ancestry: Ancestry, job: JobConfig) -> dict[str, Any]:
     A job is told a part of the spec by the name that it has there; prune alone, what stands with the student.
     """
     prepare = ancestry.prepare
-    blocks = {name: block for made in ancestry.made.values() for name, block in _blocks(made.job)} | dict(_blocks(job))
+    jobs = [*(made.job for made in ancestry.made.values()), job]
+    blocks = _scored_by(jobs) | {name: block for asked in jobs for name, block in _blocks(asked)}
     texts = blocks["dataset"].get("sources") or [blocks["dataset"]]
     told = [(blocks["teacher"], prepare.resolved_teacher), *zip(texts, prepare.resolved_texts, strict=True)]
     for block, resolved in told:
@@ -100,6 +101,17 @@ def spec_of(ancestry: Ancestry, job: JobConfig) -> dict[str, Any]:
 def _blocks(job: JobConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     for name in job.blocks:
         yield to_camel(name), getattr(job, name).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def _scored_by(jobs: Sequence[JobConfig]) -> dict[str, Any]:
+    """The block evaluate with the tasks alone that jobs need which evaluate nothing: the last job's, and those that
+    only others name."""
+    asking = [told.scored_by for told in jobs if told.scored_by is not None]
+    if not asking:
+        return {}
+    tasks = {task.name: task for scoring in asking for task in scoring.tasks}
+    whole = asking[-1].model_copy(update={"tasks": list(tasks.values())})
+    return {"evaluate": whole.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
 
 
 def _step(phase: Phase, fingerprint: str, artifact: str) -> Step:

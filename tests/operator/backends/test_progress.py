@@ -11,8 +11,8 @@ from looks import open_jobs, step
 from tests.support.waiting import until_async
 from virtual_time import run
 
+from compression_operator.api.attempts import Progress
 from compression_operator.api.phase_settings import PhaseSettings
-from compression_operator.api.status import Progress
 from compression_operator.backends.log_watcher import AT_ONCE, LogWatcher, Look, newest
 from compression_operator.core.jobs import JobState, ObservedJob
 from compression_operator.core.steps import deadlines

@@ -12,7 +12,7 @@ from test_progress import TIME, Cluster, line
 from tests.support.matchers import has_condition
 from tests.support.waiting import until_async
 
-from compression_operator.api.status import Progress
+from compression_operator.api.attempts import Progress
 from compression_operator.backends.log_watcher import newest
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOBS
 from compression_operator.core.jobs import JobState, ObservedJob

@@ -11,8 +11,9 @@ import pytest
 from local_cli import Bench
 from local_jobs import a_run, now
 
+from compression_operator.api.attempts import Progress
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import Progress, Step, StepState, StudentStatus, ValidationLoss
+from compression_operator.api.status import Step, StepState, StudentStatus, ValidationLoss
 from compression_operator.cli import plan
 from compression_operator.cli.summary import print_students
 from compression_operator.cli.view import LiveView

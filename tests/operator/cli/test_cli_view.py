@@ -9,8 +9,9 @@ import pytest
 from local_cli import REPORT, Bench
 from local_jobs import a_run, now
 
+from compression_operator.api.attempts import AttemptRecord, Progress
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import AttemptRecord, Progress, Step, StepState
+from compression_operator.api.status import Step, StepState
 from compression_operator.cli import report
 from compression_operator.cli.view import LiveView, PlainView, attempt_note
 from compression_operator.core import steps

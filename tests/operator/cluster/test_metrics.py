@@ -9,8 +9,8 @@ import pytest
 from http_server import served
 from jobs_world import World
 
+from compression_operator.api.attempts import Progress
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import Progress
 from compression_operator.cluster.metrics import Metrics
 from compression_operator.core.jobs import JobState
 from compression_operator.kube.client import RUNS, ApiError, Kube

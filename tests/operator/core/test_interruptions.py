@@ -8,7 +8,8 @@ from jobs_world import World, manifest
 from looks import PREPARED, at, condition, created, open_jobs, step
 from tests.support.matchers import has_condition, has_step
 
-from compression_operator.api.status import CompressionRunStatus, Progress, RunPhase
+from compression_operator.api.attempts import Progress
+from compression_operator.api.status import CompressionRunStatus, RunPhase
 from compression_operator.core.conditions import FINISHED
 from compression_operator.core.jobs import Decision, JobState
 from compression_pipeline.config import ExitClass

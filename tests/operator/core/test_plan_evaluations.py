@@ -9,7 +9,7 @@ from compression_operator.api.resolved import Resolved, ResolvedTasks
 from compression_operator.api.run import TASK_SOURCES_ANNOTATION
 from compression_operator.api.status import RunPhase
 from compression_operator.core.plan import Plan, plan
-from compression_pipeline.config import ExitClass
+from compression_pipeline.config import DistillJob, ExitClass
 
 EVALUATE = {"tasks": [{"name": "hellaswag"}]}
 
@@ -87,6 +87,28 @@ def test_the_folder_to_publish_is_the_exports_while_scores_are_made_anew() -> No
     world.drive()
     assert {one.name: step(world, f"export-{one.name}").artifact for one in world.status.students} == made
     assert all(one.artifact == step(world, f"report-{one.name}").artifact for one in world.status.students)
+
+
+def test_tasks_that_only_watch_a_distillation_make_nothing_anew_and_those_that_choose_do() -> None:
+    plain = {"steps": 100}
+    before = planned(evaluate=EVALUATE, distill=plain)
+    watched = planned(evaluate=EVALUATE, distill={**plain, "taskInterval": 50, "tasks": ["hellaswag"]})
+    assert changed(before, watched) == set()
+    job = next(step for step in watched.steps if step.name == "distill-width")
+    assert job.inputs["tasks"] == "tasks"
+    assert all("tasks" not in step.inputs for step in before.steps if step.name == "distill-width")
+    told = watched.job(job, run="demo", attempt=1).config
+    assert isinstance(told, DistillJob) and told.tasks == "tasks-" + "t" * 32 and told.dtype == "bfloat16"
+    assert told.scoring is not None and [task.name for task in told.scoring.tasks] == ["hellaswag"]
+    chooses = {**plain, "taskInterval": 50, "keepBest": "hellaswag"}
+    chosen = planned(evaluate=EVALUATE, distill=chooses)
+    phases = ("distill", "evaluate", "export", "report")
+    students = {f"{phase}-{student}" for phase in phases for student in ("width", "depth")}
+    assert changed(before, chosen) == students
+    found = {"prepare": resolved(), "tasks": ResolvedTasks(key="u" * 32, harness="0.4.13")}
+    spec = manifest(evaluate=EVALUATE, distill=chooses).spec
+    assert students <= changed(chosen, plan(spec, discovered=found)), "other questions choose another step"
+    assert "distill-width" in changed(chosen, planned(evaluate=EVALUATE, distill=chooses, export={"dtype": "float16"}))
 
 
 def test_no_training_begins_before_the_tasks_are_found() -> None:

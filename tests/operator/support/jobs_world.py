@@ -16,8 +16,9 @@ from jobs_results import result
 from jobs_truth import Truth, adopts, jobs_wanted, leaves, takes
 from tests.support.runs import two_students
 
+from compression_operator.api.attempts import Progress
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
-from compression_operator.api.status import CompressionRunStatus, Progress, StepState
+from compression_operator.api.status import CompressionRunStatus, StepState
 from compression_operator.core.conditions import FINISHED
 from compression_operator.core.jobs import CreateJob, Decision, DeleteJob, Job, JobState, ObservedJob
 from compression_operator.core.reconcile import reconcile

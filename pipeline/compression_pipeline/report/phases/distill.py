@@ -10,6 +10,7 @@ from compression_pipeline.config import (
     DistillConfig,
     DistillJob,
     DistillResult,
+    EvaluateResult,
     GateFigures,
     Phase,
     StepResult,
@@ -47,6 +48,30 @@ def validation_chart(run: RunData) -> LineChart | None:
     )
 
 
+def task_charts(run: RunData) -> Iterator[LineChart | None]:
+    """What every student scored in each task over the steps of its distillation, and what its teachers score."""
+    for task in dict.fromkeys(name for student in run.students for name in student.history.scores):
+        curves = [(student.name, student.history.scores.get(task, ())) for student in run.students]
+        yield line_chart(
+            f"{task} while distilling",
+            [
+                Series(name, points, number % COLOURS, dots=len(points) <= training.MOST_DOTS)
+                for number, (name, points) in enumerate(curves)
+            ],
+            note="score of the weights rounded as they are exported; step 0 is the student straight after pruning",
+            levels=_teachers_scores(run, task),
+        )
+
+
+def _teachers_scores(run: RunData, task: str) -> list[Level]:
+    levels: list[Level] = []
+    for phase, name in ((Phase.BASELINE_CORRECTED, "corrected teacher"), (Phase.BASELINE, "teacher")):
+        result = run.results.get(phase)
+        scores = result.tasks if isinstance(result, EvaluateResult) else []
+        levels += [Level(name, score.score, strong=not levels) for score in scores if score.name == task]
+    return levels
+
+
 def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel | None]:
     yield line_chart(
         "Distillation loss",
@@ -68,9 +93,14 @@ def _facts(run: RunData) -> Iterator[Fact]:
     for student in run.students:
         result = student.results.get(Phase.DISTILL)
         if isinstance(result, DistillResult) and result.best_step is not None:
-            yield f"Best of {student.name}", f"the weights after step {result.best_step:,} are kept (keepBest)"
+            yield f"Best of {student.name}", f"the weights after step {result.best_step:,} are kept ({_won(result)})"
         if isinstance(result, DistillResult) and result.extended_steps:
             yield f"Extension of {student.name}", f"{result.extended_steps:,} steps more, because it missed accept"
+
+
+def _won(result: DistillResult) -> str:
+    """By what the kept weights were chosen."""
+    return "keepBest" if result.best_score is None else f"keepBest: score {result.best_score:.4g}"
 
 
 def _losses(settings: Mapping[str, Any], students: Sequence[StudentData]) -> str:
@@ -137,7 +167,10 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
             f"{result.extended_steps:,} steps at the final learning rate."
         )
     if result.best_step is not None:
-        yield f"Kept are the weights after step {result.best_step:,}, whose validation loss was the lowest."
+        figure = "validation loss was the lowest"
+        if result.best_score is not None:
+            figure = f"score in {job.distill.best_task}, {result.best_score:.4g}, was the best"
+        yield f"Kept are the weights after step {result.best_step:,}, whose {figure}."
     yield training.card_table(ancestry, Phase.DISTILL, job, job.distill, more=result.extended_steps or 0)
 
 
@@ -157,7 +190,7 @@ def _measured(result: DistillResult) -> Measured:
 
 
 REPORT = PhaseReport(
-    charts=lambda run: [validation_chart(run)],
+    charts=lambda run: [validation_chart(run), *task_charts(run)],
     panels=_panels,
     facts=_facts,
     seeds=_seeds,

@@ -1,0 +1,75 @@
+"""Scores of a student by tasks while it is distilled: a loss may fall while what matters gets worse."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from compression_pipeline.config import Architecture, DistillJob, ExportDtype, TaskScore
+from compression_pipeline.context import Context
+from compression_pipeline.engines import Engine, State
+from compression_pipeline.engines.history import History
+
+SILENCE_SECONDS = 10.0
+"""Longest time of scoring without a line of progress."""
+
+
+class TaskScores:
+    """Scores the student every `distill.taskInterval` steps, on rank 0, each step once over all attempts."""
+
+    def __init__(
+        self, job: DistillJob, context: Context, engine: Engine, student: Architecture, template: Path
+    ) -> None:
+        """`template`: the checkpoint that the student descends from, with its tokenizer."""
+        self._job = job
+        self._context = context
+        self._engine = engine
+        self._student = student
+        self._template = template
+
+    def on_step(self, step: int, history: History, weights: Callable[[], State]) -> None:
+        """Add the scores after this step to the history, where it is their turn; every rank calls it.
+
+        Raises PhaseError, the same on every rank: Interrupted once any was told to stop.
+        """
+        settings = self._job.distill
+        due = settings.scores_after(step) or step in (settings.steps, history.total_steps)
+        scoring, tasks = self._job.scoring, self._job.tasks
+        if scoring is None or tasks is None or not due or any(entry.step == step for entry in history.scores):
+            return
+        self._context.events.info(f"scores {', '.join(task.name for task in scoring.tasks)} after step {step}")
+        state = weights()
+
+        def score(tick: Callable[[], None]) -> list[TaskScore]:
+            from compression_pipeline.tasks.live import score_live  # which takes seconds to import
+
+            return score_live(
+                self._engine.tensors(state, self._student),
+                self._student,
+                template=self._template,
+                tasks=self._context.store.open(tasks).path,
+                settings=scoring,
+                rounded=self._job.dtype or ExportDtype.BFLOAT16,
+                precision=self._engine.precision,
+                device=self._engine.device,
+                tick=self._telling(step, history, tick),
+            )
+
+        scores = self._engine.on_rank_0(score)
+        history.add_scores(step, scores)
+        for found in scores:
+            self._context.events.metric(found.name, found.score, step)
+
+    def _telling(self, step: int, history: History, tick: Callable[[], None]) -> Callable[[int, int], None]:
+        """What is told after each batch of requests: it says now and then that the job is alive."""
+        told = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            tick()
+            if time.monotonic() - told >= SILENCE_SECONDS:
+                told = time.monotonic()
+                loss = history.train[-1].loss if history.train else None
+                doing = f"score request {done} of {total}"
+                self._context.events.progress(step, history.total_steps, loss=loss, doing=doing)
+
+        return tell
