@@ -1,14 +1,16 @@
-"""A folder with a small multiple-choice task."""
+"""A folder with a small multiple-choice task, and the phases that fetch it and score a model by it."""
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compression_pipeline.config import TasksJob, TasksResult
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import EvaluateJob, EvaluateResult, TasksJob, TasksResult
 from compression_pipeline.context import Context
 from compression_pipeline.events import Events
-from compression_pipeline.phases import tasks
+from compression_pipeline.phases import evaluate, tasks
 
 CHOICES = ["a list", "a function of two arguments", "the module", "None"]
 QUESTIONS = [
@@ -74,3 +76,36 @@ def fetch_task(folder: Path, store: Path) -> str:
     context = Context.of(job, environment={})
     context.events = Events(io.StringIO())
     return f"tasks-{tasks.run(job, context).key}"
+
+
+def evaluated(
+    root: Path, model: Path, fingerprint: str, key: str, *, made: str = "3", job: Mapping[str, Any] = {}, **told: Any
+) -> EvaluateResult:
+    """Run the phase evaluate over a model as an artifact of distill, whose key is all `made`. `told`: what is asked of
+    it, `job`: other fields of the job.
+    """
+    store, distilled = Store(root), f"distill-{made * 32}"
+    if store.find(distilled) is None:
+        with store.draft("distill", made * 32) as draft:
+            (draft.path / "model").mkdir()
+            for file in model.iterdir():
+                (draft.path / "model" / file.name).write_bytes(file.read_bytes())
+            draft.publish(config={}, inputs={}, result={})
+    asked = EvaluateJob.model_validate(
+        {
+            "run": "r",
+            "step": "evaluate-width",
+            "student": "width",
+            "attempt": 1,
+            "fingerprint": fingerprint,
+            "store": str(root),
+            "model": distilled,
+            "tasks": f"tasks-{key}",
+            "evaluate": told,
+            "dtype": "bfloat16",
+            **job,
+        }
+    )
+    context = Context.of(asked, environment={})
+    context.events = Events(io.StringIO())
+    return evaluate.run(asked, context)

@@ -48,7 +48,7 @@ def copy(store: Store, tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def reported(store: Store) -> Artifact:
+def reported(store: Store, *, baseline: str | None = BASELINE) -> Artifact:
     job = ReportJob(
         **common(store, "report-width", REPORTED),
         data=DATA,
@@ -56,7 +56,7 @@ def reported(store: Store) -> Artifact:
         pruned=f"prune-{PRUNED}",
         distilled=f"distill-{DISTILLED}",
         exported=f"export-{EXPORTED}",
-        baseline=BASELINE,
+        baseline=baseline,
         evaluated=EVALUATED,
     )
     report.run(job, context(store, REPORTED)[0])
@@ -73,6 +73,15 @@ def test_card_and_report_tell_the_scores_and_all_else_is_the_export(copy: Store)
     page = Page((made.path / PAGE).read_text())
     assert "calls (acc, 100 questions): -20.0 %" in page.text
     assert [row[0] for row in page.tables["fingerprints"]][-2:] == ["evaluate", "report"]
+
+
+def test_what_the_teacher_did_not_score_is_said_to_be_missing(copy: Store) -> None:
+    made, said = (
+        reported(copy, baseline=None),
+        "The teacher has no scores to compare with, because its evaluation failed.",
+    )
+    assert "| calls | acc | 0 | 100 |" in (made.path / CARD).read_text() and said in (made.path / CARD).read_text()
+    assert said in Page((made.path / PAGE).read_text()).text
 
 
 def test_a_volume_without_hard_links_holds_a_copy(copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Tasks: fetched from a folder, and a tiny Hugging Face model scored by them."""
 
-import io
 import json
 import statistics
 from pathlib import Path
@@ -10,17 +9,15 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.group import Group
-from task_folders import DEFINITION, QUESTIONS, fetch, write_task
+from task_folders import DEFINITION, QUESTIONS, evaluated, fetch, write_task
 from tiny import write_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import EvaluateConfig, EvaluateJob, EvaluateResult, TaskConfig
-from compression_pipeline.context import Context
+from compression_pipeline.config import EvaluateConfig, TaskConfig
 from compression_pipeline.errors import UserError
-from compression_pipeline.events import Events
-from compression_pipeline.phases import evaluate
 from compression_pipeline.tasks import fetching
+from compression_pipeline.tasks import model as tasks_model
 from compression_pipeline.tasks.model import HuggingFaceModel
 from compression_pipeline.tasks.scoring import score
 
@@ -77,42 +74,16 @@ def test_a_score_is_the_accuracy_that_is_counted_by_hand(tmp_path: Path, model: 
     assert limited.score == pytest.approx(statistics.mean(two for _, two in expected[:7]))
 
 
-def evaluated(root: Path, model: Path, fingerprint: str, key: str, **told: Any) -> EvaluateResult:
-    """Run the phase evaluate over a model as an artifact of distill."""
-    store = Store(root)
-    if store.find("distill-" + "3" * 32) is None:
-        with store.draft("distill", "3" * 32) as draft:
-            (draft.path / "model").mkdir()
-            for file in model.iterdir():
-                (draft.path / "model" / file.name).write_bytes(file.read_bytes())
-            draft.publish(config={}, inputs={}, result={})
-    job = EvaluateJob.model_validate(
-        {
-            "run": "r",
-            "step": "evaluate-width",
-            "student": "width",
-            "attempt": 1,
-            "fingerprint": fingerprint,
-            "store": str(root),
-            "model": "distill-" + "3" * 32,
-            "tasks": f"tasks-{key}",
-            "evaluate": told,
-            "dtype": "bfloat16",
-        }
-    )
-    context = Context.of(job, environment={})
-    context.events = Events(io.StringIO())
-    return evaluate.run(job, context)
-
-
 def test_two_evaluations_give_the_same_bits(tmp_path: Path, model: Path) -> None:
-    write_task(tmp_path / "own")
-    key = fetch(tmp_path, {}).key
     task = {"name": "calls", "source": "file:own", "shots": 3}
     told = {"tasks": [task], "generation": {"promptTokens": 8, "newTokens": 4, "repeats": 1}}
-    results = [evaluated(tmp_path / "store", model, mark * 32, key, **told) for mark in "45"]
+    results = []
+    for mark in "45":  # a store for each, because a score is not measured twice in one
+        write_task(tmp_path / mark / "own")
+        key = fetch(tmp_path / mark, {}).key
+        results.append(evaluated(tmp_path / mark / "store", model, mark * 32, key, **told))
     assert results[0].tasks == results[1].tasks and results[0].tasks[0].shots == 3
-    files = [(tmp_path / "store" / "artifacts" / f"evaluate-{mark * 32}" / "scores.json") for mark in "45"]
+    files = [(tmp_path / mark / "store" / "artifacts" / f"evaluate-{mark * 32}" / "scores.json") for mark in "45"]
     assert files[0].read_bytes() == files[1].read_bytes()
     figures = results[0].generation
     assert figures and figures.tokens_per_second > 0 and figures.first_token_seconds > 0 and figures.device
@@ -131,17 +102,17 @@ def test_only_scores_are_made_deterministic_not_the_measured_speed_nor_what_come
 
         return call
 
-    for place, name in (("phases.evaluate", "measure_generation"), ("tasks.scoring", "score")):
+    for place, name in (("phases.evaluate", "measure_generation"), ("tasks.scoring", "measure")):
         module = __import__(f"compression_pipeline.{place}", fromlist=[name])
         monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
     generation = {"promptTokens": 8, "newTokens": 4, "repeats": 1}
     task = {"name": "calls", "source": "file:own", "limit": 2}
     evaluated(tmp_path / "store", model, "6" * 32, key, tasks=[task], generation=generation)
-    assert seen == [("measure_generation", False), ("score", True)]
+    assert seen == [("measure_generation", False), ("measure", True)]
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_no_more_logits_are_computed_than_are_asked_for(model: Path) -> None:
+def test_no_more_logits_are_computed_than_are_asked_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, tokenizer = loaded(model)
     requests = [(None, list(range(5, 25)), [3, 4]), (None, list(range(7, 24)), [9]), (None, [5], [6, 7, 8, 9])]
     with torch.no_grad():
@@ -153,10 +124,29 @@ def test_no_more_logits_are_computed_than_are_asked_for(model: Path) -> None:
             for _, context, text in requests
         ]
     seen: list[int] = []
-    whole.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    whole.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    monkeypatch.setattr(tasks_model, "AT_ONCE", 2)
     asked = HuggingFaceModel(whole, tokenizer, batch_size=2)
     assert [likely for likely, _ in asked._loglikelihood_tokens(requests)] == pytest.approx(expected, abs=1e-4)
-    assert seen == [5, 4], "of the two longest, of which one is padded by 4, then of the last"
+    assert seen == [2, 1, 2, 2], "of the two longest, then of the last, two positions at a time"
+
+
+def test_a_text_as_a_whole_is_scored_by_few_logits_at_a_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, tokenizer = loaded(model)
+    texts = ["What does it return? " * 12, "A list.", "The module " * 7]
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    expected: list[float] = []
+    for text in texts:
+        tokens = [begin, *tokenizer.encode(text, add_special_tokens=False)]
+        with torch.no_grad():
+            logits = whole(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)
+        expected.append(logits.gather(1, torch.tensor(tokens[1:])[:, None]).sum().item())
+    seen: list[int] = []
+    whole.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    monkeypatch.setattr(tasks_model, "AT_ONCE", 16)
+    asked = HuggingFaceModel(whole, tokenizer, batch_size=2)
+    scored = asked.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts])
+    assert scored == pytest.approx(expected, abs=1e-3) and max(seen) == 16
 
 
 @pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])

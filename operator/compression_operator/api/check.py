@@ -139,7 +139,7 @@ def _array(schema: Schema, value: list[Json], path: str) -> Iterator[Finding]:
     for index, item in enumerate(value):
         identity = _identity(schema, item)
         if identity is not None and identity in seen:
-            yield f"{path}[{index}]", f"{identity} is given twice"
+            yield f"{path}[{index}]", f"{identity} is given twice; keep one"
         seen |= {identity} if identity is not None else set()
 
 

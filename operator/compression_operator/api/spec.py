@@ -223,7 +223,8 @@ class CompressionRunSpec(ConfigModel):
         "manifest. Whoever can write to the volume can change both. Run: only artifacts that this run (its UID) "
         "made, verified against the digests in its status, which cannot be changed through the volume. With Run, "
         "artifacts have names of their own, each step reads all files of its inputs first, artifacts that the status "
-        "does not list are made again, and importance is measured for each student. In both modes, a step accepts an "
+        "does not list are made again, and importance and tasks are measured each time, because the status lists no "
+        "digests of these. In both modes, a step accepts an "
         "input only with the digest that was recorded when the run made or reused it. Changing this field makes all "
         "steps run again.",
     )

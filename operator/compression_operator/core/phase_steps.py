@@ -14,6 +14,7 @@ from compression_pipeline.config import (
     DEFAULT_ENGINE,
     DistillConfig,
     EvaluateConfig,
+    ExportDtype,
     Phase,
     Precision,
     Record,
@@ -91,6 +92,8 @@ class PhaseSteps:
     """`Precision` is the arithmetic of what computes on the phase's device and isn't told any."""
     of_student: Callable[[CompressionRunSpec, Student | None], Mapping[str, Phase]] = lambda spec, student: {}
     """What it reads besides `inputs`, for a student that needs it."""
+    spares: frozenset[str] = frozenset()
+    """Roles that it goes without, under a key of its own, where the steps that fill them have failed."""
     wanted: Callable[[CompressionRunSpec], bool] = _always
     """Whether the run has such steps."""
     students: Callable[[CompressionRunSpec, Discovered], Sequence[Student]] = _every_student
@@ -105,6 +108,8 @@ class PhaseSteps:
     """Fields and roles of its job that are for those who watch it, and shape nothing: no part of any key."""
     depends_on_device: bool = False
     """Whether the device's arithmetic shapes the artifact although no setting says which."""
+    arithmetic: Callable[[Configuration, Precision], str] = lambda configuration, precision: precision
+    """That arithmetic, as the key has it."""
     student_figures: Figures = field(default_factory=dict[str, Callable[[Any, Step], Any]])
     """What of its result goes into status.students[]; back to the default while the step isn't done."""
     record: Callable[[CompressionRunStatus, Any], CompressionRunStatus] = _unread
@@ -190,6 +195,12 @@ def _evaluated(spec: CompressionRunSpec, student: Student | None, precision: Pre
     # A student is what export will write: its weights are rounded. The teacher is what it was taught by.
     rounded = {"dtype": spec.export.dtype} if student else {}
     return {"evaluate": spec.evaluate, **rounded}
+
+
+def _computed_in(configuration: Configuration, precision: Precision) -> str:
+    # A GPU scores a student in the type of its export; bfloat16 has the key of when all were scored in that.
+    dtype = configuration["dtype"]
+    return dtype if precision is Precision.BF16 and dtype is not ExportDtype.BFLOAT16 else precision
 
 
 def _is_evaluated(spec: CompressionRunSpec) -> bool:
@@ -332,6 +343,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             configuration=_evaluated,
             wanted=_is_evaluated,
             depends_on_device=True,
+            arithmetic=_computed_in,
             student_figures={
                 "evaluation": lambda result, step: Evaluation(tasks=result.tasks, generation=result.generation)
             },
@@ -340,6 +352,8 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             Phase.REPORT,
             inputs=lambda spec: {**_students(spec), "exported": Phase.EXPORT, **_scores(spec)},
             configuration=lambda spec, student, precision: {},
+            # What a student scored is worth telling without what its teachers did.
+            spares=frozenset({"baseline", "baseline_corrected"}),
             wanted=_is_evaluated,
             derive=derive_artifact,
         ),

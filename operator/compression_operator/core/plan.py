@@ -28,6 +28,8 @@ from .phase_steps import STEPS, Discovered, PhaseSteps
 
 NOTHING_DISCOVERED: Discovered = MappingProxyType({})
 
+NOTHING_SPARED: Mapping[str, Set[str]] = MappingProxyType({})
+
 NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 MEASURES = frozenset({"validation"})
@@ -132,6 +134,7 @@ def plan(
     discovered: Discovered = NOTHING_DISCOVERED,
     sources: Mapping[str, str] = NO_FILES,
     kept: Mapping[str, str] | None = None,
+    without: Mapping[str, Set[str]] = NOTHING_SPARED,
     gpus: bool = True,
     maker: str | None = None,
 ) -> Plan:
@@ -142,11 +145,12 @@ def plan(
     named by what its job finds rest on that, and are None until it is known; equal content gives equal fingerprints in
     any run. `sources` has by annotation (see `files`) digests of the local files that the spec names: what reads them
     runs again when they change. `kept` holds fingerprints, by step, that stand as they are: those of the same spec
-    planned earlier, perhaps by another version of the operator. `gpus`: whether a phase gets GPUs that asks for some;
+    planned earlier, perhaps by another version of the operator. `without` holds the roles, by step, that are not filled
+    (see `PhaseSteps.spares`). `gpus`: whether a phase gets GPUs that asks for some;
     the arithmetic that is left to the machine is settled by that. `maker`: whose artifacts alone the run shares, if not
     everybody's: they have names of their own then. Empty: not known yet.
     """
-    builder = _Builder(spec, discovered, sources, kept or {}, gpus=gpus, maker=maker)
+    builder = _Builder(spec, discovered, sources, kept or {}, without, gpus=gpus, maker=maker)
     for phase in Phase:
         steps = STEPS[phase]
         if steps.wanted(spec):
@@ -155,10 +159,23 @@ def plan(
     return Plan(tuple(builder.steps.values()))
 
 
-def plan_of(run: CompressionRun, *, discovered: Discovered, kept: Mapping[str, str] | None = None) -> Plan:
+def plan_of(
+    run: CompressionRun,
+    *,
+    discovered: Discovered,
+    kept: Mapping[str, str] | None = None,
+    without: Mapping[str, Set[str]] = NOTHING_SPARED,
+) -> Plan:
     """The steps of a run, on the machine and of the files that it notes (see `plan`)."""
-    noted, gpus = run.metadata.annotations, runs_on_gpus(run)
-    return plan(run.spec, discovered=discovered, sources=noted, kept=kept, gpus=gpus, maker=maker_of(run))
+    return plan(
+        run.spec,
+        discovered=discovered,
+        sources=run.metadata.annotations,
+        kept=kept,
+        without=without,
+        gpus=runs_on_gpus(run),
+        maker=maker_of(run),
+    )
 
 
 def runs_on_gpus(run: CompressionRun) -> bool:
@@ -218,6 +235,7 @@ class _Builder:
         discovered: Discovered,
         sources: Mapping[str, str],
         kept: Mapping[str, str],
+        without: Mapping[str, Set[str]],
         *,
         gpus: bool,
         maker: str | None,
@@ -228,6 +246,7 @@ class _Builder:
         self._discovered = discovered
         self._sources = sources
         self._kept = kept
+        self._without = without
         self._gpus = gpus
         self._maker = maker
 
@@ -235,11 +254,12 @@ class _Builder:
         """Add a step; its inputs are among those before it."""
         phase = steps.phase
         of_student = student.name if student else None
+        name = step_name(phase, of_student)
         inputs = {
             role: step_name(other, of_student if PHASES[other].per_student else None)
             for role, other in {**steps.inputs(self._spec), **steps.of_student(self._spec, student)}.items()
+            if role not in self._without.get(name, ())
         }
-        name = step_name(phase, of_student)
         on_gpu = self._gpus and self._spec.phases.of(phase).gpus_per_node > 0
         precision = Precision.BF16 if on_gpu else Precision.FP32
         configuration = steps.configuration(self._spec, student, precision)
@@ -291,7 +311,7 @@ class _Builder:
             blocks["sources"] = self._sources.get(steps.files) or None
             blocks["maker"] = self._maker  # all later keys rest on this one
         if steps.depends_on_device:
-            blocks["precision"] = precision
+            blocks["precision"] = steps.arithmetic(configuration, precision)
         key = fingerprint(steps.phase, blocks, keys)
         measures = {
             FORMER_NAMES.get(field, field): configuration[field] for field in measuring_alone & configuration.keys()

@@ -7,7 +7,7 @@ A student that cannot be made of its teacher stops the run, as soon as the teach
 starts until an edit heals it, so no GPU is asked for in vain; jobs that run already go on to their end.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from .events_diff import events_between
 from .gates import is_open, judged, missed
 from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
 from .phase_steps import STEPS, Discovered
-from .plan import Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
+from .plan import NOTHING_SPARED, Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
 from .problems import REASONS as PROBLEMS
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
@@ -177,9 +177,12 @@ class _Pass:
         """Bring every step up to date, in order. After one that finds what others are planned by, the rest is planned
         anew.
         """
-        discovered = discovered_in(self._status)
+        discovered, spared = discovered_in(self._status), False
         steps = self._planned(discovered)
         while planned := next((one for one in steps.steps if one.name not in self._steps), None):
+            if STEPS[planned.phase].spares and not spared:  # what they may go without has been looked at by now
+                steps, spared = self._planned(discovered, self._without(steps)), True
+                continue
             discovery = STEPS[planned.phase].discovery
             if discovery is not None and not self._finding_stands(planned):
                 self._status = discovery.forget(self._status)
@@ -207,13 +210,24 @@ class _Pass:
         done = before is not None and (before.state is StepState.SUCCEEDED or before.lost_attempt > 0)
         return done and before is not None and before.fingerprint == planned.fingerprint
 
-    def _planned(self, discovered: Discovered) -> Plan:
-        # Within one generation what was planned stands, whatever version of the operator planned it.
+    def _without(self, steps: Plan) -> Mapping[str, Set[str]]:
+        """By step: the roles that it goes without, because what fills them has failed, and nothing else has."""
+        found: dict[str, Set[str]] = {}
+        for planned in steps.steps:
+            states = {role: self._steps[name].state for role, name in planned.inputs.items() if name in self._steps}
+            failed = {role for role, state in states.items() if state is StepState.FAILED}
+            if failed and failed <= STEPS[planned.phase].spares:
+                found[planned.name] = failed
+        return found
+
+    def _planned(self, discovered: Discovered, without: Mapping[str, Set[str]] = NOTHING_SPARED) -> Plan:
+        # Within one generation what was planned stands, whatever version of the operator planned it; not where it
+        # follows from how other steps ended.
         before, kept = self._run.status, dict[str, str]()
         if not self._edited:
-            stand = phases_that_were_planned(before)
+            stand = {phase for phase in phases_that_were_planned(before) if not STEPS[phase].spares}
             kept = {step.name: step.fingerprint for step in before.steps if step.phase in stand and step.fingerprint}
-        return plan_of(self._run, discovered=discovered, kept=kept)
+        return plan_of(self._run, discovered=discovered, kept=kept, without=without)
 
     def _update(self, planned: PlannedStep, steps: Plan) -> None:
         step = planned_step(self._run.status.step(planned.name), planned)

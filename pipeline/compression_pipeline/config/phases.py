@@ -215,8 +215,12 @@ class ReportJob(JobConfig):
     pruned: str
     distilled: str
     exported: str = Field(description="Artifact with the student's checkpoint (export's).")
-    baseline: str = Field(description="Artifact with the teacher's scores.")
-    baseline_corrected: str | None = Field(default=None, description="Artifact with the corrected teacher's scores.")
+    baseline: str | None = Field(
+        default=None, description="Artifact with the teacher's scores. Unset where it could not be scored."
+    )
+    baseline_corrected: str | None = Field(
+        default=None, description="Artifact with the corrected teacher's scores. Unset where there are none."
+    )
     evaluated: str = Field(description="Artifact with the student's scores (evaluate's).")
 
 

@@ -62,7 +62,8 @@ class TaskConfig(ConfigModel):
         max_length=64,
         examples=["flexible-extract"],
         description="Filter that takes the answer out of a reply, as lm-eval names it (gsm8k has strict-match and "
-        "flexible-extract). Default: the first one of the task.",
+        "flexible-extract). Default: the first one of the task. Each task is listed once: the scores by all its "
+        "metrics and filters are in scores.json of the artifact.",
     )
 
 

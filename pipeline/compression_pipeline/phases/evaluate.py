@@ -6,19 +6,30 @@ round them. A GPU computes in the type of the export, and in bfloat16 for a teac
 
 import json
 import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compression_pipeline.config import EvaluateJob, EvaluateResult, ExportDtype, Phase, Precision
+from compression_pipeline.config import (
+    SCORES,
+    EvaluateJob,
+    EvaluateResult,
+    ExportDtype,
+    Phase,
+    Precision,
+    TaskConfig,
+    TaskScore,
+)
 from compression_pipeline.context import Context
 from compression_pipeline.phases.arithmetic import planned_precision
 from compression_pipeline.store.system import processors
 from compression_pipeline.tasks.generation import measure_generation, resident
 from compression_pipeline.tasks.live import repeatable
 
-SCORES = "scores.json"
+FILE = "scores.json"
 
 ARITHMETIC = {torch.bfloat16: "BF16", torch.float16: "FP16", torch.float32: "FP32"}
 """By what a model is computed in: its name in results."""
@@ -35,18 +46,25 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
     device = torch.device("cuda" if precision is Precision.BF16 else "cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
     context.events.info(f"evaluates {job.model}")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    before = resident()
     computed = computed_in(job.dtype, device)
-    model = load_model(AutoModelForCausalLM, model_artifact.model, job.dtype, computed, device)
-    tokenizer = AutoTokenizer.from_pretrained(model_artifact.model, local_files_only=True, trust_remote_code=False)
+
+    @cache  # only what is needed: all scores may be there
+    def loaded() -> tuple[Any, Any]:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = load_model(AutoModelForCausalLM, model_artifact.model, job.dtype, computed, device)
+        return model, AutoTokenizer.from_pretrained(
+            model_artifact.model, local_files_only=True, trust_remote_code=False
+        )
+
     settings = job.evaluate
-    generation = measure_generation(model, settings.generation, before=before) if settings.generation else None
-    scores, every, harness = [], {}, None
+    before = resident()
+    generation = measure_generation(loaded()[0], settings.generation, before=before) if settings.generation else None
+    scores, every, harness, artifacts = list[TaskScore](), dict[str, Any](), None, dict[str, str]()
     if tasks is not None:
+        from compression_pipeline.phases.task_scores import find_or_score
         from compression_pipeline.tasks.harness import harness_version
-        from compression_pipeline.tasks.scoring import score
+        from compression_pipeline.tasks.scoring import measure, score_of
 
         harness = harness_version()
 
@@ -54,15 +72,22 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
             context.stop_if_requested()
             context.events.progress(done, total, unit="requests", doing="score")
 
-        with repeatable():
-            scores, every = score(model, tokenizer, tasks.path, settings, tick=tick)
+        def ask(task: TaskConfig) -> Mapping[str, Any]:
+            with repeatable():
+                return measure(*loaded(), tasks.path, settings, task, tick=tick)
+
+        arithmetic = f"{ARITHMETIC[computed]} on {device.type}"
+        for task, figures, name in find_or_score(job, context, model_artifact, tasks, arithmetic, ask):
+            scores.append(score_of(task, figures))
+            every[task.name] = figures["results"]
+            artifacts |= {f"{SCORES}.{task.name}": name} if name else {}
     result = EvaluateResult(tasks=scores, generation=generation, harness=harness, precision=ARITHMETIC[computed])
     phase = phase_of(job)
     with context.store.draft(phase.value, job.fingerprint) as draft:
-        (draft.path / SCORES).write_text(json.dumps(every, indent=1, default=str, sort_keys=True) + "\n")
+        (draft.path / FILE).write_text(json.dumps(every, indent=1, sort_keys=True) + "\n")
         published = draft.publish(
             config=job.to_json(),
-            inputs={role: name for role in job.roles if (name := getattr(job, role, None))},
+            inputs={role: name for role in job.roles if (name := getattr(job, role, None))} | artifacts,
             result=result.to_json(),
         )
     return published.result(EvaluateResult)  # another job's, where that was first

@@ -13,6 +13,7 @@ from compression_pipeline.config import DEFAULT_ENGINE, PHASES, JobConfig, Phase
 
 from .ancestry import Ancestry
 from .data import Exported, Measured, RunData
+from .phases.evaluate import unscored
 from .reading import Reader
 from .resource import Step, Student
 
@@ -48,6 +49,7 @@ def load_student(ancestry: Ancestry, phase: Phase, job: JobConfig, exported: Exp
         figures=Student(name=NAME),
     )
     teacher, students = reader.comparable(teacher, [student])
+    reader.gaps += unscored(ancestry)
     return RunData(
         name=NAME,
         title=ancestry.title,

@@ -5,24 +5,29 @@ of the same requests each time, so that two runs on one device give the same bit
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
 
 from compression_pipeline.huggingface.sample import greedily
 
 Tick = Callable[[int, int], None]
 """Told after each batch: how many of how many requests are done."""
 
+AT_ONCE = 512
+"""Positions whose logits are computed at once: those of a vocabulary of 128,000 take 260 MB in float32."""
+
 LONGEST_REPLY = 256
 """Tokens of a generated reply, where the task says no other number."""
 
 
 class HuggingFaceModel(TemplateLM):
-    """Scores text with `model`, which takes tokens [batch, length] and gives logits [batch, length, vocabulary]."""
+    """Scores text with `model`, a causal model of transformers whose logits are its output embeddings' alone."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, tick: Tick = lambda done, total: None) -> None:
         super().__init__()
@@ -62,32 +67,33 @@ class HuggingFaceModel(TemplateLM):
             inputs = torch.zeros(len(rows), longest, dtype=torch.long)
             for row, (tokens, _) in enumerate(rows):  # padded behind: nothing before it can see that
                 inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-            # Of the last positions alone, as many as hold what is asked of any row: logits are the largest tensor.
-            kept = max(1, *(longest - (len(tokens) - 1) + wanted for tokens, wanted in rows))
-            logits = self.model(inputs.to(self._device), use_cache=False, logits_to_keep=kept).logits
-            for row, (i, (tokens, wanted)) in enumerate(zip(batch, rows, strict=True)):
-                end = len(tokens) - 1 - (longest - kept)
-                targets = torch.tensor(tokens[len(tokens) - wanted :], device=self._device)
-                scores = torch.log_softmax(logits[row, end - wanted : end].float(), dim=-1)
-                likely = scores.gather(1, targets[:, None]).sum().item()
-                found[i] = (likely, bool((scores.argmax(dim=-1) == targets).all()))
+            hidden = self.model.base_model(inputs.to(self._device), use_cache=False).last_hidden_state
+            ends = [len(tokens) - 1 for tokens, _ in rows]
+            counts = [wanted for _, wanted in rows]
+            states = torch.cat(
+                [hidden[row, end - n : end] for row, (end, n) in enumerate(zip(ends, counts, strict=True))]
+            )
+            targets = [token for tokens, wanted in rows for token in tokens[len(tokens) - wanted :]]
+            likely, best = self._scored(states, torch.tensor(targets, dtype=torch.long, device=self._device))
+            for i, of_row, hits in zip(batch, likely.split(counts), best.split(counts), strict=True):
+                found[i] = (of_row.sum().item(), bool(hits.all()))
         return found
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        totals: list[float] = []
-        for request in requests:
-            windows = map(
-                make_disjoint_window,
-                get_rolling_token_windows(
+        windows = [
+            [
+                make_disjoint_window(window)
+                for window in get_rolling_token_windows(
                     token_list=self.tok_encode(request.args[0], add_special_tokens=False),
                     prefix_token=self.prefix_token_id,
                     max_seq_len=self.max_length,
                     context_len=1,
-                ),
-            )
-            scored = self._loglikelihood_tokens([(None, context, text) for context, text in windows])
-            totals.append(sum(likely for likely, _ in scored))
-        return totals
+                )
+            ]
+            for request in requests
+        ]
+        scored = iter(self._loglikelihood_tokens([(None, *window) for of_text in windows for window in of_text]))
+        return [sum(likely for likely, _ in islice(scored, len(of_text))) for of_text in windows]
 
     @torch.no_grad()
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
@@ -108,6 +114,21 @@ class HuggingFaceModel(TemplateLM):
             replies.append(_before(text, stops))
             self._tick(done + 1, len(requests))
         return replies
+
+    def _scored(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each position: the log-likelihood of its target, and whether that is the likeliest. [n] each.
+
+        `states` [n, hidden size]: the decoder's output; `targets` [n]. Logits, the largest tensor there is, are made
+        of some positions at a time: a text that is scored as a whole has thousands.
+        """
+        head = self.model.get_output_embeddings()
+        likely, best = targets.new_empty(len(targets), dtype=torch.float32), torch.empty_like(targets, dtype=torch.bool)
+        for start in range(0, len(targets), AT_ONCE):
+            chunk = slice(start, start + AT_ONCE)
+            scores = torch.log_softmax(head(states[chunk]).float(), dim=-1)
+            likely[chunk] = scores.gather(1, targets[chunk, None])[:, 0]
+            best[chunk] = scores.argmax(dim=-1) == targets[chunk]
+        return likely, best
 
     def _row(self, context: Sequence[int], text: Sequence[int]) -> tuple[list[int], int]:
         """The tokens of a request that fit, one beyond what the model sees; the last so many are scored."""

@@ -1,5 +1,6 @@
 """Scores a Hugging Face model by fetched tasks."""
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,17 +28,34 @@ def score(
     The same model, tasks and settings give the same bits on one device. Raises UserError for a task that was not
     fetched.
     """
+    every = {task.name: measure(model, tokenizer, folder, settings, task, tick=tick) for task in settings.tasks}
+    scores = [score_of(task, every[task.name]) for task in settings.tasks]
+    return scores, {name: figures["results"] for name, figures in every.items()}
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    settings: EvaluateConfig,
+    task: TaskConfig,
+    *,
+    tick: Any = lambda done, total: None,
+) -> dict[str, Any]:
+    """What lm-eval tells of `model` in one task of `settings`, by every metric and filter, as JSON. See `score`."""
     told = read_definitions(folder)
-    scores: list[TaskScore] = []
-    every: dict[str, Any] = {}
-    for index, task in enumerate(settings.tasks):
-        if task.name not in told:
-            raise UserError(f"evaluate.tasks[{index}].name: {task.name} was not fetched")
-        found = load(task.name, told, folder)
-        figures = _evaluate(model, tokenizer, found, task, settings.batch_size, tick)
-        scores.append(_score(task, found, figures))
-        every[task.name] = figures["results"]
-    return scores, every
+    if task.name not in told:
+        raise UserError(f"evaluate.tasks[{settings.tasks.index(task)}].name: {task.name} was not fetched")
+    found = load(task.name, told, folder)
+    figures = _evaluate(model, tokenizer, found, task, settings.batch_size, tick)
+    kept = {name: figures[name] for name in ("results", "n-samples", "higher_is_better")}
+    shots = max((built.config.num_fewshot or 0 for built in found["tasks"].values()), default=0)
+    return json.loads(json.dumps({**kept, "shots": shots}, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """A figure of numpy as Python's."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _evaluate(
@@ -60,8 +78,8 @@ def _evaluate(
         return evaluate(asked, dict(found), limit=task.limit, bootstrap_iters=BOOTSTRAPS, log_samples=False)  # pyright: ignore
 
 
-def _score(task: TaskConfig, found: Mapping[str, Any], figures: Mapping[str, Any]) -> TaskScore:
-    """The metric that is asked for, of the group where the task is one."""
+def score_of(task: TaskConfig, figures: Mapping[str, Any]) -> TaskScore:
+    """The metric that is asked for, of the group where the task is one. Raises UserError where there is none."""
     told = figures["results"][task.name]
     metrics = [key for key in told if "," in key and "_stderr," not in key]
     named = [key.partition(",") for key in metrics]
@@ -82,6 +100,6 @@ def _score(task: TaskConfig, found: Mapping[str, Any], figures: Mapping[str, Any
         score=float(told["".join(wanted[0])]),
         stderr=float(error) if isinstance(error, int | float) else None,
         samples=samples,
-        shots=max((built.config.num_fewshot or 0 for built in found["tasks"].values()), default=0),
+        shots=figures["shots"],
         higher_is_better=better is not False,
     )

@@ -6,7 +6,7 @@ from jobs_world import World, manifest
 from looks import condition, created, finish, open_jobs, states, step
 
 from compression_operator.api.resolved import Resolved, ResolvedTasks
-from compression_operator.api.run import TASK_SOURCES_ANNOTATION
+from compression_operator.api.run import RETRY_ANNOTATION, TASK_SOURCES_ANNOTATION
 from compression_operator.api.status import RunPhase
 from compression_operator.core.plan import Plan, plan
 from compression_pipeline.config import DistillJob, ExitClass
@@ -64,6 +64,23 @@ def test_no_edit_of_what_is_evaluated_makes_weights_anew() -> None:
     assert changed(before, on_cpu) == scores, "another arithmetic"
 
 
+def test_scores_in_the_type_of_the_export_are_none_of_when_all_were_in_bfloat16() -> None:
+    before = {
+        ("bfloat16", 1): "dd2660e6ee3887e05f985b56ad9e2976",
+        ("float16", 1): "72e124850c7b429da521b12fca6e1910",
+        ("float32", 1): "9b7d0e20add9ef4c0634f4f41196b6a3",
+        ("float16", 0): "b5f7a496f1cd5c2e1a6563cd7b99f4a3",
+    }
+    stand = {
+        (dtype, gpus): marks(
+            planned(evaluate=EVALUATE, export={"dtype": dtype}, phases={"evaluate": {"gpusPerNode": gpus}})
+        )["evaluate-width"]
+        == mark
+        for (dtype, gpus), mark in before.items()
+    }
+    assert stand == {("bfloat16", 1): True, ("float16", 1): False, ("float32", 1): False, ("float16", 0): True}
+
+
 def test_a_failed_evaluation_keeps_no_student_from_being_exported() -> None:
     world = World(manifest(evaluate=EVALUATE))
     world.drive(failing={"evaluate-width"})
@@ -75,6 +92,27 @@ def test_a_failed_evaluation_keeps_no_student_from_being_exported() -> None:
     of_width, of_depth = world.status.students
     assert of_width.artifact == step(world, "export-width").artifact
     assert of_depth.artifact == step(world, "report-depth").artifact
+
+
+def test_reports_are_made_without_the_scores_of_a_teacher_that_could_not_be_scored() -> None:
+    world = World(manifest(evaluate=EVALUATE))
+    world.drive(failing={"baseline"})
+    assert {name for name, state in states(world).items() if state != "Succeeded"} == {"baseline"}
+    assert condition(world, "Ready").reason == "BaselineFailed"
+    without = {name: step(world, f"report-{name}").artifact for name in ("width", "depth")}
+    assert {one.name: one.artifact for one in world.status.students} == without
+    jobs = {truth.job.step: truth.job.config for truth in world.jobs.values()}
+    assert (
+        "baseline" not in jobs["report-width"].for_image() and "baselineCorrected" in jobs["report-width"].for_image()
+    )
+    world.annotate(RETRY_ANNOTATION, "once more")
+    assert created(world.look()) == ["baseline"]
+    assert step(world, "report-width").message == "waits for baseline"
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+    assert {one.name: one.artifact != without[one.name] for one in world.status.students} == dict.fromkeys(
+        without, True
+    )
 
 
 def test_the_folder_to_publish_is_the_exports_while_scores_are_made_anew() -> None:

@@ -102,6 +102,7 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
     shared = {phase: ancestry.made[phase].result for phase, _ in TEACHERS if phase in ancestry.made}
     models = _models(shared, own, "this model", 0)
     names = [name for name, _, _ in models]
+    yield from unscored(ancestry)
     if own.tasks:
         yield (
             f"**Tasks.** Scores by lm-eval {own.harness} with half of their 95 % confidence intervals, in "
@@ -114,6 +115,16 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
             ("Model", "Tokens/s", ""),
             [(name, speed, more) for name, speed, more in _generation(models, own.generation).rows],
         )
+
+
+def unscored(ancestry: Ancestry) -> Iterator[str]:
+    """Which teachers a student that was evaluated is told without."""
+    if Phase.EVALUATE not in ancestry.made:
+        return
+    if Phase.BASELINE not in ancestry.made:
+        yield "The teacher has no scores to compare with, because its evaluation failed."
+    if ancestry.finetuned and Phase.BASELINE_CORRECTED not in ancestry.made:
+        yield "The corrected teacher has no scores to compare with, because its evaluation failed."
 
 
 def _rows(models: Models, own: EvaluateResult) -> Iterator[Sequence[str]]:
