@@ -15,5 +15,10 @@ class Meeting:
         self.port: int = self._held.getsockname()[1]
         self.environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "WORLD_SIZE": str(ranks)}
 
+    @property
+    def of_pods(self) -> dict[str, str]:
+        """As the training operator tells two pods of one process each."""
+        return {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(self.port)}
+
     def close(self) -> None:
         self._held.close()

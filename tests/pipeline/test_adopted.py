@@ -2,10 +2,12 @@
 
 import io
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from launching import FINGERPRINT, NAME, PUBLISH, Launch
+from meeting import Meeting
 from preparing import Preparation, rows
 from tests.support.waiting import until
 from tiny import texts
@@ -13,7 +15,6 @@ from tiny import texts
 from compression_pipeline.adoption import Adoption
 from compression_pipeline.artifact import Artifact, Store
 from compression_pipeline.events import Events
-from compression_pipeline.machine import free_port
 from compression_pipeline.store import verified
 
 
@@ -111,12 +112,12 @@ def run(job, context):
 
 def test_the_nodes_without_rank_0_leave_a_damaged_artifact_to_the_one_with_it(launch: Launch) -> None:
     publish_damaged(Store(launch.store))
-    place = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
-    nodes = [
-        launch(PUBLISH, environment=place | {"PET_NODE_RANK": rank}, rendezvousTimeoutSeconds=120)
-        for rank in ("1", "0")
-    ]
-    assert [node.wait() for node in nodes] == [0, 0], [node.errors for node in nodes]
+    with closing(Meeting(2)) as meeting:
+        nodes = [
+            launch(PUBLISH, environment=meeting.of_pods | {"PET_NODE_RANK": rank}, rendezvousTimeoutSeconds=120)
+            for rank in ("1", "0")
+        ]
+        assert [node.wait() for node in nodes] == [0, 0], [node.errors for node in nodes]
     assert nodes[1].termination["result"] == {"parameters": 7}
     assert not any("cached" in (node.termination.get("result") or {}) for node in nodes)
     assert (launch.store / "artifacts" / NAME / "weights").read_text() == "x"

@@ -1,4 +1,4 @@
-"""What the phases report; what every phase does is `StepResult`'s."""
+"""What the phases report, unless it stands beside the job in `phases`. What all report is `StepResult`'s."""
 
 from pydantic import Field
 

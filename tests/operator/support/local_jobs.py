@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.runs import a_run as build
+from tests.support.waiting import until, until_async
 
 from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.run import CompressionRun
@@ -127,9 +128,6 @@ class Local:
 
     async def until(self, run: CompressionRun, name: str, wanted: Callable[[ObservedJob], bool]) -> ObservedJob:
         """The job as soon as it is as wanted."""
-        # Not above, because local_cli.py, which imports this, is a script too, and a script does not find the tests.
-        from tests.support.waiting import until_async
-
         seen: ObservedJob | None = None
 
         async def as_wanted() -> ObservedJob | None:
@@ -149,9 +147,7 @@ class Local:
 
 def environment_of(pid: int) -> dict[str, str]:
     """The environment of a process; empty for the moment in which the kernel puts a new program in it."""
-    deadline = time.monotonic() + 60
-    while not (found := Path(f"/proc/{pid}/environ").read_bytes()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    found = until(Path(f"/proc/{pid}/environ").read_bytes, f"the environment of {pid}")
     return dict(part.split("=", 1) for part in found.decode().split("\0") if part)
 
 
