@@ -57,7 +57,7 @@ test: lint types ## Lint, types, every test: what CI runs
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The quick half: the tests that need no cluster; TESTS=tests/operator narrows them
-	$(NICE) $(PYTEST) --numprocesses=$(WORKERS) --dist=worksteal -m "not cluster" $(TESTS)
+	$(NICE) $(PYTEST) --numprocesses=$(WORKERS) --dist=worksteal -m "not cluster and not slow" $(TESTS)
 
 .PHONY: test-cluster
 test-cluster: test-shared-cluster test-own-cluster ## The tests on real clusters, which they bring up themselves (pods: root, Debian)
@@ -69,6 +69,10 @@ test-shared-cluster: $(STAMP) ## Of these the many that share one cluster; TESTS
 .PHONY: test-own-cluster
 test-own-cluster: $(STAMP) ## Of these the few that have clusters of their own, or need the images alone
 	$(PYTEST) -m "cluster and own_cluster" $(or $(TESTS),$(CLUSTER_TESTS))
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## What takes too long for every change, and is in no other: a claim of the recipe at its full size
+	$(PYTEST) -m slow $(or $(TESTS),tests/benchmarks)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff

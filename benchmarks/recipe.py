@@ -77,7 +77,7 @@ class Bench:
         teacher = self._corrected() if arm.corrected else self._data
         pruned, result = self._start(arm.start, teacher, seed)
         fields = {
-            **self.setting.training(self.setting.steps),
+            **self.setting.training(self.setting.steps * arm.times),
             "seed": seed,
             "losses": [{"type": kind} for kind in arm.losses],
         }
@@ -100,13 +100,13 @@ class Bench:
 
     def _start(self, start: Start, teacher: str, seed: int) -> tuple[str, PruneResult]:
         """The artifact with the student to train, and what is told of it."""
-        settings = self.setting.depth if start is Start.DEPTH else self.setting.width
+        settings = self.setting.pruning(start)
         blocks = {"prune": settings, "length": self.setting.length}
         key = fingerprint("prune", blocks, {"teacher": teacher, "data": self._data})
         shared = {"data": self._data, "teacher": teacher, "sequence_length": self.setting.length}
         job = PruneJob(**self._common("prune", key), **shared, prune=settings)
         result = self._run(Phase.PRUNE, job, PruneResult)
-        if start in (Start.WIDTH, Start.DEPTH):
+        if start not in (Start.CHANCE, Start.SCRATCH):
             return f"prune-{key}", result
         other = fingerprint("prune", {"start": start.value, "seed": seed}, {"like": key})
         if self._store.find(f"prune-{other}") is None:
@@ -198,6 +198,7 @@ def main() -> None:
     sizes = [field.name for field in dataclasses.fields(Setting) if field.type in (int, "int")]
     for name in sizes:
         parser.add_argument(f"--{name}", type=int, help=f"default: {getattr(Setting(), name)}")
+    parser.add_argument("--only", default="", help="measure the claims alone whose words contain this")
     parser.add_argument("--text", type=Path, default=TEXT, help="train and validation documents (%(default)s)")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "recipe", help="where what was made stays")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="where recipe.md goes (%(default)s)")
@@ -208,8 +209,9 @@ def main() -> None:
     given = {name: value for name in sizes if (value := getattr(chosen, name)) is not None}
     setting = dataclasses.replace(FULL if chosen.full else Setting(), **given)
     bench = Bench(setting, ROOT / "examples" / "demo" / "teacher", chosen.text, chosen.work)
-    findings, made = find(bench, CLAIMS, tell)
+    findings, made = find(bench, [claim for claim in CLAIMS if chosen.only in claim.words], tell)
     options = [*(["--full"] if chosen.full else []), *(f"--{name} {value}" for name, value in given.items())]
+    options += [f'--only "{chosen.only}"'] if chosen.only else []
     page = document(
         setting, bench.teacher.parameters, findings, made, " ".join(["python benchmarks/recipe.py", *options])
     )

@@ -13,7 +13,8 @@ MEANING = (
     "Do the papers' claims show with a teacher that two CPU cores can compress? Each line compares two ways to make a "
     "student by its validation loss (nats per token). A gain is the loss of the second minus that of the first, seed "
     "by seed: above 0 the first is better, as the claim says. A claim *shows* if the gain is above 0 for every "
-    "seed and its mean is above twice its standard error; *the contrary shows* likewise below 0; the rest is *open*."
+    "seed and its mean is above twice its standard error; *the contrary shows* likewise below 0; the rest is *open*. "
+    "Where the first only has to be as good, it may be worse by a margin, which was set before anything was measured."
 )
 
 
@@ -51,9 +52,9 @@ def document(
         _paragraph(
             f"Means and standard deviations over {setting.seeds} seeds, which draw the order of the text, the random "
             f"weights and the random choice. Every student sees {tokens:,} tokens ({setting.steps} steps of "
-            f"{setting.batch} sequences of {setting.length}). The teacher ({teacher:,} parameters) was corrected on "
-            f"the text for {setting.correction} steps, and then has a loss of {taught.teacher:.3f}. Losses are means "
-            f"over {setting.validation} held-out sequences."
+            f"{setting.batch} sequences of {setting.length}), unless more are told. The teacher ({teacher:,} "
+            f"parameters) was corrected on the text for {setting.correction} steps, and then has a loss of "
+            f"{taught.teacher:.3f}. Losses are means over {setting.validation} held-out sequences."
         ),
         "",
         "| Student | Parameters | After pruning | After training |",

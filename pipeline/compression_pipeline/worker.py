@@ -71,4 +71,7 @@ def _silence_libraries() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # to take torch and its libraries down in order takes more than a second, and nothing is left to do

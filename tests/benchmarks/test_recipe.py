@@ -36,6 +36,16 @@ def test_every_claim_is_measured_and_told(tmp_path: Path, scripts: None) -> None
     assert (tmp_path / "docs" / "images" / "recipe.svg").read_text().count("<circle") == len(CLAIMS)
 
 
+@pytest.mark.slow
+def test_the_strongest_claim_shows_at_the_size_of_the_page(tmp_path: Path) -> None:
+    """What a run of the recipe's own sizes ends at: the phases may be changed, and this has to stay."""
+    options = ["--seeds", "2", "--only", "Pruned beats random weights, both distilled"]
+    places = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "docs")]
+    done = subprocess.run([sys.executable, SCRIPT, *options, *places], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 claims show" in (tmp_path / "docs" / "recipe.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("worse", "verdict"),
     [([1.2, 1.3, 1.2], "shows"), ([0.8, 0.7, 0.8], "the contrary shows"), ([1.2, 0.9, 1.1], "open"), ([1.0], "open")],
@@ -46,3 +56,12 @@ def test_a_claim_shows_if_every_seed_says_so_beyond_their_spread(
     from recipe_claims import CLAIMS, Finding
 
     assert Finding(CLAIMS[0], [1.0] * len(worse), worse).verdict == verdict
+
+
+def test_what_only_has_to_be_as_good_may_be_worse_by_its_margin(scripts: None) -> None:
+    from recipe_claims import CLAIMS, Finding
+
+    [claim] = [claim for claim in CLAIMS if claim.margin]
+    near, far = 1 - claim.margin / 2, 1 - claim.margin * 2
+    assert Finding(claim, [1.0, 1.0], [near, near]).verdict == "shows"
+    assert Finding(claim, [1.0, 1.0], [far, far]).verdict == "the contrary shows"

@@ -156,7 +156,7 @@ def test_what_needs_a_cluster_runs_beside_the_rest_which_has_all_cores() -> None
         env={name: value for name, value in os.environ.items() if name not in GIVEN} | {"OMP_NUM_THREADS": "1"},
     ).stdout
     workers = min(4, len(os.sched_getaffinity(0)))
-    assert f'--durations=20 --numprocesses={workers} --dist=worksteal -m "not cluster"' in planned
+    assert f'--durations=20 --numprocesses={workers} --dist=worksteal -m "not cluster and not slow"' in planned
     for which in ("not own_cluster", "own_cluster"):
         assert f'--durations=20 -m "cluster and {which}" {" ".join(CLUSTER_TESTS)}\n' in planned
 

@@ -14,5 +14,10 @@ def ranks(job: Job, most: int) -> int:
 
 
 def at_once(run: CompressionRun, phase: Phase) -> int:
-    """Jobs of this phase that may run at the same time: one that is for all students is alone."""
-    return min(run.spec.max_parallel_jobs, len(run.spec.students)) if PHASES[phase].per_student else 1
+    """Jobs that may run at the same time, one of this phase among them. A step for all students is alone, because
+    theirs wait for it; but those that score teachers run beside them.
+    """
+    most, spec = run.spec.max_parallel_jobs, PHASES[phase]
+    if spec.program is Phase.EVALUATE and not spec.per_student:
+        return most
+    return min(most, len(run.spec.students)) if spec.per_student else 1

@@ -7,9 +7,10 @@ and what it has to say (whole tensors, layer by layer) the artifacts say better.
 import contextlib
 import importlib
 import io
-import sys
 import warnings
 from collections.abc import Iterator
+
+from compression_pipeline.imports import missing
 
 from . import private
 
@@ -30,11 +31,8 @@ def _import() -> None:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         # ModelOpt's plugins for Hugging Face models would import transformers, datasets and torch's compiler: 4 of 6
-        # seconds, for nothing here. None in sys.modules is Python's way to say that a module is not there.
-        for name in OPTIONAL:
-            if name not in sys.modules:
-                sys.modules[name] = None  # pyright: ignore[reportArgumentType]
-                stack.callback(sys.modules.pop, name)
+        # seconds, for nothing here.
+        stack.enter_context(missing(*OPTIONAL))
         importlib.import_module("modelopt.torch.prune.plugins.mcore_minitron")
         importlib.import_module("modelopt.torch.distill.plugins.megatron")
     private.register_norms()

@@ -24,6 +24,7 @@ from compression_pipeline.config import (
     TaskScore,
 )
 from compression_pipeline.context import Context
+from compression_pipeline.imports import import_transformers
 from compression_pipeline.phases.arithmetic import planned_precision
 from compression_pipeline.store.system import processors
 from compression_pipeline.tasks.generation import measure_generation, resident
@@ -50,10 +51,9 @@ def run(job: EvaluateJob, context: Context) -> EvaluateResult:
 
     @cache  # only what is needed: all scores may be there
     def loaded() -> tuple[Any, Any]:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        model = load_model(AutoModelForCausalLM, model_artifact.model, job.dtype, computed, device)
-        return model, AutoTokenizer.from_pretrained(
+        library = import_transformers()
+        model = load_model(library.AutoModelForCausalLM, model_artifact.model, job.dtype, computed, device)
+        return model, library.AutoTokenizer.from_pretrained(
             model_artifact.model, local_files_only=True, trust_remote_code=False
         )
 

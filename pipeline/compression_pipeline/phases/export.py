@@ -16,6 +16,7 @@ from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.huggingface.names import expected_shapes
 from compression_pipeline.huggingface.sample import continue_greedily, default_prompt
 from compression_pipeline.huggingface.writer import write_checkpoint
+from compression_pipeline.imports import import_transformers
 from compression_pipeline.phases.describing import PROVED, describe_student
 from compression_pipeline.phases.drawing import warn_of
 from compression_pipeline.reference_logits import Reference, relative_error
@@ -125,10 +126,9 @@ def fits(teacher: Architecture, student: Architecture) -> bool:
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """The checkpoint as any user loads it: (model, tokenizer)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    library = import_transformers()
+    model = library.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.eval(), library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def prove(model: Any, reference: Reference, dtype: ExportDtype, student: Architecture) -> float:

@@ -14,6 +14,7 @@ from compression_pipeline.config import Architecture, EvaluateConfig, ExportDtyp
 from compression_pipeline.huggingface.families import member
 from compression_pipeline.huggingface.files import read_config
 from compression_pipeline.huggingface.layout import GENERATION_CONFIG
+from compression_pipeline.imports import import_transformers
 
 
 def score_live(
@@ -38,8 +39,7 @@ def score_live(
         precision: arithmetic of the forward pass: BF16 or FP32.
         tick: told after each batch, how many of how many requests of a task are done; what it raises ends the scoring.
     """
-    from transformers import AutoTokenizer
-
+    library = import_transformers()
     from .scoring import score
 
     with repeatable():
@@ -51,7 +51,7 @@ def score_live(
             computed=torch.bfloat16 if precision is Precision.BF16 else torch.float32,
             device=device,
         )
-        tokenizer = AutoTokenizer.from_pretrained(template, local_files_only=True, trust_remote_code=False)
+        tokenizer = library.AutoTokenizer.from_pretrained(template, local_files_only=True, trust_remote_code=False)
         scores, _ = score(model, tokenizer, tasks, settings, tick=tick)
     return scores
 
@@ -87,15 +87,14 @@ def live_model(
     """The model of transformers with these weights (Hugging Face's names), rounded to `rounded`, in the arithmetic of
     `computed`. `template`: folder of the checkpoint that it descends from. The tensors are copied.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
+    library = import_transformers()
     told = member(architecture.family).configuration(
         architecture, read_config(template), str(rounded).removeprefix("torch.")
     )
-    config = AutoConfig.for_model(told["model_type"], **{k: v for k, v in told.items() if k != "model_type"})
-    kind: Any = AutoModelForCausalLM._model_mapping[type(config)]  # pyright: ignore
+    config = library.AutoConfig.for_model(told["model_type"], **{k: v for k, v in told.items() if k != "model_type"})
+    kind: Any = library.AutoModelForCausalLM._model_mapping[type(config)]  # pyright: ignore
     state = {name: tensor.detach().to(device=device, dtype=rounded, copy=True).to(computed) for name, tensor in tensors}
     model = kind.from_pretrained(None, config=config, state_dict=state, dtype=computed)
     if (template / GENERATION_CONFIG).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(template)
+        model.generation_config = library.GenerationConfig.from_pretrained(template)
     return model.to(device=device).eval()

@@ -132,11 +132,13 @@ def test_processors_are_shared_by_the_jobs_that_may_run_at_once(tmp_path: Path) 
     async def scenario() -> None:
         here, run = Local(tmp_path, processors=8, any={"sleep": 600}), a_run()
         finetune, distill = a_job(run, processes_per_node=2), a_job(run, Phase.DISTILL)
-        for job in (finetune, distill):
+        baseline = a_job(run, Phase.BASELINE)
+        for job in (finetune, distill, baseline):
             await here.backend.create(run, job)
         alone, shared = here.config_of(finetune), here.config_of(distill)
         assert (alone["processesPerNode"], alone["threads"]) == (2, 4)
         assert (shared["processesPerNode"], shared["threads"]) == (1, 4), "two students at once"
+        assert here.config_of(baseline)["threads"] == 4, "the students train beside it"
         here.backend.kill()
         await here.backend.close()
 
