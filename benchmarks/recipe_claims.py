@@ -45,7 +45,7 @@ SHALLOW = Arm("shallower, forward KL", Start.DEPTH)
 CHANCE = Arm("parts chosen at random, forward KL", Start.CHANCE)
 SCRATCH = Arm("random weights, forward KL", Start.SCRATCH)
 SCRATCH_TEXT = Arm("random weights, cross-entropy alone", Start.SCRATCH, (CE,))
-MORE = 8
+MORE = 4
 SCRATCH_LONG = Arm(f"random weights, cross-entropy alone, {MORE} times the tokens", Start.SCRATCH, (CE,), times=MORE)
 BLOCK = Arm("shallower by the block of lowest loss, forward KL", Start.BLOCK)
 CUTS = Arm("narrower in three cuts, forward KL", Start.CUTS)

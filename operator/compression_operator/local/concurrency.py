@@ -15,9 +15,9 @@ def ranks(job: Job, most: int) -> int:
 
 def at_once(run: CompressionRun, phase: Phase) -> int:
     """Jobs that may run at the same time, one of this phase among them. A step for all students is alone, because
-    theirs wait for it; but those that score teachers run beside them.
+    theirs wait for it; but one that does for teachers what another does for students runs beside them.
     """
     most, spec = run.spec.max_parallel_jobs, PHASES[phase]
-    if spec.program is Phase.EVALUATE and not spec.per_student:
+    if spec.like and not spec.per_student:
         return most
     return min(most, len(run.spec.students)) if spec.per_student else 1
