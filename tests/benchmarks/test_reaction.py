@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from tests.support.waiting import until
 
 TIMEOUT_SECONDS = 1800
 """The first of them builds programs, too."""
@@ -48,10 +48,12 @@ def stopped(folder: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--runs", "1", "--completions", "1000"]
     measuring = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.PIPE)
     try:
-        end = time.monotonic() + 900
-        while not any("reaction_load.py" in line for line in processes_of(folder)):
-            assert measuring.poll() is None and time.monotonic() < end, "the load does not come"
-            time.sleep(0.1)
+
+        def loaded() -> bool:
+            assert measuring.poll() is None, "it ended before its load began"
+            return any("reaction_load.py" in line for line in processes_of(folder))
+
+        until(loaded, "the load", seconds=900)
         measuring.terminate()
         measuring.communicate(timeout=240)
     finally:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from launching import pause
 from meeting import Meeting
 from safetensors.numpy import load_file
 from stores import DATA, TEACHER, context, make_store
+from tests.support.waiting import until
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import CONFIG_VARIABLE, ExitClass, FinetuneConfig, FinetuneJob
@@ -70,9 +70,12 @@ class Ranks:
 
     def wait_for_step(self, step: int) -> None:
         """Until rank 0 has told of `step`, at which it is held."""
-        while f'"step": {step},' not in self.logs[0].read_text():
+
+        def there() -> bool:
             assert all(process.poll() is None for process in self.processes), self.output()
-            time.sleep(0.02)
+            return f'"step": {step},' in self.logs[0].read_text()
+
+        until(there, f"rank 0 to tell of step {step}", seconds=540)
 
     def wait(self) -> list[int]:
         """Exit codes, once all have ended."""
@@ -195,9 +198,8 @@ def test_a_paused_job_and_the_one_that_took_over_end_with_one_artifact(tmp_path:
     paused = launcher(store, "one", logs[0], hold)
     taker: subprocess.Popen[bytes] | None = None
     try:
-        while '"step": 11,' not in logs[0].read_text():
-            assert paused.poll() is None, logs[0].read_text()
-            time.sleep(0.02)
+        until(lambda: paused.poll() is not None or '"step": 11,' in logs[0].read_text(), "step 11", seconds=540)
+        assert paused.poll() is None, logs[0].read_text()
         processes = [paused.pid, *children_of(paused.pid)]
         pause(*processes)
         [heartbeat] = store.root.glob("work/*/heartbeat")
