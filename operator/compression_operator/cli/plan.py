@@ -15,9 +15,10 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
 from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes
+from compression_operator.core.student_faults import faults_by_student
 from compression_operator.local import machine
 from compression_operator.local.workdir import Workdir, to_yaml
-from compression_pipeline.config import PHASES, Architecture, Record, human_bytes, student_faults
+from compression_pipeline.config import PHASES, Architecture, Record, human_bytes
 from compression_pipeline.sizing import GPUS, find_gpu
 from compression_pipeline.sizing.teacher import (
     FoundTeacher,
@@ -109,9 +110,9 @@ def _teacher(
 
 
 def _student_faults(file: Path, run: CompressionRun, teacher: Architecture) -> Iterator[Fault]:
-    for index, student in enumerate(run.spec.students):
-        for field, sentence in student_faults(teacher, student.prune):
-            yield Fault(str(file), f"spec.students[{index}].prune.{field}", sentence)
+    found = [fault for faults in faults_by_student(run.spec, teacher).values() for fault in faults]
+    for field, sentence in dict.fromkeys(found):  # what is wrong with spec.distill is so for several
+        yield Fault(str(file), field, sentence)
 
 
 def _warnings(sizes: Sizes) -> Iterator[str]:

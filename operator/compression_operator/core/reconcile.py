@@ -15,10 +15,7 @@ from types import MappingProxyType
 from compression_operator.api.run import RETRY_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, Step, StepState
 from compression_pipeline.config import (
-    loss_faults,
     sequence_fault,
-    student_architecture,
-    student_faults,
     text_fault,
 )
 
@@ -35,6 +32,7 @@ from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
 from .sizes import with_sizes
 from .steps import deadlines, follow, give_back, lost, planned_step, seconds, unrecognized, with_failures_reset
+from .student_faults import faults_by_student
 
 BLOCKED_SECONDS = 10.0
 """When to look again while a step waits for a job to be gone, should nobody tell that it is."""
@@ -270,23 +268,8 @@ class _Pass:
         teacher = self._status.teacher
         if teacher is None or self._status.resolved is None:
             return {}
-        found: dict[str, str] = {}
-        for index, student in enumerate(self._run.spec.students):
-            sentences = [
-                f"spec.students[{index}].prune.{field}: {sentence}"
-                for field, sentence in student_faults(teacher, student.prune)
-            ]
-            if not sentences:
-                own = student.distill is not None
-                distill = student.distill if own else self._run.spec.distill
-                whose = f"spec.students[{index}].distill" if own else "spec.distill"
-                shape = student_architecture(teacher, student.prune)
-                losses = distill.losses if distill is not None else []
-                faults = loss_faults(losses, teacher, shape, engine=self._run.spec.engine)
-                sentences = [f"{whose}.{field}: {sentence}" for field, sentence in faults]
-            if sentences:
-                found[student.name] = "; ".join(sentences)
-        return found
+        found = faults_by_student(self._run.spec, teacher)
+        return {name: "; ".join(f"{field}: {sentence}" for field, sentence in faults) for name, faults in found.items()}
 
     def _text_fault(self) -> str | None:
         """Why the text that was prepared cannot be trained on: the teacher takes no sequences of this length, or a

@@ -244,3 +244,16 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     command = planned(manifest(tmp_path), "--teacher-config", tmp_path / "nowhere")
     assert main(command) == 0
     assert "nowhere cannot be read: no such file or directory" in capsys.readouterr().err
+
+
+def test_a_loss_that_the_teacher_does_not_allow_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    losses = [{"type": "LogitsKL"}, {"type": "HiddenStates", "layerMap": [{"student": 1, "teacher": 99}]}]
+    distill = {**MANIFEST["spec"]["distill"], "losses": losses}
+    students = [{"name": name, "prune": {"hiddenSize": 64}} for name in ("one", "other")]
+    command = planned(manifest(tmp_path, distill=distill, students=students), "--teacher-config", tmp_path)
+    assert main(command) == 2
+    [told] = capsys.readouterr().err.splitlines()
+    assert ": spec.distill.losses[1].layerMap[0].teacher: the teacher has layers 1 to " in told

@@ -1,0 +1,24 @@
+"""Why students cannot be made of their teacher. Pure."""
+
+from collections.abc import Iterator, Mapping
+
+from compression_operator.api.spec import CompressionRunSpec, Student
+from compression_pipeline.config import Architecture, loss_faults, student_architecture, student_faults
+
+
+def faults_by_student(spec: CompressionRunSpec, teacher: Architecture) -> Mapping[str, list[tuple[str, str]]]:
+    """By name of each student that cannot be made: the fields that are at fault, each with a sentence."""
+    found = {student.name: list(_faults(spec, index, student, teacher)) for index, student in enumerate(spec.students)}
+    return {name: faults for name, faults in found.items() if faults}
+
+
+def _faults(spec: CompressionRunSpec, index: int, student: Student, teacher: Architecture) -> Iterator[tuple[str, str]]:
+    where = f"spec.students[{index}]"
+    if shape := list(student_faults(teacher, student.prune)):
+        yield from ((f"{where}.prune.{field}", sentence) for field, sentence in shape)
+        return
+    distill, whose = (student.distill, f"{where}.distill") if student.distill else (spec.distill, "spec.distill")
+    losses = distill.losses if distill is not None else []
+    cut = student_architecture(teacher, student.prune)
+    for field, sentence in loss_faults(losses, teacher, cut, engine=spec.engine):
+        yield f"{whose}.{field}", sentence
