@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,10 @@ def test_killed_in_the_middle_it_goes_on_from_its_checkpoint_and_then_has_nothin
         stderr=subprocess.STDOUT,
         env=os.environ | hold.environment,
     ) as first:
-        while max(steps(events(tmp_path, 1)), default=0) < 6:
-            assert first.poll() is None, (tmp_path / "work" / "run.yaml").read_text()
-            time.sleep(0.05)
+        until(
+            lambda: first.poll() is not None or max(steps(events(tmp_path, 1)), default=0) >= 6, "step 6", seconds=540
+        )
+        assert first.poll() is None, (tmp_path / "work" / "run.yaml").read_text()
         first.send_signal(signal.SIGKILL)
     until(lambda: hold.told_to_stop, "its job is told to stop")  # else it may be done before that
     hold.release()
