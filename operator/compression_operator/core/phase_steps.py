@@ -13,6 +13,7 @@ from compression_operator.api.status import CompressionRunStatus, Evaluation, St
 from compression_pipeline.config import (
     DEFAULT_ENGINE,
     DistillConfig,
+    DocumentAttention,
     EvaluateConfig,
     ExportDtype,
     Phase,
@@ -137,6 +138,7 @@ def _finetuned(spec: CompressionRunSpec, student: Student | None, precision: Pre
         "validation": spec.validation,
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
+        "document_attention": _attention(spec),
     }
 
 
@@ -146,6 +148,7 @@ def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precis
         "prune": student and student.prune,
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
+        "document_attention": _attention(spec),
     }
 
 
@@ -165,6 +168,7 @@ def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Pre
         "validation": spec.validation,
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
+        "document_attention": _attention(spec),
     }
 
 
@@ -234,6 +238,12 @@ def _chosen_by_loss(configuration: Configuration) -> bool:
 def _engine(spec: CompressionRunSpec) -> str | None:
     """None if it is the default: keys are those of before there was a choice."""
     return spec.engine if spec.engine != DEFAULT_ENGINE else None
+
+
+def _attention(spec: CompressionRunSpec) -> str | None:
+    """None if it is the default: keys are those of before there was a choice."""
+    attention = spec.dataset.document_attention
+    return attention if attention is not DocumentAttention.SHARED else None
 
 
 def _settled(training: TrainingConfig | None, precision: Precision) -> TrainingConfig | None:

@@ -74,8 +74,8 @@ from .results import (
     TasksResult,
     TrainingResult,
 )
-from .sequences import PACKING, Passes, Share, of_sources, passes, repetitions, sequence_fault, text_fault
-from .sources import DatasetConfig, DocumentFormat, TeacherConfig, TextConfig, WeightedSource
+from .sequences import Passes, Share, of_sources, packing, passes, repetitions, sequence_fault, text_fault
+from .sources import DatasetConfig, DocumentAttention, DocumentFormat, TeacherConfig, TextConfig, WeightedSource
 from .students import student_architecture, student_faults
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
 from .training import VALIDATION_LOSS, DistillConfig, FinetuneConfig, Precision, TrainingConfig, ValidationConfig
@@ -87,7 +87,6 @@ __all__ = [
     "ENGINES",
     "FORMER_NAMES",
     "METHODS",
-    "PACKING",
     "PHASES",
     "PRECISION_VARIABLE",
     "SCORES",
@@ -107,6 +106,7 @@ __all__ = [
     "DistillConfig",
     "DistillJob",
     "DistillResult",
+    "DocumentAttention",
     "DocumentFormat",
     "EngineInfo",
     "EngineJob",
@@ -185,6 +185,7 @@ __all__ = [
     "number_runs",
     "of_sources",
     "one_of",
+    "packing",
     "passes",
     "repetitions",
     "resolved_losses",

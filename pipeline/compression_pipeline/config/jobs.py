@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from .base import ConfigModel, Record
 from .engines import DEFAULT_ENGINE, PlannedEngine
 from .layout import Parallelism
+from .sources import DocumentAttention
 from .tasks import EvaluateConfig
 from .training import TrainingConfig
 
@@ -139,6 +140,7 @@ class EngineJob(JobConfig):
     """A job that an engine computes."""
 
     engine: PlannedEngine = Field(default=DEFAULT_ENGINE, description="The engine, of `ENGINES`.")
+    document_attention: DocumentAttention = DocumentAttention.SHARED
 
 
 class ResolvedSource(Record):

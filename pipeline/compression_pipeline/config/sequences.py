@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .architecture import Architecture
 from .jobs import ResolvedText
-from .sources import DatasetConfig
+from .sources import DatasetConfig, DocumentAttention
 from .training import TrainingConfig
 
 
@@ -60,11 +60,16 @@ def text_fault(
     return None
 
 
-PACKING = (
-    "Documents are laid end to end, so those in one sequence see each other; the token that ends a document and the "
-    "one after it are trained and measured like all others"
-)
-"""How text becomes sequences, for those who read its figures."""
+def packing(attention: DocumentAttention) -> str:
+    """How text becomes sequences, for those who read its figures."""
+    seen = {
+        DocumentAttention.SHARED: "so those in one sequence see each other",
+        DocumentAttention.ISOLATED: "and those in one sequence do not see each other (documentAttention: Isolated)",
+    }
+    return (
+        f"Documents are laid end to end, {seen[attention]}; the token that ends a document and the one after it are "
+        "trained and measured like all others"
+    )
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,13 @@ class DocumentFormat(StrEnum):
     WIKITEXT_ARTICLES = "WikiTextArticles"  # lines joined into articles at level-1 headings
 
 
+class DocumentAttention(StrEnum):
+    """Whether documents that lie in one sequence see each other."""
+
+    SHARED = "Shared"  # as Megatron's default
+    ISOLATED = "Isolated"  # as its reset_attention_mask and reset_position_ids
+
+
 class TeacherConfig(ConfigModel):
     """The model to compress."""
 
@@ -230,6 +237,14 @@ class DatasetConfig(TextConfig):
     # Tokenized text is the same for every length; the phases that train take it into their own fingerprints.
     sequence_length: Annotated[int, Operational()] = Field(
         default=8192, ge=8, le=1_048_576, description="Length of one training sequence (context length), in tokens."
+    )
+    document_attention: Annotated[DocumentAttention, Operational()] = Field(
+        default=DocumentAttention.SHARED,
+        description="Documents are laid end to end and cut into sequences. Shared: a token sees all that comes before "
+        "it in its sequence, as by Megatron's default. Isolated: it sees its own document alone, and positions begin "
+        "at 0 in each (Megatron's reset_attention_mask and reset_position_ids). It holds for teacher and students, in "
+        "training, importance and validation; losses of the one are not to be compared with those of the other. "
+        "Isolated is slower and takes sequenceLength squared bytes for each sequence of a pass.",
     )
     seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed for choosing the held-out documents.")
     workers: Annotated[int | None, Operational()] = Field(

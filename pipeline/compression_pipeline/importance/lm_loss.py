@@ -37,7 +37,7 @@ class LMLoss(Measurement):
                 continue
             entering: list[Tensor | None] = [None] * count
             with _watched(model, entering):
-                losses = model(batch.tokens, batch.positions, None, labels=batch.labels)
+                losses = model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
             if number > begun or not skipped:  # a pass that was begun has these in its sums
                 sums[0] += losses.double().sum()
                 sums[-1] += losses.numel()
@@ -48,7 +48,11 @@ class LMLoss(Measurement):
                     entering[:first] = [None] * first
                 with _only(model, first + length):
                     losses = model(
-                        batch.tokens, batch.positions, None, labels=batch.labels, decoder_input=entering[first]
+                        batch.tokens,
+                        batch.positions,
+                        batch.mask,
+                        labels=batch.labels,
+                        decoder_input=entering[first],
                     )
                 sums[index] += losses.double().sum()
                 done += 1

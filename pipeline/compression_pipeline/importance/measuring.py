@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 
 from compression_pipeline.config import AggregationConfig, Architecture
+from compression_pipeline.text.isolation import mask_of
 
 from .aggregation import PUBLISHED
 from .base import Batches, Estimator, Measurement, Samples, Scores
@@ -47,7 +48,7 @@ def _estimated(
     try:
         with _without_logits(model):
             for tokens, positions in batches:
-                model(tokens, positions, None)
+                model(tokens, positions, mask_of(positions))
         return {axis: estimator.scores() for axis, estimator in estimators.items()}
     finally:
         for estimator in estimators.values():

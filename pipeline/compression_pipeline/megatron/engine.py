@@ -113,7 +113,7 @@ class MegatronEngine:
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return cast("Tensor", model.eval()(batch.tokens, batch.positions, None)).float()
+            return cast("Tensor", model.eval()(batch.tokens, batch.positions, batch.mask)).float()
 
     def measure(
         self,

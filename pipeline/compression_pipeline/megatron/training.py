@@ -54,7 +54,7 @@ class LanguageModelLoss:
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Losses of all tokens, [sequences, sequence length]."""
-        return model(batch.tokens, batch.positions, None, labels=batch.labels)
+        return model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
 
     def reduce(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Their mean."""

@@ -43,7 +43,8 @@ def validation_loss(
                     continue
                 indices = range(first, min(first + batch_size, len(data)))
                 batch = data.batch(indices, runtime.device)
-                losses = cast("torch.Tensor", model(batch.tokens, batch.positions, None, labels=batch.labels)).double()
+                found = model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
+                losses = cast("torch.Tensor", found).double()
                 # [sequences, sources]; not index_add_, whose order of additions on a GPU is not always the same.
                 texts = torch.tensor(data.texts_of(indices), device=runtime.device)
                 of_source = one_hot(texts, len(data.sources)).double()

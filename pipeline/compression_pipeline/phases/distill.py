@@ -174,7 +174,8 @@ def _trained(
 ) -> _Trained:
     """Distill; teacher and optimizer go when this returns."""
     settings, length = job.distill, job.sequence_length
-    data = TrainingData(context.store.open(job.data).data, settings, engine, sequence_length=length)
+    text, attention = context.store.open(job.data).data, job.document_attention
+    data = TrainingData(text, settings, engine, sequence_length=length, attention=attention)
     big, small = (
         measuring.loaded(engine, architecture, context.store.open(name).model, sequence_length=length)
         for architecture, name in ((teacher, job.teacher), (student, job.pruned))
@@ -274,11 +275,13 @@ def reference(engine: Engine, state: State, student: Architecture, validation: V
     """Logits of the first validation sequences in float32, from weights rounded to each type that an export may have;
     every rank calls it.
 
-    A model of its own: a distilled one may no longer be fit for a forward pass.
+    A model of its own: a distilled one may no longer be fit for a forward pass. Causal attention over whole sequences,
+    whatever documents are in them, because that is what plain transformers computes.
     """
     length = min(validation.sequence_length, TOKENS)
     batch = validation.batch(range(min(SEQUENCES, len(validation))), engine.device)
-    batch = Batch(batch.tokens[:, :length], batch.positions[:, :length], batch.labels[:, :length])
+    tokens = batch.tokens[:, :length]
+    batch = Batch(tokens, torch.arange(length, device=tokens.device).expand_as(tokens), batch.labels[:, :length])
     positions = kept_positions(len(batch.tokens), length, student.vocabulary_size)
     model = engine.build(student, sequence_length=length, exact=True)
     logits: dict[ExportDtype, torch.Tensor] = {}

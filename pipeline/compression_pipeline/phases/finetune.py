@@ -31,9 +31,10 @@ def correct(job: FinetuneJob, context: Context, engine: Engine) -> FinetuneResul
     settings = job.finetune
     text, teacher = context.store.open(job.data).data, context.store.open(job.teacher)
     validation = measuring.validation_of(job, context)
-    data = TrainingData(text, settings, engine, sequence_length=job.sequence_length)
+    length, attention = job.sequence_length, job.document_attention
+    data = TrainingData(text, settings, engine, sequence_length=length, attention=attention)
     architecture = read_architecture(teacher.model)
-    model = measuring.loaded(engine, architecture, teacher.model, sequence_length=job.sequence_length)
+    model = measuring.loaded(engine, architecture, teacher.model, sequence_length=length)
     training = Training(
         fingerprint=job.fingerprint,
         settings=settings,

@@ -44,7 +44,12 @@ def own(
 def validation_of(job: FinetuneJob | DistillJob, context: Context) -> ValidationData:
     """The sequences that the step measures losses over. Raises UserError where the text is shorter than one."""
     text = context.store.open(job.data).data
-    return ValidationData(text, sequence_length=job.sequence_length, samples=job.validation.samples)
+    return ValidationData(
+        text,
+        sequence_length=job.sequence_length,
+        samples=job.validation.samples,
+        attention=job.document_attention,
+    )
 
 
 def losses(

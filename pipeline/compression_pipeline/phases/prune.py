@@ -15,6 +15,7 @@ from compression_pipeline.config import (
     Aggregation,
     Architecture,
     Axis,
+    DocumentAttention,
     Phase,
     Precision,
     PruneConfig,
@@ -76,7 +77,9 @@ def run(job: PruneJob, context: Context) -> PruneResult:
     precision = planned if dtype is torch.bfloat16 else Precision.FP32
     check_task(job)
     with start_engine(job, context, precision=precision) as engine:
-        sequences = Calibration(data.data, engine, job.sequence_length, prune.calibration_samples)
+        sequences = Calibration(
+            data.data, engine, job.sequence_length, prune.calibration_samples, attention=job.document_attention
+        )
         check_aggregation(sequences, prune)
         model = measuring.loaded(engine, teacher, teacher_artifact.model, sequence_length=job.sequence_length)
 
@@ -251,7 +254,15 @@ class _Walked(Iterable[tuple[Tensor, Tensor]]):
 class Calibration:
     """The sequences that importance is measured on, shared among the ranks."""
 
-    def __init__(self, folder: Path, place: Place, sequence_length: int, samples: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        place: Place,
+        sequence_length: int,
+        samples: int,
+        *,
+        attention: DocumentAttention = DocumentAttention.SHARED,
+    ) -> None:
         """A sample of the training text by the weights of its sources, no sequence twice; fewer than `samples` where
         there are fewer.
 
@@ -264,6 +275,7 @@ class Calibration:
         self.count = len(self._chosen)
         self._place = place
         self._size = max(1, CALIBRATION_TOKENS // sequence_length)
+        self._isolated = attention is DocumentAttention.ISOLATED
         self._positions = torch.arange(sequence_length, device=place.device)
 
     def batches(self, context: Context) -> Batches:
@@ -274,9 +286,12 @@ class Calibration:
         mine = range(self._place.data_rank, self.count, self._place.data_size)
         for start in range(0, len(mine), self._size):
             context.stop_if_requested()
-            chosen = (self._chosen[index] for index in mine[start : start + self._size])
+            chosen = [self._chosen[index] for index in mine[start : start + self._size]]
             tokens = torch.stack([self._text.texts[text][number][:-1] for text, number in chosen])
-            yield tokens.to(self._place.device), self._positions.expand(len(tokens), -1)
+            positions = self._positions.expand(len(tokens), -1)
+            if self._isolated:
+                positions = torch.stack([self._text.texts[text].positions(number) for text, number in chosen])
+            yield tokens.to(self._place.device), positions.to(self._place.device)
             done = min(self.count, (start + len(tokens)) * self._place.data_size)
             context.events.progress(done, self.count, unit="samples")
 
@@ -297,7 +312,8 @@ class HeldOutText:
     def _data(self) -> ValidationData:
         """Raises UserError where the text is shorter than one sequence."""
         wanted = self._job.prune.importance.held_out_sequences
-        return ValidationData(self._folder, sequence_length=self._job.sequence_length, samples=wanted)
+        length, attention = self._job.sequence_length, self._job.document_attention
+        return ValidationData(self._folder, sequence_length=length, samples=wanted, attention=attention)
 
     @property
     def _starts(self) -> range:

@@ -20,6 +20,7 @@ from compression_pipeline.config import (
     SCORES,
     Architecture,
     Axis,
+    DocumentAttention,
     Method,
     PruneConfig,
     PruneJob,
@@ -121,6 +122,7 @@ def key_of(
         "dropped": cut if _sweeps(METHODS[method]) and cut and cut.bit_count() > 1 else None,
         "evaluate": job.evaluate if METHODS[method].asks else None,
         "sequence_length": job.sequence_length,
+        "document_attention": None if job.document_attention is DocumentAttention.SHARED else job.document_attention,
         "engine": job.engine if job.engine != DEFAULT_ENGINE else None,
         "precision": engine.precision.value,
     }

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from compression_pipeline.artifact import versions
-from compression_pipeline.config import DEFAULT_ENGINE, PHASES, JobConfig, Phase, Precision
+from compression_pipeline.config import DEFAULT_ENGINE, PHASES, DatasetConfig, DistillJob, JobConfig, Phase, Precision
 
 from .ancestry import Ancestry
 from .data import Exported, Measured, RunData
@@ -87,8 +87,13 @@ def spec_of(ancestry: Ancestry, job: JobConfig) -> dict[str, Any]:
     for block, resolved in told:
         if resolved.revision:
             block["revision"] = resolved.revision
-    # Text that was tokenized once serves every length.
-    blocks["dataset"]["sequenceLength"] = ancestry.distill[0].sequence_length
+    # Text that was tokenized once serves every length, and documents that see each other and that don't.
+    taught = ancestry.distill[0]
+    blocks["dataset"] = {
+        **{name: value for name, value in blocks["dataset"].items() if name != "documentAttention"},
+        "sequenceLength": taught.sequence_length,
+        **_attention(taught),
+    }
     student = {"name": NAME, "prune": blocks.pop("prune")}
     # A key of prune's counts on its device's arithmetic, which no setting says but whether it asks for a GPU.
     planned = ancestry.made[Phase.PRUNE].artifact.manifest.metrics.get("plannedPrecision")
@@ -98,6 +103,11 @@ def spec_of(ancestry: Ancestry, job: JobConfig) -> dict[str, Any]:
     first = {name: blocks.pop(name) for name in ("teacher", "dataset", "finetune") if name in blocks}
     rest = {name: block for name, block in {**blocks, "phases": phases}.items() if block}
     return {**first, "students": [student], **computed, **rest}
+
+
+def _attention(job: DistillJob) -> dict[str, str]:
+    default = DatasetConfig.model_fields["document_attention"].default
+    return {"documentAttention": job.document_attention.value} if job.document_attention is not default else {}
 
 
 def _blocks(job: JobConfig) -> Iterator[tuple[str, dict[str, Any]]]:

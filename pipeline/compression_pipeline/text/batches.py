@@ -10,8 +10,8 @@ state of any iterator. Nothing of it is kept in files. Several texts are each go
 Validation sequences are a sample of the whole validation text, always the same.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -19,13 +19,14 @@ from typing import Protocol
 import numpy
 import torch
 
-from compression_pipeline.config import Passes, Share, TrainingConfig, repetitions
+from compression_pipeline.config import DocumentAttention, Passes, Share, TrainingConfig, repetitions
 from compression_pipeline.config.base import nearest_multiples
 from compression_pipeline.errors import UserError
 from compression_pipeline.random_order import permutation
 
 from . import mixture
 from .indexed import IndexedText
+from .isolation import mask_of, positions_in
 
 
 class Place(Protocol):
@@ -49,6 +50,8 @@ class Batch:
     positions: torch.Tensor
     labels: torch.Tensor
     """The token that follows each of `tokens`."""
+    mask: torch.Tensor | None = None
+    """What must not be seen (`isolation.mask_of`), for Megatron's models; None: nothing but what comes later."""
 
 
 class ShuffledText:
@@ -77,6 +80,13 @@ class ShuffledText:
         start = int(epoch.sequences[place]) * self.sequence_length
         return torch.from_numpy(self._read(epoch, start, self.sequence_length + 1).astype(numpy.int64))
 
+    def positions(self, index: int) -> torch.Tensor:
+        """The place of each token of sequence `index` in what the sequence has of its document: [sequence length]."""
+        number, place = divmod(index, self.sequences_per_epoch)
+        epoch = self._of(number)
+        start = int(epoch.sequences[place]) * self.sequence_length
+        return torch.cat([torch.arange(size) for _, size in self._pieces(epoch, start, self.sequence_length)])
+
     def _of(self, number: int) -> "_Epoch":
         if self._epoch is None or self._epoch.number != number:
             self._epoch = None  # its memory is needed for the next one
@@ -89,14 +99,16 @@ class ShuffledText:
 
     def _read(self, epoch: "_Epoch", start: int, count: int) -> numpy.ndarray:
         """`count` tokens from `start` on of the epoch's documents laid end to end."""
-        pieces: list[numpy.ndarray] = []
+        return numpy.concatenate([self._tokens[at : at + size] for at, size in self._pieces(epoch, start, count)])
+
+    def _pieces(self, epoch: "_Epoch", start: int, count: int) -> Iterator[tuple[int, int]]:
+        """Where in the file the part of each document begins that they are of, and its tokens."""
         place = int(numpy.searchsorted(epoch.ends, start, side="right"))
         while count > 0:
             document, left = int(epoch.documents[place]), int(epoch.ends[place]) - start
             end = int(self._places[document]) + int(self._lengths[document])
-            pieces.append(self._tokens[end - left : end - left + min(left, count)])
+            yield end - left, min(left, count)
             start, count, place = start + left, count - left, place + 1
-        return numpy.concatenate(pieces)
 
 
 class MixedText:
@@ -126,6 +138,11 @@ class MixedText:
         """Sequence `index` of the blend and the token after it: [sequence length + 1], int64."""
         text, number = self._blend[index]
         return self.texts[text][number]
+
+    def positions(self, index: int) -> torch.Tensor:
+        """See `ShuffledText.positions`."""
+        text, number = self._blend[index]
+        return self.texts[text].positions(number)
 
     def sample(self, size: int) -> list[tuple[int, int]]:
         """See `mixture.sample`."""
@@ -159,12 +176,21 @@ class _Epoch:
 class TrainingData:
     """The training sequences of one run, in its order."""
 
-    def __init__(self, folder: Path, settings: TrainingConfig, place: Place, *, sequence_length: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: TrainingConfig,
+        place: Place,
+        *,
+        sequence_length: int,
+        attention: DocumentAttention = DocumentAttention.SHARED,
+    ) -> None:
         """Open `folder/train.bin`.
 
         Args:
             settings: steps, seed and batch sizes (see `sequences_per_pass`).
             sequence_length: tokens in one sequence.
+            attention: whether documents in a sequence see each other.
 
         Raises:
             UserError: the text is shorter than one batch, or the batch does not divide among the ranks.
@@ -189,6 +215,7 @@ class TrainingData:
         self.micro_batches = self._share // self.micro_batch_size
         self._global_batch_size = global_batch_size
         self._place = place
+        self._isolated = attention is DocumentAttention.ISOLATED
         self._positions = torch.arange(sequence_length, device=place.device)
 
     def passes(self, steps: int) -> Passes:
@@ -217,11 +244,19 @@ class TrainingData:
 
     def _batch(self, indices: range) -> Batch:
         sequences = torch.stack([self._text[index] for index in indices]).to(self._place.device, non_blocking=True)
-        return Batch(
+        batch = Batch(
             tokens=sequences[:, :-1].contiguous(),
             positions=self._positions.expand(len(sequences), -1),
             labels=sequences[:, 1:].contiguous(),
         )
+        return isolated(batch, [self._text.positions(index) for index in indices]) if self._isolated else batch
+
+
+def isolated(batch: Batch, positions: Sequence[torch.Tensor]) -> Batch:
+    """The batch with documents that do not see each other. `positions`: of each sequence (`ShuffledText.positions`)."""
+    stacked = torch.stack([*positions])
+    mask, device = mask_of(stacked), batch.tokens.device
+    return replace(batch, positions=stacked.to(device), mask=None if mask is None else mask.to(device))
 
 
 @dataclass(frozen=True)
@@ -242,11 +277,19 @@ class ValidationData:
     one is the start of a larger one.
     """
 
-    def __init__(self, folder: Path, *, sequence_length: int, samples: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sequence_length: int,
+        samples: int,
+        attention: DocumentAttention = DocumentAttention.SHARED,
+    ) -> None:
         """Open each `validation.bin`.
 
         Args:
             samples: sequences to take; all, where the text has fewer.
+            attention: whether documents in a sequence see each other.
 
         Raises:
             UserError: a text is shorter than one sequence.
@@ -256,7 +299,9 @@ class ValidationData:
         self.sources = tuple(part.source for part in parts)
         """The sources of the texts; one empty name, where there is one text."""
         self._weights = [part.weight for part in parts]
-        self._tokens = [IndexedText(part.folder / "validation").tokens for part in parts]
+        texts = [IndexedText(part.folder / "validation") for part in parts]
+        self._tokens = [text.tokens for text in texts]
+        self._starts = [text.places for text in texts] if attention is DocumentAttention.ISOLATED else None
         drawn: list[list[int]] = []
         for source, tokens in zip(self.sources, self._tokens, strict=True):
             available = len(tokens)
@@ -279,11 +324,15 @@ class ValidationData:
         places = [(text, number * length) for text, number in (self._sequences[index] for index in indices)]
         sequences = numpy.stack([self._tokens[text][start : start + length + 1] for text, start in places])
         tokens = torch.from_numpy(sequences.astype(numpy.int64)).to(device)
-        return Batch(
+        batch = Batch(
             tokens=tokens[:, :-1].contiguous(),
             positions=torch.arange(length, device=device).expand(len(indices), -1),
             labels=tokens[:, 1:].contiguous(),
         )
+        if self._starts is None:
+            return batch
+        of_each = [positions_in(self._starts[text], start, length) for text, start in places]
+        return isolated(batch, of_each)
 
     def texts_of(self, indices: range) -> list[int]:
         """Which of `sources` each of the sequences is of."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from compression_pipeline.config import PACKING, DatasetConfig
+from compression_pipeline.config import DatasetConfig, DocumentAttention, packing
 from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.data import RunData
@@ -40,7 +40,8 @@ def _facts(run: RunData) -> Iterator[Fact]:
     yield (
         "Text",
         f"{prepared.documents:,} documents: {prepared.train_tokens:,} tokens to train on, "
-        f"{prepared.validation_tokens:,} held out; sequences of {length_of(run.spec):,} tokens. {PACKING}",
+        f"{prepared.validation_tokens:,} held out; sequences of {length_of(run.spec):,} tokens. "
+        f"{packing(_attention_of(run.spec))}",
     )
 
     if prepared.resolved_sources:
@@ -49,6 +50,11 @@ def _facts(run: RunData) -> Iterator[Fact]:
             for one in prepared.resolved_sources
         )
         yield "Sources", "; ".join(told)
+
+
+def _attention_of(spec: Spec) -> DocumentAttention:
+    default = DatasetConfig.model_fields["document_attention"].default
+    return DocumentAttention((spec.get("dataset") or {}).get("documentAttention", default))
 
 
 def _seeds(spec: Spec) -> Iterator[tuple[str, Any]]:
@@ -60,7 +66,8 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
     prepare = ancestry.prepare
     yield (
         f"**Data.** {prepare.documents:,} documents, {prepare.train_tokens:,} tokens to train on and "
-        f"{prepare.validation_tokens:,} to validate on. {PACKING}."
+        f"{prepare.validation_tokens:,} to validate on. "
+        f"{packing(ancestry.distill[0].document_attention)}."
     )
 
 
