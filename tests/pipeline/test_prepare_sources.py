@@ -24,6 +24,7 @@ def several(preparation: Preparation, *sources: dict[str, Any], **dataset: Any) 
 def corpora(preparation: Preparation) -> Preparation:
     preparation.write("one/train.jsonl", *rows(*texts()[:30]))
     preparation.write("one/validation.jsonl", *rows(*texts()[30:40]))
+    preparation.write("blank.jsonl", *(json.dumps({"body": " "}) for _ in range(2)))
     preparation.write("two/a.jsonl", *(json.dumps({"body": text}) for text in texts()[40:60]))
     return preparation
 
@@ -71,6 +72,10 @@ def test_the_same_sources_are_found_again_and_other_weights_make_another_artifac
     [
         ({"textColumn": "text"}, "there is no column text; set dataset.sources[1].textColumn to body"),
         ({"source": "file:three"}, "spec.dataset.sources[1].source: file:three"),
+        (
+            {"source": "file:blank.jsonl"},
+            "spec.dataset.sources[1].source: file:blank.jsonl is empty: it has no document",
+        ),
         ({"trainSplit": "all"}, "has no split all; set dataset.sources[1].trainSplit to one of its splits: train"),
     ],
 )

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from .base import ConfigModel, Record
 from .engines import DEFAULT_ENGINE, PlannedEngine
 from .layout import Parallelism
-from .sources import DocumentAttention
+from .sources import DocumentAttention, PlannedAttention
 from .tasks import EvaluateConfig
 from .training import TrainingConfig
 
@@ -140,7 +140,9 @@ class EngineJob(JobConfig):
     """A job that an engine computes."""
 
     engine: PlannedEngine = Field(default=DEFAULT_ENGINE, description="The engine, of `ENGINES`.")
-    document_attention: DocumentAttention = DocumentAttention.SHARED
+    document_attention: PlannedAttention = Field(
+        default=DocumentAttention.SHARED, description="Whether documents in a sequence see each other."
+    )
 
 
 class ResolvedSource(Record):

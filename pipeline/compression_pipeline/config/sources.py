@@ -6,7 +6,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from .base import ConfigModel, Operational, Rule, cel_format
 from .schemes import SCHEMES, Role, forms, forms_with_notes, in_words, scheme_of, source_pattern
@@ -73,6 +73,10 @@ class DocumentAttention(StrEnum):
 
     SHARED = "Shared"  # as Megatron's default
     ISOLATED = "Isolated"  # as its reset_attention_mask and reset_position_ids
+
+
+PlannedAttention = Annotated[DocumentAttention, BeforeValidator(lambda name: name or DocumentAttention.SHARED)]
+"""As a plan tells it to a job: None is the default, so that no key names it."""
 
 
 class TeacherConfig(ConfigModel):
@@ -215,6 +219,13 @@ class DatasetConfig(TextConfig):
             message=cel_format(_WEIGHTS, _CEL_SUM, _CEL_SUM),
         ),
         _of_one_source(),
+        Rule.of(
+            "tokens",
+            "must be above sequenceLength, because a sequence is trained with the token after it",
+            lambda dataset: dataset.tokens is None or dataset.tokens > dataset.sequence_length,
+            "!has(self.tokens) || self.tokens < 1 || self.sequenceLength > 1048576 || "
+            "self.tokens > self.sequenceLength",
+        ),
     )
 
     source: str | None = Field(
@@ -246,6 +257,14 @@ class DatasetConfig(TextConfig):
         "training, importance and validation; losses of the one are not to be compared with those of the other. "
         "Isolated is slower and takes sequenceLength squared bytes for each sequence of a pass.",
     )
+    tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**15,
+        description="Tokens of training text to take at most: documents are read in their order until there are so "
+        "many, and the last one is cut short. Of several sources each gives its weight's share. How long a training "
+        "goes on is for steps to say; one that needs more tokens than were taken repeats them. Default: all text.",
+    )
     seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed for choosing the held-out documents.")
     workers: Annotated[int | None, Operational()] = Field(
         default=None,
@@ -261,6 +280,10 @@ class DatasetConfig(TextConfig):
             return tuple(self.sources)
         told = {name: getattr(self, name) for name in TextConfig.model_fields}
         return (WeightedSource(source=self.source, weight=1, **told),)
+
+    def budget_of(self, text: WeightedSource) -> int | None:
+        """Tokens of training text to take of a source at most; None where all of it is taken."""
+        return None if self.tokens is None else max(1, round(self.tokens * text.weight))
 
     def field_of(self, number: int) -> str:
         """The block of the manifest that tells of source `number`: dataset, or dataset.sources[1]."""

@@ -48,7 +48,7 @@ from .teacher import Teacher
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """One source of text."""
 
     told: WeightedSource
@@ -71,12 +71,12 @@ def run(job: PrepareJob, context: Context) -> PrepareResult:
         for one, field in zip(told, fields, strict=True)
     ]
     context.events.info(f"looks at {job.teacher.model} and {', '.join(one.source for one in told)}")
-    texts: list[_Text] = []
+    texts: list[Text] = []
     try:
         model_files = teacher.model_files()
         for one, field, dataset in zip(told, fields, datasets, strict=True):
             with _saying(field):
-                texts.append(_Text(one, field, dataset, dataset.text_files(one)))
+                texts.append(Text(one, field, dataset, dataset.text_files(one)))
     except Unanswered as error:
         known = _known(job, context, (teacher, *datasets))
         if known is None:
@@ -100,7 +100,7 @@ def _saying(field: str) -> Iterator[None]:
 
 
 def _take(
-    job: PrepareJob, context: Context, model: tuple[Source, Sequence[SourceFile]], texts: Sequence[_Text]
+    job: PrepareJob, context: Context, model: tuple[Source, Sequence[SourceFile]], texts: Sequence[Text]
 ) -> PrepareResult:
     """What is made of these files, which may be there by now."""
     teacher, model_files = model
@@ -129,7 +129,7 @@ def _take(
     return found
 
 
-def _resolved(dataset: DatasetConfig, texts: Sequence[_Text], tokens: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _resolved(dataset: DatasetConfig, texts: Sequence[Text], tokens: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """What a result says of the sources of text. `tokens`: of each one's two splits, where there are several."""
     found = [
         {
@@ -167,7 +167,7 @@ def _known(job: PrepareJob, context: Context, sources: Sequence[Source]) -> Prep
     return found.model_copy(update={"cached": True})
 
 
-def _settled(text: _Text) -> _Text:
+def _settled(text: Text) -> Text:
     """The text with what Auto means for it, which is part of what is made of it, and its files in their order."""
     told = text.told
     if told.documents is DocumentFormat.AUTO:
@@ -181,7 +181,7 @@ def _settled(text: _Text) -> _Text:
     return replace(text, told=told, splits=_in_order(text.splits, told))
 
 
-def content_key(dataset: DatasetConfig, texts: Sequence[_Text], *, teacher: str, own: str | None = None) -> str:
+def content_key(dataset: DatasetConfig, texts: Sequence[Text], *, teacher: str, own: str | None = None) -> str:
     """Key of the artifact: digests of the teacher's and the texts' files, and how documents are made of the latter.
 
     What was never used makes no difference: where the files came from, what chose them, and how documents would have
@@ -206,7 +206,7 @@ def content_key(dataset: DatasetConfig, texts: Sequence[_Text], *, teacher: str,
     return digest(content | ({"own": own} if own else {}))
 
 
-def _used(text: _Text) -> dict[str, Any]:
+def _used(text: Text) -> dict[str, Any]:
     """What of a source's block makes a difference, but its weight."""
     unused = {"source", "weight", "config", "revision", "trainSplit", "validationSplit"}
     if text.splits.validation:
@@ -262,7 +262,7 @@ def _make(
     key: str,
     resolved: ResolvedSource,
     model: tuple[Source, Sequence[SourceFile]],
-    texts: Sequence[_Text],
+    texts: Sequence[Text],
 ) -> Artifact:
     teacher, model_files = model
     files = [(text.source, [*text.splits.train, *text.splits.validation]) for text in texts]
@@ -337,14 +337,14 @@ def _roles(result: PrepareResult) -> Iterator[tuple[str, ResolvedSource]]:
         yield ("dataset" if result.resolved_dataset else f"dataset-{number}"), one
 
 
-def _as_settled(dataset: DatasetConfig, texts: Sequence[_Text]) -> DatasetConfig:
+def _as_settled(dataset: DatasetConfig, texts: Sequence[Text]) -> DatasetConfig:
     """The block of the manifest, saying what documents are in each source."""
     if dataset.sources:
         return dataset.model_copy(update={"sources": [text.told for text in texts]})
     return dataset.model_copy(update={"documents": texts[0].told.documents})
 
 
-def _fetch_text(files: Sequence[SourceFile], text: _Text) -> list[TextFile]:
+def _fetch_text(files: Sequence[SourceFile], text: Text) -> list[TextFile]:
     paths = text.source.fetch(files)
     return [
         TextFile(path, name=text.source.name_of(file), column=text.told.text_column, open=text.source.open)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -116,6 +116,25 @@ class Encoder:
         return EncodedBatch(kept, out, sum(map(sum, lengths)), min(hashes, default=None), done)
 
 
+def cut_short(found: EncodedBatch, room: int, end: bytes) -> EncodedBatch:
+    """The batch with `room` tokens at most of the documents that are kept; the last one ends there.
+
+    `end`: the end-of-document token, as it is stored.
+    """
+    size = len(end)
+    if found.batch.part:  # whoever adds it adds the end
+        kept = Encoded(found.kept.tokens[: (room - 1) * size], [room - 1])
+        return replace(found, kept=kept, batch=replace(found.batch, last=True))
+    lengths, left = list[int](), room
+    for length in found.kept.lengths:
+        if left < 2:  # no room for a token and an end
+            break
+        lengths.append(min(length, left))
+        left -= lengths[-1]
+    tokens = found.kept.tokens[: sum(lengths) * size]
+    return replace(found, kept=Encoded(tokens[:-size] + end if tokens else b"", lengths))
+
+
 def _start_worker(parent: int) -> None:
     die_with_parent(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
@@ -178,7 +197,7 @@ def _in_parts(cutter: "Tokenizer", number: int, document: Long, held: Held | Non
 
 def encode(
     tokenizer: TeacherTokenizer, documents: Iterable[Document], held: Held | None, *, workers: int
-) -> Iterator[EncodedBatch]:
+) -> Generator[EncodedBatch, None, None]:
     """Encode documents, in order, by this many processes (1: by this one).
 
     Raises TransientError where a process is killed, CannotEncode, and what reading the documents raises.

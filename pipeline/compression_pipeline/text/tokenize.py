@@ -15,7 +15,7 @@ from compression_pipeline.store.system import processors
 
 from . import documents
 from .documents import Document, Long
-from .encode import Held, encode
+from .encode import Held, cut_short, encode
 from .files import TextFile
 from .indexed import LONGEST, IndexedWriter, TooLong, token_type
 from .tokenizer import CannotEncode, TeacherTokenizer
@@ -59,6 +59,7 @@ class Tokenization:
         """`text`: which of the dataset's sources, if not the only one. It says what its documents are, not Auto."""
         self._dataset = dataset
         self._text = text or dataset.texts[0]
+        self._budget = dataset.budget_of(self._text)
         self._context = context
         self._tokenizer = tokenizer
         self._into = into
@@ -67,12 +68,14 @@ class Tokenization:
         """Tokenize. Without validation files, `validationFraction` of the training documents is held out.
 
         Memory is bounded by the longest row as text: files stream through, and a .txt file, which is one row, in
-        pieces. Raises UserError where a split ends up without tokens or a text can't be encoded, and what `TextFile`
-        and `encode` raise; Interrupted once the job is told to stop.
+        pieces. No more training documents are read than `dataset.tokens` asks for. Raises UserError where a split ends
+        up without tokens or a text can't be encoded, and what `TextFile` and `encode` raise; Interrupted once the job
+        is told to stop.
         """
         progress = _Progress(self._context, [*train, *validation])
         if validation:
-            writers = {**self._write(train, progress, TRAIN), **self._write(validation, progress, VALIDATION)}
+            writers = self._write(train, progress, TRAIN, budget=self._budget)
+            writers |= self._write(validation, progress, VALIDATION)
         else:
             writers = self._held_out(train)
         for name, writer in writers.items():
@@ -87,7 +90,7 @@ class Tokenization:
         held = Held(self._dataset.seed, self._text.validation_fraction)
         for _ in range(2):
             progress = _Progress(self._context, files)
-            writers = self._write(files, progress, TRAIN, held=held)
+            writers = self._write(files, progress, TRAIN, held=held, budget=self._budget)
             if writers[VALIDATION].lengths or progress.lowest_hash is None:
                 break
             # Too few documents for such a fraction: once more, with the one that comes first.
@@ -95,8 +98,15 @@ class Tokenization:
         return writers
 
     def _write(
-        self, files: Sequence[TextFile], progress: "_Progress", name: str, held: Held | None = None
+        self,
+        files: Sequence[TextFile],
+        progress: "_Progress",
+        name: str,
+        held: Held | None = None,
+        *,
+        budget: int | None = None,
     ) -> dict[str, IndexedWriter]:
+        """`budget`: tokens of `name` after which no more is read; the document that would exceed it is cut short."""
         dtype = token_type(self._tokenizer.largest)
         writers = {one: IndexedWriter(self._into / one, dtype) for one in ([name, VALIDATION] if held else [name])}
         total = sum(file.path.stat().st_size for file in files)
@@ -108,6 +118,9 @@ class Tokenization:
             for found in encoded:
                 self._context.stop_if_requested()
                 number = found.batch.first
+                full = budget is not None and writers[name].tokens + len(found.kept.tokens) // dtype.itemsize >= budget
+                if budget is not None and full:
+                    found = cut_short(found, budget - writers[name].tokens, end)
                 for one, side in ((name, found.kept), (VALIDATION, found.held)):
                     if found.batch.part and side.lengths:
                         writers[one].add_part(side.tokens, end if found.batch.last else None)
@@ -115,6 +128,8 @@ class Tokenization:
                         writers[one].add(side.tokens, side.lengths)
                 whole = len(found.kept.lengths) + len(found.held.lengths) if found.batch.last else 0
                 progress.add(found.lowest_hash, whole, found.tokens)
+                if full:
+                    break
         except CannotEncode as error:
             raise UserError(
                 f"{self._place(files, error.number)}: the teacher's tokenizer can't encode this text ({error.reason}); "
@@ -126,6 +141,7 @@ class Tokenization:
                 "tokenized text can't hold; split it into several"
             ) from error
         finally:
+            encoded.close()  # its processes
             for writer in writers.values():
                 writer.close()
         return writers

@@ -144,6 +144,11 @@ def test_only_prepares_fingerprint_is_known_before_prepare_has_looked() -> None:
         ({"dataset": {"source": "hf://owner/text", "sequenceLength": 64, "textColumn": "body"}}, {"prepare"}),
         ({"dataset": {"source": "hf://owner/text", "sequenceLength": 128}}, ALL - {"prepare"}),
         (
+            {"dataset": {"source": "hf://owner/text", "sequenceLength": 64, "documentAttention": "Isolated"}},
+            ALL - {"prepare"},
+        ),
+        ({"dataset": {"source": "hf://owner/text", "sequenceLength": 64, "tokens": 1000}}, {"prepare"}),
+        (
             {"students": [student("width", hiddenSize=64), student("depth", dropLayers=[3])]},
             {"prune-width", "distill-width", "export-width"},
         ),
@@ -174,6 +179,7 @@ def test_what_only_measures_makes_nothing_anew(spec: dict[str, Any]) -> None:
         (
             {},
             {
+                "prepare": "2466c6bf",
                 "finetune": "2b1a977a",
                 "prune-width": "0c8b9f81",
                 "distill-depth": "00a5ff51",
