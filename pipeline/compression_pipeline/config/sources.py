@@ -223,7 +223,7 @@ class DatasetConfig(TextConfig):
             "tokens",
             "must be above sequenceLength, because a sequence is trained with the token after it",
             lambda dataset: dataset.tokens is None or dataset.tokens > dataset.sequence_length,
-            "!has(self.tokens) || self.tokens < 1 || self.sequenceLength > 1048576 || "
+            "!has(self.tokens) || self.tokens < 1 || self.sequenceLength < 8 || self.sequenceLength > 1048576 || "
             "self.tokens > self.sequenceLength",
         ),
     )
