@@ -24,6 +24,7 @@ from compression_pipeline.config import (
 )
 
 FP = "0123456789abcdef" * 2
+TEXT = {"source": "hf://owner/text", "sequenceLength": 64}
 EVALUATE = {"tasks": [{"name": "hellaswag"}]}
 DISCOVERED = {"tasks": ResolvedTasks(key="t" * 32, harness="0.4.13")}
 
@@ -143,11 +144,8 @@ def test_only_prepares_fingerprint_is_known_before_prepare_has_looked() -> None:
         ({"teacher": {"model": "hf://owner/teacher", "revision": "v2"}}, {"prepare"}),
         ({"dataset": {"source": "hf://owner/text", "sequenceLength": 64, "textColumn": "body"}}, {"prepare"}),
         ({"dataset": {"source": "hf://owner/text", "sequenceLength": 128}}, ALL - {"prepare"}),
-        (
-            {"dataset": {"source": "hf://owner/text", "sequenceLength": 64, "documentAttention": "Isolated"}},
-            ALL - {"prepare"},
-        ),
-        ({"dataset": {"source": "hf://owner/text", "sequenceLength": 64, "tokens": 1000}}, {"prepare"}),
+        ({"dataset": TEXT | {"documentAttention": "Isolated"}}, ALL - {"prepare"}),
+        ({"dataset": TEXT | {"tokens": 1000}}, {"prepare"}),
         (
             {"students": [student("width", hiddenSize=64), student("depth", dropLayers=[3])]},
             {"prune-width", "distill-width", "export-width"},
