@@ -16,6 +16,7 @@ TEACHERS = {
     "minitron-15b-8b-4b": "nemotron-4-15b",
     "qwen3-8b-6b": "qwen3-8b",
     "qwen3-8b-6b-50b": "qwen3-8b",
+    "size-search": "llama-3.1-8b",
 }
 TOKENS = {
     "llama-3.1-minitron-4b": 94e9,
@@ -23,6 +24,7 @@ TOKENS = {
     "minitron-15b-8b-4b": 94e9,
     "qwen3-8b-6b": 1.6e6,
     "qwen3-8b-6b-50b": 50e9,
+    "size-search": 2.1e9,
 }
 PARAMETERS = {
     "llama-3.1-minitron-4b": {"width": 4_512_746_496, "depth": 4_540_469_248},
@@ -30,6 +32,7 @@ PARAMETERS = {
     "minitron-15b-8b-4b": {"minitron-8b": 8_271_699_968, "minitron-4b": 4_190_509_056},
     "qwen3-8b-6b": {"width-7b": 6_955_265_792, "layers-28": 6_647_163_904, "layers-22": 5_489_485_312},
     "qwen3-8b-6b-50b": {"search": 5_988_774_912, "width": 5_977_809_408, "depth": 5_875_378_176},
+    "size-search": {"half": 4_499_289_344, "fits-9gi": 4_310_775_168},
 }
 
 

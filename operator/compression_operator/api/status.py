@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field, model_validator
 
 from compression_pipeline.config import (
+    MOST_CANDIDATES,
     PHASES,
     Activation,
     Architecture,
+    Candidate,
     ExportDtype,
     Family,
-    GenerationFigures,
     Normalization,
     Phase,
     Record,
-    TaskScore,
+    Sizes,
     Verdict,
 )
 from compression_pipeline.config.results import BLOCK_SCORE
-from compression_pipeline.config.tasks import MOST_TASKS
 
 from .attempts import AttemptRecord, Progress
 from .condition import Condition
+from .measured import Evaluation, ValidationLoss
 from .planned import PlannedTraining
 from .resolved import WHOLE, Resolved, ResolvedTasks
 
@@ -150,41 +151,6 @@ class Step(Record):
         return self.interruptions >= IN_VAIN
 
 
-class ValidationLoss(Record):
-    """Validation losses, in mean nats per token over the same sequences."""
-
-    teacher: float | None = Field(default=None, description="Loss of the original teacher.")
-    corrected_teacher: float | None = Field(default=None, description="Loss of the corrected teacher.")
-    pruned: float | None = Field(default=None, description="Loss of the pruned student, before distillation.")
-    distilled: float | None = Field(default=None, description="Loss of the distilled student.")
-    rounded: dict[str, float] | None = Field(
-        default=None,
-        max_length=8,
-        description="Loss of the distilled student with its weights rounded to each dtype that export supports.",
-    )
-    exported: float | None = Field(
-        default=None, description="Loss of the exported checkpoint, whose weights are rounded to export.dtype."
-    )
-
-    @property
-    def final(self) -> float | None:
-        """Of what the run hands out, as far as that is known."""
-        return self.distilled if self.exported is None else self.exported
-
-
-class Evaluation(Record):
-    """What a model scored in tasks, and how fast it generates."""
-
-    tasks: list[TaskScore] = Field(
-        default=[],
-        max_length=MOST_TASKS,
-        json_schema_extra=WHOLE,
-        description="Scores in the tasks of spec.evaluate. The 95 % confidence interval is the score plus or minus "
-        "1.96 standard errors.",
-    )
-    generation: GenerationFigures | None = Field(default=None, description="Speed and memory of generation.")
-
-
 class StudentStatus(Record):
     """The figures of one student."""
 
@@ -193,6 +159,15 @@ class StudentStatus(Record):
     compression_ratio: float | None = Field(default=None, description="Student parameters / teacher parameters.")
     planned: PlannedTraining | None = Field(
         default=None, description="What the distillation is expected to need, from when the teacher is known."
+    )
+    shape: Sizes | None = Field(
+        default=None, description="Sizes that were chosen for prune.target. Unset until the search is done."
+    )
+    candidates: list[Candidate] | None = Field(
+        default=None,
+        max_length=MOST_CANDIDATES,
+        json_schema_extra=WHOLE,
+        description="Shapes that the search for prune.target measured, the best first. Unset without one.",
     )
     validation_loss: ValidationLoss = Field(
         default=ValidationLoss(), description="Validation losses, in mean nats per token over the same sequences."

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compression_operator.api.documents import MalformedYaml, read_documents
 from compression_operator.api.faults import Fault, InvalidManifest
@@ -14,11 +14,11 @@ from compression_operator.api.planned import PlannedTraining
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
-from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes
+from compression_operator.core.sizes import Hardware, PlannedSearch, Sizes, run_sizes, searches
 from compression_operator.core.student_faults import faults_by_student
 from compression_operator.local import machine
 from compression_operator.local.workdir import Workdir, to_yaml
-from compression_pipeline.config import PHASES, Architecture, Record, human_bytes
+from compression_pipeline.config import PHASES, Architecture, Record, human_bytes, quantity_bytes
 from compression_pipeline.sizing import GPUS, find_gpu
 from compression_pipeline.sizing.teacher import (
     FoundTeacher,
@@ -29,12 +29,8 @@ from compression_pipeline.sizing.teacher import (
 )
 
 from .common import Code, complain, console, default_workdir, digests_of_sources, load_run, source_root
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-WHOLE = 1000
-"""Columns for a table, which takes what it needs: a terminal shows the rest of a long line below it."""
+from .searches import print_searches, to_json
+from .tables import hours_in_words, print_table
 
 
 def show_plan(arguments: argparse.Namespace) -> int:
@@ -57,10 +53,12 @@ def show_plan(arguments: argparse.Namespace) -> int:
     if found is not None:
         faults += _student_faults(arguments.file, run, found.architecture)
         sizes = run_sizes(run.spec, planned, found.architecture, hardware)
-        warnings = [*_warnings(sizes), *_room(run, arguments, workdir, sizes.peak)]
-        report |= _json(found, sizes, hardware, warnings)
+        searched = searches(run.spec, planned, found.architecture, hardware)
+        warnings = [*_warnings(sizes, searched), *_room(run, arguments, workdir, sizes.peak)]
+        report |= {**_json(found, sizes, hardware, warnings), "searches": to_json(searched)}
         if arguments.output is None:
             _print_sizes(found, sizes, hardware)
+            print_searches(searched, hardware)
             for warning in warnings:
                 print(f"warning: {warning}")
     if arguments.output is not None:
@@ -115,9 +113,9 @@ def _student_faults(file: Path, run: CompressionRun, teacher: Architecture) -> I
         yield Fault(str(file), field, sentence)
 
 
-def _warnings(sizes: Sizes) -> Iterator[str]:
-    for training in sizes.trainings.values():
-        yield from training.warnings
+def _warnings(sizes: Sizes, searched: Mapping[str, PlannedSearch]) -> Iterator[str]:
+    for one in (*searched.values(), *sizes.trainings.values()):
+        yield from one.warnings
 
 
 def _room(run: CompressionRun, arguments: argparse.Namespace, workdir: Path, needed: int) -> Iterator[str]:
@@ -226,7 +224,7 @@ def _json(found: FoundTeacher, sizes: Sizes, hardware: Hardware, warnings: Seque
 
 def _print_steps(planned: Plan) -> None:
     rows = [[step.name, ", ".join(step.predecessors), step.fingerprint or unknown(planned)] for step in planned.steps]
-    _print_table(console(), ("step", "after", "fingerprint"), rows, words=3)
+    print_table(console(), ("step", "after", "fingerprint"), rows, words=3)
 
 
 def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
@@ -237,18 +235,25 @@ def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
         [name, *(f"{size:,}" for size in _dimensions(one)), f"{one.parameters / teacher.parameters:.1%}"]
         for name, one in shapes.items()
     ]
-    _print_table(out, ("model", "layers", "hidden", "FFN", "heads", "KV heads", "parameters", "ratio"), rows)
+    print_table(out, ("model", "layers", "hidden", "FFN", "heads", "KV heads", "parameters", "ratio"), rows)
     print("\nper GPU (of one rank where a phase runs on CPU):")
     rows = [[name, f"{one.ranks}", *_memory(one)] for name, one in sizes.trainings.items()]
     headings = ("training", "ranks", "weights", "gradients", "optimizer", "teacher", "activations", "logits", "sum")
-    _print_table(out, headings, rows)
+    print_table(out, headings, rows)
     print()
     rows = [
-        [name, f"{one.tokens:,}", f"{one.flops:.3g}", one.gpu or "-", _hours(one), human_bytes(one.store_bytes)]
+        [
+            name,
+            f"{one.tokens:,}",
+            f"{one.flops:.3g}",
+            one.gpu or "-",
+            hours_in_words(one.gpu_hours),
+            human_bytes(one.store_bytes),
+        ]
         for name, one in sizes.trainings.items()
     ]
     hours = f"GPU hours at {hardware.mfu:.0%}"
-    _print_table(out, ("training", "tokens", "FLOPs", "GPU", hours, "its store"), rows)
+    print_table(out, ("training", "tokens", "FLOPs", "GPU", hours, "its store"), rows)
     print(f"the store needs about {human_bytes(sizes.peak)} at most, text not counted")
 
 
@@ -261,22 +266,3 @@ def _memory(one: PlannedTraining) -> Iterator[str]:
     of = one.memory_per_gpu
     for size in (of.weights, of.gradients, of.optimizer, of.teacher, of.activations, of.logits, of.total):
         yield human_bytes(size)
-
-
-def _hours(one: PlannedTraining) -> str:
-    return "-" if one.gpu_hours is None else f"{one.gpu_hours:,.4g}"
-
-
-def _print_table(out: "Console", headings: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> None:
-    """Columns side by side, whole also where the terminal has no room; the first `words` are words, the others
-    figures.
-    """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=True, justify="left" if number < words else "right")
-    for row in rows:
-        table.add_row(*row)
-    out.width = WHOLE
-    out.print(table)

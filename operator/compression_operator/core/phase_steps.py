@@ -111,6 +111,8 @@ class PhaseSteps:
     """Whether the device's arithmetic shapes the artifact although no setting says which."""
     arithmetic: Callable[[Configuration, Precision], str] = lambda configuration, precision: precision
     """That arithmetic, as the key has it."""
+    finds_shape: bool = False
+    """Whether it finds the shape of a student that has a target."""
     student_figures: Figures = field(default_factory=dict[str, Callable[[Any, Step], Any]])
     """What of its result goes into status.students[]; back to the default while the step isn't done."""
     record: Callable[[CompressionRunStatus, Any], CompressionRunStatus] = _unread
@@ -139,6 +141,25 @@ def _finetuned(spec: CompressionRunSpec, student: Student | None, precision: Pre
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
         "document_attention": _attention(spec),
+    }
+
+
+def _is_searched(student: Student) -> bool:
+    """Whether candidates of the student are measured."""
+    return student.prune.target is not None and student.prune.target.measured
+
+
+def _searched_shape(spec: CompressionRunSpec, student: Student | None) -> dict[str, Phase]:
+    return {"searched": Phase.SEARCH} if student and _is_searched(student) else {}
+
+
+def _searched(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    target, distill = student and student.prune.target, (student and student.distill) or spec.distill
+    steps = target.distill_steps if target else None
+    return {
+        **_pruned(spec, student, precision),
+        "validation": spec.validation,
+        "distill": _settled(distill.shortened(steps), precision) if distill and steps else None,
     }
 
 
@@ -304,9 +325,21 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             derive=derive_teacher_losses,
         ),
         PhaseSteps(
-            Phase.PRUNE,
+            Phase.SEARCH,
             inputs=_teachers,
             of_student=_tasks_of,
+            configuration=_searched,
+            wanted=lambda spec: any(_is_searched(student) for student in spec.students),
+            students=lambda spec, discovered: [student for student in spec.students if _is_searched(student)],
+            measures_choose=lambda configuration: True,
+            depends_on_device=True,
+            finds_shape=True,
+            student_figures={"candidates": lambda result, step: result.candidates},
+        ),
+        PhaseSteps(
+            Phase.PRUNE,
+            inputs=_teachers,
+            of_student=lambda spec, student: {**_tasks_of(spec, student), **_searched_shape(spec, student)},
             configuration=_pruned,
             # Importance measured in another arithmetic may choose another student.
             depends_on_device=True,
@@ -337,6 +370,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
         PhaseSteps(
             Phase.EXPORT,
             inputs=_students,
+            of_student=_searched_shape,
             configuration=lambda spec, student, precision: {"export": spec.export},
             student_figures={
                 "artifact": lambda result, step: step.artifact,
@@ -361,6 +395,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
         PhaseSteps(
             Phase.REPORT,
             inputs=lambda spec: {**_students(spec), "exported": Phase.EXPORT, **_scores(spec)},
+            of_student=_searched_shape,
             configuration=lambda spec, student, precision: {},
             # What a student scored is worth telling without what its teachers did.
             spares=frozenset({"baseline", "baseline_corrected"}),

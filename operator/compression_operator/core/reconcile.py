@@ -30,7 +30,7 @@ from .problems import REASONS as PROBLEMS
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, stops
-from .sizes import with_sizes
+from .sizes import chosen, with_sizes
 from .steps import deadlines, follow, give_back, lost, planned_step, seconds, unrecognized, with_failures_reset
 from .student_faults import faults_by_student
 
@@ -268,7 +268,14 @@ class _Pass:
         teacher = self._status.teacher
         if teacher is None or self._status.resolved is None:
             return {}
-        found = faults_by_student(self._run.spec, teacher)
+        steps = [*self._steps.values(), *self._status.steps]
+        done = {one.student for one in steps if STEPS[one.phase].finds_shape and one.state is StepState.SUCCEEDED}
+        shapes = {
+            one.name: chosen(one.candidates, teacher)
+            for one in self._status.students
+            if one.candidates and one.name in done
+        }
+        found = faults_by_student(self._run.spec, teacher, shapes)
         return {name: "; ".join(f"{field}: {sentence}" for field, sentence in faults) for name, faults in found.items()}
 
     def _text_fault(self) -> str | None:

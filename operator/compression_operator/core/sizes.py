@@ -1,8 +1,8 @@
 """What the trainings of a run will need, told before the first of them: tokens, operations, memory, room. Pure."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.planned import PlannedMemory, PlannedTraining
@@ -12,17 +12,23 @@ from compression_operator.api.status import CompressionRunStatus
 from compression_pipeline.config import (
     PHASES,
     Architecture,
+    Candidate,
     DistillConfig,
     ParallelLayout,
     Precision,
+    Search,
+    Shape,
     TrainingConfig,
     human_bytes,
+    quantity_bytes,
     resolved_losses,
     student_architecture,
     student_faults,
 )
-from compression_pipeline.sizing import Gpu, find_gpu, training_flops, training_memory
+from compression_pipeline.config import Sizes as ShapeStatus
+from compression_pipeline.sizing import Gpu, candidate, find_gpu, search_flops, training_flops, training_memory
 
+from .phase_steps import STEPS
 from .plan import Plan, PlannedStep, runs_on_gpus
 
 MFU = 0.4
@@ -42,11 +48,7 @@ CPU_PROCESS = 1024**3
 
 FLOAT32, BFLOAT16 = 4, 2
 
-_UNITS = {
-    "": 1,
-    **{u: 1000**n for n, u in enumerate("kMGTPE", 1)},
-    **{f"{u}i": 1024**n for n, u in enumerate("KMGTPE", 1)},
-}
+NOTHING_SEARCHED: Mapping[str, Architecture] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,23 @@ class Hardware:
     gpu: Gpu | None = None
     """Their kind; None: the one that the phase's node selector names."""
     mfu: float = MFU
+
+
+@dataclass(frozen=True)
+class PlannedSearch:
+    """The shapes that meet a student's target, and what it will cost to find the best."""
+
+    shapes: int
+    """All that meet the target."""
+    candidates: Sequence[Candidate]
+    """Those that are measured, the least cut first; by shape alone the first is taken."""
+    measured: bool
+    flops: float = 0.0
+    """Without those of a task that layers are ranked by (`asks`): how long its questions are isn't known."""
+    asks: bool = False
+    gpu: str | None = None
+    gpu_hours: float | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,10 +93,18 @@ class Sizes:
     """Most bytes that the store needs at once."""
 
 
-def run_sizes(spec: CompressionRunSpec, planned: Plan, teacher: Architecture, hardware: Hardware) -> Sizes:
-    """What the run will need, given its teacher. Students that cannot be made of it are left out."""
+def run_sizes(
+    spec: CompressionRunSpec,
+    planned: Plan,
+    teacher: Architecture,
+    hardware: Hardware,
+    searched: Mapping[str, Architecture] = NOTHING_SEARCHED,
+) -> Sizes:
+    """What the run will need, given its teacher. Students that cannot be made of it are left out. `searched`: shapes
+    that were found for targets; until then the first candidate stands for them.
+    """
     shapes = {
-        student.name: student_architecture(teacher, student.prune)
+        student.name: searched.get(student.name) or student_architecture(teacher, student.prune)
         for student in spec.students
         if not any(student_faults(teacher, student.prune))
     }
@@ -96,26 +123,103 @@ def run_sizes(spec: CompressionRunSpec, planned: Plan, teacher: Architecture, ha
 
 
 def with_sizes(status: CompressionRunStatus, run: CompressionRun, planned: Plan) -> CompressionRunStatus:
-    """The status with what each training is expected to need, while the teacher is known."""
-    teacher, trainings = status.teacher, dict[str, PlannedTraining]()
+    """The status with what each training is expected to need, and the shapes that targets led to, while the teacher is
+    known.
+    """
+    teacher, trainings, shapes = status.teacher, dict[str, PlannedTraining](), dict[str, ShapeStatus]()
     if teacher is not None and status.resolved is not None:
-        trainings = run_sizes(run.spec, planned, teacher, Hardware(gpus=runs_on_gpus(run))).trainings
+        found = {one.name: chosen(one.candidates, teacher) for one in status.students if one.candidates}
+        sizes = run_sizes(run.spec, planned, teacher, Hardware(gpus=runs_on_gpus(run)), found)
+        trainings = sizes.trainings
+        by_target = [one for one in run.spec.students if one.prune.target and one.name in sizes.shapes]
+        for one in by_target:
+            if one.name in found or not (one.prune.target and one.prune.target.measured):
+                shapes[one.name] = ShapeStatus(**Shape.of(sizes.shapes[one.name])._asdict())
     of = {step.student: trainings.get(step.name) for step in planned.steps if PHASES[step.phase].trains}
     return status.model_copy(
         update={
             "teacher": teacher and teacher.model_copy(update={"planned": of.get(None)}),
-            "students": [one.model_copy(update={"planned": of.get(one.name)}) for one in status.students],
+            "students": [
+                one.model_copy(update={"planned": of.get(one.name), "shape": shapes.get(one.name)})
+                for one in status.students
+            ],
         }
     )
 
 
-def quantity_bytes(quantity: str | int) -> int | None:
-    """A quantity of Kubernetes (64Gi, 1e9) in bytes; None for what is none."""
-    found = re.fullmatch(r"([0-9.]+)([eE][-+]?[0-9]+)?([kMGTPE]|[KMGTPE]i|)", str(quantity))
-    try:
-        return round(float(found[1] + (found[2] or "")) * _UNITS[found[3]]) if found else None
-    except (ValueError, OverflowError):
-        return None
+def chosen(candidates: Sequence[Candidate], teacher: Architecture) -> Architecture:
+    """The student that a search has found the best."""
+    return candidates[0].shape.architecture(teacher)
+
+
+def searches(
+    spec: CompressionRunSpec, planned: Plan, teacher: Architecture, hardware: Hardware
+) -> Mapping[str, PlannedSearch]:
+    """By student that has a target which shapes of the teacher meet: what will be searched."""
+    found: dict[str, PlannedSearch] = {}
+    for student in spec.students:
+        search, target = Search.of(teacher, student.prune), student.prune.target
+        if search is None or target is None or search.fault() is not None:
+            continue
+        length, best = spec.dataset.sequence_length, list(search.found.best)
+        candidates = [candidate(one, student.prune, length) for one in best]
+        own = [one for one in planned.steps if one.student == student.name]
+        step = next((one for one in own if STEPS[one.phase].finds_shape), None)
+        if step is None:
+            found[student.name] = PlannedSearch(search.found.count, candidates, measured=False)
+            continue
+        flops = search_flops(
+            teacher,
+            best,
+            student.prune,
+            sequence_length=length,
+            validation=spec.validation,
+            distill=step.configuration["distill"],
+        )
+        on_gpu = hardware.gpus and step.settings.gpus_per_node > 0
+        gpu = (hardware.gpu or _named_gpu(spec, step.settings)) if on_gpu else None
+        needed = _searching_memory(best, teacher, step.configuration["distill"], length)
+        found[student.name] = PlannedSearch(
+            search.found.count,
+            candidates,
+            True,
+            flops,
+            spec.depth_task(student) is not None,
+            gpu.name if gpu else None,
+            _hours(flops, gpu, hardware),
+            [
+                f"{step.name} needs about {human_bytes(needed)} on one GPU, and {gpu.name} has "
+                f"{human_bytes(gpu.memory)}; leave distillSteps out, lower distill.microBatchSize or "
+                "dataset.sequenceLength, or use a larger GPU"
+            ]
+            if gpu is not None and needed > gpu.memory * USABLE
+            else [],
+        )
+    return found
+
+
+def _searching_memory(
+    students: Sequence[Architecture], teacher: Architecture, distill: DistillConfig | None, length: int
+) -> int:
+    """Bytes of the largest candidate's short distillation on one GPU, or of the teacher and a candidate."""
+    if distill is None:
+        return (teacher.parameters + max(one.parameters for one in students)) * BFLOAT16
+    return max(
+        training_memory(
+            one,
+            micro_batch_size=distill.micro_batch_size,
+            sequence_length=length,
+            precision=Precision.BF16,
+            copies=1,
+            teacher=teacher,
+            losses=resolved_losses(distill.losses, teacher, one),
+        ).total
+        for one in students
+    )
+
+
+def _hours(flops: float, gpu: Gpu | None, hardware: Hardware) -> float | None:
+    return round(flops / (gpu.peak_flops * hardware.mfu) / 3600, 3) if gpu else None
 
 
 def _training(step: PlannedStep) -> TrainingConfig | None:
@@ -156,7 +260,7 @@ def _planned(
         memory_per_gpu=PlannedMemory(total=memory.total, **asdict(memory)),
         store_bytes=0,
         gpu=gpu.name if gpu else None,
-        gpu_hours=round(flops / (gpu.peak_flops * hardware.mfu) / 3600, 3) if gpu else None,
+        gpu_hours=_hours(flops, gpu, hardware),
     )
     warnings = [*_gpu_warnings(step, planned, gpu), *_pod_warnings(step, planned, layout.per_node, on_gpu=on_gpu)]
     return planned.model_copy(update={"warnings": warnings})

@@ -6,19 +6,31 @@ from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_pipeline.config import Architecture, loss_faults, student_architecture, student_faults
 
 
-def faults_by_student(spec: CompressionRunSpec, teacher: Architecture) -> Mapping[str, list[tuple[str, str]]]:
-    """By name of each student that cannot be made: the fields that are at fault, each with a sentence."""
-    found = {student.name: list(_faults(spec, index, student, teacher)) for index, student in enumerate(spec.students)}
+def faults_by_student(
+    spec: CompressionRunSpec, teacher: Architecture, searched: Mapping[str, Architecture] | None = None
+) -> Mapping[str, list[tuple[str, str]]]:
+    """By name of each student that cannot be made: the fields that are at fault, each with a sentence.
+
+    `searched`: shapes that were found for targets. What depends on the shape is not said of others that are searched.
+    """
+    found = {
+        student.name: list(_faults(spec, index, student, teacher, (searched or {}).get(student.name)))
+        for index, student in enumerate(spec.students)
+    }
     return {name: faults for name, faults in found.items() if faults}
 
 
-def _faults(spec: CompressionRunSpec, index: int, student: Student, teacher: Architecture) -> Iterator[tuple[str, str]]:
+def _faults(
+    spec: CompressionRunSpec, index: int, student: Student, teacher: Architecture, found: Architecture | None
+) -> Iterator[tuple[str, str]]:
     where = f"spec.students[{index}]"
     if shape := list(student_faults(teacher, student.prune)):
         yield from ((f"{where}.prune.{field}", sentence) for field, sentence in shape)
         return
+    if student.prune.target is not None and student.prune.target.measured and found is None:
+        return
     distill, whose = (student.distill, f"{where}.distill") if student.distill else (spec.distill, "spec.distill")
     losses = distill.losses if distill is not None else []
-    cut = student_architecture(teacher, student.prune)
+    cut = found or student_architecture(teacher, student.prune)
     for field, sentence in loss_faults(losses, teacher, cut, engine=spec.engine):
         yield f"{whose}.{field}", sentence

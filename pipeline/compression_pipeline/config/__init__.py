@@ -8,7 +8,7 @@ from .base import ConfigModel, Operational, Record, Rule
 from .engines import DEFAULT_ENGINE, ENGINES, EngineInfo, EngineName
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
-from .figures import Figure, figures_of, human_bytes, number_runs, won_back
+from .figures import Figure, figures_of, human_bytes, number_runs, quantity_bytes, won_back
 from .fingerprint import digest, fingerprint, measuring, semantic_fields
 from .gates import AcceptConfig, GateFigures, TaskGate, Verdict, misses, verdicts
 from .importance import (
@@ -74,19 +74,24 @@ from .results import (
     TasksResult,
     TrainingResult,
 )
+from .searching import MOST_CANDIDATES, SearchJob, SearchResult
 from .sequences import Passes, Share, of_sources, packing, passes, repetitions, sequence_fault, text_fault
+from .shapes import CACHED_TOKENS, Candidate, Found, Search, Shape, Sizes, served_bytes
 from .sources import DatasetConfig, DocumentAttention, DocumentFormat, TeacherConfig, TextConfig, WeightedSource
 from .students import student_architecture, student_faults
+from .targets import Ranking, SearchedAxis, SizeBounds, TargetConfig
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
 from .training import VALIDATION_LOSS, DistillConfig, FinetuneConfig, Precision, TrainingConfig, ValidationConfig
 
 __all__ = [
     "ASKING",
+    "CACHED_TOKENS",
     "CONFIG_VARIABLE",
     "DEFAULT_ENGINE",
     "ENGINES",
     "FORMER_NAMES",
     "METHODS",
+    "MOST_CANDIDATES",
     "PHASES",
     "PRECISION_VARIABLE",
     "SCORES",
@@ -101,6 +106,7 @@ __all__ = [
     "Axis",
     "Balance",
     "Cache",
+    "Candidate",
     "ConfigModel",
     "DatasetConfig",
     "DistillConfig",
@@ -124,6 +130,7 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneJob",
     "FinetuneResult",
+    "Found",
     "GateFigures",
     "GenerationConfig",
     "GenerationFigures",
@@ -148,16 +155,25 @@ __all__ = [
     "PruneJob",
     "PruneResult",
     "PrunedHeads",
+    "Ranking",
     "Record",
     "ReportJob",
     "ReportResult",
     "ResolvedSource",
     "ResolvedText",
     "Rule",
+    "Search",
+    "SearchJob",
+    "SearchResult",
+    "SearchedAxis",
+    "Shape",
     "Share",
+    "SizeBounds",
+    "Sizes",
     "SourceLosses",
     "SourcesJob",
     "StepResult",
+    "TargetConfig",
     "TaskConfig",
     "TaskGate",
     "TaskScore",
@@ -187,10 +203,12 @@ __all__ = [
     "one_of",
     "packing",
     "passes",
+    "quantity_bytes",
     "repetitions",
     "resolved_losses",
     "semantic_fields",
     "sequence_fault",
+    "served_bytes",
     "student_architecture",
     "student_faults",
     "text_fault",

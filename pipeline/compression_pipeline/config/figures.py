@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from .base import Record
 from .jobs import StepResult
 
+_UNITS = {
+    "": 1,
+    **{u: 1000**n for n, u in enumerate("kMGTPE", 1)},
+    **{f"{u}i": 1024**n for n, u in enumerate("KMGTPE", 1)},
+}
+
 
 def won_back(teacher: float | None, pruned: float | None, distilled: float | None) -> float | None:
     """Share of the validation loss that pruning cost which distillation won back; 1 is all of it.
@@ -28,6 +34,15 @@ def human_bytes(size: float) -> str:
         if size < 1000:
             return f"{size:.1f} {unit}"
     return f"{size / 1000:.1f} TB"
+
+
+def quantity_bytes(quantity: str | int) -> int | None:
+    """A quantity of Kubernetes (64Gi, 1e9) in bytes; None for what is none."""
+    found = re.fullmatch(r"([0-9.]+)([eE][-+]?[0-9]+)?([kMGTPE]|[KMGTPE]i|)", str(quantity))
+    try:
+        return round(float(found[1] + (found[2] or "")) * _UNITS[found[3]]) if found else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def number_runs(numbers: Iterable[int]) -> str:

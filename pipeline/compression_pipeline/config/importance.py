@@ -42,6 +42,11 @@ class Method:
     meaning: str = ""
     """What a high score says of a part, for the report: a phrase."""
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether it leaves out blocks of as many layers as are to be cut."""
+        return self.held_out or self.asks
+
 
 METHODS: dict[str, Method] = {
     "ActivationMagnitude": Method(
@@ -76,7 +81,7 @@ METHODS: dict[str, Method] = {
 ASKING = [name for name, method in METHODS.items() if method.asks]
 """The methods that score the model by a task."""
 
-_SWEEPS = [name for name, method in METHODS.items() if method.held_out or method.asks]
+_SWEEPS = [name for name, method in METHODS.items() if method.sweeps]
 _ON_TRAINING_TEXT = [
     name for name, method in METHODS.items() if Axis.LAYERS in method.implementations and name not in _SWEEPS
 ]

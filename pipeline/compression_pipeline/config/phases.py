@@ -21,6 +21,7 @@ from .results import (
     ReportResult,
     TasksResult,
 )
+from .searching import SearchJob, SearchResult
 from .sources import DatasetConfig, TeacherConfig
 from .tasks import EvaluateConfig
 from .training import DistillConfig, FinetuneConfig, TrainingConfig, ValidationConfig
@@ -35,6 +36,7 @@ class Phase(StrEnum):
     PREPARE = "prepare"
     TASKS = "tasks"
     FINETUNE = "finetune"
+    SEARCH = "search"
     PRUNE = "prune"
     DISTILL = "distill"
     EXPORT = "export"
@@ -108,7 +110,7 @@ class FinetuneJob(EngineJob):
 class PruneJob(EngineJob):
     """Cut the student out of the (corrected) teacher. Its artifact: `model/`, importance scores and plot."""
 
-    roles = (*EngineJob.roles, "tasks")
+    roles = (*EngineJob.roles, "tasks", "searched")
     blocks: ClassVar[tuple[str, ...]] = ("prune",)
 
     data: str
@@ -117,6 +119,9 @@ class PruneJob(EngineJob):
     prune: PruneConfig
     tasks: str | None = Field(default=None, description="Artifact with the task that layers are ranked by (tasks').")
     evaluate: EvaluateConfig | None = Field(default=None, description="That task alone, and how it is asked.")
+    searched: str | None = Field(
+        default=None, description="Artifact with the shape (search's), where the sizes are searched by measurement."
+    )
 
     @property
     def scored_by(self) -> EvaluateConfig | None:
@@ -190,12 +195,14 @@ class ExportJob(JobConfig):
     Its artifact: `model/` and `report/index.html`.
     """
 
+    roles = (*JobConfig.roles, "searched")
     blocks: ClassVar[tuple[str, ...]] = ("export",)
 
     data: str
     teacher: str
     pruned: str
     distilled: str = Field(description="Artifact with the distilled student (distill's).")
+    searched: str | None = Field(default=None, description="Artifact with the searched shapes (search's).")
     export: ExportConfig
 
     def bytes_kept(self, teacher: int, student: int) -> int:
@@ -208,7 +215,7 @@ class ReportJob(JobConfig):
     Its artifact is the export's with another card and report. The weights are the same files (hard links).
     """
 
-    roles = (*JobConfig.roles, "exported", "baseline", "baseline_corrected", "evaluated")
+    roles = (*JobConfig.roles, "exported", "baseline", "baseline_corrected", "evaluated", "searched")
 
     data: str
     teacher: str
@@ -222,6 +229,7 @@ class ReportJob(JobConfig):
         default=None, description="Artifact with the corrected teacher's scores. Unset where there are none."
     )
     evaluated: str = Field(description="Artifact with the student's scores (evaluate's).")
+    searched: str | None = Field(default=None, description="Artifact with the searched shapes (search's).")
 
 
 @dataclass(frozen=True)
@@ -285,6 +293,14 @@ PHASES: Mapping[Phase, PhaseSpec] = {
             gpus=8,
             per_student=False,
             trains=True,
+        ),
+        PhaseSpec(
+            Phase.SEARCH,
+            SearchJob,
+            SearchResult,
+            under_way="Searching",
+            purpose="measure shapes of students that have a target",
+            gpus=1,
         ),
         PhaseSpec(
             Phase.PRUNE, PruneJob, PruneResult, under_way="Pruning", purpose="prune the teacher into students", gpus=1

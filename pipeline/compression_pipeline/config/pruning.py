@@ -5,9 +5,12 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
+from pydantic.alias_generators import to_camel
 
+from .architecture import Architecture
 from .base import ConfigModel, Operational, Rule, Unordered, cel_indivisible, indivisible
 from .importance import Aggregation, ImportanceConfig
+from .targets import AXES, SearchedAxis, TargetConfig
 
 LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer. The first is 1.")]
 
@@ -32,10 +35,19 @@ def _divisible(path: str, size: Callable[["PruneConfig"], int | None]) -> Rule:
 
 ONE_SAMPLE = "is 1, and the variance over one sequence (importance.aggregation.batch) is 0 for all; give at least 2"
 
+SIZES = (*AXES.values(), "drop_layers")
+"""Fields that give a size."""
 
-def _prunes_something(prune: "PruneConfig") -> bool:
-    sizes = (prune.hidden_size, prune.ffn_hidden_size, prune.attention_heads, prune.layers, prune.drop_layers)
-    return any(size is not None for size in sizes)
+_CEL_SIZES = " || ".join(f"has(self.{to_camel(field)})" for field in SIZES)
+
+
+def _gives_sizes(prune: "PruneConfig") -> bool:
+    return any(getattr(prune, field) is not None for field in SIZES)
+
+
+def _prunes_heads(prune: "PruneConfig") -> bool:
+    searched = prune.target is not None and SearchedAxis.ATTENTION_HEADS in prune.target.axes
+    return prune.attention_heads is not None or searched
 
 
 class PrunedHeads(StrEnum):
@@ -46,7 +58,7 @@ class PrunedHeads(StrEnum):
 
 
 class PruneConfig(ConfigModel):
-    """The student's sizes. A size that isn't given stays the teacher's."""
+    """The student's sizes, or a target that they are searched for. A size that isn't given stays the teacher's."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         _divisible("hiddenSize", lambda prune: prune.hidden_size),
@@ -60,8 +72,9 @@ class PruneConfig(ConfigModel):
         Rule.of(
             "prunedHeads",
             "merges heads, and none are pruned; give attentionHeads, or leave prunedHeads out",
-            lambda prune: prune.pruned_heads != PrunedHeads.MERGE or prune.attention_heads is not None,
-            "self.prunedHeads != 'Merge' || has(self.attentionHeads)",
+            lambda prune: prune.pruned_heads != PrunedHeads.MERGE or _prunes_heads(prune),
+            "self.prunedHeads != 'Merge' || has(self.attentionHeads) || "
+            "has(self.target) && 'attentionHeads' in self.target.axes",
         ),
         Rule.of(
             "calibrationSamples",
@@ -71,10 +84,15 @@ class PruneConfig(ConfigModel):
         ),
         Rule.of(
             "",
-            "prunes nothing; give hiddenSize, ffnHiddenSize, attentionHeads, layers or dropLayers",
-            _prunes_something,
-            "has(self.hiddenSize) || has(self.ffnHiddenSize) || has(self.attentionHeads) || has(self.layers) || "
-            "has(self.dropLayers)",
+            "prunes nothing; give hiddenSize, ffnHiddenSize, attentionHeads, layers, dropLayers or target",
+            lambda prune: _gives_sizes(prune) or prune.target is not None,
+            f"{_CEL_SIZES} || has(self.target)",
+        ),
+        Rule.of(
+            "target",
+            "cannot be combined with sizes; give the sizes, or the target and bounds of its search",
+            lambda prune: prune.target is None or not _gives_sizes(prune),
+            f"!has(self.target) || !({_CEL_SIZES})",
         ),
     )
 
@@ -114,12 +132,17 @@ class PruneConfig(ConfigModel):
         description="Layers to drop, counted from 1. Dropping 16 to 31 of 32 layers keeps 1 to 15 and 32, the last. "
         "Cannot be combined with layers.",
     )
-    divisor: Annotated[int, Operational()] = Field(
+    target: TargetConfig | None = Field(
+        default=None,
+        description="Size that the student shall have, instead of sizes of its parts. The shape is searched, in a step "
+        "of its own that measures candidates, unless rank is Shape.",
+    )
+    divisor: Annotated[int, Operational(unless="target")] = Field(
         default=64,
         ge=1,
         le=4096,
         description="Number that hiddenSize and ffnHiddenSize must be multiples of. 64 suits tensor cores. Lower it "
-        "for small models.",
+        "for small models. With target, a change of it searches again.",
     )
     iterations: int = Field(
         default=1,
@@ -134,3 +157,9 @@ class PruneConfig(ConfigModel):
     calibration_samples: int = Field(
         default=1024, ge=1, le=1_048_576, description="Number of training sequences for measuring importance."
     )
+
+    def of_shape(self, teacher: Architecture, shape: Architecture) -> "PruneConfig":
+        """The same with these sizes instead of a target; what stays the teacher's is not given."""
+        sizes = {field: getattr(shape, field) for field in AXES.values()}
+        cut = {field: size for field, size in sizes.items() if size != getattr(teacher, field)}
+        return self.model_copy(update={"target": None, **cut})

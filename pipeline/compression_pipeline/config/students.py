@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from .architecture import Architecture
 from .base import nearest_multiples
 from .pruning import PruneConfig
+from .shapes import Search
 
 
 def student_faults(teacher: Architecture, prune: PruneConfig) -> Iterator[tuple[str, str]]:
     """Faults of `prune` against `teacher` as (field in camelCase, sentence); none where the student can be made."""
+    search = Search.of(teacher, prune)
+    if search is not None and (fault := search.fault()) is not None:
+        yield fault
     for field, wanted, has in (
         ("hiddenSize", prune.hidden_size, teacher.hidden_size),
         ("ffnHiddenSize", prune.ffn_hidden_size, teacher.ffn_hidden_size),
@@ -33,7 +37,12 @@ def student_faults(teacher: Architecture, prune: PruneConfig) -> Iterator[tuple[
 
 
 def student_architecture(teacher: Architecture, prune: PruneConfig) -> Architecture:
-    """The architecture that `prune` makes of `teacher`. Call `student_faults` first."""
+    """The architecture that `prune` makes of `teacher`; of a target that of the first candidate, which a search may yet
+    pass over. Call `student_faults` first.
+    """
+    search = Search.of(teacher, prune)
+    if search is not None:
+        return search.found.best[0]
     layers = prune.layers or teacher.layers - len(set(prune.drop_layers or ()))
     return teacher.model_copy(
         update={

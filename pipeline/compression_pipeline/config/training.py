@@ -253,6 +253,14 @@ class DistillConfig(TrainingConfig):
         """Whether tasks are scored after this step, though it is not the last one."""
         return self.task_interval is not None and step % self.task_interval == 0
 
+    def shortened(self, steps: int) -> "DistillConfig":
+        """A distillation of so few steps, which warms up for a tenth of them at most, and measures and keeps nothing on
+        its way.
+        """
+        same = {name: getattr(self, name) for name in (*TrainingConfig.model_fields, "losses")}
+        warmup = min(self.warmup_steps, steps // 10)
+        return DistillConfig(**{**same, "steps": steps, "warmup_steps": warmup, "validation_interval": steps})
+
 
 class ValidationConfig(ConfigModel):
     """How validation loss is measured, everywhere it is: teacher, corrected teacher, pruned and distilled student."""

@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 import torch
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import Architecture, DistillJob, FinetuneJob, Precision, Record, SourceLosses
+from compression_pipeline.config import (
+    Architecture,
+    DistillJob,
+    FinetuneJob,
+    Precision,
+    Record,
+    SearchJob,
+    SourceLosses,
+)
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model, State
 from compression_pipeline.engines.soundness import check_sound
@@ -41,7 +49,7 @@ def own(
     return settled(job, context, made, result) if engine.rank == 0 else made.result(result)
 
 
-def validation_of(job: FinetuneJob | DistillJob, context: Context) -> ValidationData:
+def validation_of(job: FinetuneJob | DistillJob | SearchJob, context: Context) -> ValidationData:
     """The sequences that the step measures losses over. Raises UserError where the text is shorter than one."""
     text = context.store.open(job.data).data
     return ValidationData(

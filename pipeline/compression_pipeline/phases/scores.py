@@ -9,6 +9,7 @@ then either. A prune keeps a copy of its scores, so the artifact may go at any t
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from compression_pipeline.config import (
     Method,
     PruneConfig,
     PruneJob,
+    SearchJob,
 )
 from compression_pipeline.config.fingerprint import fingerprint
 from compression_pipeline.context import Context
@@ -31,8 +33,12 @@ from compression_pipeline.engines import Engine
 from compression_pipeline.huggingface.writer import save_tensors
 from compression_pipeline.importance import Scores
 from compression_pipeline.phases.cutting import cutting_steps
+from compression_pipeline.sizing.sweep import swept_for
 
 FILE = "scores.safetensors"
+
+Job: TypeAlias = PruneJob | SearchJob
+"""A job that ranks by scores."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Found:
 
 
 def find_or_measure(
-    job: PruneJob,
+    job: Job,
     context: Context,
     engine: Engine,
     teacher: Architecture,
@@ -93,7 +99,7 @@ def find_or_measure(
     return Found(found, {method: f"{SCORES}-{key}" for method, key in keys.items()}, reused, seconds)
 
 
-def tasks_of(job: PruneJob) -> dict[str, str]:
+def tasks_of(job: Job) -> dict[str, str]:
     """The input that only some students need."""
     return {"tasks": job.tasks} if job.tasks is not None else {}
 
@@ -104,7 +110,7 @@ def dropped(prune: PruneConfig, teacher: Architecture) -> int | None:
 
 
 def key_of(
-    job: PruneJob, context: Context, engine: Engine, method: str, axes: Collection[Axis], teacher: Architecture
+    job: Job, context: Context, engine: Engine, method: str, axes: Collection[Axis], teacher: Architecture
 ) -> str:
     """Key of the scores of one method: what is measured, how, in which arithmetic, on which text and which weights.
 
@@ -112,14 +118,13 @@ def key_of(
     not enter, but the number of layers that the first cut takes where that is measured by itself.
     """
     prune = job.prune
-    # A block of another length than are measured in any case: a power of two.
     cut = dropped(cutting_steps(teacher, prune)[0], teacher)
     how = {
         "method": method,
         "axes": ",".join(sorted(axes)),
         "aggregation": prune.importance.aggregation if METHODS[method].aggregates else None,
         "samples": _samples(prune, METHODS[method]),
-        "dropped": cut if _sweeps(METHODS[method]) and cut and cut.bit_count() > 1 else None,
+        "dropped": swept_for(cut) if METHODS[method].sweeps else None,
         "evaluate": job.evaluate if METHODS[method].asks else None,
         "sequence_length": job.sequence_length,
         "document_attention": None if job.document_attention is DocumentAttention.SHARED else job.document_attention,
@@ -130,10 +135,6 @@ def key_of(
     if METHODS[method].asks and job.tasks is not None:
         read = {"teacher": job.teacher, "tasks": job.tasks}
     return fingerprint(SCORES, how, {role: context.store.open(name).content for role, name in read.items()})
-
-
-def _sweeps(method: Method) -> bool:
-    return method.held_out or method.asks
 
 
 def _samples(prune: PruneConfig, method: Method) -> int | None:
@@ -154,7 +155,7 @@ def _read(context: Context, key: str, axes: Collection[Axis]) -> Scores | None:
     return found if all(axis in found for axis in axes) else None
 
 
-def _publish(job: PruneJob, context: Context, method: str, key: str, scores: Scores, seconds: float) -> None:
+def _publish(job: Job, context: Context, method: str, key: str, scores: Scores, seconds: float) -> None:
     """For rank 0. Another job may have been first, with the same scores up to rounding: each keeps its own."""
     with context.store.draft(SCORES, key) as draft:
         save_tensors(scores, draft.path / FILE)

@@ -94,6 +94,17 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of several figures each; the first one is marked as the chosen one."""
+
+    kind: ClassVar = "table"
+    title: str
+    note: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Whisker:
     """One model's figure with its interval: SVG path data, a name, and the figure in words."""
 

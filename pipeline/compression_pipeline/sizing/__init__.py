@@ -3,8 +3,19 @@
 The control plane imports it too.
 """
 
+from .candidates import candidate, search_flops
 from .flops import forward_flops, training_flops
 from .gpus import GPUS, Gpu, find_gpu
 from .memory import Memory, training_memory
 
-__all__ = ["GPUS", "Gpu", "Memory", "find_gpu", "forward_flops", "training_flops", "training_memory"]
+__all__ = [
+    "GPUS",
+    "Gpu",
+    "Memory",
+    "candidate",
+    "find_gpu",
+    "forward_flops",
+    "search_flops",
+    "training_flops",
+    "training_memory",
+]

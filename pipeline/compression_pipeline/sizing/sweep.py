@@ -13,6 +13,13 @@ def block_lengths(layers: int, dropped: int | None) -> list[int]:
     return sorted(lengths | ({dropped} if dropped else set()))
 
 
+def swept_for(dropped: int | None) -> int | None:
+    """What is to be cut, where a sweep measures blocks of that length for it alone; None where those of the sweep of
+    any shape do.
+    """
+    return dropped if dropped and dropped.bit_count() > 1 else None
+
+
 def blocks_of(layers: int, dropped: int | None) -> list[Block]:
     """The blocks of these lengths, those with the same first layer together, the shortest first."""
     lengths = block_lengths(layers, dropped)

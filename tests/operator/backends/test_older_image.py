@@ -47,7 +47,9 @@ def older(model: type[ConfigModel], path: Path) -> type[ConfigModel]:
 def test_an_image_from_before_any_field_runs_what_does_not_use_it(phase: Phase) -> None:
     scored = PHASES[phase].program in (Phase.TASKS, Phase.EVALUATE, Phase.REPORT)
     evaluate = {"tasks": [{"name": "hellaswag"}]} if scored else None
-    text, model = told(evaluate=evaluate)[phase], PHASES[phase].job
+    searched = [{"name": "small", "prune": {"target": {"ratio": 2}}}] if phase is Phase.SEARCH else None
+    spec = {"evaluate": evaluate, **({"students": searched} if searched else {})}
+    text, model = told(**spec)[phase], PHASES[phase].job
     unused = 0
     for path in fields_with_defaults(model):
         used = value_at(json.loads(text), model, path) is not None

@@ -257,3 +257,47 @@ def test_a_loss_that_the_teacher_does_not_allow_is_told_once(
     assert main(command) == 2
     [told] = capsys.readouterr().err.splitlines()
     assert ": spec.distill.losses[1].layerMap[0].teacher: the teacher has layers 1 to " in told
+
+
+def with_target(tmp_path: Path, **target: Any) -> tuple[Path, Path]:
+    """A manifest whose student has a target, and the config.json of its teacher."""
+    student = {"name": "small", "prune": {"divisor": 16, "target": target}}
+    file, config = tmp_path / "run.yaml", tmp_path / "config.json"
+    file.write_text(yaml.safe_dump({**MANIFEST, "spec": {**MANIFEST["spec"], "students": [student]}}))
+    config.write_text(json.dumps(CONFIG))
+    return file, config
+
+
+def test_a_target_is_planned_with_its_candidates_and_what_they_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, config = with_target(tmp_path, ratio=1.5, candidates=3, distillSteps=5)
+    told = ["plan", str(file), "--cluster", "--teacher-config", str(config), "--gpu", "H100"]
+    assert main(told) == 0
+    text = capsys.readouterr().out
+    assert "search-small" in text and "the search measures 3 (" in text and " hours of one H100 at 40%" in text
+    assert main([*told, "-o", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    search = report["searches"]["small"]
+    assert len(search["candidates"]) == 3 and search["measured"] and search["flops"] > 0
+    assert report["students"][0]["parameters"] == search["candidates"][0]["parameters"]
+    assert all(f"{one['parameters']:,}" in text for one in search["candidates"])
+    file, _ = with_target(tmp_path, ratio=1.5, candidates=3)
+    main([*told, "-o", "json"])
+    assert json.loads(capsys.readouterr().out)["searches"]["small"]["flops"] < search["flops"]
+
+
+def test_a_target_by_shape_alone_has_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, config = with_target(tmp_path, ratio=1.5, candidates=1, rank="Shape")
+    assert main(["plan", str(file), "--cluster", "--teacher-config", str(config)]) == 0
+    text = capsys.readouterr().out
+    assert "search-small" not in text and "rank: Shape takes the first, the least cut one, and measures nothing" in text
+
+
+def test_a_target_that_no_shape_meets_is_told_with_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, config = with_target(tmp_path, ratio=500)
+    assert main(["plan", str(file), "--cluster", "--teacher-config", str(config)]) != 0
+    fault = capsys.readouterr().err
+    assert f"{file}: spec.students[0].prune.target: no shape has " in fault and "the nearest are " in fault

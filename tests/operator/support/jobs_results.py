@@ -52,6 +52,11 @@ def result(job: Job) -> dict[str, Any]:
             }
         case Phase.FINETUNE:
             return {"teacherLoss": loss(key), "correctedTeacherLoss": loss(key, 1), "newInALaterVersion": 1}
+        case Phase.SEARCH:
+            widths = {"hiddenSize": 128, "ffnHiddenSize": 256, "attentionHeads": 8}
+            figures = {"flops": 1e6, "memory": number(key), "prunedLoss": loss(key)}
+            candidates = [{**widths, "layers": n, "parameters": number(key), **figures} for n in (3, 4)]
+            return {"shapes": 9, "teacherLoss": 1.0, "validationSequences": 4, "candidates": candidates}
         case Phase.PRUNE:
             return {
                 "student": TEACHER.to_json(),

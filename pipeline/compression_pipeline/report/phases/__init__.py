@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from compression_pipeline.config import Phase
 from compression_pipeline.report.data import Measured, Results
 
-from . import distill, evaluate, export, finetune, prepare, prune
+from . import distill, evaluate, export, finetune, prepare, prune, search
 from .base import PhaseReport, Row, plain
 
 REPORTS: Mapping[Phase, PhaseReport] = {
     Phase.PREPARE: prepare.REPORT,
     Phase.FINETUNE: finetune.REPORT,
+    Phase.SEARCH: search.REPORT,
     Phase.PRUNE: prune.REPORT,
     Phase.DISTILL: distill.REPORT,
     Phase.TASKS: evaluate.TOLD_WITH_THE_STUDENT,

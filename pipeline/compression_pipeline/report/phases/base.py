@@ -7,13 +7,13 @@ from typing import Any
 from compression_pipeline.config import PHASES, Phase, StepResult, figures_of
 from compression_pipeline.report import markdown
 from compression_pipeline.report.ancestry import Ancestry
-from compression_pipeline.report.charts import Area, Figures, Grid, Intervals, LineChart
+from compression_pipeline.report.charts import Area, Figures, Grid, Intervals, LineChart, Table
 from compression_pipeline.report.data import Measured, RunData, StudentData
 
 Fact = tuple[str, str]
 """A name and a sentence."""
 
-Panel = Area | Figures | Grid | Intervals | LineChart
+Panel = Area | Figures | Grid | Intervals | LineChart | Table
 
 Spec = Mapping[str, Any]
 """A run's spec, as an older or a newer version may have written it."""

@@ -16,6 +16,7 @@ from compression_pipeline.config import (
     method_words,
     number_runs,
 )
+from compression_pipeline.config.targets import AXES
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import (
     COLOURS,
@@ -205,13 +206,22 @@ def _mean_axis(title: str, axes: Sequence[Axis], unit: str) -> Area | None:
 def _facts(run: RunData) -> Iterator[Fact]:
     alone = len(run.students) == 1
     for student in run.students:
-        if said := _pruning(_settings(run.spec, student.name), student):
+        if said := _pruning(_cut(_settings(run.spec, student.name), run.teacher.architecture, student), student):
             yield "Pruning" if alone else f"Pruning of {student.name}", said
 
 
 def _settings(spec: Spec, student: str) -> Mapping[str, Any]:
     """What the spec says of a student's sizes."""
     return next((s.get("prune") or {} for s in spec.get("students") or [] if s.get("name") == student), {})
+
+
+def _cut(settings: Mapping[str, Any], teacher: Architecture | None, student: StudentData) -> Mapping[str, Any]:
+    """The settings with the sizes that a target led to."""
+    made = student.architecture
+    if not settings.get("target") or made is None or teacher is None:
+        return settings
+    sizes = ((axis.value, getattr(teacher, field), getattr(made, field)) for axis, field in AXES.items())
+    return {**settings, **{name: size for name, has, size in sizes if size != has}}
 
 
 def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
@@ -243,7 +253,7 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
     kept = pruned.kept_layers
     layers = f"all {whole} layers" if len(kept) == whole else f"layers {number_runs(kept)} of {whole} (counted from 1)"
     importance, cuts = job.prune.importance, job.prune.iterations
-    ranked = job.prune.layers is not None and len(kept) < whole
+    ranked = not job.prune.drop_layers and len(kept) < whole
     how = f" by {method_words(importance.depth)}" if ranked else ""
     yield (
         f"**Pruning.** {ENGINES[job.engine].prunes_with}; importance{_otherwise(importance)} from the activations of "

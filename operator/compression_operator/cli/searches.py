@@ -1,0 +1,57 @@
+"""What `compression plan` says of students whose sizes are searched."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compression_operator.core.sizes import Hardware, PlannedSearch
+from compression_pipeline.config import human_bytes
+
+from .common import console
+from .tables import hours_in_words, print_table
+
+HEADINGS = ("candidate", "layers", "hidden", "FFN", "heads", "parameters", "FLOPs a token", "memory")
+
+
+def print_searches(found: Mapping[str, PlannedSearch], hardware: Hardware) -> None:
+    """The candidates of each student, and what it costs to measure them."""
+    for name, search in found.items():
+        print(f"\n{name}: {_outcome(search, hardware)}")
+        rows = [
+            [
+                str(number),
+                *(f"{size:,}" for size in (one.layers, one.hidden_size, one.ffn_hidden_size, one.attention_heads)),
+                f"{one.parameters:,}",
+                f"{one.flops:.3g}",
+                human_bytes(one.memory),
+            ]
+            for number, one in enumerate(search.candidates, start=1)
+        ]
+        print_table(console(), HEADINGS, rows)
+
+
+def to_json(found: Mapping[str, PlannedSearch]) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        name: {
+            "shapes": search.shapes,
+            "measured": search.measured,
+            "flops": search.flops,
+            "gpu": search.gpu,
+            "gpuHours": search.gpu_hours,
+            "candidates": [one.to_json() for one in search.candidates],
+        }
+        for name, search in found.items()
+    }
+
+
+def _outcome(search: PlannedSearch, hardware: Hardware) -> str:
+    count = len(search.candidates)
+    meet = f"{search.shapes:,} shape{' meets' if search.shapes == 1 else 's meet'} the target"
+    if not search.measured:
+        return f"{meet}; rank: Shape takes the first, the least cut one, and measures nothing"
+    cost = f"{search.flops:.3g} FLOPs"
+    if search.gpu is not None:
+        cost += f", {hours_in_words(search.gpu_hours)} hours of one {search.gpu} at {hardware.mfu:.0%}"
+    if search.asks:
+        cost += ", and the questions of the task that ranks layers"
+    return f"{meet}; the search measures {count} ({cost}), and the other figures are the first one's until then"

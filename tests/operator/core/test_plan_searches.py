@@ -1,0 +1,96 @@
+"""Students that have a target: their steps, fingerprints, and what the status tells of them."""
+
+from typing import Any
+
+from jobs_results import TEACHER
+from jobs_world import World, manifest
+from looks import at, created, finish, open_jobs, step
+
+from compression_operator.api.status import Resolved, StepState, StudentStatus
+from compression_operator.core.plan import Plan, plan
+from compression_pipeline.config import Phase, Search, Shape
+
+
+def one(world: World) -> StudentStatus:
+    found = world.status.student("small")
+    assert found is not None
+    return found
+
+
+SIZES = {"name": "width", "prune": {"hiddenSize": 128}}
+
+
+def small(distill: dict[str, Any] | None = None, **target: Any) -> dict[str, Any]:
+    own = {"distill": distill} if distill else {}
+    return {"name": "small", "prune": {"divisor": 32, "target": {"ratio": 2, **target}}, **own}
+
+
+def planned(*students: dict[str, Any], **spec: Any) -> Plan:
+    source = {"source": "hf://owner/x", "revision": "abc", "digest": "d"}
+    found = Resolved.model_validate({"key": "k" * 32, "teacher": source, "dataset": source})
+    return plan(manifest(students=list(students), **spec).spec, discovered={"prepare": found})
+
+
+def mark(of: Plan, name: str) -> str | None:
+    found = of.get(name)
+    assert found is not None, name
+    return found.fingerprint
+
+
+def test_only_a_target_that_is_measured_has_a_search_and_others_are_planned_as_before() -> None:
+    alone, beside = planned(SIZES), planned(SIZES, small())
+    assert all(mark(beside, one.name) == one.fingerprint for one in alone.steps)
+    search, prune, export = (beside.get(f"{phase}-small") for phase in ("search", "prune", "export"))
+    assert search and prune and export and beside.get("search-width") is None
+    assert search.dependencies == prune.dependencies[:2] and search.name in prune.dependencies
+    assert search.name in export.dependencies, "the card tells of the search"
+    by_shape = planned(SIZES, small(rank="Shape"))
+    assert by_shape.get("search-small") is None and mark(by_shape, "prune-small") != prune.fingerprint
+
+
+def test_what_is_measured_makes_the_key_of_a_search_and_of_what_rests_on_it() -> None:
+    before = planned(small(distillSteps=10))
+    for other in (
+        planned(small(distillSteps=20)),
+        planned(small(distillSteps=10, candidates=3)),
+        planned(small(distillSteps=10), validation={"samples": 7}),
+        planned(small(distillSteps=10, distill={"steps": 100, "learningRate": 2e-4})),
+    ):
+        assert mark(other, "search-small") != mark(before, "search-small")
+        assert mark(other, "prune-small") != mark(before, "prune-small")
+    longer = planned(small(distillSteps=10, distill={"steps": 500}))
+    assert mark(longer, "search-small") == mark(before, "search-small"), "only the short distillation is the search's"
+
+
+def test_the_status_tells_the_candidates_and_the_shape_while_the_search_stands() -> None:
+    world = at(World(manifest(students=[small(candidates=2)])), Phase.PREPARE)
+    assert one(world).shape is None and one(world).planned is not None, "the first candidate stands for the student"
+    finish(world)
+    finish(world)
+    found = one(world)
+    assert found.shape is not None and found.candidates is not None and len(found.candidates) == 2
+    assert found.shape.shape == found.candidates[0].shape == Shape(3, 128, 256, 8)
+    assert found.planned is not None and found.planned.parameters == found.shape.shape.architecture(TEACHER).parameters
+    world.edit(students=[small(candidates=3)])
+    world.look()
+    assert one(world).shape is None and one(world).candidates is None
+
+
+def test_by_shape_alone_the_shape_is_known_with_the_teacher() -> None:
+    world = at(World(manifest(students=[small(rank="Shape")])), Phase.PREPARE)
+    world.look()
+    search = Search.of(TEACHER, world.run.spec.students[0].prune)
+    assert search is not None and one(world).shape is not None
+    assert one(world).shape.shape == Shape.of(search.found.best[0])  # type: ignore[union-attr]
+
+
+def test_a_target_that_no_shape_meets_stops_the_run_before_any_gpu() -> None:
+    world = at(World(manifest(students=[small(ratio=900)])), Phase.PREPARE)
+    assert created(world.look()) == [] and open_jobs(world) == []
+    assert "spec.students[0].prune.target: no shape has" in step(world, "search-small").message
+
+
+def test_a_whole_run_with_a_search_succeeds() -> None:
+    world = World(manifest(students=[SIZES, small()]))
+    world.drive()
+    assert {found.state for found in world.status.steps} == {StepState.SUCCEEDED}

@@ -1,0 +1,235 @@
+"""search: candidates are cut as prune cuts them, measured as distill measures them, and each of them once."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import DATA, TEACHER, Recorder, common, context, make_store
+from task_folders import fetch_task
+
+from compression_pipeline.artifact import Store
+from compression_pipeline.config import (
+    DistillConfig,
+    DistillJob,
+    EvaluateConfig,
+    ImportanceConfig,
+    PruneConfig,
+    PruneJob,
+    Ranking,
+    Search,
+    SearchedAxis,
+    SearchJob,
+    SearchResult,
+    Shape,
+    SizeBounds,
+    TargetConfig,
+    TaskConfig,
+    ValidationConfig,
+)
+from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.megatron.engine import MegatronEngine
+from compression_pipeline.megatron.runtime import Runtime
+from compression_pipeline.phases import distill, prune, search
+
+TARGET = TargetConfig(ratio=1.6, tolerance=0.1, candidates=3, axes=list(SearchedAxis))
+SEARCHED, PRUNED = "5" * 32, "6" * 32
+DISTILL = DistillConfig(
+    steps=4, global_batch_size=4, micro_batch_size=2, learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=1
+)
+
+
+@pytest.fixture(autouse=True)
+def shared_engine(engine: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phases find the process group that the tests share: there is one in a process."""
+    monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
+
+
+def settings(**target: Any) -> PruneConfig:
+    return PruneConfig(target=TARGET.model_copy(update=target), divisor=16, calibration_samples=8)
+
+
+def job_in(store: Store, of: PruneConfig, *, attempt: int = 1, distilled: bool = False, **told: Any) -> SearchJob:
+    return SearchJob(
+        **common(store, "search-small", SEARCHED, attempt),
+        data=DATA,
+        teacher=TEACHER,
+        sequence_length=32,
+        prune=of,
+        validation=ValidationConfig(samples=6),
+        distill=DISTILL if distilled else None,
+        **told,
+    )
+
+
+def run(
+    store: Store, of: PruneConfig, *, attempt: int = 1, distilled: bool = False, **told: Any
+) -> tuple[SearchResult, Recorder]:
+    inside, recorder = context(store, SEARCHED, attempt)
+    return search.run(job_in(store, of, attempt=attempt, distilled=distilled, **told), inside), recorder
+
+
+def cut(store: Store, of: PruneConfig, searched: str | None, **told: Any) -> Shape:
+    """The shape that prune makes."""
+    job = PruneJob(
+        **common(store, "prune-small", PRUNED),
+        data=DATA,
+        teacher=TEACHER,
+        sequence_length=32,
+        prune=of,
+        searched=searched,
+        **told,
+    )
+    prune.run(job, context(store, PRUNED)[0])
+    return Shape.of(read_architecture(store.open(f"prune-{PRUNED}").model))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """Calls of a method of the engine from now on."""
+    calls: list[Any] = []
+    method = getattr(MegatronEngine, name)
+
+    def called(self: MegatronEngine, *told: Any, **named: Any) -> Any:
+        calls.append(told)
+        return method(self, *told, **named)
+
+    monkeypatch.setattr(MegatronEngine, name, called)
+    return calls
+
+
+def test_the_candidates_are_measured_and_the_best_is_cut_without_another_forward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path)
+    measures, reads = counted(monkeypatch, "measure"), counted(monkeypatch, "read")
+    found, _ = run(store, settings())
+    assert (len(measures), len(reads)) == (1, 1), "importance is scored once, and the teacher read once"
+    expected = Search.of(read_architecture(store.open(TEACHER).model), settings())
+    assert expected is not None and found.shapes == expected.found.count
+    assert {one.shape for one in found.candidates} == {Shape.of(one) for one in expected.found.best}
+    losses = [one.pruned_loss for one in found.candidates]
+    assert None not in losses and losses == sorted(losses) and found.candidates[0].distilled_loss is None  # type: ignore[type-var]
+    table = json.loads((store.open(f"search-{SEARCHED}").path / "candidates.json").read_text())
+    assert table["candidates"] == [one.to_json() for one in found.candidates]
+
+    assert cut(store, settings(), f"search-{SEARCHED}") == found.candidates[0].shape
+    assert len(measures) == 1, "prune takes the scores"
+    assert store.open(f"prune-{PRUNED}").manifest.inputs["searched"] == f"search-{SEARCHED}"
+    # What distill measures of it before its first step.
+    again = DistillJob(
+        **common(store, "distill-small", "7" * 32),
+        data=DATA,
+        teacher=TEACHER,
+        pruned=f"prune-{PRUNED}",
+        sequence_length=32,
+        distill=DISTILL.shortened(1),
+        validation=ValidationConfig(samples=6),
+    )
+    told = distill.run(again, context(store, "7" * 32)[0])
+    assert told.pruned_loss == pytest.approx(found.candidates[0].pruned_loss, abs=1e-6)
+    assert told.teacher_loss == pytest.approx(found.teacher_loss, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def distilled(engine: Runtime, tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchResult, Recorder]:
+    """A search with short distillations that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = lambda job, **_: contextlib.nullcontext(engine)  # noqa: E731 - as shared_engine
+        patch.setattr("compression_pipeline.megatron.engine.runtime", found)
+        return run(make_store(tmp_path_factory.mktemp("distilled")), settings(distill_steps=4), distilled=True)
+
+
+def test_a_short_distillation_of_each_decides_and_none_goes_on_from_another(
+    tmp_path: Path, distilled: tuple[SearchResult, Recorder]
+) -> None:
+    found, recorder = distilled
+    after = [one.distilled_loss for one in found.candidates]
+    assert None not in after and after == sorted(after)  # type: ignore[type-var]
+    assert all(one.loss == one.distilled_loss for one in found.candidates)
+    assert all((one.pruned_loss or 0) > (one.distilled_loss or 0) for one in found.candidates)
+    assert not [event for event in recorder.seen if event["event"] == "warning"]
+    before, _ = run(make_store(tmp_path), settings())
+    pruned = {one.shape: one.pruned_loss for one in before.candidates}
+    assert pruned == pytest.approx({one.shape: one.pruned_loss for one in found.candidates}, abs=1e-6)
+
+
+def test_an_interrupted_search_does_not_measure_a_finished_candidate_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: tuple[SearchResult, Recorder]
+) -> None:
+    store, (undisturbed, _) = make_store(tmp_path), distilled
+    method = MegatronEngine.distill
+    trained: list[Shape] = []
+
+    def stopped_at_the_second(self: MegatronEngine, student: Any, teacher: Any, training: Any, **told: Any) -> Any:
+        trained.append(Shape.of(training.architecture))
+        if len(trained) == 2:
+            raise Interrupted("was told to stop")
+        return method(self, student, teacher, training, **told)
+
+    monkeypatch.setattr(MegatronEngine, "distill", stopped_at_the_second)
+    with pytest.raises(Interrupted):
+        run(store, settings(distill_steps=4), distilled=True)
+    validations = counted(monkeypatch, "validate")
+    resumed, _ = run(store, settings(distill_steps=4), attempt=2, distilled=True)
+    assert trained[1:] == [trained[1], *trained[2:]] and len(trained) == 4 and len(set(trained)) == 3
+    # The third's loss after pruning, and before and after the training of two.
+    assert len(validations) == 1 + 2 * 2
+    assert resumed == undisturbed.model_copy(update={"digest": resumed.digest})
+
+
+def by(store: Store, depth: str, **told: Any) -> PruneConfig:
+    """A search along the layers of a teacher of six, of which it leaves out one, two or three."""
+    assert read_architecture(store.open(TEACHER).model).layers == 6
+    target = {"axes": [SearchedAxis.LAYERS], "layers": SizeBounds(min=3), "tolerance": 0.5}
+    importance = ImportanceConfig(depth=depth, depth_samples=2)
+    return settings(**target).model_copy(update={"importance": importance, **told})
+
+
+def test_layers_by_loss_are_swept_for_the_numbers_of_layers_that_need_it_in_one_shot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "one", num_hidden_layers=6)
+    measures = counted(monkeypatch, "measure")
+    found, _ = run(store, by(store, "LMLoss"))
+    assert {one.layers for one in found.candidates} == {3, 4, 5}
+    assert len(measures) == 2, "what one and two layers cost is measured at once, and what three do by itself"
+    assert cut(store, by(store, "LMLoss"), f"search-{SEARCHED}") == found.candidates[0].shape
+    # A prune in several cuts begins with fewer layers; the candidates are cut in one, and nothing is taken for another.
+    store = make_store(tmp_path / "other", num_hidden_layers=6)
+    again, _ = run(store, by(store, "LMLoss", iterations=3))
+    assert [one.pruned_loss for one in again.candidates] == [one.pruned_loss for one in found.candidates]
+    assert cut(store, by(store, "LMLoss", iterations=3), f"search-{SEARCHED}") == found.candidates[0].shape
+
+
+def test_layers_are_ranked_by_a_task_where_that_is_asked(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", num_hidden_layers=6)
+    with pytest.raises(UserError, match=r"needs a task of evaluate\.tasks"):
+        run(store, by(store, "Task"))
+    told = {
+        "tasks": fetch_task(tmp_path, store.root),
+        "evaluate": EvaluateConfig(tasks=[TaskConfig(name="calls", limit=2)]),
+    }
+    found, _ = run(store, by(store, "Task"), **told)
+    made = store.open(f"search-{SEARCHED}").manifest.inputs
+    assert {one.layers for one in found.candidates} == {3, 4, 5}
+    assert made["tasks"] == told["tasks"] and "scores.Task" in made
+    assert cut(store, by(store, "Task"), f"search-{SEARCHED}", **told) == found.candidates[0].shape
+
+
+def test_by_shape_alone_prune_cuts_the_first_candidate(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    by_shape = settings(rank=Ranking.SHAPE)
+    expected = Search.of(read_architecture(store.open(TEACHER).model), by_shape)
+    assert expected is not None and cut(store, by_shape, None) == Shape.of(expected.found.best[0])
+
+
+def test_a_target_that_no_shape_meets_is_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path)
+    started = counted(monkeypatch, "build")
+    with pytest.raises(UserError, match=r"^prune.target: no shape has .* parameters \(within 10 %\); the nearest are "):
+        run(store, settings(ratio=900.0))
+    assert not started
