@@ -25,7 +25,7 @@ from compression_pipeline.importance import Samples, measure, scorers
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.validation import validation_loss
-from compression_pipeline.phases.prune import Calibration
+from compression_pipeline.phases.ranking import Calibration
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData
 from compression_pipeline.text.isolation import mask_of, positions_in
 

@@ -21,7 +21,7 @@ from compression_pipeline.events import Events
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.validation import validation_loss
-from compression_pipeline.phases.prune import Calibration
+from compression_pipeline.phases.ranking import Calibration
 from compression_pipeline.text import mixture
 from compression_pipeline.text.batches import TrainingData, ValidationData
 from compression_pipeline.text.indexed import IndexedWriter

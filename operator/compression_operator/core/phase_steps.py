@@ -144,23 +144,14 @@ def _finetuned(spec: CompressionRunSpec, student: Student | None, precision: Pre
     }
 
 
-def _is_searched(student: Student) -> bool:
-    """Whether candidates of the student are measured."""
-    return student.prune.target is not None and student.prune.target.measured
-
-
 def _searched_shape(spec: CompressionRunSpec, student: Student | None) -> dict[str, Phase]:
-    return {"searched": Phase.SEARCH} if student and _is_searched(student) else {}
+    return {"searched": Phase.SEARCH} if student and student.prune.searches else {}
 
 
 def _searched(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
-    target, distill = student and student.prune.target, (student and student.distill) or spec.distill
-    steps = target.distill_steps if target else None
-    return {
-        **_pruned(spec, student, precision),
-        "validation": spec.validation,
-        "distill": _settled(distill.shortened(steps), precision) if distill and steps else None,
-    }
+    distill, target = (student and student.distill) or spec.distill, student and student.prune.target
+    short = distill.shortened(target.distill_steps) if distill and target and target.distill_steps else None
+    return {**_pruned(spec, student, precision), "validation": spec.validation, "distill": _settled(short, precision)}
 
 
 def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
@@ -329,8 +320,8 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             inputs=_teachers,
             of_student=_tasks_of,
             configuration=_searched,
-            wanted=lambda spec: any(_is_searched(student) for student in spec.students),
-            students=lambda spec, discovered: [student for student in spec.students if _is_searched(student)],
+            wanted=lambda spec: any(student.prune.searches for student in spec.students),
+            students=lambda spec, discovered: [student for student in spec.students if student.prune.searches],
             measures_choose=lambda configuration: True,
             depends_on_device=True,
             finds_shape=True,

@@ -133,7 +133,7 @@ def with_sizes(status: CompressionRunStatus, run: CompressionRun, planned: Plan)
         trainings = sizes.trainings
         by_target = [one for one in run.spec.students if one.prune.target and one.name in sizes.shapes]
         for one in by_target:
-            if one.name in found or not (one.prune.target and one.prune.target.measured):
+            if one.name in found or not one.prune.searches:
                 shapes[one.name] = ShapeStatus(**Shape.of(sizes.shapes[one.name])._asdict())
     of = {step.student: trainings.get(step.name) for step in planned.steps if PHASES[step.phase].trains}
     return status.model_copy(

@@ -27,7 +27,7 @@ def _faults(
     if shape := list(student_faults(teacher, student.prune)):
         yield from ((f"{where}.prune.{field}", sentence) for field, sentence in shape)
         return
-    if student.prune.target is not None and student.prune.target.measured and found is None:
+    if student.prune.searches and found is None:
         return
     distill, whose = (student.distill, f"{where}.distill") if student.distill else (spec.distill, "spec.distill")
     losses = distill.losses if distill is not None else []

@@ -158,6 +158,11 @@ class PruneConfig(ConfigModel):
         default=1024, ge=1, le=1_048_576, description="Number of training sequences for measuring importance."
     )
 
+    @property
+    def searches(self) -> bool:
+        """Whether the sizes are searched by measurement, in a step of its own."""
+        return self.target is not None and self.target.measured
+
     def of_shape(self, teacher: Architecture, shape: Architecture) -> "PruneConfig":
         """The same with these sizes instead of a target; what stays the teacher's is not given."""
         sizes = {field: getattr(shape, field) for field in AXES.values()}
