@@ -84,9 +84,8 @@ def test_building_again_changes_nothing(text: Path) -> None:
 def test_the_manifest_is_valid_and_fits_the_teacher() -> None:
     run = load(EXAMPLES / "demo.yaml", World.LOCAL)
     assert run.spec.teacher.model == "file:demo/teacher"
-    assert (
-        EXAMPLES / run.spec.dataset.source.removeprefix("file:")
-    ).resolve() == ROOT / "out" / "demo-input" / "dataset"
+    [text] = run.spec.dataset.texts
+    assert (EXAMPLES / text.source.removeprefix("file:")).resolve() == ROOT / "out" / "demo-input" / "dataset"
     teacher = inspect(TEACHER).architecture
     assert 1_000_000 <= teacher.parameters <= 3_000_000
     for student in run.spec.students:

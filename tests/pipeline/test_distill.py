@@ -171,7 +171,7 @@ def test_the_teacher_is_measured_once_over_all_attempts(tmp_path: Path, monkeypa
 
     store, real, measured = pruned_store(tmp_path), validation.validation_loss, 0
 
-    def count(*arguments: Any, **named: Any) -> float:
+    def count(*arguments: Any, **named: Any) -> Any:
         nonlocal measured
         measured += 1
         return real(*arguments, **named)

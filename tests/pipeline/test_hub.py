@@ -252,7 +252,7 @@ def test_splits_by_names(preparation: Preparation, hub: Hub) -> None:
     })  # fmt: skip
     result = preparation.run("hf://owner/data")
     assert result.documents == 11
-    assert result.resolved_dataset.revision == commit(hub.repositories["datasets/owner/data"].files)
+    assert result.resolved_texts[0].revision == commit(hub.repositories["datasets/owner/data"].files)
     assert "data/test-00000-of-00001.jsonl" not in {name for name, _ in hub.downloads()}
 
 
@@ -325,7 +325,7 @@ def test_the_hubs_own_parquet_files_of_a_dataset_of_another_layout(preparation: 
     dataset(hub, original, branches={"refs/convert/parquet": converted})
     result = preparation.run("hf://owner/data", config="plain")
     assert result.documents == 9
-    assert result.resolved_dataset.revision == commit(converted)
+    assert result.resolved_texts[0].revision == commit(converted)
     assert "data.py" not in {name for name, _ in hub.downloads()}
     preparation.run("hf://owner/data", config="plain", revision=commit(original))
     [warning] = [one["message"] for one in preparation.events("warning") if "pin" in one["message"]]

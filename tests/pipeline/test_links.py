@@ -105,9 +105,10 @@ def test_a_file_is_held_against_the_bounds_as_it_is_opened(
     (volume / "data/a.jsonl").rename(path)
     job = preparation.job("pvc://claim/data")
     context = Context.of(job, environment={}, stop=preparation.stop)
-    source = open_source(job.dataset.source, field="dataset.source", revision=None, job=job, context=context)
-    files = source.text_files(job.dataset).train
-    [text] = prepare._fetch_text(files, source, "text")
+    [told] = job.dataset.texts
+    source = open_source(told.source, field="dataset.source", revision=None, job=job, context=context)
+    splits = source.text_files(told)
+    [text] = prepare._fetch_text(splits.train, prepare.Text(told, "dataset", source, splits))
     path.unlink()
     if becomes == "link":
         path.symlink_to("/etc/hostname")

@@ -80,8 +80,8 @@ def test_the_same_content_is_found_again_wherever_it_lies(preparation: Preparati
     shutil.copytree(preparation.folder / "one", preparation.folder / "volume" / "two")
     second = preparation.run("pvc://claim/two")
     assert (second.key, second.cached) == (first.key, True)
-    assert second.resolved_dataset.source == "pvc://claim/two"
-    assert second.resolved_dataset.digest == first.resolved_dataset.digest
+    assert second.resolved_texts[0].source == "pvc://claim/two"
+    assert second.resolved_texts[0].digest == first.resolved_texts[0].digest
     adopted = Store(preparation.store).find_published("prepare", FINGERPRINT)
     assert adopted is not None and adopted.manifest.result["resolvedDataset"]["source"] == "pvc://claim/two"
     third = preparation.run("file:one", seed=5)

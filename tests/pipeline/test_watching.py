@@ -1,6 +1,8 @@
 """Tasks that a student is scored by while it is distilled: they are told, choose the best, and disturb nothing."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from compression_pipeline.config import (
     semantic_fields,
 )
 from compression_pipeline.engines.history import History, ValidationEntry
-from compression_pipeline.errors import Interrupted
+from compression_pipeline.errors import Interrupted, PhaseError
 from compression_pipeline.phases import distill as phase
 
 DISTILLED = "2" * 32
@@ -143,11 +145,37 @@ def test_scores_are_told_and_neither_they_nor_an_interruption_change_a_bit(store
     assert same(chosen_weights, weights) == (winner.step == 5)
 
 
+def test_checkpoints_on_the_way_load_and_change_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    settings = {"export_every": 1, "export_keep": 2}
+    folder = store.work_folder(DISTILLED) / "exports"
+    half = folder / "step-00000001.tmp"
+    half.mkdir(parents=True)
+    distilled(store, None, **settings)
+    _, weights = outcome(store)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
+    newest = folder / "step-00000004"
+    assert "after step 4 of 5" in (newest / "README.md").read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(newest).state_dict()
+    assert weights.keys() <= loaded.keys() and not same(load_file(newest / "model.safetensors"), weights)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shutil.rmtree(folder)
+    monkeypatch.setattr("compression_pipeline.phases.snapshots.sync", full)
+    with pytest.raises(PhaseError, match="space"):
+        distilled(store, None, **settings)
+    assert list(folder.iterdir()) == []
+
+
 def test_what_is_only_watched_shapes_nothing() -> None:
     def key(**fields: Any) -> Any:
         return semantic_fields(DistillConfig(steps=50, warmup_steps=1, **fields))
 
     assert key(task_interval=5, tasks=["a"]) == key(task_interval=7) == key()
+    assert key(export_every=5, export_keep=2) == key()
     loss = {"keep_best": "validationLoss"}
     assert key(task_interval=5, **loss) == key(**loss)
     assert key(task_interval=5, keep_best="a") != key(task_interval=7, keep_best="a")

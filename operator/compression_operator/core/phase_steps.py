@@ -175,7 +175,7 @@ def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Pre
     return {
         "distill": _settled(distill, precision),
         "scoring": scoring,
-        "dtype": spec.export.dtype if scoring else None,
+        "dtype": spec.export.dtype if scoring or (distill and distill.export_every is not None) else None,
         "accept": accept and accept.shaping,
         "validation": spec.validation,
         "sequence_length": spec.dataset.sequence_length,

@@ -154,7 +154,8 @@ class DistillJob(EngineJob):
         default=None, description="Tasks that the student is scored by while it is distilled."
     )
     dtype: ExportDtype | None = Field(
-        default=None, description="Data type that export will have; weights are rounded to it to be scored."
+        default=None,
+        description="Data type that export will have; weights are rounded to it to be scored or exported on the way.",
     )
 
     @property
@@ -171,8 +172,11 @@ class DistillJob(EngineJob):
     def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
         # The best weights of each checkpoint that is kept, and those that come next.
         best = (self.distill.keep_checkpoints + 1) * WEIGHT if self.distill.keep_best else 0
+        # One intermediate export more than are kept: the new one is whole before the oldest goes.
+        width = 4 if self.dtype is ExportDtype.FLOAT32 else 2
+        exported = (self.distill.export_keep + 1) * width if self.distill.export_every is not None else 0
         trained = student or teacher
-        return super().bytes_of_checkpoints(trained, 0) + trained * best
+        return super().bytes_of_checkpoints(trained, 0) + trained * (best + exported)
 
 
 class EvaluateJob(JobConfig):

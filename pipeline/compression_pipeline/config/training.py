@@ -236,6 +236,19 @@ class DistillConfig(TrainingConfig):
         "bestScore tell what won.",
     )
 
+    export_every: Annotated[int | None, Operational()] = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Steps between exports of the student while it is distilled: each is a Hugging Face checkpoint of "
+        "export.dtype, in work/<fingerprint>/exports/step-<step> of the store, where <fingerprint> is that of the step "
+        "in status.steps. It is not compared with what was trained, as export does at the end. A student that is "
+        "already in the store is not distilled again for it. None if not set.",
+    )
+    export_keep: Annotated[int, Operational()] = Field(
+        default=3, ge=1, le=1000, description="Number of these checkpoints to keep, the newest."
+    )
+
     @property
     def best_task(self) -> str | None:
         """The task whose score chooses the weights that are kept."""
@@ -248,6 +261,10 @@ class DistillConfig(TrainingConfig):
 
     def validates_after(self, step: int) -> bool:
         return super().validates_after(step) or (self.best_task is not None and self.scores_after(step))
+
+    def exports_after(self, step: int) -> bool:
+        """Whether the weights after this step are exported, if it is not the last one."""
+        return self.export_every is not None and step > 0 and step % self.export_every == 0
 
     def scores_after(self, step: int) -> bool:
         """Whether tasks are scored after this step, though it is not the last one."""

@@ -28,6 +28,7 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.phases import measuring
 from compression_pipeline.phases.best import BestWeights
+from compression_pipeline.phases.intermediate import IntermediateExports
 from compression_pipeline.phases.watching import TaskScores
 from compression_pipeline.reference_logits import SEQUENCES, TOKENS, Reference, kept_positions
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, ValidationLoss, sequences_per_pass
@@ -200,11 +201,13 @@ def _trained(
     template = context.store.open(job.pruned).model
     best = BestWeights(job, context, engine, student, template)
     scores = TaskScores(job, context, engine, student, template)
+    exports = IntermediateExports(job, context, engine, student, template)
 
     def on_step(step: int, history: History, weights: Callable[[], State]) -> None:
         scores.on_step(step, history, weights)
         if settings.keep_best:
             best.on_step(step, history, weights)
+        exports.on_step(step, history, weights)
 
     training = Training(
         fingerprint=job.fingerprint,

@@ -2,11 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from compression_pipeline.artifact import versions
 from compression_pipeline.config import Architecture, ExportDtype, Precision, PrepareResult, ResolvedSource
 from compression_pipeline.config.schemes import scheme_of
+from compression_pipeline.huggingface.terms import Terms
 
 from . import markdown
 from .ancestry import Ancestry
@@ -75,6 +77,21 @@ def model_card(ancestry: Ancestry, exported: Exported, *, report: str | None = N
         "Made with " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".",
         "The terms of the teacher and of the data hold for this model too"
         + (f"; the teacher's license is {said}." if (said := _license(ancestry)) else "."),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def intermediate_card(student: Architecture, step: int, steps: int, dtype: ExportDtype, template: Path) -> str:
+    """README.md of weights that were exported in the middle of a distillation. `template`: what they descend from."""
+    terms = Terms.of(template)
+    header = {"library_name": "transformers", "pipeline_tag": "text-generation", **terms.fields}
+    parts = [
+        "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---"]),
+        f"# {terms.title('Intermediate checkpoint')}",
+        f"**{terms.asked.line}.**" if terms.asked and terms.asked.line else "",
+        f"A {student.family} model of {student.parameters:,} parameters after step {step:,} of {steps:,} of its "
+        f"distillation, by compression-operator. Its weights are {dtype.value}. It was not compared with the model "
+        "that is trained, as the student is at the end. The terms of the teacher and of the data hold for it too.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -138,6 +138,8 @@ def test_tasks_that_only_watch_a_distillation_make_nothing_anew_and_those_that_c
     told = watched.job(job, run="demo", attempt=1).config
     assert isinstance(told, DistillJob) and told.tasks == "tasks-" + "t" * 32 and told.dtype == "bfloat16"
     assert told.scoring is not None and [task.name for task in told.scoring.tasks] == ["hellaswag"]
+    on_the_way = planned(evaluate=EVALUATE, distill={**plain, "exportEvery": 50, "exportKeep": 2})
+    assert changed(before, on_the_way) == set()
     chooses = {**plain, "taskInterval": 50, "keepBest": "hellaswag"}
     chosen = planned(evaluate=EVALUATE, distill=chooses)
     phases = ("distill", "evaluate", "export", "report")

@@ -90,6 +90,14 @@ def _facts(run: RunData) -> Iterator[Fact]:
         used = {student.precision for student in theirs}
         said = training.in_words(run, settings, used.pop() if len(used) == 1 else None)
         yield f"Distillation{whose}", f"{said}. Loss: {_losses(settings, theirs)}"
+        if every := settings.get("exportEvery"):
+            folders = [
+                f"work/{step.fingerprint}/exports"
+                for student in theirs
+                for step in student.steps
+                if step.phase == Phase.DISTILL and step.fingerprint
+            ]
+            yield f"Intermediate checkpoints{whose}", f"every {every:,} steps, in {', '.join(folders)} of the store"
     for student in run.students:
         result = student.results.get(Phase.DISTILL)
         if isinstance(result, DistillResult) and result.best_step is not None:

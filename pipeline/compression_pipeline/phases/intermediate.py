@@ -1,0 +1,80 @@
+"""Checkpoints that are exported in the middle of a distillation, each a folder that transformers loads.
+
+They lie in `work/<fingerprint>/exports/step-<step>` of the store, beside the attempts, so that they stay when the
+student is published. `compression gc` removes them with the folder once no run refers to the step.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from compression_pipeline.config import Architecture, DistillJob, ExportDtype
+from compression_pipeline.context import Context
+from compression_pipeline.engines import Engine, State
+from compression_pipeline.engines.history import History
+from compression_pipeline.errors import torn_write
+from compression_pipeline.faults import classify
+from compression_pipeline.report.card import intermediate_card
+
+from .snapshots import is_of, lineage, name_of, write_snapshot
+
+FOLDER = "exports"
+
+
+class IntermediateExports:
+    """Exports the student every `distill.exportEvery` steps, and keeps the newest."""
+
+    def __init__(
+        self, job: DistillJob, context: Context, engine: Engine, student: Architecture, template: Path
+    ) -> None:
+        """`template`: the checkpoint that the student descends from, with its tokenizer."""
+        self._job = job
+        self._context = context
+        self._engine = engine
+        self._student = student
+        self._template = template
+        self._folder = context.store.work_folder(job.fingerprint) / FOLDER
+
+    def on_step(self, step: int, history: History, weights: Callable[[], State]) -> None:
+        """Export the weights after this step, where it is their turn; every rank calls it.
+
+        The last step's are left to the phase export. Raises PhaseError, the same on every rank, where rank 0 can't
+        write them; then no folder of this step is left.
+        """
+        if not self._job.distill.exports_after(step) or step == history.total_steps:
+            return
+        of, target = lineage(self._job.fingerprint, history, step), self._folder / name_of(step)
+        # Another launch that holds the step exports the same: two must not write one folder.
+        done = self._engine.rank == 0 and (is_of(target, of) or not self._context.owns_step())
+        if self._engine.agree(done):
+            return
+        state, fault = weights(), None
+        if self._engine.rank == 0:
+            try:
+                self._write(state, step, history, target)
+            except Exception as error:  # whatever it is, the other ranks would wait
+                fault = torn_write(error, self._folder) or classify(error)
+        fault = self._engine.agree(fault)
+        if fault is not None:
+            raise fault
+
+    def _write(self, state: State, step: int, history: History, target: Path) -> None:
+        dtype = self._job.dtype or ExportDtype.BFLOAT16
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for half in self._folder.glob("*.tmp"):  # a launch that was killed left it
+            shutil.rmtree(half, ignore_errors=True)
+        write_snapshot(
+            self._engine.tensors(state, self._student),
+            self._student,
+            target,
+            template=self._template,
+            dtype=getattr(torch, dtype.value),
+            of=lineage(self._job.fingerprint, history, step),
+            card=intermediate_card(self._student, step, self._job.distill.steps, dtype, self._template),
+        )
+        for older in sorted(self._folder.glob("step-*"), reverse=True)[self._job.distill.export_keep :]:
+            shutil.rmtree(older, ignore_errors=True)
+        place = target.relative_to(self._context.store.root)
+        self._context.events.info(f"exported the weights after step {step} to {place} of the store")
