@@ -25,6 +25,7 @@ from compression_pipeline.importance.ranking import best_block
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import prune as phase
+from compression_pipeline.phases import ranking
 from compression_pipeline.report.charts import SPAN, LineChart
 from compression_pipeline.report.importance import read_importance
 from compression_pipeline.report.phases.prune import REPORT, importance_panels
@@ -175,7 +176,7 @@ def test_a_sweep_that_was_killed_goes_on_with_the_next_block(
     tmp_path: Path, engine: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compression_pipeline.megatron.engine.runtime", lambda job, **_: contextlib.nullcontext(engine))
-    monkeypatch.setattr(phase, "CALIBRATION_TOKENS", 128)  # three passes over the 12 sequences
+    monkeypatch.setattr(ranking, "CALIBRATION_TOKENS", 128)  # three passes over the 12 sequences
 
     def run(folder: Path, attempts: list[int | None]) -> tuple[bytes, list[list[int]]]:
         store = make_store(folder, num_hidden_layers=4)
