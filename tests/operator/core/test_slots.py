@@ -61,7 +61,8 @@ def test_jobs_that_go_on_are_waited_for_as_slots() -> None:
 
 
 def test_what_trains_and_hands_out_goes_before_what_scores() -> None:
-    world = World(manifest(maxParallelJobs=1, evaluate={"tasks": [{"name": "hellaswag"}]}))
+    searched = [{"name": "small", "prune": {"divisor": 32, "target": {"ratio": 2}}}]
+    world = World(manifest(students=searched, maxParallelJobs=1, evaluate={"tasks": [{"name": "hellaswag"}]}))
     order: list[str] = []
     world.look()
     while jobs := open_jobs(world):
