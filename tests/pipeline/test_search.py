@@ -1,6 +1,7 @@
 """search: candidates are cut as prune cuts them, measured as distill measures them, and each of them once."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -155,27 +156,32 @@ def test_a_short_distillation_of_each_decides_and_none_goes_on_from_another(
     assert pruned == pytest.approx({one.shape: one.pruned_loss for one in found.candidates}, abs=1e-6)
 
 
-def test_an_interrupted_search_does_not_measure_a_finished_candidate_again(
+def test_an_interrupted_search_measures_no_candidate_again_and_goes_on_from_the_checkpoint_of_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: tuple[SearchResult, Recorder]
 ) -> None:
     store, (undisturbed, _) = make_store(tmp_path), distilled
     method = MegatronEngine.distill
     trained: list[Shape] = []
 
-    def stopped_at_the_second(self: MegatronEngine, student: Any, teacher: Any, training: Any, **told: Any) -> Any:
-        trained.append(Shape.of(training.architecture))
-        if len(trained) == 2:
+    def stop(step: int, *told: Any) -> None:
+        if step == 2:
             raise Interrupted("was told to stop")
-        return method(self, student, teacher, training, **told)
 
-    monkeypatch.setattr(MegatronEngine, "distill", stopped_at_the_second)
+    def stopped_in_the_second(self: MegatronEngine, student: Any, teacher: Any, training: Any, **told: Any) -> Any:
+        trained.append(Shape.of(training.architecture))
+        stopped = dataclasses.replace(training, on_step=stop) if len(trained) == 2 else training
+        return method(self, student, teacher, stopped, **told)
+
+    monkeypatch.setattr(MegatronEngine, "distill", stopped_in_the_second)
     with pytest.raises(Interrupted):
         run(store, settings(distill_steps=4), distilled=True)
     validations = counted(monkeypatch, "validate")
-    resumed, _ = run(store, settings(distill_steps=4), attempt=2, distilled=True)
-    assert trained[1:] == [trained[1], *trained[2:]] and len(trained) == 4 and len(set(trained)) == 3
-    # The third's loss after pruning, and before and after the training of two.
-    assert len(validations) == 1 + 2 * 2
+    resumed, recorder = run(store, settings(distill_steps=4), attempt=2, distilled=True)
+    assert len(trained) == 4 and trained[1] == trained[2] and len(set(trained)) == 3
+    went_on = [event["message"] for event in recorder.seen if "goes on from step" in event.get("message", "")]
+    assert len(went_on) == 1 and went_on[0].startswith("goes on from step 2 "), "of the second alone"
+    # After the training of the second; the third's loss after pruning, and before and after its training.
+    assert len(validations) == 1 + 3
     assert resumed == undisturbed.model_copy(update={"digest": resumed.digest})
 
 

@@ -186,7 +186,6 @@ class _Measuring:
         settings, distilled = self.job.distill, None
         if settings is not None:
             distilled = self._remembered(f"distilled-{name}", lambda: self._distilled_loss(student, settings))
-            self._remove_checkpoints()
             self.engine.free()
         found = {"pruned_loss": pruned, "distilled_loss": distilled}
         return candidate(student, self.job.prune, self.job.sequence_length).model_copy(
@@ -217,6 +216,8 @@ class _Measuring:
         small, big = self._cut(student), self._filled(self.teacher, self.held)
         losses = resolved_losses(settings.losses, self.teacher, student)
         history, _ = self.engine.distill(small, big, training, of=self.teacher, losses=losses)
+        # Before its loss is noted: a candidate that an attempt remembers has left no checkpoint for the next to take.
+        self._remove_checkpoints()
         last = history.validation[-1]
         return ValidationLoss(last.loss, last.by_source)
 
