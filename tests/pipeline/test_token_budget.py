@@ -37,10 +37,12 @@ def test_documents_are_cut_where_there_are_enough(lengths: list[int], data: st.D
     assert [place + 1 for place in np.flatnonzero(np.frombuffer(kept.tokens, np.uint16) == 0)] == [*ends]
 
 
-def test_a_part_of_a_long_document_is_its_last_one() -> None:
-    found = cut_short(encoded(9, part=True), 4, END)
+@given(st.integers(0, 9))
+def test_a_part_of_a_long_document_is_its_last_one(room: int) -> None:
+    found = cut_short(encoded(9, part=True), room, END)
     assert found.batch.last
-    assert (found.kept.tokens, found.kept.lengths) == (struct.pack("<H", 7) * 3, [3])  # and the end comes behind it
+    left = max(room - 1, 0)  # the end comes behind it
+    assert (found.kept.tokens, found.kept.lengths) == (struct.pack("<H", 7) * left, [left])
 
 
 def train(preparation: Preparation, **dataset: Any) -> list[IndexedText]:
@@ -64,10 +66,12 @@ def test_what_is_taken_is_the_beginning(
     preparation.write("text/train.jsonl", *rows(*texts()[:20]))
     preparation.write("text/validation.jsonl", *rows(*texts()[30:32]))
     [whole] = train(preparation, source="file:text", workers=workers)
-    [some] = train(preparation, source="file:text", workers=workers, tokens=1500)
-    assert len(some.tokens) == 1500 < len(whole.tokens)
-    assert some.tokens[:-1].tolist() == whole.tokens[:1499].tolist()
-    assert some.tokens[-1] == whole.tokens[-1]  # the end of a document
+    first = whole.tokens.tolist().index(whole.tokens[-1]) + 1  # as many as its first document and the end of it
+    for tokens in (1500, first):
+        [some] = train(preparation, source="file:text", workers=workers, tokens=tokens)
+        assert len(some.tokens) == tokens < len(whole.tokens)
+        assert some.tokens[:-1].tolist() == whole.tokens[: tokens - 1].tolist()
+        assert some.tokens[-1] == whole.tokens[-1]  # the end of a document
     [all_of_it] = train(preparation, source="file:text", workers=workers, tokens=10**9)
     assert all_of_it.tokens.tolist() == whole.tokens.tolist()
 

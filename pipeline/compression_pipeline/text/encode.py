@@ -123,7 +123,8 @@ def cut_short(found: EncodedBatch, room: int, end: bytes) -> EncodedBatch:
     """
     size = len(end)
     if found.batch.part:  # whoever adds it adds the end
-        kept = Encoded(found.kept.tokens[: (room - 1) * size], [room - 1])
+        left = max(room - 1, 0)
+        kept = Encoded(found.kept.tokens[: left * size], [left])
         return replace(found, kept=kept, batch=replace(found.batch, last=True))
     lengths, left = list[int](), room
     for length in found.kept.lengths:

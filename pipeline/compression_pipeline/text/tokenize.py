@@ -118,7 +118,9 @@ class Tokenization:
             for found in encoded:
                 self._context.stop_if_requested()
                 number = found.batch.first
-                full = budget is not None and writers[name].tokens + len(found.kept.tokens) // dtype.itemsize >= budget
+                # The end of a document in parts comes behind its last one.
+                comes = len(found.kept.tokens) // dtype.itemsize + (found.batch.part and found.batch.last)
+                full = budget is not None and bool(found.kept.lengths) and writers[name].tokens + comes >= budget
                 if budget is not None and full:
                     found = cut_short(found, budget - writers[name].tokens, end)
                 for one, side in ((name, found.kept), (VALIDATION, found.held)):
