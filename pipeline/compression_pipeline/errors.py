@@ -21,6 +21,10 @@ class UserError(PhaseError):
     exit_class = ExitClass.USER_ERROR
 
 
+class Diverged(UserError):
+    """A training whose loss, gradient norm or validation loss is not finite."""
+
+
 class TransientError(PhaseError):
     """A passing fault: another attempt may succeed."""
 

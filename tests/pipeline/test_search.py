@@ -29,7 +29,7 @@ from compression_pipeline.config import (
     TaskConfig,
     ValidationConfig,
 )
-from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.errors import Diverged, Interrupted, UserError
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
@@ -148,7 +148,6 @@ def test_a_short_distillation_of_each_decides_and_none_goes_on_from_another(
     found, recorder = distilled
     after = [one.distilled_loss for one in found.candidates]
     assert None not in after and after == sorted(after)  # type: ignore[type-var]
-    assert all(one.loss == one.distilled_loss for one in found.candidates)
     assert all((one.pruned_loss or 0) > (one.distilled_loss or 0) for one in found.candidates)
     assert not [event for event in recorder.seen if event["event"] == "warning"]
     before, _ = run(make_store(tmp_path), settings())
@@ -183,6 +182,34 @@ def test_an_interrupted_search_measures_no_candidate_again_and_goes_on_from_the_
     # After the training of the second; the third's loss after pruning, and before and after its training.
     assert len(validations) == 1 + 3
     assert resumed == undisturbed.model_copy(update={"digest": resumed.digest})
+
+
+def test_a_candidate_that_diverges_comes_last_and_an_attempt_that_goes_on_does_not_try_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: tuple[SearchResult, Recorder]
+) -> None:
+    store, (undisturbed, _) = make_store(tmp_path), distilled
+    method = MegatronEngine.distill
+    trained: list[Shape] = []
+
+    def diverges(step: int, *told: Any) -> None:
+        if step == 2:
+            raise Diverged("the loss is nan")
+
+    def the_first_diverges(self: MegatronEngine, student: Any, teacher: Any, training: Any, **told: Any) -> Any:
+        trained.append(Shape.of(training.architecture))
+        if len(trained) == 2:
+            raise Interrupted("was told to stop")
+        broken = dataclasses.replace(training, on_step=diverges) if len(trained) == 1 else training
+        return method(self, student, teacher, broken, **told)
+
+    monkeypatch.setattr(MegatronEngine, "distill", the_first_diverges)
+    with pytest.raises(Interrupted):
+        run(store, settings(distill_steps=4), distilled=True)
+    found, _ = run(store, settings(distill_steps=4), attempt=2, distilled=True)
+    bad = trained[0]
+    assert trained.count(bad) == 1 and found.candidates[-1].shape == bad
+    assert found.candidates[-1].distilled_loss is None and found.candidates[-1].loss(distilled=True) is None
+    assert found.candidates[:-1] == [one for one in undisturbed.candidates if one.shape != bad]
 
 
 def by(store: Store, depth: str, **told: Any) -> PruneConfig:

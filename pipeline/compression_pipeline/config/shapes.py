@@ -96,10 +96,9 @@ class Candidate(Sizes):
         default=None, description="Validation loss after the short distillation. Unset without target.distillSteps."
     )
 
-    @property
-    def loss(self) -> float | None:
-        """What it is chosen by."""
-        return self.pruned_loss if self.distilled_loss is None else self.distilled_loss
+    def loss(self, *, distilled: bool) -> float | None:
+        """What it is chosen by; None where that is no number. `distilled`: whether the search distils candidates."""
+        return self.distilled_loss if distilled else self.pruned_loss
 
 
 def served_bytes(model: Architecture, cached_tokens: int) -> int:

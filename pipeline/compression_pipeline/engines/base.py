@@ -193,7 +193,7 @@ class Engine(Protocol):
         history's validations is of the model as it came.
 
         Raises:
-            UserError: the loss, the gradient norm or the validation loss is not finite.
+            Diverged: the loss, the gradient norm or the validation loss is not finite.
             Interrupted: told to stop; the state is in a checkpoint.
         """
         ...

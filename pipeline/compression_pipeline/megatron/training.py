@@ -20,7 +20,7 @@ from compression_pipeline.context import Context
 from compression_pipeline.engines import Extension
 from compression_pipeline.engines.history import History, Scalars, StepEntry, ValidationEntry
 from compression_pipeline.engines.schedule import learning_rate
-from compression_pipeline.errors import Interrupted, UserError
+from compression_pipeline.errors import Diverged, Interrupted
 from compression_pipeline.sizing import find_gpu
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationLoss
 
@@ -100,7 +100,7 @@ def train(
         extension: more steps, where the validation loss after the last one asks for them.
 
     Raises:
-        UserError: the loss, the gradient norm or the validation loss is not finite.
+        Diverged: the loss, the gradient norm or the validation loss is not finite.
         Interrupted: told to stop; the state is in a checkpoint.
     """
     loop = _Loop(
@@ -274,7 +274,7 @@ class _Loop:
     def _refuse(self, what: str, value: float, when: str, state: str) -> NoReturn:
         newest = self._checkpoints.newest()
         kept = f"the checkpoint {newest} is kept" if newest else "there is no checkpoint yet"
-        raise UserError(
+        raise Diverged(
             f"the {what} is {value} {when}; {state} and {kept}; lower learningRate, raise warmupSteps, or look at the "
             "data"
         )

@@ -130,21 +130,24 @@ def remembered(
     name: str,
     measured_on: Any,
     measure: Callable[[], ValidationLoss],
+    *,
+    failures: bool = False,
 ) -> ValidationLoss:
     """The loss `name` of the step, as an attempt has measured it, or measured now; every rank calls it.
 
     `measured_on`: what it depends on beside the fingerprint, for JSON; measured on something else it is another figure.
+    `failures`: whether a loss that is no number is remembered, too.
     """
     known: ValidationLoss | None = None
     if engine.rank == 0:
         attempts = context.store.earlier_attempts(fingerprint)
         found = (_read(folder / f"{name}.json", measured_on) for folder in attempts)
-        known = next((value for value in found if value is not None), None)
+        known = next((one for one in found if one is not None and (failures or math.isfinite(one.loss))), None)
     known = engine.agree(known)
     if known is not None:
         return known
     value = measure()
-    if engine.rank == 0 and math.isfinite(value.loss):
+    if engine.rank == 0 and (failures or math.isfinite(value.loss)):
         told = {"measuredOn": measured_on, "value": value.loss, "bySource": value.by_source}
         (context.folder / f"{name}.json").write_text(json.dumps(told))
     return value
@@ -154,7 +157,7 @@ def _read(path: Path, measured_on: Any) -> ValidationLoss | None:
     try:
         content = json.loads(path.read_text())
         value = ValidationLoss(float(content["value"]), tuple(map(float, content.get("bySource", ()))))
-        return value if content["measuredOn"] == measured_on and math.isfinite(value.loss) else None
+        return value if content["measuredOn"] == measured_on else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

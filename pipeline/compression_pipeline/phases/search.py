@@ -32,7 +32,7 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model, State, Training, start_engine
-from compression_pipeline.errors import UserError
+from compression_pipeline.errors import Diverged, UserError
 from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.importance import Scores, choose
 from compression_pipeline.phases import measuring, ranking, scores
@@ -70,7 +70,7 @@ def run(job: SearchJob, context: Context) -> SearchResult:
     with start_engine(job, context, precision=precision, **seed) as engine:
         measured = _Measuring(job, context, engine, teacher)
         teacher_loss = measured.teacher_loss()
-        candidates = _best_first(measured.candidates(search.found.best))
+        candidates = _best_first(measured.candidates(search.found.best), distilled=job.distill is not None)
         result = SearchResult(
             shapes=search.found.count,
             teacher_loss=teacher_loss,
@@ -100,11 +100,19 @@ def _check_losses(job: SearchJob, teacher: Architecture, students: Sequence[Arch
             raise UserError(f"{said} (of the candidate with {Shape.of(student)})")
 
 
-def _best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _best_first(candidates: Sequence[Candidate], *, distilled: bool) -> list[Candidate]:
     """By their losses; those that computed no number, in their order, last. Raises UserError where all did."""
-    if all(one.loss is None for one in candidates):
-        raise UserError("prune.target: the loss of every candidate is no number; lower the cut, or check the teacher")
-    return sorted(candidates, key=lambda one: math.inf if one.loss is None else one.loss)
+
+    def loss(one: Candidate) -> float:
+        found = one.loss(distilled=distilled)
+        return math.inf if found is None else found
+
+    if all(math.isinf(loss(one)) for one in candidates):
+        raise UserError(
+            "prune.target: the loss of every candidate is no number; lower the cut or distill.learningRate, or check "
+            "the teacher"
+        )
+    return sorted(candidates, key=loss)
 
 
 @dataclass
@@ -184,7 +192,11 @@ class _Measuring:
         pruned = self._remembered(f"pruned-{name}", lambda: self._pruned_loss(student))
         self.engine.free()
         settings, distilled = self.job.distill, None
-        if settings is not None:
+        if settings is not None and not math.isfinite(pruned):
+            self.context.events.warning(
+                f"the candidate with {Shape.of(student)} is not distilled: its loss is {pruned}"
+            )
+        elif settings is not None:
             distilled = self._remembered(f"distilled-{name}", lambda: self._distilled_loss(student, settings))
             self.engine.free()
         found = {"pruned_loss": pruned, "distilled_loss": distilled}
@@ -209,17 +221,20 @@ class _Measuring:
                 attention=self.job.document_attention,
             ),
             validation=self.validation,
-            check=lambda loss, state: measuring.check_loss(
-                self.engine, state, student, loss, whose=f"the candidate with {Shape.of(student)}"
-            ),
+            check=lambda loss, state: None,  # its loss after pruning is a number
         )
         small, big = self._cut(student), self._filled(self.teacher, self.held)
         losses = resolved_losses(settings.losses, self.teacher, student)
-        history, _ = self.engine.distill(small, big, training, of=self.teacher, losses=losses)
+        try:
+            history, _ = self.engine.distill(small, big, training, of=self.teacher, losses=losses)
+            last = history.validation[-1]
+            found = ValidationLoss(last.loss, last.by_source)
+        except Diverged as fault:  # on every rank alike; the others may be sound
+            self.context.events.warning(f"the candidate with {Shape.of(student)} comes last: {fault}")
+            found = ValidationLoss(math.nan)
         # Before its loss is noted: a candidate that an attempt remembers has left no checkpoint for the next to take.
         self._remove_checkpoints()
-        last = history.validation[-1]
-        return ValidationLoss(last.loss, last.by_source)
+        return found
 
     def _cut(self, student: Architecture) -> Model:
         """The student as prune will make it, in a model of its own: one that was cut may not be fit for training."""
@@ -267,7 +282,9 @@ class _Measuring:
             "sequencesPerPass": self._in_a_pass,
             "ranks": self.engine.world_size,
         }
-        found = measuring.remembered(self.context, self.job.fingerprint, self.engine, name, measured_on, measure)
+        found = measuring.remembered(
+            self.context, self.job.fingerprint, self.engine, name, measured_on, measure, failures=True
+        )
         return found.loss
 
     def _remove_checkpoints(self) -> None:

@@ -28,17 +28,18 @@ def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel |
 
 def _sizes_and_losses(found: SearchResult, colour: int) -> LineChart | None:
     """The loss of each candidate over its size, named by its place in the table."""
+    distilled = found.candidates[0].distilled_loss is not None
     points = [
         Series(
             "1, chosen" if place == 1 else str(place),
-            [(one.parameters, one.loss)],
+            [(one.parameters, found_loss)],
             colour if place == 1 else (colour + 1) % COLOURS,
             dots=True,
         )
         for place, one in enumerate(found.candidates, start=1)
-        if one.loss is not None
+        if (found_loss := one.loss(distilled=distilled)) is not None
     ]
-    after = "a short distillation" if found.candidates[0].distilled_loss is not None else "pruning"
+    after = "a short distillation" if distilled else "pruning"
     note = f"nats a token on held-out text after {after}, by size; the teacher's is {loss(found.teacher_loss)}"
     return line_chart("Loss of the candidates", points, note=note, x_label="parameters")
 
