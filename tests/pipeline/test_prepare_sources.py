@@ -2,15 +2,24 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from preparing import FINGERPRINT, Preparation, rows
 from tiny import texts
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import DatasetConfig, PrepareJob, PrepareResult, ResolvedText, text_fault
+from compression_pipeline.config import (
+    DatasetConfig,
+    PrepareJob,
+    PrepareResult,
+    ResolvedSource,
+    ResolvedText,
+    text_fault,
+)
 from compression_pipeline.errors import UserError
+from compression_pipeline.report.card import source_rows
 from compression_pipeline.text import mixture
 
 
@@ -97,3 +106,13 @@ def test_each_source_has_a_sequence_of_each_split() -> None:
     assert said is not None
     assert said.startswith("dataset.sources[1].source: file:two has 64 tokens of validation text, fewer than one")
     assert said.endswith("(dataset.sources[1].validationFraction)")
+
+
+def test_two_sources_in_the_same_place_keep_their_weights_on_the_card() -> None:
+    found = [
+        ResolvedText(source="hf://a/wiki", digest=digest, weight=weight, train_tokens=9, validation_tokens=9)
+        for digest, weight in (("english", 0.7), ("german", 0.3))
+    ]
+    teacher = ResolvedSource(source="hf://a/teacher", digest="t")
+    rows = source_rows(cast(Any, SimpleNamespace(resolved_teacher=teacher, resolved_sources=found)))
+    assert [(row[0], row[-1]) for row in rows[1:]] == [("Data (0.7)", "`english`"), ("Data (0.3)", "`german`")]

@@ -71,7 +71,7 @@ def model_card(ancestry: Ancestry, exported: Exported, *, report: str | None = N
         "## How it was made",
         *(said for phase in all_phases() for said in phase.card(ancestry)),
         "## From what",
-        markdown.table(("", "Source", "Revision", "Digest of the content"), _sources(ancestry.prepare)),
+        markdown.table(("", "Source", "Revision", "Digest of the content"), source_rows(ancestry.prepare)),
         "The logits of these files in plain transformers were compared with those of the model that was trained "
         f"(float32 arithmetic, weights in {exported.dtype}): relative error {exported.relative_error:.1g}.",
         "Made with " + ", ".join(f"{package} {version}" for package, version in versions().items()) + ".",
@@ -142,10 +142,12 @@ def _arithmetic(ancestry: Ancestry) -> str:
     return f", computed in {Precision(used).words}" if used else ""
 
 
-def _sources(prepare: PrepareResult) -> list[tuple[str, ...]]:
+def source_rows(prepare: PrepareResult) -> list[tuple[str, ...]]:
+    """The teacher and each source of text, which may be the same place several times."""
+
     def row(label: str, source: ResolvedSource) -> tuple[str, ...]:
         return label, f"`{source.source}`", f"`{source.revision}`" if source.revision else "", f"`{source.digest}`"
 
-    shares = {one.source: f"Data ({one.weight:.3g})" for one in prepare.resolved_sources}
-    texts = [row(shares.get(text.source, "Data"), text) for text in prepare.resolved_texts]
+    several = [row(f"Data ({one.weight:.3g})", one) for one in prepare.resolved_sources]
+    texts = several or [row("Data", text) for text in prepare.resolved_texts]
     return [row("Teacher", prepare.resolved_teacher), *texts]
