@@ -83,6 +83,18 @@ def test_documents_are_held_out_of_those_that_are_taken(preparation: Preparation
     assert result.validation_tokens > 0
 
 
+def test_room_is_asked_for_what_is_taken(preparation: Preparation, monkeypatch: pytest.MonkeyPatch) -> None:
+    preparation.write("text/train.jsonl", *rows(*texts()[:30]))
+    preparation.write("text/validation.jsonl", *rows(*texts()[30:32]))
+    asked: list[int] = []
+    monkeypatch.setattr("compression_pipeline.space.require", lambda store, needed, purpose: asked.append(needed))
+    for dataset in ({"tokens": 100}, {"tokens": 200}, {"tokens": 10**9}, {}):
+        preparation.run("file:text", **dataset)
+    some, more, enough, everything = asked
+    assert more - some == 4 * 100  # a token has 4 bytes at most
+    assert some < enough == everything
+
+
 def test_each_source_gives_its_share(preparation: Preparation) -> None:
     preparation.write("text/a.jsonl", *rows(*texts()[:20]))
     preparation.write("more/a.jsonl", *rows(*texts()[20:40]))

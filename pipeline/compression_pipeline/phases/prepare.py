@@ -41,6 +41,7 @@ from compression_pipeline.sources import Source, SourceFile, Splits, Unanswered,
 from compression_pipeline.store.published import Published
 from compression_pipeline.text import documents, mixture
 from compression_pipeline.text.files import TextFile, kind
+from compression_pipeline.text.indexed import MOST_BYTES
 from compression_pipeline.text.statistics import describe
 from compression_pipeline.text.tokenize import TRAIN, VALIDATION, Tokenization, Tokenized
 
@@ -271,8 +272,7 @@ def _make(
         teacher.missing_bytes(model_files)
         + sum(source.missing_bytes(text_files) for source, text_files in files)
         + sum(file.size for file in model_files if not teacher.private)  # is copied
-        # Tokens take about as many bytes as their text.
-        + sum(file.size for _, text_files in files for file in text_files),
+        + sum(_bytes_of_tokens(text, job.dataset.budget_of(text.told)) for text in texts),
         f"preparing {job.teacher.model} and {', '.join(text.told.source for text in texts)}",
     )
     with context.store.draft("prepare", key) as draft:
@@ -329,6 +329,15 @@ def _make(
                 **statistics,
             },
         )
+
+
+def _bytes_of_tokens(text: Text, budget: int | None) -> int:
+    """About as many as its text has, but for the training tokens (`budget`) no more than they take."""
+    train, validation = (sum(file.size for file in files) for files in (text.splits.train, text.splits.validation))
+    if budget is not None:
+        held_out = 0 if text.splits.validation else text.told.validation_fraction
+        train = min(train, round(budget * MOST_BYTES / (1 - held_out)))
+    return train + validation
 
 
 def _roles(result: PrepareResult) -> Iterator[tuple[str, ResolvedSource]]:

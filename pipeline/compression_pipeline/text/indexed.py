@@ -18,6 +18,8 @@ import numpy as np
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _CODES = {"uint16": 8, "int32": 4}
+MOST_BYTES = 4
+"""Of a stored token."""
 _HEADER = struct.Struct("<QBQQ")
 _SMALL_VOCABULARY = 65500
 LONGEST = 2**31 - 1
