@@ -106,6 +106,9 @@ def test_each_source_has_a_sequence_of_each_split() -> None:
     assert said is not None
     assert said.startswith("dataset.sources[1].source: file:two has 64 tokens of validation text, fewer than one")
     assert said.endswith("(dataset.sources[1].validationFraction)")
+    bounded = dataset.model_copy(update={"tokens": 200})
+    said = text_fault(bounded, train_tokens=1800, validation_tokens=129, trainings={}, sources=found)
+    assert said is not None and "give more text or raise dataset.tokens" in said
 
 
 def test_two_sources_in_the_same_place_keep_their_weights_on_the_card() -> None:

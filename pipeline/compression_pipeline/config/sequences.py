@@ -37,6 +37,7 @@ def text_fault(
     sequence of each split.
     """
     length = dataset.sequence_length
+    more = "give more text" if dataset.tokens is None else "give more text or raise dataset.tokens"
     texts = [(one.source, one.train_tokens, one.validation_tokens) for one in sources]
     for number, (source, *has) in enumerate(texts or [(dataset.source, train_tokens, validation_tokens)]):
         block = dataset.field_of(number)
@@ -44,7 +45,7 @@ def text_fault(
             if tokens < length + 1:  # the last token of a sequence has a target, too
                 return (
                     f"{block}.source: {source} has {tokens} tokens of {split} text, fewer than one sequence of "
-                    f"dataset.sequenceLength ({length}); give more text, lower sequenceLength, or change how much is "
+                    f"dataset.sequenceLength ({length}); {more}, lower sequenceLength, or change how much is "
                     f"held out ({block}.validationFraction)"
                 )
     for field, training in trainings.items():
@@ -54,8 +55,8 @@ def text_fault(
             named = f"dataset.source: {dataset.source} has" if dataset.source else "dataset.sources have"
             return (
                 f"{named} {train_tokens} tokens of train text, fewer than one batch "
-                f"takes: {field}.globalBatchSize ({batch}) x dataset.sequenceLength ({length}) + 1 = {needed}; give "
-                f"more text, or lower sequenceLength or {field}.globalBatchSize (to {most} at most)"
+                f"takes: {field}.globalBatchSize ({batch}) x dataset.sequenceLength ({length}) + 1 = {needed}; {more}, "
+                f"or lower sequenceLength or {field}.globalBatchSize (to {most} at most)"
             )
     return None
 

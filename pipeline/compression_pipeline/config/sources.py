@@ -165,12 +165,21 @@ _CEL_SUM = "self.sources.map(one, one.weight).sum()"
 _CEL_NONE = "!has(self.sources) || self.sources.size() == 0"
 _CEL_TOLD = f"{_CEL_NONE} || self.sources.exists(one, one.weight <= 0.0 || one.weight > 1.0)"
 _NEARLY_ONE = (0.999999, 1.000001)
+_CEL_UNBOUNDED = (
+    "!has(self.tokens) || self.tokens < 1 || self.sequenceLength < 8 || self.sequenceLength > 1048576"  # or told
+)
 
 
 def _weights_sum_to_one(dataset: "DatasetConfig") -> str | None:
     weights = [one.weight for one in dataset.sources]
     total, (least, most) = sum(weights, 0.0), _NEARLY_ONE
     return None if not weights or least < total < most else _WEIGHTS % (total, total)
+
+
+def _shares_have_a_sequence(dataset: "DatasetConfig") -> bool:
+    """As `budget_of` rounds them. Tokens that are too few for one source are told by a rule of their own."""
+    tokens, length = dataset.tokens, dataset.sequence_length
+    return tokens is None or tokens <= length or all(tokens * one.weight > length + 0.5 for one in dataset.sources)
 
 
 def _of_one_source() -> Rule:
@@ -223,8 +232,15 @@ class DatasetConfig(TextConfig):
             "tokens",
             "must be above sequenceLength, because a sequence is trained with the token after it",
             lambda dataset: dataset.tokens is None or dataset.tokens > dataset.sequence_length,
-            "!has(self.tokens) || self.tokens < 1 || self.sequenceLength < 8 || self.sequenceLength > 1048576 || "
-            "self.tokens > self.sequenceLength",
+            f"{_CEL_UNBOUNDED} || self.tokens > self.sequenceLength",
+        ),
+        Rule.of(
+            "tokens",
+            "leaves a source fewer tokens than one sequence takes: tokens times its weight is at most sequenceLength; "
+            "raise tokens or that weight, or lower sequenceLength",
+            _shares_have_a_sequence,
+            f"{_CEL_UNBOUNDED} || {_CEL_TOLD} || self.tokens <= self.sequenceLength || "
+            "self.sources.all(one, double(self.tokens) * one.weight > double(self.sequenceLength) + 0.5)",
         ),
     )
 
@@ -255,14 +271,16 @@ class DatasetConfig(TextConfig):
         "it in its sequence, as by Megatron's default. Isolated: it sees its own document alone, and positions begin "
         "at 0 in each (Megatron's reset_attention_mask and reset_position_ids). It holds for teacher and students, in "
         "training, importance and validation; losses of the one are not to be compared with those of the other. "
-        "Isolated is slower and takes sequenceLength squared bytes for each sequence of a pass.",
+        "Isolated is slower, and its mask takes sequenceLength squared numbers in every layer for each sequence of a "
+        "pass, which the planned memory leaves out.",
     )
     tokens: int | None = Field(
         default=None,
         ge=1,
         le=10**15,
-        description="Tokens of training text to take at most: documents are read in their order until there are so "
-        "many, and the last one is cut short. Of several sources each gives its weight's share. How long a training "
+        description="Tokens of training text to take at most: files are read in the order of their digests (those of "
+        "WikiTextArticles in their own) until there are so many, and the last document is cut short. Files are "
+        "downloaded whole. Of several sources each gives its weight's share. How long a training "
         "goes on is for steps to say; one that needs more tokens than were taken repeats them. Default: all text.",
     )
     seed: int = Field(default=1234, ge=0, le=2**31 - 1, description="Seed for choosing the held-out documents.")
