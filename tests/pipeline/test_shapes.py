@@ -69,7 +69,7 @@ def searches(draw: st.DrawFn) -> Search:
         if axis in axes and draw(st.booleans())
     }
     target = TargetConfig(
-        **wanted, **limits, axes=axes, tolerance=draw(st.floats(0, 0.5)), candidates=draw(st.integers(1, 16))
+        **wanted, **limits, axes=axes, tolerance=draw(st.floats(0, 0.5)), candidates=draw(st.integers(1, 10))
     )
     return Search(teacher, target, draw(st.integers(1, 4)))
 

@@ -45,7 +45,6 @@ Configuration = Mapping[str, Any]
 Figures = Mapping[str, Callable[[Any, Step], Any]]
 """By field of StudentStatus: its value, from the phase's result and the step that has just succeeded."""
 
-
 Discovered = Mapping[str, Record]
 """By step: what it has found that other steps are planned by, as the status keeps it."""
 
@@ -151,13 +150,15 @@ def _searched_shape(spec: CompressionRunSpec, student: Student | None) -> dict[s
 def _searched(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
     distill, target = (student and student.distill) or spec.distill, student and student.prune.target
     short = distill.shortened(target.distill_steps) if distill and target and target.distill_steps else None
-    return {**_pruned(spec, student, precision), "validation": spec.validation, "distill": _settled(short, precision)}
+    # Candidates are cut in one shot, whatever the iterations of the prune that comes after.
+    own = {"prune": student and student.prune.model_copy(update={"iterations": 1}), "validation": spec.validation}
+    return {**_pruned(spec, student, precision), **own, "distill": _settled(short, precision)}
 
 
 def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
     return {
         "evaluate": spec.depth_task(student),
-        "prune": student and student.prune,
+        "prune": student and student.prune.shaping,
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
         "document_attention": _attention(spec),

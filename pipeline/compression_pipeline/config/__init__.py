@@ -74,12 +74,12 @@ from .results import (
     TasksResult,
     TrainingResult,
 )
-from .searching import MOST_CANDIDATES, SearchJob, SearchResult
+from .searching import SearchJob, SearchResult
 from .sequences import Passes, Share, of_sources, packing, passes, repetitions, sequence_fault, text_fault
 from .shapes import CACHED_TOKENS, Candidate, Found, Search, Shape, Sizes, served_bytes
 from .sources import DatasetConfig, DocumentAttention, DocumentFormat, TeacherConfig, TextConfig, WeightedSource
 from .students import student_architecture, student_faults
-from .targets import Ranking, SearchedAxis, SizeBounds, TargetConfig
+from .targets import MOST_CANDIDATES, Ranking, SearchedAxis, SizeBounds, TargetConfig
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
 from .training import VALIDATION_LOSS, DistillConfig, FinetuneConfig, Precision, TrainingConfig, ValidationConfig
 

@@ -10,7 +10,7 @@ from pydantic.alias_generators import to_camel
 from .architecture import Architecture
 from .base import ConfigModel, Operational, Rule, Unordered, cel_indivisible, indivisible
 from .importance import Aggregation, ImportanceConfig
-from .targets import AXES, SearchedAxis, TargetConfig
+from .targets import AXES, MEASURED, SearchedAxis, TargetConfig
 
 LayerNumber = Annotated[int, Field(ge=1, le=1024, description="Number of a layer. The first is 1.")]
 
@@ -162,6 +162,13 @@ class PruneConfig(ConfigModel):
     def searches(self) -> bool:
         """Whether the sizes are searched by measurement, in a step of its own."""
         return self.target is not None and self.target.measured
+
+    @property
+    def shaping(self) -> "PruneConfig":
+        """What shapes the student: the least cut candidate is the same, however many others there are."""
+        if self.target is None or self.target.measured:
+            return self
+        return self.model_copy(update={"target": self.target.model_copy(update={"candidates": MEASURED})})
 
     def of_shape(self, teacher: Architecture, shape: Architecture) -> "PruneConfig":
         """The same with these sizes instead of a target; what stays the teacher's is not given."""

@@ -8,10 +8,7 @@ from .jobs import EngineJob, StepResult
 from .pruning import PruneConfig
 from .shapes import Candidate
 from .tasks import EvaluateConfig
-from .training import DistillConfig, ValidationConfig
-
-MOST_CANDIDATES = 10
-"""Candidates that search reports; its artifact has all of them."""
+from .training import DistillConfig, TrainingConfig, ValidationConfig
 
 
 class SearchJob(EngineJob):
@@ -31,6 +28,13 @@ class SearchJob(EngineJob):
     distill: DistillConfig | None = Field(
         default=None, description="Distillation of each candidate. Without one, the loss after pruning is measured."
     )
+
+    @property
+    def training(self) -> TrainingConfig | None:
+        return self.distill
+
+    def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
+        return super().bytes_of_checkpoints(student, 0)
 
     @property
     def scored_by(self) -> EvaluateConfig | None:

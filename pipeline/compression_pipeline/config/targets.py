@@ -1,16 +1,22 @@
 """How large a student shall be, where its sizes are searched and not given (`prune.target`)."""
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ConfigModel, Rule
+from .base import ConfigModel, Rule, Unordered
 
 KINDS = ("parameters", "ratio", "memory")
 """Fields of a target that say how large, of which it has one."""
 
 CACHED_TOKENS = 8192
+
+MEASURED = 8
+"""Candidates that a search measures where nobody says how many."""
+
+MOST_CANDIDATES = 10
+"""Candidates that a search may measure."""
 
 
 class SearchedAxis(StrEnum):
@@ -146,7 +152,7 @@ class TargetConfig(ConfigModel):
         le=0.5,
         description="Share of the target that a shape may be off by. Shapes for memory are never above the target.",
     )
-    axes: list[SearchedAxis] = Field(
+    axes: Annotated[list[SearchedAxis], Unordered()] = Field(
         default=[SearchedAxis.HIDDEN_SIZE, SearchedAxis.FFN_HIDDEN_SIZE, SearchedAxis.LAYERS],
         min_length=1,
         max_length=4,
@@ -158,9 +164,9 @@ class TargetConfig(ConfigModel):
     attention_heads: SizeBounds | None = Field(default=None, description="Bounds of attentionHeads.")
     layers: SizeBounds | None = Field(default=None, description="Bounds of layers.")
     candidates: int = Field(
-        default=8,
+        default=MEASURED,
         ge=1,
-        le=16,
+        le=MOST_CANDIDATES,
         description="Number of shapes that are measured: the least cut ones, no two of them nearly alike. Layers count "
         "as cut three times as much as widths, because students that are cut in width are better after distillation "
         "(arXiv 2407.14679 and 2408.11796).",
@@ -175,8 +181,9 @@ class TargetConfig(ConfigModel):
         default=None,
         ge=1,
         le=100_000,
-        description="Steps of a short distillation of each candidate, with the settings of the student's distill. The "
-        "loss after it decides. Default: the loss after pruning decides.",
+        description="Steps of a short distillation of each candidate, with the settings of the student's distill, but "
+        "in the arithmetic that prune measures importance in. The loss after it decides. Default: the loss after "
+        "pruning decides.",
     )
 
     @property

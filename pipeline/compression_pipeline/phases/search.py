@@ -17,7 +17,6 @@ import torch
 
 from compression_pipeline.config import (
     METHODS,
-    MOST_CANDIDATES,
     Architecture,
     Candidate,
     DistillConfig,
@@ -75,12 +74,11 @@ def run(job: SearchJob, context: Context) -> SearchResult:
             shapes=search.found.count,
             teacher_loss=teacher_loss,
             validation_sequences=len(measured.validation),
-            candidates=candidates[:MOST_CANDIDATES],
+            candidates=candidates,
         )
         if engine.rank == 0:
             with context.store.draft("search", job.fingerprint) as draft:
-                whole = {**result.to_json(), "candidates": [one.to_json() for one in candidates]}
-                (draft.path / FILE).write_text(json.dumps(whole, indent=1) + "\n")
+                (draft.path / FILE).write_text(json.dumps(result.to_json(), indent=1) + "\n")
                 metrics = {"precision": engine.precision.value, "scoresReused": measured.reused}
                 published = draft.publish(
                     config=job.to_json(),

@@ -62,6 +62,17 @@ def test_what_is_measured_makes_the_key_of_a_search_and_of_what_rests_on_it() ->
     assert mark(longer, "search-small") == mark(before, "search-small"), "only the short distillation is the search's"
 
 
+def test_what_shapes_no_search_and_no_student_is_no_part_of_their_keys() -> None:
+    before = planned(small(axes=["hiddenSize", "layers"]))
+    assert mark(planned(small(axes=["layers", "hiddenSize"])), "search-small") == mark(before, "search-small")
+    often = small()
+    often["prune"]["iterations"] = 3
+    assert mark(planned(often), "search-small") == mark(planned(small()), "search-small")
+    assert mark(planned(often), "prune-small") != mark(planned(small()), "prune-small")
+    by_shape = planned(small(rank="Shape"))
+    assert mark(planned(small(rank="Shape", candidates=3)), "prune-small") == mark(by_shape, "prune-small")
+
+
 def test_the_status_tells_the_candidates_and_the_shape_while_the_search_stands() -> None:
     world = at(World(manifest(students=[small(candidates=2)])), Phase.PREPARE)
     assert one(world).shape is None and one(world).planned is not None, "the first candidate stands for the student"

@@ -47,7 +47,7 @@ def _sizes_and_losses(found: SearchResult, colour: int) -> LineChart | None:
 def _note(found: SearchResult) -> str:
     meet = "1 shape meets" if found.shapes == 1 else f"{found.shapes:,} shapes meet"
     measured = len(found.candidates)
-    least = "the least cut one was" if measured == 1 else f"the {measured} least cut ones were"
+    least = "the least cut one was" if measured == 1 else f"{measured} of the least cut ones were"
     return f"{meet} the target, and {least} measured"
 
 
