@@ -201,6 +201,12 @@ def test_what_no_shape_meets(target: dict[str, Any], field: str, words: str) -> 
     assert list(student_faults(LLAMA_8B, prune)) == [(field, words)]
 
 
+def test_a_target_that_would_try_too_many_shapes_is_refused_before_they_are_tried() -> None:
+    prune = PruneConfig(target=TargetConfig(ratio=2, axes=ALL), divisor=1)
+    [(field, words)] = student_faults(LLAMA_8B, prune)
+    assert field == "target" and words.startswith("tries 104,499 combinations of layers, attentionHeads and ")
+
+
 def test_the_cost_of_a_search_has_a_sweep_for_each_number_of_layers_that_needs_its_own() -> None:
     students = [LLAMA_8B.model_copy(update={"layers": layers}) for layers in (31, 30, 29)]
 

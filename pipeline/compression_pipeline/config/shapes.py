@@ -31,6 +31,9 @@ WEIGHTS = (3, 1, 1, 1)
 ALIKE = math.log(10 / 9)
 """Two shapes are nearly alike that differ by less than this logarithm of a ratio on every axis: about 10 %."""
 
+MOST_TRIED = 50_000
+"""Combinations of layers, heads and hidden size that are tried at most: the operator tries them in every pass."""
+
 _Rank: TypeAlias = tuple[float, float]
 
 NAMED = 2
@@ -206,7 +209,7 @@ class Search:
         return [shape.architecture(self.teacher) for _, _, shape in found]
 
     def fault(self) -> tuple[str, str] | None:
-        """Field of the target and sentence, where no shape meets it."""
+        """Field of the target and sentence, where no shape meets it, or too many would have to be tried."""
         for axis in self.target.axes:
             bounds, has = self.target.bounds(axis), getattr(self.teacher, AXES[axis])
             if bounds.min is not None and bounds.min > has:
@@ -216,6 +219,12 @@ class Search:
                 )
             if not self.sizes(axis):
                 return f"target.{axis.value}", "leaves no size to try; widen the bounds, or lower a divisor"
+        tried = math.prod(len(self.sizes(axis)) for axis in self.target.axes if axis != SearchedAxis.FFN_HIDDEN_SIZE)
+        if tried > MOST_TRIED:
+            return "target", (
+                f"tries {tried:,} combinations of layers, attentionHeads and hiddenSize, and at most {MOST_TRIED:,} "
+                "are tried; raise a divisor or a min, or lower a max"
+            )
         if next(self.shapes(), None) is not None:
             return None
         if not self.around:
