@@ -201,21 +201,25 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measure the claims alone whose words contain this")
     parser.add_argument("--text", type=Path, default=TEXT, help="train and validation documents (%(default)s)")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "recipe", help="where what was made stays")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="where recipe.md goes (%(default)s)")
+    parser.add_argument("--output", type=Path, help="where recipe.md goes (docs/, but with --only out/recipe/)")
     chosen = parser.parse_args()
+    claims = [claim for claim in CLAIMS if chosen.only in claim.words]
+    if not claims:
+        parser.error(f"--only: no claim contains {chosen.only!r}; they are: {'; '.join(c.words for c in CLAIMS)}")
     if chosen.text == TEXT and not TEXT.exists():
         command = [sys.executable, str(ROOT / "examples/demo/corpus.py"), "--output", str(TEXT.parent)]
         subprocess.run(command, check=True)  # noqa: S603  # our own script
     given = {name: value for name in sizes if (value := getattr(chosen, name)) is not None}
     setting = dataclasses.replace(FULL if chosen.full else Setting(), **given)
     bench = Bench(setting, ROOT / "examples" / "demo" / "teacher", chosen.text, chosen.work)
-    findings, made = find(bench, [claim for claim in CLAIMS if chosen.only in claim.words], tell)
+    findings, made = find(bench, claims, tell)
     options = [*(["--full"] if chosen.full else []), *(f"--{name} {value}" for name, value in given.items())]
     options += [f'--only "{chosen.only}"'] if chosen.only else []
     page = document(
         setting, bench.teacher.parameters, findings, made, " ".join(["python benchmarks/recipe.py", *options])
     )
-    write(chosen.output, page, plot(findings))
+    # A page of some claims must not replace that of all.
+    write(chosen.output or ROOT / ("out/recipe" if chosen.only else "docs"), page, plot(findings))
 
 
 if __name__ == "__main__":

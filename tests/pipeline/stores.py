@@ -60,7 +60,7 @@ def save_text(folder: Path, tokens: int, validation: int, *, seed: int = 0, docu
 
 def publish(store: Store, name: str, fill: Any, *, config: Any = None, result: Any = None) -> Artifact:
     """Publish an artifact whose folder `fill` fills."""
-    phase, key = name.split("-")
+    phase, _, key = name.rpartition("-")
     with store.draft(phase, key) as draft:
         fill(draft.path)
         told = config.to_json() if config else {}

@@ -17,12 +17,13 @@ from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import report
 
 REPORTED, BASELINE, EVALUATED = "4" * 32, f"baseline-{'5' * 32}", f"evaluate-{'6' * 32}"
+CORRECTED = f"baseline-corrected-{'7' * 32}"
 CARD, PAGE = "model/README.md", "report/index.html"
 
 
 def scored(store: Store, name: str, model: str, score: float) -> None:
     told = EvaluateJob(
-        **common(store, name, name.partition("-")[2]),
+        **common(store, name, name.rpartition("-")[2]),
         model=model,
         tasks="tasks-t",
         evaluate=EvaluateConfig(tasks=[TaskConfig(name="calls")]),
@@ -48,7 +49,7 @@ def copy(store: Store, tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def reported(store: Store, *, baseline: str | None = BASELINE) -> Artifact:
+def reported(store: Store, *, baseline: str | None = BASELINE, corrected: str | None = None) -> Artifact:
     job = ReportJob(
         **common(store, "report-width", REPORTED),
         data=DATA,
@@ -57,6 +58,7 @@ def reported(store: Store, *, baseline: str | None = BASELINE) -> Artifact:
         distilled=f"distill-{DISTILLED}",
         exported=f"export-{EXPORTED}",
         baseline=baseline,
+        baseline_corrected=corrected,
         evaluated=EVALUATED,
     )
     report.run(job, context(store, REPORTED)[0])
@@ -82,6 +84,15 @@ def test_what_the_teacher_did_not_score_is_said_to_be_missing(copy: Store) -> No
     )
     assert "| calls | acc | 0 | 100 |" in (made.path / CARD).read_text() and said in (made.path / CARD).read_text()
     assert said in Page((made.path / PAGE).read_text()).text
+
+
+def test_a_change_is_never_of_the_corrected_teachers_score(copy: Store) -> None:
+    scored(copy, CORRECTED, TEACHER, 0.3)
+    made = reported(copy, baseline=None, corrected=CORRECTED)
+    card, page = (made.path / CARD).read_text(), Page((made.path / PAGE).read_text()).text
+    assert "corrected" in card and "0.300" in card and "0.300" in page
+    assert "%" not in card.partition("**Tasks.**")[2].partition("\n\n**")[0].partition("| calls")[2]
+    assert "calls (acc, 100 questions): " not in page
 
 
 def test_a_volume_without_hard_links_holds_a_copy(copy: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,15 @@ def test_checkpoints_on_the_way_load_and_change_nothing(store: Store, monkeypatc
     loaded = AutoModelForCausalLM.from_pretrained(newest).state_dict()
     assert weights.keys() <= loaded.keys() and not same(load_file(newest / "model.safetensors"), weights)
 
+    stopping, (told, _) = StoppingWhere("after step 2"), context(store, DISTILLED)
+    abandoned = folder / "step-00000009"
+    shutil.copytree(newest, abandoned)
+    told.events, stopping.flag = stopping, told.stop
+    with pytest.raises(Interrupted):
+        phase.run(job(store, None, **settings), told)
+    assert sorted(path.name for path in folder.iterdir())[-1] == abandoned.name, "this launch may come to it"
+    assert (folder / "step-00000002").exists() or (folder / "step-00000003").exists()
+
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

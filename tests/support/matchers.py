@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 
+from compression_operator.api.status import Step
+
 Body = Mapping[str, Any]
 SAYS = "says"
 
@@ -47,6 +49,8 @@ def has_condition(
 
 def has_step(of: Any, name: str, **wanted: Any) -> Match:
     """Whether there is this step; its fields in snake_case, and `says`: words in its message."""
+    unknown = wanted.keys() - Step.model_fields.keys() - {SAYS}
+    assert not unknown, f"a step has no field {', '.join(unknown)}"  # it would be as good as empty
     wanted = {to_camel(field): value for field, value in wanted.items()}
     steps = {one["name"]: one for one in status_of(of).get("steps") or ()}
     found = steps.get(name)

@@ -146,7 +146,7 @@ def _watched_tasks() -> Iterator[Rule]:
     ):
         yield Rule.of(
             "distill",
-            sentence if faulty is unknown else f"taskInterval {sentence}",
+            f"{'tasks or keepBest' if faulty is unknown else 'taskInterval'} {sentence}",
             lambda spec, faulty=faulty: not faulty(spec, spec.distill),
             f"!has(self.distill) || {cel('self.distill')}",
         )

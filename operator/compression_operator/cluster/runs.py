@@ -13,6 +13,7 @@ from compression_operator.core.conditions import FINISHED
 from compression_operator.core.controller import Conflict
 from compression_operator.core.jobs import RunEvent
 from compression_operator.core.managers import Manager
+from compression_operator.core.phase_steps import STEPS
 from compression_operator.core.plan import discovered_in, plan_of
 from compression_operator.core.problems import UNREADABLE, Problem, with_problem
 from compression_operator.kube.cache import Body, Cache, Key
@@ -222,13 +223,18 @@ def with_image(run: CompressionRun, default: str, policy: TemplatePolicy = ANYBO
 def starts_anew(run: CompressionRun) -> bool:
     """Whether an edit that the status does not know of yet plans a step anew. A run without steps was never planned, so
     nothing of it was edited. While the sources are looked at no later step is planned yet, so any edit counts.
+    A step that may do without another's result has another fingerprint if it did, and follows the others.
     """
     status = run.status
     if not status.steps or status.observed_generation == run.metadata.generation:
         return False
     known = {step.name: step.fingerprint for step in status.steps}
     planned = plan_of(run, discovered=discovered_in(status)).steps
-    return any(step.fingerprint is None or step.fingerprint != known.get(step.name) for step in planned)
+    return any(
+        step.fingerprint is None or step.fingerprint != known.get(step.name)
+        for step in planned
+        if not STEPS[step.phase].spares
+    )
 
 
 def parse(body: Body) -> CompressionRun:

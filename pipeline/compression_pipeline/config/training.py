@@ -231,9 +231,9 @@ class DistillConfig(TrainingConfig):
         description="Figure by which the best weights are chosen, which export then exports. validationLoss: those of "
         "the step with the lowest validation loss (measured every validationInterval steps and after the last). The "
         "name of a task: those with the best score in it (measured every taskInterval steps and after the last); of "
-        "equal scores the lower validation loss, then the earlier step. With a task, a change of taskInterval, tasks "
-        "or export.dtype distils again. Default: the weights after the last step. status.students[].bestStep and "
-        "bestScore tell what won.",
+        "equal scores the lower validation loss, then the earlier step. With a task, a change of taskInterval, "
+        "tasks, export.dtype, evaluate.tasks or evaluate.batchSize distils again. Default: the weights after the last "
+        "step. status.students[].bestStep and bestScore tell what won.",
     )
 
     export_every: Annotated[int | None, Operational()] = Field(

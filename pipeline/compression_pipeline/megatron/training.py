@@ -20,7 +20,7 @@ from compression_pipeline.context import Context
 from compression_pipeline.engines import Extension
 from compression_pipeline.engines.history import History, Scalars, StepEntry, ValidationEntry
 from compression_pipeline.engines.schedule import learning_rate
-from compression_pipeline.errors import Diverged, Interrupted
+from compression_pipeline.errors import Diverged, Interrupted, PhaseError
 from compression_pipeline.sizing import find_gpu
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationLoss
 
@@ -340,6 +340,10 @@ class _Loop:
         except Interrupted:
             if step > 0:
                 self._stop(step)
+            raise
+        except PhaseError:  # the same on every rank, and nothing that the training did
+            if step > 0:
+                self._save(step)
             raise
         if self._scalars is not None:
             for entry in self._history.scores[known:]:

@@ -7,6 +7,7 @@ student is published. `compression gc` removes them with the folder once no run 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,12 +41,14 @@ class IntermediateExports:
     def on_step(self, step: int, history: History, weights: Callable[[], State]) -> None:
         """Export the weights after this step, where it is their turn; every rank calls it.
 
-        The last step's are left to the phase export. Raises PhaseError, the same on every rank, where rank 0 can't
-        write them; then no folder of this step is left.
+        The last step's are left to the phase export, unless it may not be the last one (`extendSteps`).
+
+        Raises PhaseError, the same on every rank, where rank 0 can't write them; then no folder of this step is left.
         """
-        if not self._job.distill.exports_after(step) or step == history.total_steps:
+        extends = self._job.accept is not None and self._job.accept.extend_steps is not None
+        if not self._job.distill.exports_after(step) or (step == history.total_steps and not extends):
             return
-        of, target = lineage(self._job.fingerprint, history, step), self._folder / name_of(step)
+        of, target = self._lineage(history, step), self._folder / name_of(step)
         # Another launch that holds the step exports the same: two must not write one folder.
         done = self._engine.rank == 0 and (is_of(target, of) or not self._context.owns_step())
         if self._engine.agree(done):
@@ -60,8 +63,15 @@ class IntermediateExports:
         if fault is not None:
             raise fault
 
+    @property
+    def _dtype(self) -> ExportDtype:
+        return self._job.dtype or ExportDtype.BFLOAT16
+
+    def _lineage(self, history: History, step: int) -> dict[str, Any]:
+        return {**lineage(self._job.fingerprint, history, step), "dtype": self._dtype.value}
+
     def _write(self, state: State, step: int, history: History, target: Path) -> None:
-        dtype = self._job.dtype or ExportDtype.BFLOAT16
+        dtype = self._dtype
         self._folder.mkdir(parents=True, exist_ok=True)
         for half in self._folder.glob("*.tmp"):  # a launch that was killed left it
             shutil.rmtree(half, ignore_errors=True)
@@ -71,10 +81,12 @@ class IntermediateExports:
             target,
             template=self._template,
             dtype=getattr(torch, dtype.value),
-            of=lineage(self._job.fingerprint, history, step),
-            card=intermediate_card(self._student, step, self._job.distill.steps, dtype, self._template),
+            of=self._lineage(history, step),
+            card=intermediate_card(self._student, step, history.total_steps, dtype, self._template),
         )
-        for older in sorted(self._folder.glob("step-*"), reverse=True)[self._job.distill.export_keep :]:
+        # Later ones are of a launch that was killed, whose steps this one repeats: it comes to them.
+        reached = sorted(path for path in self._folder.glob("step-*") if path.name <= target.name)
+        for older in reached[: -self._job.distill.export_keep]:
             shutil.rmtree(older, ignore_errors=True)
         place = target.relative_to(self._context.store.root)
         self._context.events.info(f"exported the weights after step {step} to {place} of the store")

@@ -55,6 +55,7 @@ class TaskScores:
             )
 
         scores = self._engine.on_rank_0(score)
+        self._engine.free()
         history.add_scores(step, scores)
         for found in scores:
             self._context.events.metric(found.name, found.score, step)

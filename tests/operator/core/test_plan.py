@@ -354,6 +354,3 @@ def test_export_knows_all_that_its_card_tells_of() -> None:
     config = steps.job(steps.steps[-1], run="demo", attempt=1).config
     assert isinstance(config, ExportJob)
     assert config.distilled == steps.steps[-3].artifact
-
-
-# -- names ---------------------------------------------------------------------------------------------------------

@@ -97,7 +97,11 @@ def _facts(run: RunData) -> Iterator[Fact]:
                 for step in student.steps
                 if step.phase == Phase.DISTILL and step.fingerprint
             ]
-            yield f"Intermediate checkpoints{whose}", f"every {every:,} steps, in {', '.join(folders)} of the store"
+            yield (
+                f"Intermediate checkpoints{whose}",
+                f"asked for every {every:,} steps; those of a student that was distilled here are in "
+                f"{', '.join(folders)} of the store",
+            )
     for student in run.students:
         result = student.results.get(Phase.DISTILL)
         if isinstance(result, DistillResult) and result.best_step is not None:

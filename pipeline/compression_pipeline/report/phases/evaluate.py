@@ -45,9 +45,15 @@ def _scores(models: Models, own: EvaluateResult) -> Intervals:
         ]
         bars = [(name, colour, *_bounds(score), score_text(score)) for name, colour, score in of_task]
         shots = f", {task.shots} shot{'s' if task.shots > 1 else ''}" if task.shots else ""
-        change = _change(task, of_task[0][2] if len(of_task) > 1 else None)
+        change = _change(task, _of_teacher(models, task))
         rows.append((f"{task.name} ({task.measure}{shots}, {task.samples:,} questions){change}", whiskers(bars)))
     return Intervals("Tasks", f"scores by lm-eval {own.harness} with 95 % confidence intervals", rows)
+
+
+def _of_teacher(models: Models, task: TaskScore) -> TaskScore | None:
+    """The teacher's score in the student's task, which is what a change is told of; not the corrected teacher's."""
+    scores = [score for name, _, result in models[:-1] if name == "teacher" for score in result.tasks]
+    return next((score for score in scores if score.name == task.name), None)
 
 
 def _bounds(score: TaskScore) -> tuple[float, float, float]:
@@ -130,7 +136,7 @@ def unscored(ancestry: Ancestry) -> Iterator[str]:
 def _rows(models: Models, own: EvaluateResult) -> Iterator[Sequence[str]]:
     for task in own.tasks:
         scores = [next((s for s in result.tasks if s.name == task.name), None) for _, _, result in models]
-        change = task.change(scores[0]) if len(scores) > 1 else None
+        change = task.change(_of_teacher(models, task))
         cells = ["" if score is None else score_text(score) for score in scores]
         told = "" if change is None else f"{change:+.1f} %"
         yield (task.name, task.measure, str(task.shots), f"{task.samples:,}", *cells, told)
