@@ -226,14 +226,15 @@ def test_a_killed_tokenizing_process(preparation: Preparation, monkeypatch: pyte
     assert "a tokenizing process was killed" in fault(preparation, "file:corpus.jsonl", TransientError, workers=2)
 
 
+@pytest.mark.parametrize("error", [OSError("handle is closed"), ValueError("bad value(s) in fds_to_keep")])
 def test_a_tokenizing_process_killed_while_the_next_one_starts(
-    preparation: Preparation, monkeypatch: pytest.MonkeyPatch
+    preparation: Preparation, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(tokenize, "SMALL_TEXT", 0)
     preparation.write("corpus.jsonl", *rows(*texts()))
 
     def closed(*_: object) -> None:
-        raise OSError("handle is closed")  # what CPython says where the pool broke inside `submit`
+        raise error  # what CPython says where the pool broke inside `submit`
 
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor._spawn_process", closed)
     assert "a tokenizing process was killed" in fault(preparation, "file:corpus.jsonl", TransientError, workers=2)

@@ -236,6 +236,7 @@ def _in_order(
 def _submit(pool: Executor, tokenizer: TeacherTokenizer, batch: Batch, held: Held | None) -> Future[EncodedBatch]:
     try:
         return pool.submit(_work, tokenizer, batch, held)
-    except OSError as error:
-        # `submit` starts processes: one that dies meanwhile has its pool close the pipes under it (CPython 3.11, 3.12).
+    except (OSError, ValueError) as error:
+        # `submit` starts processes: one that dies meanwhile has its pool close the pipes under it (CPython 3.11, 3.12),
+        # so that they are closed, or by then another's and there twice.
         raise BrokenProcessPool(f"no process could be started: {error}") from error
