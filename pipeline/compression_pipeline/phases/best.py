@@ -11,31 +11,18 @@ from pathlib import Path
 
 import torch
 
-from compression_pipeline.config import Architecture, DistillJob
-from compression_pipeline.context import Context
-from compression_pipeline.engines import Engine, State
+from compression_pipeline.engines import State
 from compression_pipeline.engines.history import History, ValidationEntry
-from compression_pipeline.errors import torn_write
-from compression_pipeline.faults import classify
 
+from .observer import Observer
 from .snapshots import is_of, is_whole, lineage, name_of, write_snapshot
 
 FOLDER = "best"
 _NAME = re.compile(r"step-(\d{8})")
 
 
-class BestWeights:
+class BestWeights(Observer):
     """The best weights of one step of a run, over all its attempts."""
-
-    def __init__(
-        self, job: DistillJob, context: Context, engine: Engine, student: Architecture, template: Path
-    ) -> None:
-        """`template`: the checkpoint that the student descends from."""
-        self._job = job
-        self._context = context
-        self._engine = engine
-        self._student = student
-        self._template = template
 
     def on_step(self, step: int, history: History, weights: Callable[[], State]) -> None:
         """Keep the weights after a step whose validation is the best so far; every rank calls it.
@@ -51,23 +38,14 @@ class BestWeights:
         target = self._context.folder / FOLDER / name_of(step)
         if self._engine.agree(self._engine.rank == 0 and is_of(target, of)):
             return
-        state, fault = weights(), None
-        if self._engine.rank == 0:
-            try:
-                write_snapshot(
-                    self._engine.tensors(state, self._student),
-                    self._student,
-                    target,
-                    template=self._template,
-                    dtype=torch.float32,
-                    of=of,
-                )
-                self._remove_older(history)
-            except Exception as error:  # whatever it is, the other ranks would wait
-                fault = torn_write(error, self._context.folder) or classify(error)
-        fault = self._engine.agree(fault)
-        if fault is not None:
-            raise fault
+        state = weights()
+
+        def write() -> None:
+            tensors = self._engine.tensors(state, self._student)
+            write_snapshot(tensors, self._student, target, template=self._template, dtype=torch.float32, of=of)
+            self._remove_older(history)
+
+        self._write_on_rank_0(write, self._context.folder)
 
     def find(self, history: History) -> tuple[ValidationEntry, Path | None]:
         """The best of the validations whose weights are there, and the checkpoint of these; None for the weights after

@@ -11,32 +11,19 @@ from typing import Any
 
 import torch
 
-from compression_pipeline.config import Architecture, DistillJob, ExportDtype
-from compression_pipeline.context import Context
-from compression_pipeline.engines import Engine, State
+from compression_pipeline.config import ExportDtype
+from compression_pipeline.engines import State
 from compression_pipeline.engines.history import History
-from compression_pipeline.errors import torn_write
-from compression_pipeline.faults import classify
 from compression_pipeline.report.card import intermediate_card
 
+from .observer import Observer
 from .snapshots import is_of, lineage, name_of, write_snapshot
 
 FOLDER = "exports"
 
 
-class IntermediateExports:
+class IntermediateExports(Observer):
     """Exports the student every `distill.exportEvery` steps, and keeps the newest."""
-
-    def __init__(
-        self, job: DistillJob, context: Context, engine: Engine, student: Architecture, template: Path
-    ) -> None:
-        """`template`: the checkpoint that the student descends from, with its tokenizer."""
-        self._job = job
-        self._context = context
-        self._engine = engine
-        self._student = student
-        self._template = template
-        self._folder = context.store.work_folder(job.fingerprint) / FOLDER
 
     def on_step(self, step: int, history: History, weights: Callable[[], State]) -> None:
         """Export the weights after this step, where it is their turn; every rank calls it.
@@ -53,15 +40,12 @@ class IntermediateExports:
         done = self._engine.rank == 0 and (is_of(target, of) or not self._context.owns_step())
         if self._engine.agree(done):
             return
-        state, fault = weights(), None
-        if self._engine.rank == 0:
-            try:
-                self._write(state, step, history, target)
-            except Exception as error:  # whatever it is, the other ranks would wait
-                fault = torn_write(error, self._folder) or classify(error)
-        fault = self._engine.agree(fault)
-        if fault is not None:
-            raise fault
+        state = weights()
+        self._write_on_rank_0(lambda: self._write(state, step, history, target), self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        return self._context.store.work_folder(self._job.fingerprint) / FOLDER
 
     @property
     def _dtype(self) -> ExportDtype:

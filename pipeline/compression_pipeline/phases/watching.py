@@ -2,29 +2,19 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from compression_pipeline.config import Architecture, DistillJob, ExportDtype, TaskScore
-from compression_pipeline.context import Context
-from compression_pipeline.engines import Engine, State
+from compression_pipeline.config import ExportDtype, TaskScore
+from compression_pipeline.engines import State
 from compression_pipeline.engines.history import History
+
+from .observer import Observer
 
 SILENCE_SECONDS = 10.0
 """Longest time of scoring without a line of progress."""
 
 
-class TaskScores:
+class TaskScores(Observer):
     """Scores the student every `distill.taskInterval` steps, on rank 0, each step once over all attempts."""
-
-    def __init__(
-        self, job: DistillJob, context: Context, engine: Engine, student: Architecture, template: Path
-    ) -> None:
-        """`template`: the checkpoint that the student descends from, with its tokenizer."""
-        self._job = job
-        self._context = context
-        self._engine = engine
-        self._student = student
-        self._template = template
 
     def on_step(self, step: int, history: History, weights: Callable[[], State]) -> None:
         """Add the scores after this step to the history, where it is their turn; every rank calls it.
