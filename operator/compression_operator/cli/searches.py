@@ -54,4 +54,4 @@ def _outcome(search: PlannedSearch, hardware: Hardware) -> str:
         cost += f", {hours_in_words(search.gpu_hours)} hours of one {search.gpu} at {hardware.mfu:.0%}"
     if search.asks:
         cost += ", and the questions of the task that ranks layers"
-    return f"{meet}; the search measures {count} ({cost}), and the other figures are the first one's until then"
+    return f"{meet}; the search measures {count} ({cost}), and the other figures are the first one's"

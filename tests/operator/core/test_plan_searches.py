@@ -91,8 +91,9 @@ def test_by_shape_alone_the_shape_is_known_with_the_teacher() -> None:
     world = at(World(manifest(students=[small(rank="Shape")])), Phase.PREPARE)
     world.look()
     search = Search.of(TEACHER, world.run.spec.students[0].prune)
-    assert search is not None and one(world).shape is not None
-    assert one(world).shape.shape == Shape.of(search.found.best[0])  # type: ignore[union-attr]
+    found = one(world).shape
+    assert search is not None and found is not None
+    assert found.shape == Shape.of(search.found.best[0])
 
 
 def test_a_target_that_no_shape_meets_stops_the_run_before_any_gpu() -> None:
