@@ -7,13 +7,14 @@ CRD. Where pods cannot run, the tests that need them are skipped, and say why.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import standin_image
 from api import CRD, RUNS, Api
 from operators import Namespace
+from telling import what_there_is
 from tests.cluster.down import down
 from tests.cluster.images import import_archive
 from tests.cluster.paths import State
@@ -33,14 +34,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed tells what there was in its namespace: it is removed before anybody can look."""
+    report = yield
+    place = getattr(item, "funcargs", {}).get("namespace")
+    if report.when == "call" and report.failed and isinstance(place, Namespace):
+        report.sections += what_there_is(place, _state())
+    return report
+
+
 def _say(sentence: str) -> None:
     sys.stderr.write(f"{sentence}\n")
 
 
-@pytest.fixture(scope="session")
-def state() -> State:
+def _state() -> State:
     given = os.environ.get("COMPRESSION_CLUSTER_STATE")
     return State.at(Path(given) if given else None)
+
+
+@pytest.fixture(scope="session")
+def state() -> State:
+    return _state()
 
 
 @pytest.fixture(scope="session")

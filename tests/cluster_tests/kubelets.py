@@ -64,9 +64,10 @@ def end(api: Api, pod: Body, exit_class: str = "Done", message: str = "") -> Non
 
 @contextmanager
 def kubelet(place: Namespace, seconds: float = 0.0) -> Iterator[None]:
-    """End every pod well, some time after it was made, until told to stop."""
+    """End every pod well, some time after it was made, until told to stop. Raises what kept it from its work."""
     stopping = threading.Event()
     born: dict[str, float] = {}
+    faults: list[Exception] = []
 
     def work() -> None:
         while not stopping.wait(0.1):
@@ -78,6 +79,9 @@ def kubelet(place: Namespace, seconds: float = 0.0) -> Iterator[None]:
                         end(place.api, pod)
             except (Refused, urllib3.exceptions.HTTPError):
                 continue  # gone, or changed meanwhile, or no answer: once more in a moment
+            except Exception as fault:  # a thread of its own: nobody else would hear of it
+                faults.append(fault)
+                return
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -86,3 +90,5 @@ def kubelet(place: Namespace, seconds: float = 0.0) -> Iterator[None]:
     finally:
         stopping.set()
         thread.join()  # each of its requests has an end
+        if faults:
+            raise faults[0]
