@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +35,8 @@ NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 MEASURES = frozenset({"validation"})
 """Fields of jobs that only measure what is made."""
+
+_in_camel_case = cache(to_camel)  # asked for the same few fields in every pass
 
 BACKEND_FILLS_IN = ""
 """The store's path, in the configuration of a planned job: only a backend knows it."""
@@ -306,7 +309,7 @@ class _Builder:
             return None, None
         measuring_alone = frozenset[str]() if steps.measures_choose(configuration) else MEASURES
         apart = measuring_alone | watched
-        blocks = {to_camel(field): block for field, block in configuration.items() if field not in apart}
+        blocks = {_in_camel_case(field): block for field, block in configuration.items() if field not in apart}
         if PHASES[steps.phase].reads_sources:
             blocks["sources"] = self._sources.get(steps.files) or None
             blocks["maker"] = self._maker  # all later keys rest on this one

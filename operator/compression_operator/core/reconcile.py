@@ -179,7 +179,9 @@ class _Pass:
         steps = self._planned(discovered)
         while planned := next((one for one in steps.steps if one.name not in self._steps), None):
             if STEPS[planned.phase].spares and not spared:  # what they may go without has been looked at by now
-                steps, spared = self._planned(discovered, self._without(steps)), True
+                spared = True
+                if without := self._without(steps):
+                    steps = self._planned(discovered, without)
                 continue
             discovery = STEPS[planned.phase].discovery
             if discovery is not None and not self._finding_stands(planned):

@@ -317,7 +317,7 @@ def _stored(step: PlannedStep, teacher: Architecture, shapes: Mapping[str, Archi
         copied = teacher.parameters if "teacher" in step.configuration else 0
         return copied * BFLOAT16, 0  # as checkpoints come
     student = shapes[step.student].parameters if step.student is not None else 0
-    job = phase.job.model_construct(None, **step.configuration)
+    job = phase.job.sketch(step.configuration)
     return job.bytes_kept(teacher.parameters, student), job.bytes_of_checkpoints(teacher.parameters, student)
 
 

@@ -3,8 +3,9 @@
 A job is told its configuration as JSON in the environment variable COMPRESSION_CONFIG.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -83,6 +84,15 @@ class JobConfig(ConfigModel):
         default=[],
         description="Where not everything may be adopted: SHA-256 of the manifest.json of each artifact that may.",
     )
+
+    @classmethod
+    def sketch(cls, blocks: Mapping[str, Any]) -> Self:
+        """A job of which these blocks of its configuration are known and nothing else, unchecked: enough to ask what
+        it will write. The operator asks in every pass, and `model_construct` would copy every default each time.
+        """
+        job = cls.__new__(cls)
+        vars(job).update(blocks)
+        return job
 
     @property
     def scored_by(self) -> EvaluateConfig | None:
