@@ -125,6 +125,8 @@ class TrainingConfig(ConfigModel):
 VALIDATION_LOSS = "validationLoss"
 """What `keepBest` calls the figure that is no task."""
 
+EXPORTS_KEPT = 3
+
 
 class FinetuneConfig(TrainingConfig):
     """Teacher correction: a short training of the teacher on the dataset that its students will learn from.
@@ -187,6 +189,12 @@ class DistillConfig(TrainingConfig):
             "!has(self.tasks) || size(self.tasks) == 0 || !has(self.keepBest) || "
             f"self.keepBest == '{VALIDATION_LOSS}' || self.keepBest in self.tasks",
         ),
+        Rule.of(
+            "exportKeep",
+            "is of the exports that exportEvery asks for; set exportEvery, or remove exportKeep",
+            lambda distill: distill.export_every is not None or distill.export_keep == EXPORTS_KEPT,
+            f"has(self.exportEvery) || self.exportKeep < 1 || self.exportKeep == {EXPORTS_KEPT}",
+        ),
     )
 
     losses: list[LossField] = Field(
@@ -246,7 +254,7 @@ class DistillConfig(TrainingConfig):
         "already in the store is not distilled again for it. None if not set.",
     )
     export_keep: Annotated[int, Operational()] = Field(
-        default=3, ge=1, le=1000, description="Number of these checkpoints to keep, the newest."
+        default=EXPORTS_KEPT, ge=1, le=1000, description="Number of these checkpoints to keep, the newest."
     )
 
     @property
