@@ -29,11 +29,26 @@ def test_a_run_that_a_finalizer_keeps_gives_its_gpus_back(namespace: Namespace) 
     assert namespace.api.items(f"{JOBS}/namespaces/{namespace.name}/pytorchjobs") == [], "no other job was made"
 
 
+def wait_until_collector_knows_pods(place: Namespace) -> None:
+    """The garbage collector takes note of pods in their order, so it knows all that there are once one that is made now
+    has gone with its owner. A job whose pod it doesn't know yet it has not wait for the pod.
+    """
+    core = f"/api/v1/namespaces/{place.name}"
+    owner = place.api.create(f"{core}/configmaps", {"metadata": {"name": "owner"}})
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}
+    like = place.pods()[0]["spec"]
+    place.api.create(f"{core}/pods", {"metadata": {"name": "last", "ownerReferences": [reference]}, "spec": like})
+    place.api.delete(f"{core}/configmaps/owner")
+    until(lambda: place.api.get(f"{core}/pods/last") is None, "the garbage collector to take the pod of an owner gone")
+
+
 def test_a_foreground_deletion_of_a_run_waits_for_its_jobs(namespace: Namespace) -> None:
     """As `kubectl delete --cascade=foreground` asks for it; what a job waits for itself, its finalizer stands for."""
     with namespace.operator():
         namespace.submit(jobTemplate=NOWHERE)
         (job,) = until(namespace.jobs, "the job")
+        until(namespace.pods, "its pod")
+        wait_until_collector_knows_pods(namespace)
         path = f"{JOBS}/namespaces/{namespace.name}/pytorchjobs/{job['metadata']['name']}"
         namespace.api.merge(path, {"metadata": {"finalizers": [FINALIZER]}})
         namespace.api.delete(namespace.run_path(), propagationPolicy="Foreground")
@@ -43,10 +58,11 @@ def test_a_foreground_deletion_of_a_run_waits_for_its_jobs(namespace: Namespace)
             body = namespace.api.get(path) or {"metadata": {}}
             return body["metadata"]["finalizers"] if "deletionTimestamp" in body["metadata"] else []
 
-        # Its pod may stay as long: a garbage collector that has not seen the pod yet has the job not wait for it.
-        until(lambda: left() == [FINALIZER], lambda: f"the job to be on its way; there is {namespace.api.get(path)}")
+        until(
+            lambda: left() == [FINALIZER] and not namespace.pods(),
+            lambda: f"the job to be on its way; there is {namespace.api.get(path)}, and {len(namespace.pods())} pods",
+        )
         assert namespace.run()["metadata"]["finalizers"] == ["foregroundDeletion"], "it goes last"
         namespace.api.merge(path, {"metadata": {"finalizers": []}})
         until(lambda: namespace.api.get(namespace.run_path()) is None, "the run to go")
-        assert not namespace.jobs()
-        until(lambda: not namespace.pods(), "its pod to go")
+        assert not namespace.jobs() and not namespace.pods()
