@@ -1,9 +1,10 @@
-"""What all tests share: how far Hypothesis looks, that it judges no example by the clock, whose taste counts, and that
-CI leaves nothing out.
+"""What all tests share: how far Hypothesis looks, that it judges no example by the clock, whose taste counts, how many
+threads compute, and that CI leaves nothing out.
 """
 
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +24,17 @@ def pytest_configure() -> None:
     settings.load_profile("same")
     for name in TASTE:
         os.environ.pop(name, None)
+    # Threads of OpenMP spin while they wait for each other, which costs what the tests beside this one compute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """A job that runs in this process gives torch as many threads as there are processors: take them back after it."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)

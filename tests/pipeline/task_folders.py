@@ -103,6 +103,7 @@ def evaluated(
             "tasks": f"tasks-{key}",
             "evaluate": told,
             "dtype": "bfloat16",
+            "threads": 1,
             **job,
         }
     )
