@@ -24,8 +24,9 @@ from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.validation import validation_loss
 from compression_pipeline.phases.ranking import Calibration
 from compression_pipeline.random_order import permutation
-from compression_pipeline.text.batches import ShuffledText, TrainingData, ValidationData, largest_divisor
+from compression_pipeline.text.batches import TrainingData, ValidationData, largest_divisor
 from compression_pipeline.text.indexed import IndexedWriter
+from compression_pipeline.text.shuffled import ShuffledText
 
 LENGTH = 16
 

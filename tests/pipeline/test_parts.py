@@ -59,7 +59,9 @@ CONTENT = {
 def test_tokens_of_parts_are_those_of_the_whole(kind: str) -> None:
     backend = tokenizer(kind)
     for name, text in CONTENT.items():
-        found = list(parts([text], backend, 2000))
+        placed = list(parts([text], backend, 2000))
+        found = [part for _, part in placed]
+        assert all(text[place:].startswith(part) for place, part in placed)
         whole = backend.encode(text, add_special_tokens=False).ids
         pieces = [backend.encode(part, add_special_tokens=False).ids for part in found]
         assert [id for ids in pieces for id in ids] == whole, name
@@ -70,6 +72,6 @@ def test_tokens_of_parts_are_those_of_the_whole(kind: str) -> None:
 
 def test_a_text_without_a_place_to_cut_is_one_part() -> None:
     backend = tokenizer("byte level")
-    assert list(parts(["a" * 20_000], backend, 2000)) == ["a" * 20_000]
-    assert list(parts(["short"], backend, 2000)) == ["short"]
-    assert list(parts([], backend, 2000)) == [""]
+    assert list(parts(["a" * 20_000], backend, 2000)) == [(0, "a" * 20_000)]
+    assert list(parts(["short"], backend, 2000)) == [(0, "short")]
+    assert list(parts([], backend, 2000)) == [(0, "")]

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from compression_pipeline.config import Record, ResolvedSource, ResolvedText
+from compression_pipeline.config import LEARNED, Record, ResolvedSource, ResolvedText
 
 WHOLE: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 """A list that has one owner, the operator. As a map it would cost the API server a fifth more for each write of a
@@ -25,6 +25,7 @@ class Resolved(Record):
     )
     train_tokens: int | None = Field(default=None, description="Tokens in the training split.")
     validation_tokens: int | None = Field(default=None, description="Tokens in the validation split.")
+    learned_tokens: int | None = Field(default=None, description=LEARNED)
 
 
 class ResolvedTasks(Record):

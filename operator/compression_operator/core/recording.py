@@ -35,6 +35,7 @@ def record_prepared(status: CompressionRunStatus, result: PrepareResult) -> Comp
         sources=result.resolved_sources,
         train_tokens=result.train_tokens,
         validation_tokens=result.validation_tokens,
+        learned_tokens=result.learned_tokens,
     )
     teacher = TeacherStatus(
         **result.teacher.model_dump(),

@@ -26,6 +26,7 @@ from .importance import (
 from .jobs import (
     CONFIG_VARIABLE,
     FORMER_NAMES,
+    LEARNED,
     PRECISION_VARIABLE,
     TERMINATION_VARIABLE,
     Cache,
@@ -75,7 +76,17 @@ from .results import (
     TrainingResult,
 )
 from .searching import SearchJob, SearchResult
-from .sequences import Passes, Share, of_sources, packing, passes, repetitions, sequence_fault, text_fault
+from .sequences import (
+    Passes,
+    Share,
+    learned_share,
+    of_sources,
+    packing,
+    passes,
+    repetitions,
+    sequence_fault,
+    text_fault,
+)
 from .shapes import CACHED_TOKENS, Candidate, Found, Search, Shape, Sizes, served_bytes
 from .sources import DatasetConfig, DocumentAttention, DocumentFormat, TeacherConfig, TextConfig, WeightedSource
 from .students import student_architecture, student_faults
@@ -90,6 +101,7 @@ __all__ = [
     "DEFAULT_ENGINE",
     "ENGINES",
     "FORMER_NAMES",
+    "LEARNED",
     "METHODS",
     "MOST_CANDIDATES",
     "PHASES",
@@ -193,6 +205,7 @@ __all__ = [
     "figures_of",
     "fingerprint",
     "human_bytes",
+    "learned_share",
     "loss_faults",
     "losses_in_words",
     "measuring",

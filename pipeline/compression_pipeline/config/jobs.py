@@ -155,6 +155,9 @@ class EngineJob(JobConfig):
     )
 
 
+LEARNED = "Tokens of the training split that are learned (dataset.promptColumn). Unset if all are."
+
+
 class ResolvedSource(Record):
     """A source, resolved to an exact version."""
 
@@ -169,6 +172,7 @@ class ResolvedText(ResolvedSource):
     weight: float = Field(description="Share of the training sequences that are of it.")
     train_tokens: int = Field(description="Tokens in its training split.")
     validation_tokens: int = Field(description="Tokens in its validation split.")
+    learned_tokens: int | None = Field(default=None, description=LEARNED)
 
 
 class StepResult(Record):

@@ -5,7 +5,7 @@ from pydantic import Field
 from .architecture import Architecture
 from .base import Record
 from .export import ExportDtype
-from .jobs import ResolvedSource, ResolvedText, StepResult
+from .jobs import LEARNED, ResolvedSource, ResolvedText, StepResult
 from .sequences import Share
 from .tasks import GenerationFigures, TaskScore
 
@@ -22,6 +22,7 @@ class PrepareResult(StepResult):
     documents: int
     train_tokens: int
     validation_tokens: int
+    learned_tokens: int | None = Field(default=None, description=LEARNED)
 
     @property
     def found_key(self) -> str:

@@ -73,6 +73,11 @@ def packing(attention: DocumentAttention) -> str:
     )
 
 
+def learned_share(tokens: int, learned: int | None) -> str:
+    """How many tokens of a text are learned, for those who read its figures; nothing where all are."""
+    return "" if learned is None else f" ({learned:,} of them, {100 * learned / tokens:.1f} %, are learned)"
+
+
 @dataclass(frozen=True)
 class Passes:
     """How often a training goes through its text. In an epoch no token comes twice."""

@@ -107,6 +107,24 @@ _SPLITS_DIFFER = Rule.of(
 )
 
 
+_PROMPTS = (
+    Rule.of(
+        "promptColumn",
+        "is the column of the text; name the column that comes before it",
+        lambda text: text.prompt_column != text.text_column,
+        "!has(self.promptColumn) || self.promptColumn != self.textColumn",
+    ),
+    Rule.of(
+        "promptColumn",
+        "is for rows that are documents; remove it, or documents: WikiTextArticles",
+        lambda text: (
+            text.prompt_column in (None, text.text_column) or text.documents != DocumentFormat.WIKITEXT_ARTICLES
+        ),
+        "!has(self.promptColumn) || self.promptColumn == self.textColumn || self.documents != 'WikiTextArticles'",
+    ),
+)
+
+
 class TextConfig(ConfigModel):
     """What is told of a source of text, beside where it is."""
 
@@ -121,6 +139,14 @@ class TextConfig(ConfigModel):
         default=None, min_length=1, max_length=256, description="Branch, tag or commit on the Hub."
     )
     text_column: str = Field(default="text", min_length=1, max_length=256, description="Column that holds the text.")
+    prompt_column: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="Column that holds what comes before the text and is not learned, e.g. prompt beside a textColumn "
+        "of completion. Losses are means over the tokens of the text and of its end alone, in training and in "
+        "validation. A row without text is left out. Default: every token is learned.",
+    )
     train_split: str = Field(default="train", min_length=1, max_length=256, description="Split to train on.")
     validation_split: str | None = Field(
         default=None,
@@ -148,7 +174,7 @@ class TextConfig(ConfigModel):
 class WeightedSource(TextConfig):
     """One of several sources of text."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (*_source_rules("source", "dataset"), _SPLITS_DIFFER)
+    rules: ClassVar[tuple[Rule, ...]] = (*_source_rules("source", "dataset"), _SPLITS_DIFFER, *_PROMPTS)
 
     source: str = Field(
         min_length=1, max_length=1024, description=f"Source of the text: {forms('dataset')}. As dataset.source."
@@ -209,6 +235,7 @@ class DatasetConfig(TextConfig):
     rules: ClassVar[tuple[Rule, ...]] = (
         *_source_rules("source", "dataset", optional=True),
         _SPLITS_DIFFER,
+        *_PROMPTS,
         Rule.of(
             "source",
             "is required, unless sources lists several",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from compression_pipeline.sizing.sweep import blocks_of
 
 from .base import Measurement, Samples, sum_over_ranks
 from .blocks import block_table, note_of, resumed
+
+if TYPE_CHECKING:
+    from compression_pipeline.text.batches import Batch
 
 
 class LMLoss(Measurement):
@@ -39,8 +42,8 @@ class LMLoss(Measurement):
             with _watched(model, entering):
                 losses = model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
             if number > begun or not skipped:  # a pass that was begun has these in its sums
-                sums[0] += losses.double().sum()
-                sums[-1] += losses.numel()
+                sums[0] += _sum(losses, batch)
+                sums[-1] += losses.numel() if batch.weights is None else batch.weights.double().sum()
             for index, (first, length) in enumerate(blocks, start=1):
                 if number * len(blocks) + index <= done:
                     continue
@@ -54,7 +57,7 @@ class LMLoss(Measurement):
                         labels=batch.labels,
                         decoder_input=entering[first],
                     )
-                sums[index] += losses.double().sum()
+                sums[index] += _sum(losses, batch)
                 done += 1
                 notes.write(note_of(blocks, passes, done, sums.tolist()))
                 samples.tell(done, passes * len(blocks))
@@ -66,6 +69,11 @@ class LMLoss(Measurement):
 
     def tables(self) -> Mapping[str, Tensor]:
         return {"blocks": self._blocks}
+
+
+def _sum(losses: Tensor, batch: "Batch") -> Tensor:
+    """Of the tokens that are learned, as a validation loss has it."""
+    return losses.double().sum() if batch.weights is None else (losses.double() * batch.weights).sum()
 
 
 @contextmanager

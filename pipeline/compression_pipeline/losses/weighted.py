@@ -9,10 +9,12 @@ from torch import Tensor
 from compression_pipeline.config import Balance, LossConfig
 
 
-def weighted_sum(losses: Sequence[LossConfig], values: Sequence[Tensor]) -> Tensor:
-    """The sum of weight times mean over all tokens (there is no padding, so none is masked), a scalar.
+def weighted_sum(losses: Sequence[LossConfig], values: Sequence[Tensor], of_tokens: Tensor | None = None) -> Tensor:
+    """The sum of weight times mean over all tokens, a scalar.
 
     `values`: what each of `losses`, which has no rules any more, gives for every token, [sequence, batch].
+    `of_tokens`: what each token counts, [batch, sequence] (`Batch.weights`, by which masked ones count nothing and the
+    mean is that of the others); None: all the same.
 
     Dynamic terms are scaled in each sequence of the batch, by its losses on logits over its dynamic losses (alpha of
     arXiv 2407.14679, section 2.4; no gradient goes through it). This factor depends on nothing but the sequence. So the
@@ -21,6 +23,8 @@ def weighted_sum(losses: Sequence[LossConfig], values: Sequence[Tensor]) -> Tens
     are still the teacher's) would have a gradient without bounds.
     """
     rows = [value.transpose(0, 1).contiguous() for value in values]  # [batch, sequence]
+    if of_tokens is not None:
+        rows = [row * of_tokens for row in rows]
     dynamic = [loss.balance is Balance.DYNAMIC for loss in losses]
     if any(dynamic):
         terms = list(zip(losses, rows, dynamic, strict=True))

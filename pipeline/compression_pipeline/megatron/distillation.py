@@ -53,7 +53,7 @@ class DistillationLoss:
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Run teacher and student; what they made stays in the model, ModelOpt's hooks keep it."""
-        with self._objective.captured(batch.labels):
+        with self._objective.captured(batch.labels, batch.weights):
             return model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
 
     def reduce(self, output: Tensor, batch: Batch) -> Tensor:

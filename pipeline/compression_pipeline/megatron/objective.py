@@ -26,6 +26,7 @@ class Objective(Criterion):
         self.losses = nn.ModuleList(losses)
         self._settings, self._needs = list(settings), list(needs)
         self._student, self._teacher = _Taps(), _Taps()
+        self._weights: Tensor | None = None
 
     @classmethod
     def of(
@@ -55,9 +56,12 @@ class Objective(Criterion):
         self._teacher.attach(teacher, {theirs for _, theirs in pairs}, embeddings=embeddings)
 
     @contextlib.contextmanager
-    def captured(self, labels: Tensor) -> Iterator[None]:
-        """Capture what both models compute inside this block. `labels`: the batch's next tokens, [batch, sequence]."""
+    def captured(self, labels: Tensor, weights: Tensor | None = None) -> Iterator[None]:
+        """Capture what both models compute inside this block. `labels`: the batch's next tokens, [batch, sequence];
+        `weights`: what the losses of each count (`Batch.weights`).
+        """
         self._student.open, self._teacher.open = True, True
+        self._weights = weights
         self._student.labels = labels.transpose(0, 1)
         try:
             yield
@@ -72,7 +76,7 @@ class Objective(Criterion):
             teacher: what its output layer gave.
         """
         signals = self._student.taken(student[0]), self._teacher.taken(teacher[0].detach())
-        return weighted_sum(self._settings, [loss(*signals) for loss in self.losses])
+        return weighted_sum(self._settings, [loss(*signals) for loss in self.losses], self._weights)
 
 
 class _Taps:

@@ -45,7 +45,7 @@ class LossFunction(Protocol):
         ...
 
     def reduce(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The scalar loss of that output: the mean over the batch's tokens."""
+        """The scalar loss of that output: the mean over the batch's tokens, by their weights (`Batch.weights`)."""
         ...
 
 
@@ -57,8 +57,9 @@ class LanguageModelLoss:
         return model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
 
     def reduce(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Their mean."""
-        return output.float().mean()
+        """Their mean, over the tokens that are learned."""
+        losses = output.float()
+        return losses.mean() if batch.weights is None else (losses * batch.weights).mean()
 
 
 @dataclass(frozen=True)

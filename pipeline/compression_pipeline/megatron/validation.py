@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def validation_loss(
     model: "GPTModel", data: ValidationData, runtime: Runtime, context: Context, *, batch_size: int
 ) -> ValidationLoss:
-    """Mean loss per token in nats over all sequences of each source of `data`, shared among the ranks. Every rank gets
-    it.
+    """Mean loss per token in nats over all sequences of each source of `data`, shared among the ranks; of the tokens
+    that are learned, where not all are. Every rank gets it.
 
     Sums are taken in float64. The model is put into eval mode meanwhile.
 
@@ -45,11 +45,12 @@ def validation_loss(
                 batch = data.batch(indices, runtime.device)
                 found = model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
                 losses = cast("torch.Tensor", found).double()
+                counted = torch.ones_like(losses) if batch.weights is None else batch.weights.double()
                 # [sequences, sources]; not index_add_, whose order of additions on a GPU is not always the same.
                 texts = torch.tensor(data.texts_of(indices), device=runtime.device)
                 of_source = one_hot(texts, len(data.sources)).double()
-                totals[0] += losses.sum(dim=1) @ of_source
-                totals[1] += torch.ones_like(losses).sum(dim=1) @ of_source
+                totals[0] += (losses if batch.weights is None else losses * counted).sum(dim=1) @ of_source
+                totals[1] += counted.sum(dim=1) @ of_source
     finally:
         model.train(training)
     dist.all_reduce(totals, group=runtime.data_group)

@@ -2,10 +2,10 @@
 
 The artifact: `model/` (the teacher; its config.json is written anew, in one spelling, and its tokenizer and its
 generation_config.json are such that plain transformers uses them), `data/train.bin/.idx`, `data/validation.bin/.idx`,
-`data/statistics.json`; of several sources each has its two splits in a folder of its own, `data/0/`, `data/1/` ..., and
-`data/mixture.json` lists them. Its key comes from the content of all files that go in, so the same
-content makes the same artifact on whatever disk it lies. The Hub tells another digest of small files: a repository and
-a local copy of it make two artifacts.
+`data/statistics.json`, and with `promptColumn` a `.mask` of each split; of several sources each has its two splits in a
+folder of its own, `data/0/`, `data/1/` ..., and `data/mixture.json` lists them. Its key comes from the content of all
+files that go in, so the same content makes the same artifact on whatever disk it lies. The Hub tells another digest of
+small files: a repository and a local copy of it make two artifacts.
 """
 
 import json
@@ -78,6 +78,7 @@ def run(job: PrepareJob, context: Context) -> PrepareResult:
         for one, field, dataset in zip(told, fields, datasets, strict=True):
             with _saying(field):
                 texts.append(Text(one, field, dataset, dataset.text_files(one)))
+                _check_columns(texts[-1])
     except Unanswered as error:
         known = _known(job, context, (teacher, *datasets))
         if known is None:
@@ -86,6 +87,16 @@ def run(job: PrepareJob, context: Context) -> PrepareResult:
         context.events.warning(f"{error}; goes on with what it was when last asked (commit {', '.join(commits)})")
         return known
     return _take(job, context, (teacher, model_files), texts)
+
+
+def _check_columns(text: Text) -> None:
+    """Raises UserError where a prompt is to be read out of a file without columns."""
+    for file in (*text.splits.train, *text.splits.validation):
+        if text.told.prompt_column is not None and kind(file.name) == "text":
+            raise UserError(
+                f"spec.dataset.promptColumn: {file.name} is a text file, which has no columns; give JSON Lines or "
+                "Parquet, or remove promptColumn"
+            )
 
 
 @contextmanager
@@ -116,7 +127,7 @@ def _take(
     found = context.store.use(artifact).result(PrepareResult)
     _check_length(found, job.dataset)
     # The same content may have come from elsewhere the first time.
-    sources = [(one.train_tokens, one.validation_tokens) for one in found.resolved_sources]
+    sources = [(one.train_tokens, one.validation_tokens, one.learned_tokens) for one in found.resolved_sources]
     told = {"resolved_teacher": resolved, **_resolved(job.dataset, texts, sources)}
     found = found.model_copy(update={**told, "cached": cached})
     places = (teacher, *(text.source for text in texts))
@@ -130,8 +141,12 @@ def _take(
     return found
 
 
-def _resolved(dataset: DatasetConfig, texts: Sequence[Text], tokens: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """What a result says of the sources of text. `tokens`: of each one's two splits, where there are several."""
+def _resolved(
+    dataset: DatasetConfig, texts: Sequence[Text], tokens: Sequence[tuple[int, int, int | None]]
+) -> dict[str, Any]:
+    """What a result says of the sources of text. `tokens`: of each one's two splits, and those of training that are
+    learned, where there are several sources.
+    """
     found = [
         {
             "source": text.told.source,
@@ -143,8 +158,10 @@ def _resolved(dataset: DatasetConfig, texts: Sequence[Text], tokens: Sequence[tu
     if not dataset.sources:
         return {"resolved_dataset": ResolvedSource.model_validate(found[0]), "resolved_sources": []}
     several = [
-        ResolvedText(**one, weight=text.told.weight, train_tokens=train, validation_tokens=validation)
-        for one, text, (train, validation) in zip(found, texts, tokens, strict=True)
+        ResolvedText(
+            **one, weight=text.told.weight, train_tokens=train, validation_tokens=validation, learned_tokens=learned
+        )
+        for one, text, (train, validation, learned) in zip(found, texts, tokens, strict=True)
     ]
     return {"resolved_dataset": None, "resolved_sources": several}
 
@@ -171,6 +188,8 @@ def _known(job: PrepareJob, context: Context, sources: Sequence[Source]) -> Prep
 def _settled(text: Text) -> Text:
     """The text with what Auto means for it, which is part of what is made of it, and its files in their order."""
     told = text.told
+    if told.documents is DocumentFormat.AUTO and told.prompt_column is not None:
+        told = told.model_copy(update={"documents": DocumentFormat.ROWS})
     if told.documents is DocumentFormat.AUTO:
         form = DocumentFormat.ROWS
         # What a download of another name begins with is not worth having it before there is known to be room for it.
@@ -307,7 +326,11 @@ def _make(
         _check_unchanged(teacher, model_files)
         for source, text_files in files:
             _check_unchanged(source, text_files)
-        tokens = [(made.writers[TRAIN].tokens, made.writers[VALIDATION].tokens) for made in tokenized]
+        trained = [made.writers[TRAIN] for made in tokenized]
+        tokens = [
+            (train.tokens, made.writers[VALIDATION].tokens, train.learned if train.masked else None)
+            for train, made in zip(trained, tokenized, strict=True)
+        ]
         result = PrepareResult(
             key=key,
             teacher=architecture,
@@ -315,8 +338,9 @@ def _make(
             resolved_teacher=resolved,
             **_resolved(job.dataset, texts, tokens),
             documents=sum(made.documents for made in tokenized),
-            train_tokens=sum(train for train, _ in tokens),
-            validation_tokens=sum(validation for _, validation in tokens),
+            train_tokens=sum(train.tokens for train in trained),
+            validation_tokens=sum(validation for _, validation, _ in tokens),
+            learned_tokens=sum(train.learned for train in trained) if any(train.masked for train in trained) else None,
         )
         inputs = {"teacher": resolved, **dict(_roles(result))}
         seconds = sum(made.seconds for made in tokenized)
@@ -334,9 +358,10 @@ def _make(
 def _bytes_of_tokens(text: Text, budget: int | None) -> int:
     """About as many as its text has, but for the training tokens (`budget`) no more than they take."""
     train, validation = (sum(file.size for file in files) for files in (text.splits.train, text.splits.validation))
+    token = MOST_BYTES + (text.told.prompt_column is not None)
     if budget is not None:
         held_out = 0 if text.splits.validation else text.told.validation_fraction
-        train = min(train, round(budget * MOST_BYTES / (1 - held_out)))
+        train = min(train, round(budget * token / (1 - held_out)))
     return train + validation
 
 
@@ -356,7 +381,13 @@ def _as_settled(dataset: DatasetConfig, texts: Sequence[Text]) -> DatasetConfig:
 def _fetch_text(files: Sequence[SourceFile], text: Text) -> list[TextFile]:
     paths = text.source.fetch(files)
     return [
-        TextFile(path, name=text.source.name_of(file), column=text.told.text_column, open=text.source.open)
+        TextFile(
+            path,
+            name=text.source.name_of(file),
+            column=text.told.text_column,
+            prompt=text.told.prompt_column,
+            open=text.source.open,
+        )
         for file, path in zip(files, paths, strict=True)
     ]
 

@@ -21,7 +21,8 @@ from compression_pipeline.phases import measuring, scores
 from compression_pipeline.phases.notes import Notes
 from compression_pipeline.tasks.live import live_model
 from compression_pipeline.tasks.shallow import ShallowScores
-from compression_pipeline.text.batches import Batch, MixedText, Place, ValidationData
+from compression_pipeline.text.batches import Batch, Place, ValidationData
+from compression_pipeline.text.shuffled import MixedText
 
 CALIBRATION_TOKENS = 8192
 """Tokens in one forward pass of the calibration, about; at least one sequence."""

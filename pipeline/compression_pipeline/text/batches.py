@@ -1,18 +1,14 @@
 """Batches of tokens from Megatron's `.bin`/`.idx` files.
 
-Training goes through the text epoch by epoch. In each the documents are shuffled and laid end to end, cut into
-sequences, and the sequences shuffled; so none repeats before all were seen. The order of an epoch is drawn from the
-seed and the epoch's number; batch number `step` is the slice `[step * global batch, (step + 1) * global batch)` of all
-epochs. So the data of a step is a function of (seed, step) alone, however long the run, and a resumed run needs no
-state of any iterator. Nothing of it is kept in files. Several texts are each gone through so, and blended by weight
-(`mixture.Blend`).
+Training goes through the text as `shuffled.MixedText` has it: batch number `step` is the slice `[step * global batch,
+(step + 1) * global batch)` of all epochs. So the data of a step is a function of (seed, step) alone, however long the
+run, and a resumed run needs no state of any iterator. Nothing of it is kept in files.
 
 Validation sequences are a sample of the whole validation text, always the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +23,7 @@ from compression_pipeline.random_order import permutation
 from . import mixture
 from .indexed import IndexedText
 from .isolation import mask_of, positions_in
+from .shuffled import MixedText, too_short
 
 
 class Place(Protocol):
@@ -52,125 +49,22 @@ class Batch:
     """The token that follows each of `tokens`."""
     mask: torch.Tensor | None = None
     """What must not be seen (`isolation.mask_of`), for Megatron's models; None: nothing but what comes later."""
+    weights: torch.Tensor | None = None
+    """What the loss of each label counts, float32: 0 where it is not learned (`dataset.promptColumn`). None: all are.
+
+    In validation the others count 1. In training they count the global batch's tokens over its learned tokens. So the
+    mean of weight times loss over all tokens of the batch, whichever pass and rank has them, is the mean over those
+    that are learned, and no pass need know how many the others have.
+    """
 
 
-class ShuffledText:
-    """A text as sequences in random order, without end: epoch after epoch, each with every sequence once."""
-
-    def __init__(self, prefix: Path, *, sequence_length: int, drawn_for: tuple[str | int, ...]) -> None:
-        """Open `<prefix>.bin`. `drawn_for`: what the order is drawn from."""
-        text = IndexedText(prefix)
-        self.tokens = len(text.tokens)
-        self.sequence_length = sequence_length
-        self._lengths = text.lengths
-        self._places = text.places
-        self._tokens = text.tokens
-        self._drawn_for = drawn_for
-        self._epoch: _Epoch | None = None
-
-    @cached_property
-    def sequences_per_epoch(self) -> int:
-        """Whole sequences, each with the token after it; what is left at the end of an epoch is left out of it."""
-        return max(0, self.tokens - 1) // self.sequence_length
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """Sequence `index` of all epochs and the token after it: [sequence length + 1], int64."""
-        number, place = divmod(index, self.sequences_per_epoch)
-        epoch = self._of(number)
-        start = int(epoch.sequences[place]) * self.sequence_length
-        return torch.from_numpy(self._read(epoch, start, self.sequence_length + 1).astype(numpy.int64))
-
-    def positions(self, index: int) -> torch.Tensor:
-        """The place of each token of sequence `index` in what the sequence has of its document: [sequence length]."""
-        number, place = divmod(index, self.sequences_per_epoch)
-        epoch = self._of(number)
-        start = int(epoch.sequences[place]) * self.sequence_length
-        return torch.cat([torch.arange(size) for _, size in self._pieces(epoch, start, self.sequence_length)])
-
-    def _of(self, number: int) -> "_Epoch":
-        if self._epoch is None or self._epoch.number != number:
-            self._epoch = None  # its memory is needed for the next one
-            documents = permutation(len(self._lengths), "documents", *self._drawn_for, number)
-            sequences = permutation(self.sequences_per_epoch, "sequences", *self._drawn_for, number)
-            self._epoch = _Epoch(
-                number, documents, numpy.cumsum(self._lengths[documents], dtype=numpy.int64), sequences
-            )
-        return self._epoch
-
-    def _read(self, epoch: "_Epoch", start: int, count: int) -> numpy.ndarray:
-        """`count` tokens from `start` on of the epoch's documents laid end to end."""
-        return numpy.concatenate([self._tokens[at : at + size] for at, size in self._pieces(epoch, start, count)])
-
-    def _pieces(self, epoch: "_Epoch", start: int, count: int) -> Iterator[tuple[int, int]]:
-        """Where in the file the part of each document begins that they are of, and its tokens."""
-        place = int(numpy.searchsorted(epoch.ends, start, side="right"))
-        while count > 0:
-            document, left = int(epoch.documents[place]), int(epoch.ends[place]) - start
-            end = int(self._places[document]) + int(self._lengths[document])
-            yield end - left, min(left, count)
-            start, count, place = start + left, count - left, place + 1
-
-
-class MixedText:
-    """The training texts of a folder as sequences without end, blended by weight; the only text, where there is one."""
-
-    def __init__(self, folder: Path, *, sequence_length: int, drawn_for: tuple[str | int, ...]) -> None:
-        """Open each `train.bin`. Raises UserError where one is shorter than a sequence."""
-        self.parts = mixture.parts(folder)
-        self.texts = [
-            ShuffledText(
-                part.folder / "train",
-                sequence_length=sequence_length,
-                drawn_for=(*drawn_for, "source", number) if number else drawn_for,
-            )
-            for number, part in enumerate(self.parts)
-        ]
-        for part, text in zip(self.parts, self.texts, strict=True):
-            if text.sequences_per_epoch < 1:
-                raise UserError(_too_short(part.source, text.tokens, "training", sequence_length))
-        self._blend = mixture.Blend([part.weight for part in self.parts])
-
-    @property
-    def tokens(self) -> int:
-        return sum(text.tokens for text in self.texts)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """Sequence `index` of the blend and the token after it: [sequence length + 1], int64."""
-        text, number = self._blend[index]
-        return self.texts[text][number]
-
-    def positions(self, index: int) -> torch.Tensor:
-        """See `ShuffledText.positions`."""
-        text, number = self._blend[index]
-        return self.texts[text].positions(number)
-
-    def sample(self, size: int) -> list[tuple[int, int]]:
-        """See `mixture.sample`."""
-        available = [text.sequences_per_epoch for text in self.texts]
-        return mixture.sample([part.weight for part in self.parts], available, size)
-
-
-def _too_short(source: str, tokens: int, use: str, sequence_length: int) -> str:
+def _nothing_learned(source: str, samples: int, sequence_length: int) -> str:
     whose = f" of {source}" if source else ""
-    held_out = "raise validationFraction, " if use == "validation" else ""
-    split = "a longer validationSplit" if use == "validation" else "more text"
     return (
-        f"dataset: {tokens:,} {use} tokens{whose} are less than one sequence of {sequence_length}; lower "
-        f"sequenceLength, {held_out}or give {split}"
+        f"validation.samples: the {samples:,} validation sequences{whose} hold prompts alone (dataset.promptColumn), "
+        "so there is no token to measure a loss over; raise validation.samples, or dataset.sequenceLength "
+        f"({sequence_length}) above the longest prompt"
     )
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """One pass over a text."""
-
-    number: int
-    documents: numpy.ndarray
-    """Numbers of the documents, in the order in which they are laid end to end."""
-    ends: numpy.ndarray
-    """Tokens up to the end of each of them."""
-    sequences: numpy.ndarray
-    """Numbers of the sequences that they are cut into, in the order in which they are seen."""
 
 
 class TrainingData:
@@ -236,18 +130,29 @@ class TrainingData:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's share of the batch of `step` (counted from 0), as `micro_batches` batches."""
-        first = step * self._global_batch_size + self._place.data_rank * self._share
+        begin = step * self._global_batch_size
+        first = begin + self._place.data_rank * self._share
+        weights = self._weights(range(begin, begin + self._global_batch_size)) if self._text.masked else None
         return [
-            self._batch(range(start, start + self.micro_batch_size))
+            self._batch(
+                range(start, start + self.micro_batch_size),
+                None if weights is None else weights[start - begin : start - begin + self.micro_batch_size],
+            )
             for start in range(first, first + self._share, self.micro_batch_size)
         ]
 
-    def _batch(self, indices: range) -> Batch:
+    def _weights(self, indices: range) -> torch.Tensor:
+        """`Batch.weights` of a global batch; 0 where nothing of it is learned."""
+        learned = torch.stack([self._text.learned(index) for index in indices])
+        return learned * (learned.numel() / max(1, int(learned.sum())))
+
+    def _batch(self, indices: range, weights: torch.Tensor | None) -> Batch:
         sequences = torch.stack([self._text[index] for index in indices]).to(self._place.device, non_blocking=True)
         batch = Batch(
             tokens=sequences[:, :-1].contiguous(),
             positions=self._positions.expand(len(sequences), -1),
             labels=sequences[:, 1:].contiguous(),
+            weights=None if weights is None else weights.to(self._place.device, non_blocking=True),
         )
         return isolated(batch, [self._text.positions(index) for index in indices]) if self._isolated else batch
 
@@ -292,7 +197,7 @@ class ValidationData:
             attention: whether documents in a sequence see each other.
 
         Raises:
-            UserError: a text is shorter than one sequence.
+            UserError: a text is shorter than one sequence, or no token of its sample is learned.
         """
         self.sequence_length = sequence_length
         parts = mixture.parts(folder)
@@ -301,12 +206,13 @@ class ValidationData:
         self._weights = [part.weight for part in parts]
         texts = [IndexedText(part.folder / "validation") for part in parts]
         self._tokens = [text.tokens for text in texts]
+        self._masks = [text.mask for text in texts]
         self._starts = [text.places for text in texts] if attention is DocumentAttention.ISOLATED else None
         drawn: list[list[int]] = []
         for source, tokens in zip(self.sources, self._tokens, strict=True):
             available = len(tokens)
             if available <= sequence_length:
-                raise UserError(_too_short(source, available, "validation", sequence_length))
+                raise UserError(too_short(source, available, "validation", sequence_length))
             drawn.append(
                 permutation((available - 1) // sequence_length, "validation", available, sequence_length).tolist()
             )
@@ -314,6 +220,15 @@ class ValidationData:
         more = mixture.sample(self._weights, [len(sequences) for sequences in drawn], samples)
         chosen = [*first, *(one for one in more if one not in first)][: max(samples, len(first))]
         self._sequences = [(text, drawn[text][number]) for text, number in chosen]
+        for text, source in enumerate(self.sources):
+            mine = [number * sequence_length for found, number in self._sequences if found == text]
+            if not any(self._learned(text, start).any() for start in mine):
+                raise UserError(_nothing_learned(source, len(mine), sequence_length))
+
+    def _learned(self, text: int, start: int) -> numpy.ndarray:
+        """Of each token that follows one of the sequence there, 1 if it is learned."""
+        mask, length = self._masks[text], self.sequence_length
+        return numpy.ones(length, numpy.uint8) if mask is None else mask[start + 1 : start + length + 1]
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -328,11 +243,18 @@ class ValidationData:
             tokens=tokens[:, :-1].contiguous(),
             positions=torch.arange(length, device=device).expand(len(indices), -1),
             labels=tokens[:, 1:].contiguous(),
+            weights=self._counted(places, device),
         )
         if self._starts is None:
             return batch
         of_each = [positions_in(self._starts[text], start, length) for text, start in places]
         return isolated(batch, of_each)
+
+    def _counted(self, places: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor | None:
+        if all(mask is None for mask in self._masks):
+            return None
+        learned = numpy.stack([self._learned(text, start) for text, start in places])
+        return torch.from_numpy(learned).to(device, torch.float32)
 
     def texts_of(self, indices: range) -> list[int]:
         """Which of `sources` each of the sequences is of."""

@@ -32,15 +32,40 @@ class Long:
     look: Callable[[], Iterator[str]]  # as `pieces`, where reading them is no progress
 
 
-Document = str | Long
+Spans = tuple[tuple[int, int], ...]
+"""Ranges of characters, each from its first one up to the one behind its last one."""
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A document of which some characters are learned, and the others are only read."""
+
+    text: str
+    learned: Spans
+
+    @classmethod
+    def completion(cls, prompt: str, text: str) -> "Marked":
+        """`text` is learned, behind `prompt`."""
+        return cls(prompt + text, ((len(prompt), len(prompt) + len(text)),))
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there is anything to learn."""
+        return any(part and not part.isspace() for part in (self.text[start:end] for start, end in self.learned))
+
+
+Document = str | Long | Marked
 
 
 def rows(texts: Iterable[Document]) -> Iterator[Document]:
-    """One document a row; rows without text are none."""
-    return (text for text in texts if _has_text(text))
+    """One document a row; rows without text, or with none to learn, are none."""
+    return (text for text in texts if has_text(text))
 
 
-def _has_text(text: Document) -> bool:
+def has_text(text: Document) -> bool:
+    """Whether a row is a document."""
+    if isinstance(text, Marked):
+        return text.teaches
     if isinstance(text, Long):
         return any(piece and not piece.isspace() for piece in text.look())
     return bool(text) and not text.isspace()

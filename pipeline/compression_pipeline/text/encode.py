@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ import numpy as np
 from compression_pipeline.errors import TransientError
 from compression_pipeline.machine import die_with_parent
 
-from .documents import Document, Long
+from .documents import Document, Long, Marked, Spans
 from .indexed import token_type
 from .parts import LONG, parts
-from .tokenizer import CannotEncode, TeacherTokenizer, ids_of
+from .tokenizer import CannotEncode, TeacherTokenizer, encodings_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,6 +58,8 @@ class Encoded:
 
     tokens: bytes
     lengths: list[int]
+    mask: bytes = b""
+    """Where not all is learned, a byte a token: 1 if it is."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Batch:
 
     first: int  # number of the first document, from 0
     texts: list[str]
+    learned: list[Spans] | None = None  # of each text, its characters that are learned; None: all of them
     part: bool = False
     last: bool = True  # of the document's parts
     hash: int | None = None  # of the whole document, where it comes in parts and some are held out
@@ -101,19 +104,41 @@ class Encoder:
             hashes = [held.hash([text]) for text in batch.texts] if held else []
         end = [] if batch.part else [self._end]
         sides: tuple[list[bytes], list[bytes]] = ([], [])
+        masks: tuple[list[bytes], list[bytes]] = ([], [])
         lengths: tuple[list[int], list[int]] = ([], [])
         try:
-            encoded = ids_of(self._backend, batch.texts)
+            encoded = encodings_of(self._backend, batch.texts, offsets=batch.learned is not None)
         except CannotEncode as error:
             raise CannotEncode(batch.first + error.number, error.reason) from error
-        for number, ids in enumerate(encoded):
+        for number, found in enumerate(encoded):
             side = int(held is not None and held.takes(hashes[number]))
+            ids = found.ids
             stored = ids + end if ids else ids
             sides[side].append(np.array(stored, dtype=self._dtype).tobytes())
             lengths[side].append(len(stored))
-        kept, out = (Encoded(b"".join(tokens), found) for tokens, found in zip(sides, lengths, strict=True))
-        done = replace(batch, texts=[])
+            if batch.learned is not None:
+                mask = learned(found.offsets, batch.learned[number])
+                masks[side].append(mask + mask[-1:] if end else mask)
+        kept, out = (
+            Encoded(b"".join(tokens), found, b"".join(mask))
+            for tokens, found, mask in zip(sides, lengths, masks, strict=True)
+        )
+        done = replace(batch, texts=[], learned=None)
         return EncodedBatch(kept, out, sum(map(sum, lengths)), min(hashes, default=None), done)
+
+
+def learned(offsets: Sequence[tuple[int, int]], spans: Spans) -> bytes:
+    """A byte a token: 1 if any of its characters is learned, so also if it begins before them. The token that ends a
+    document is as the one before it.
+
+    `offsets`: of each token, the range of its characters. One that a tokenizer trims, a space, is at its own end.
+    """
+    places = np.array(offsets, np.int64).reshape(-1, 2)
+    begin, end = places[:, 0], places[:, 1]
+    found = np.zeros(len(places), np.uint8)
+    for first, last in spans:
+        found |= (end > first) & ((begin < last) | (end <= last))
+    return found.tobytes()
 
 
 def cut_short(found: EncodedBatch, room: int, end: bytes) -> EncodedBatch:
@@ -124,7 +149,7 @@ def cut_short(found: EncodedBatch, room: int, end: bytes) -> EncodedBatch:
     size = len(end)
     if found.batch.part:  # whoever adds it adds the end
         left = max(room - 1, 0)
-        kept = Encoded(found.kept.tokens[: left * size], [left])
+        kept = Encoded(found.kept.tokens[: left * size], [left], found.kept.mask[:left])
         return replace(found, kept=kept, batch=replace(found.batch, last=True))
     lengths, left = list[int](), room
     for length in found.kept.lengths:
@@ -132,8 +157,9 @@ def cut_short(found: EncodedBatch, room: int, end: bytes) -> EncodedBatch:
             break
         lengths.append(min(length, left))
         left -= lengths[-1]
-    tokens = found.kept.tokens[: sum(lengths) * size]
-    return replace(found, kept=Encoded(tokens[:-size] + end if tokens else b"", lengths))
+    tokens, mask = found.kept.tokens[: sum(lengths) * size], found.kept.mask[: sum(lengths)]
+    mask = mask[:-1] + mask[-2:-1]
+    return replace(found, kept=Encoded(tokens[:-size] + end if tokens else b"", lengths, mask))
 
 
 def _start_worker(parent: int) -> None:
@@ -157,43 +183,47 @@ def batches(tokenizer: TeacherTokenizer, documents: Iterable[Document], held: He
     """
     cutter = cache(tokenizer.backend)  # made with the first long one
     texts: list[str] = []
+    spans: list[Spans] = []
     size = number = 0
     for number, document in enumerate(documents):
-        if isinstance(document, Long) or len(document) > LONG:
+        text, marked = (document.text, document.learned) if isinstance(document, Marked) else (document, None)
+        if isinstance(text, Long) or len(text) > LONG:
             if texts:
-                yield Batch(number - len(texts), texts)
-                texts, size = [], 0
-            long = (
-                document
-                if isinstance(document, Long)
-                else Long("", partial(_alone, document), partial(_alone, document))
-            )
-            yield from _in_parts(cutter(), number, long, held)
+                yield Batch(number - len(texts), texts, spans or None)
+                texts, spans, size = [], [], 0
+            long = text if isinstance(text, Long) else Long("", partial(_alone, text), partial(_alone, text))
+            yield from _in_parts(cutter(), number, long, marked, held)
             continue
-        texts.append(document)
-        size += len(document)
+        texts.append(text)
+        if marked is not None:
+            spans.append(marked)
+        size += len(text)
         if size >= BATCH_CHARACTERS or len(texts) >= BATCH_DOCUMENTS:
-            yield Batch(number + 1 - len(texts), texts)
-            texts, size = [], 0
+            yield Batch(number + 1 - len(texts), texts, spans or None)
+            texts, spans, size = [], [], 0
     if texts:
-        yield Batch(number + 1 - len(texts), texts)
+        yield Batch(number + 1 - len(texts), texts, spans or None)
 
 
 def _alone(text: str) -> Iterator[str]:
     yield text
 
 
-def _in_parts(cutter: "Tokenizer", number: int, document: Long, held: Held | None) -> Iterator[Batch]:
+def _in_parts(
+    cutter: "Tokenizer", number: int, document: Long, marked: Spans | None, held: Held | None
+) -> Iterator[Batch]:
     hashed = held.hash(document.look()) if held else None
-    before: str | None = None
+    before: Batch | None = None
     try:
-        for text in parts(document.pieces(), cutter, LONG):
+        for place, text in parts(document.pieces(), cutter, LONG):
             if before is not None:
-                yield Batch(number, [before], part=True, last=False, hash=hashed)
-            before = text
+                yield before
+            spans = None if marked is None else [tuple((start - place, end - place) for start, end in marked)]
+            before = Batch(number, [text], spans, part=True, last=False, hash=hashed)
     except CannotEncode as error:
         raise CannotEncode(number, error.reason) from error
-    yield Batch(number, [before or ""], part=True, last=True, hash=hashed)
+    if before is not None:
+        yield replace(before, last=True)
 
 
 def encode(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compression_pipeline.errors import UserError, one_of
 
-from .documents import Document, Long
+from .documents import Document, Long, Marked
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -30,16 +30,24 @@ class TextFile:
     """A file to read rows of text from; `position` tells how far it has been read, `row` which row was read last."""
 
     def __init__(
-        self, path: Path, *, name: str, column: str, open: Callable[[Path], io.BufferedReader] | None = None
+        self,
+        path: Path,
+        *,
+        name: str,
+        column: str,
+        prompt: str | None = None,
+        open: Callable[[Path], io.BufferedReader] | None = None,
     ) -> None:
-        """`name`: what messages call it; its ending tells the format. `column`: where a row has several.
+        """`name`: what messages call it; its ending tells the format. `column`: of the text, where a row has several.
 
-        `open`: how the path is opened, if not as any other; nothing else reads the file.
+        `prompt`: the column of what comes before the text and is not learned. `open`: how the path is opened, if not as
+        any other; nothing else reads the file.
         """
         self.path = path
         self._open = open or (lambda path: path.open("rb"))
         self.name = name
-        self.column = column
+        self.columns = {column: "textColumn", **({prompt: "promptColumn"} if prompt else {})}
+        """Those that are read, and the fields that name them."""
         self.position = 0  # bytes of the file as it lies on disk, about
         self.row = 0  # from 1
 
@@ -52,13 +60,20 @@ class TextFile:
 
         Raises UserError for a file that is damaged or isn't what its name says, and for a missing column.
         """
-        reader = _reader(self.name)
-        yield from _whole(self) if reader is _lines_of_text else reader(self)
+        if kind(self.name) == "text":
+            yield from _whole(self)
+        else:
+            marked = len(self.columns) > 1
+            for text, *prompt in _reader(self.name)(self):
+                if marked:
+                    yield Marked.completion(prompt[0] or "", text or "")
+                elif text is not None:
+                    yield text
         self.position = self.path.stat().st_size
 
     def lines(self) -> Iterator[str]:
-        """As `rows`, but a .txt file yields its lines."""
-        yield from _reader(self.name)(self)
+        """As `rows`, of the text alone, but a .txt file yields its lines."""
+        yield from (text for text, *_ in _reader(self.name)(self) if text is not None)
         self.position = self.path.stat().st_size
 
     def first_lines(self) -> Iterator[str]:
@@ -85,7 +100,11 @@ def kind(name: str) -> str:
     return "text" if reader is _lines_of_text else "Parquet" if reader is _parquet else "JSON Lines"
 
 
-def _reader(name: str) -> Callable[[TextFile], Iterator[str]]:
+Row = tuple[str | None, ...]
+"""What a row has in each of `TextFile.columns`."""
+
+
+def _reader(name: str) -> Callable[[TextFile], Iterator[Row]]:
     for ending, reader in FORMATS.items():
         if name.lower().endswith(ending):
             return reader
@@ -128,35 +147,37 @@ def _pieces(file: TextFile, *, counted: bool) -> Generator[str, None, None]:
             data = stream.read(PIECE)
 
 
-def _lines_of_text(file: TextFile) -> Iterator[str]:
+def _lines_of_text(file: TextFile) -> Iterator[Row]:
     for number, line in _lines(file):
-        yield _decoded(line, file, number)
+        yield (_decoded(line, file, number),)
 
 
-def _json_lines(file: TextFile) -> Iterator[str]:
-    told = False  # whether a row before had the column
+def _json_lines(file: TextFile) -> Iterator[Row]:
+    told = False  # whether a row before had the columns
     for number, line in _lines(file):
         if line.isspace():
             continue
-        row = _json_row(_decoded(line, file, number), file, number)
-        if file.column not in row:
-            if not told:
-                raise UserError(_no_column(f"{file.name}:{number}", file.column, list(row)))
-            raise UserError(
-                f"{file.name}:{number}: the row has no {file.column}, as the rows before it have; add it (null: no "
-                "text), or remove the row"
-            )
+        row, place = _json_row(_decoded(line, file, number), file, number), f"{file.name}:{number}"
+        found = [_json_value(row, column, field, place, told) for column, field in file.columns.items()]
         told = True
-        value = row[file.column]
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise UserError(
-                f"{file.name}:{number}: {file.column} is no string ({type(value).__name__}); set dataset.textColumn to "
-                "a column of text"
-            )
         # JSON may escape half a character, which is no text and no tokenizer takes.
-        yield value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if b"\\u" in line else value
+        yield tuple(
+            value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if value and b"\\u" in line else value
+            for value in found
+        )
+
+
+def _json_value(row: dict[str, Any], column: str, field: str, place: str, told: bool) -> str | None:
+    if column not in row:
+        if not told:
+            raise UserError(_no_column(place, column, field, list(row)))
+        raise UserError(
+            f"{place}: the row has no {column}, as the rows before it have; add it (null: no text), or remove the row"
+        )
+    value = row[column]
+    if value is None or isinstance(value, str):
+        return value
+    raise UserError(f"{place}: {column} is no string ({type(value).__name__}); set dataset.{field} to a column of text")
 
 
 def _json_row(text: str, file: TextFile, number: int) -> dict[str, Any]:
@@ -184,26 +205,31 @@ def _json_row(text: str, file: TextFile, number: int) -> dict[str, Any]:
     return found
 
 
-def _parquet(file: TextFile) -> Iterator[str]:
+def _parquet(file: TextFile) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with file.open() as raw, pq.ParquetFile(raw) as parquet:
             names: list[str] = parquet.schema_arrow.names
-            if file.column not in names:
-                raise UserError(_no_column(file.name, file.column, names))
-            if names.count(file.column) > 1:
-                raise UserError(f"{file.name} has several columns {file.column}; rename all but one")
-            kind = parquet.schema_arrow.field(file.column).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            if pa.types.is_null(kind):
-                return  # what writers make of a column without any value
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-                raise UserError(
-                    f"{file.name}: column {file.column} is of type {kind}; set dataset.textColumn to a column of text"
-                )
+            for column, field in file.columns.items():
+                if column not in names:
+                    raise UserError(_no_column(file.name, column, field, names))
+                if names.count(column) > 1:
+                    raise UserError(f"{file.name} has several columns {column}; rename all but one")
+                kind = parquet.schema_arrow.field(column).type
+                if pa.types.is_dictionary(kind):
+                    kind = kind.value_type
+                # Null is what writers make of a column without any value.
+                if not (
+                    pa.types.is_null(kind)
+                    or pa.types.is_string(kind)
+                    or pa.types.is_large_string(kind)
+                    or pa.types.is_string_view(kind)
+                ):
+                    raise UserError(
+                        f"{file.name}: column {column} is of type {kind}; set dataset.{field} to a column of text"
+                    )
             yield from _parquet_rows(file, parquet)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
@@ -211,27 +237,28 @@ def _parquet(file: TextFile) -> Iterator[str]:
         raise UserError(f"{file.name} is damaged or no Parquet file ({_first_line(error)}); get it again") from error
 
 
-def _parquet_rows(file: TextFile, parquet: "ParquetFile") -> Iterator[str]:
+def _parquet_rows(file: TextFile, parquet: "ParquetFile") -> Iterator[Row]:
     size, total, seen = file.path.stat().st_size, max(1, parquet.metadata.num_rows), 0
-    for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=[file.column]):
-        try:
-            values = batch.column(0).to_pylist()
-        except UnicodeDecodeError as error:
-            raise UserError(_not_utf8(file, batch.column(0), seen)) from error
+    for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=[*file.columns]):
+        values: list[list[str | None]] = []
+        for name in file.columns:
+            try:
+                values.append(batch.column(name).to_pylist())
+            except UnicodeDecodeError as error:
+                raise UserError(_not_utf8(file, name, batch.column(name), seen)) from error
         file.position = size * (seen + batch.num_rows) // total
-        for file.row, value in enumerate(values, seen + 1):
-            if value is not None:
-                yield value
+        for file.row, row in enumerate(zip(*values, strict=True), seen + 1):
+            yield row
         seen += batch.num_rows
 
 
-def _not_utf8(file: TextFile, column: Any, before: int) -> str:
+def _not_utf8(file: TextFile, name: str, column: Any, before: int) -> str:
     for number, value in enumerate(column, before + 1):
         try:
             value.as_py()
         except UnicodeDecodeError as error:
             return (
-                f"{file.name}: row {number}: {file.column} is not UTF-8 (byte {error.start} of the text); convert the "
+                f"{file.name}: row {number}: {name} is not UTF-8 (byte {error.start} of the text); convert the "
                 "file's text, or remove the row"
             )
     raise AssertionError("one of the rows was not UTF-8")
@@ -313,15 +340,15 @@ def _decoded(line: bytes, file: TextFile, number: int) -> str:
         raise UserError(f"{file.name}:{number}: is not UTF-8 (byte {error.start} of the line); convert it") from error
 
 
-def _no_column(where: str, column: str, names: list[str]) -> str:
-    return f"{where}: there is no column {column}; set dataset.textColumn to {one_of(names)}"
+def _no_column(where: str, column: str, field: str, names: list[str]) -> str:
+    return f"{where}: there is no column {column}; set dataset.{field} to {one_of(names)}"
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or ["no message"])[0]
 
 
-FORMATS: dict[str, Callable[[TextFile], Iterator[str]]] = {
+FORMATS: dict[str, Callable[[TextFile], Iterator[Row]]] = {
     ".txt": _lines_of_text,
     ".txt.gz": _lines_of_text,
     ".txt.zst": _lines_of_text,

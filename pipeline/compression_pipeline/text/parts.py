@@ -19,8 +19,9 @@ _AROUND = 512
 _TRIES = 64
 
 
-def parts(pieces: Iterable[str], tokenizer: "Tokenizer", length: int = LONG) -> Iterator[str]:
-    """A text that comes in pieces of any lengths, in parts of about this many characters; no more of it is held.
+def parts(pieces: Iterable[str], tokenizer: "Tokenizer", length: int = LONG) -> Iterator[tuple[int, str]]:
+    """A text that comes in pieces of any lengths, in parts of about this many characters; no more of it is held. Each
+    with its place in the text, in characters.
 
     A cut lies between signs of two classes (letters or digits, space, others), where the text around it has the same
     tokens cut and uncut. So tokens are the same wherever what is further away than that makes no difference, as with
@@ -28,7 +29,7 @@ def parts(pieces: Iterable[str], tokenizer: "Tokenizer", length: int = LONG) -> 
     and what reading the pieces does.
     """
     coming = iter(pieces)
-    text, end, whole = "", length, False
+    text, end, whole, place = "", length, False, 0
     while True:
         if not whole and len(text) <= end + _AROUND:
             text, whole = _more(text, coming, end + _AROUND)
@@ -38,9 +39,9 @@ def parts(pieces: Iterable[str], tokenizer: "Tokenizer", length: int = LONG) -> 
         if cut is None:
             end += length
             continue
-        yield text[: cut[0]]
-        text, end = text[cut[1] :], length
-    yield text
+        yield place, text[: cut[0]]
+        text, end, place = text[cut[1] :], length, place + cut[1]
+    yield place, text
 
 
 def _more(text: str, coming: Iterator[str], wanted: int) -> tuple[str, bool]:

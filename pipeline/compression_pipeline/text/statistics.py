@@ -11,7 +11,8 @@ from .indexed import IndexedWriter
 def describe(writers: Mapping[str, IndexedWriter], *, end_of_document: int, vocabulary: int) -> dict[str, Any]:
     """`data/statistics.json`: for each split, documents, tokens and how long documents are.
 
-    Lengths are in tokens and count the end-of-document token. `histogram` has one bin for each power of two: the number
+    Where not all tokens are learned, `learned` says how many are. Lengths are in tokens and count the end-of-document
+    token. `histogram` has one bin for each power of two: the number
     of documents of `from` to `to` tokens, both included.
     """
     return {
@@ -24,6 +25,8 @@ def describe(writers: Mapping[str, IndexedWriter], *, end_of_document: int, voca
 def _split(writer: IndexedWriter) -> dict[str, Any]:
     lengths = np.array(writer.lengths, dtype=np.int64)
     found: dict[str, Any] = {"documents": len(lengths), "tokens": int(writer.tokens), "histogram": []}
+    if writer.masked:
+        found["learned"] = writer.learned
     if len(lengths) == 0:
         return found
     quantiles = np.percentile(lengths, [50, 90, 99])

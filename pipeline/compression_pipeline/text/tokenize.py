@@ -14,7 +14,7 @@ from compression_pipeline.errors import UserError
 from compression_pipeline.store.system import processors
 
 from . import documents
-from .documents import Document, Long
+from .documents import Document, Long, Marked
 from .encode import Held, cut_short, encode
 from .files import TextFile
 from .indexed import LONGEST, IndexedWriter, TooLong, token_type
@@ -63,6 +63,7 @@ class Tokenization:
         self._context = context
         self._tokenizer = tokenizer
         self._into = into
+        self._empty: tuple[int, str] = 0, ""  # rows with nothing to learn, and where the first one is
 
     def run(self, train: Sequence[TextFile], validation: Sequence[TextFile]) -> Tokenized:
         """Tokenize. Without validation files, `validationFraction` of the training documents is held out.
@@ -79,9 +80,15 @@ class Tokenization:
         else:
             writers = self._held_out(train)
         for name, writer in writers.items():
-            if writer.tokens == 0:
+            if writer.learned == 0:
                 raise UserError(self._nothing(name, writers, held_out=not validation))
             writer.finish()
+        rows, first = self._empty
+        if rows:
+            self._context.events.warning(
+                f"{rows:,} rows of {self._text.source} have nothing in {self._text.text_column} to learn and are left "
+                f"out; the first one is {first}"
+            )
         tokenized = Tokenized(writers, progress.seconds)
         progress.say(tokenized.documents, tokenized.tokens, done=True)
         return tokenized
@@ -89,7 +96,7 @@ class Tokenization:
     def _held_out(self, files: Sequence[TextFile]) -> dict[str, IndexedWriter]:
         held = Held(self._dataset.seed, self._text.validation_fraction)
         for _ in range(2):
-            progress = _Progress(self._context, files)
+            progress, self._empty = _Progress(self._context, files), (0, "")
             writers = self._write(files, progress, TRAIN, held=held, budget=self._budget)
             if writers[VALIDATION].lengths or progress.lowest_hash is None:
                 break
@@ -108,7 +115,11 @@ class Tokenization:
     ) -> dict[str, IndexedWriter]:
         """`budget`: tokens of `name` after which no more is read; the document that would exceed it is cut short."""
         dtype = token_type(self._tokenizer.largest)
-        writers = {one: IndexedWriter(self._into / one, dtype) for one in ([name, VALIDATION] if held else [name])}
+        masked = self._text.prompt_column is not None
+        writers = {
+            one: IndexedWriter(self._into / one, dtype, masked=masked)
+            for one in ([name, VALIDATION] if held else [name])
+        }
         total = sum(file.path.stat().st_size for file in files)
         workers = 1 if total < SMALL_TEXT else self._dataset.workers or processors()
         end = np.array([self._tokenizer.end_of_document], dtype).tobytes()
@@ -125,9 +136,9 @@ class Tokenization:
                     found = cut_short(found, budget - writers[name].tokens, end)
                 for one, side in ((name, found.kept), (VALIDATION, found.held)):
                     if found.batch.part and side.lengths:
-                        writers[one].add_part(side.tokens, end if found.batch.last else None)
+                        writers[one].add_part(side.tokens, end if found.batch.last else None, side.mask)
                     elif side.lengths:
-                        writers[one].add(side.tokens, side.lengths)
+                        writers[one].add(side.tokens, side.lengths, side.mask)
                 whole = len(found.kept.lengths) + len(found.held.lengths) if found.batch.last else 0
                 progress.add(found.lowest_hash, whole, found.tokens)
                 if full:
@@ -152,7 +163,15 @@ class Tokenization:
         if self._text.documents is DocumentFormat.WIKITEXT_ARTICLES:
             # An article may go on in the next file.
             return documents.wikitext_articles(chain.from_iterable(file.lines() for file in files))
-        return documents.rows(chain.from_iterable(file.rows() for file in files))
+        return documents.rows(row for file in files for row in self._noted(file))
+
+    def _noted(self, file: TextFile) -> Iterator[Document]:
+        """The rows of a file; those with a prompt and nothing behind it are noted."""
+        for row in file.rows():
+            if isinstance(row, Marked) and not row.teaches:
+                count, first = self._empty
+                self._empty = count + 1, first or file.place
+            yield row
 
     def _place(self, files: Sequence[TextFile], number: int) -> str:
         """File and row of a document by its number, from 0; they are read once more up to there."""
@@ -168,6 +187,12 @@ class Tokenization:
 
     def _nothing(self, name: str, writers: dict[str, IndexedWriter], *, held_out: bool) -> str:
         source = f"spec.dataset.source: {self._text.source}"
+        if self._text.prompt_column is not None and not (held_out and any(one.learned for one in writers.values())):
+            return (
+                f"{source} has no token of {self._text.text_column} in its split for {name}, so nothing to learn "
+                f"behind what is in {self._text.prompt_column} (dataset.promptColumn); raise dataset.tokens, if it is "
+                "set, or give more text"
+            )
         if not any(writer.lengths for writer in writers.values()):
             return f"{source} is empty: it has no document with any text in it"
         if held_out:

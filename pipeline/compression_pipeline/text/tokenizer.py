@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken, Encoding, Tokenizer
     from tokenizers.normalizers import Normalizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
@@ -25,8 +25,14 @@ class CannotEncode(Exception):
 
 def ids_of(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
     """The tokens of each text. Raises CannotEncode."""
+    return [found.ids for found in encodings_of(tokenizer, texts)]
+
+
+def encodings_of(tokenizer: "Tokenizer", texts: list[str], *, offsets: bool = False) -> "list[Encoding]":
+    """The tokens of each text and, with `offsets`, which characters each is of. Raises CannotEncode."""
     try:
-        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+        return encode(texts, add_special_tokens=False)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library raises plain ones, and a panic of Rust is no Exception
@@ -34,7 +40,7 @@ def ids_of(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
             raise CannotEncode(0, " ".join(str(error).split())[:300]) from error
         for number, text in enumerate(texts):
             try:
-                ids_of(tokenizer, [text])
+                encodings_of(tokenizer, [text], offsets=offsets)
             except CannotEncode as alone:
                 raise CannotEncode(number, alone.reason) from error
         raise

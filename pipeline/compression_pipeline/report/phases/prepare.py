@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from compression_pipeline.config import DatasetConfig, DocumentAttention, packing
+from compression_pipeline.config import DatasetConfig, DocumentAttention, learned_share, packing
 from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.data import RunData
@@ -39,7 +39,8 @@ def _facts(run: RunData) -> Iterator[Fact]:
     )
     yield (
         "Text",
-        f"{prepared.documents:,} documents: {prepared.train_tokens:,} tokens to train on, "
+        f"{prepared.documents:,} documents: {prepared.train_tokens:,} tokens to train on"
+        f"{learned_share(prepared.train_tokens, prepared.learned_tokens)}, "
         f"{prepared.validation_tokens:,} held out; sequences of {length_of(run.spec):,} tokens. "
         f"{packing(_attention_of(run.spec))}",
     )
@@ -47,6 +48,7 @@ def _facts(run: RunData) -> Iterator[Fact]:
     if prepared.resolved_sources:
         told = (
             f"{one.source} with weight {one.weight:.3g}: {one.train_tokens:,} tokens to train on"
+            f"{learned_share(one.train_tokens, one.learned_tokens)}"
             for one in prepared.resolved_sources
         )
         yield "Sources", "; ".join(told)
@@ -65,7 +67,8 @@ def _seeds(spec: Spec) -> Iterator[tuple[str, Any]]:
 def _card(ancestry: Ancestry) -> Iterator[str]:
     prepare = ancestry.prepare
     yield (
-        f"**Data.** {prepare.documents:,} documents, {prepare.train_tokens:,} tokens to train on and "
+        f"**Data.** {prepare.documents:,} documents, {prepare.train_tokens:,} tokens to train on"
+        f"{learned_share(prepare.train_tokens, prepare.learned_tokens)} and "
         f"{prepare.validation_tokens:,} to validate on. "
         f"{packing(ancestry.distill[0].document_attention)}."
     )
