@@ -92,7 +92,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed without anybody doing anything: an I/O error of a volume or a network, a lost
     peer, port, GPU, or process, no memory or space on the host.
     """
-    return any(_one(cause) for cause in _with_causes(error))
+    return any(_is_transient(cause) for cause in _with_causes(error))
 
 
 def _with_causes(error: BaseException) -> list[BaseException]:
@@ -105,7 +105,7 @@ def _with_causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _one(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     text = str(error)
     if isinstance(error, UnicodeError | LookupError | ArithmeticError) or _NOT_TRANSIENT_TEXT.search(text):
         return False

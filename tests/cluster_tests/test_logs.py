@@ -40,7 +40,9 @@ def test_the_newest_event_is_heard_however_long_the_lines_are(
         try:
             watcher.follow(f"{namespace.name}/run", {"uid": "talks"})
             # A kubelet that has much to do may give no answer in time: the next look is as good as the first.
-            progress = await until_async(lambda: watcher.look("uid", datetime.now(UTC)).progress, "the log to be read")
+            progress = await until_async(
+                lambda: watcher.newest("uid", datetime.now(UTC)).progress, "the log to be read"
+            )
             return progress.step
         finally:
             await watcher.close()

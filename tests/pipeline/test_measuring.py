@@ -136,7 +136,7 @@ def test_who_loses_the_race_to_another_measure_measures_at_the_next_attempt(stor
     with store.draft("finetune", KEY) as draft:
         other = draft.publish(config={"fingerprint": KEY}, inputs={}, result={})
     with pytest.raises(Interrupted, match="the next attempt measures those"):
-        measuring.settled(job, context(store, OTHER)[0], other, FinetuneResult)
+        measuring.published_result(job, context(store, OTHER)[0], other, FinetuneResult)
 
 
 def measuring_distillation(store: Store) -> DistillJob:

@@ -108,7 +108,7 @@ class ClusterBackend:
         A job that is missed there is asked for: it may be out of the watch's sight, for somebody changed its labels.
         """
         namespace, now = run.metadata.namespace, self._now()
-        await self._claims.look(run)
+        await self._claims.refresh(run)
         key = f"{namespace}/{run.metadata.name}"
         bodies = [(kind, body) for kind in kinds_for(run) for body in self._jobs[kind.resource].members(key)]
         known = {body["metadata"]["name"] for _, body in bodies}
@@ -159,14 +159,14 @@ class ClusterBackend:
         except ApiError as error:
             if error.reason != "AlreadyExists":
                 raise
-            body = await self._there(kind, namespace, job.name)
+            body = await self._existing_job(kind, namespace, job.name)
             if not observe_job(kind, body, (), run_uid=run.metadata.uid, now=self._now()).ours:
                 self._taken.setdefault(run.metadata.uid, set()).add(job.name)
                 logger.warning("the name of the job is taken by one of another owner", extra=context)
                 # No watch will tell of it, and the status must not say that the step is under way.
                 raise Conflict(f"job {job.name} is another owner's") from error
         # Without this the next pass, before the watch tells of the job, would miss it.
-        self._note(kind, body)
+        self._remember(kind, body)
 
     async def _created(self, kind: JobKind, namespace: str, manifest: dict[str, Any]) -> Body:
         """Create the job, owned in a way that a foreground deletion of the run waits for it where that is allowed."""
@@ -189,7 +189,7 @@ class ClusterBackend:
             if error.reason != "AlreadyExists" and not error.namespace_gone:
                 raise
 
-    async def _there(self, kind: JobKind, namespace: str, name: str) -> Body:
+    async def _existing_job(self, kind: JobKind, namespace: str, name: str) -> Body:
         """The job whose name is taken. Raises Conflict where it has gone since."""
         try:
             return await self._kube.get(kind.resource, namespace, name)
@@ -214,7 +214,7 @@ class ClusterBackend:
                     raise
                 continue
             if going is not None:
-                self._note(kind, going)
+                self._remember(kind, going)
                 return True
         return False
 
@@ -223,20 +223,20 @@ class ClusterBackend:
         kind = kind_of_pod(pod)
         return None if kind is None else self._jobs[kind.resource].get(*job_of(pod))
 
-    def gone(self, body: Body) -> None:
+    def forget_job(self, body: Body) -> None:
         """A job is gone: so is what was remembered of it."""
         self._first.pop(body["metadata"].get("uid", ""), None)
         self._missed.pop(body["metadata"].get("uid", ""), None)
         self._logs.forget(body["metadata"].get("uid", ""))
         self._refusals.forget(body["metadata"].get("uid", ""))
 
-    def run_gone(self, body: Body) -> None:
+    def forget_run(self, body: Body) -> None:
         """A run is gone: nobody asks for its jobs' logs any more."""
         meta = body["metadata"]
         self._logs.follow(f"{meta['namespace']}/{meta['name']}", {})
         self._taken.pop(meta.get("uid", ""), None)
 
-    def _note(self, kind: JobKind, body: Body) -> None:
+    def _remember(self, kind: JobKind, body: Body) -> None:
         """Take note of a job that the watch will go on telling of; another one is asked for when it is looked at."""
         if mapping(body, "metadata", "labels").get(MANAGED_BY) == MANAGER:
             self._jobs[kind.resource].put(body)
@@ -254,7 +254,7 @@ class ClusterBackend:
                     if error.code != 404 and not _is_others(kind, run, error):
                         raise
                     continue
-                self._note(kind, body)
+                self._remember(kind, body)
                 found[name] = kind, self._jobs[kind.resource].keep(body)
                 break
             else:

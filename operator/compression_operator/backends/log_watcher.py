@@ -96,7 +96,7 @@ class LogWatcher:
         elif self._running.pop(key, None) is not None:
             self._tasks.pop(key).cancel()
 
-    def look(self, uid: str, now: datetime) -> Look:
+    def newest(self, uid: str, now: datetime) -> Look:
         """The newest look at a job's log. Before the first one the job has the benefit of the doubt."""
         return self._looks.get(uid) or Look(now, last_event=now, waits=True)
 
@@ -104,7 +104,7 @@ class LogWatcher:
         """The job with what its log tells of it; its progress once it is a while ahead of what is `known`, whoever
         wrote that, so that writes are as rare as looks.
         """
-        told = self.look(uid, now).applied_to(job, now)
+        told = self.newest(uid, now).applied_to(job, now)
         seen = told.progress
         if job.state is not JobState.RUNNING or not (seen and seen.time and known and known.time):
             return told

@@ -14,7 +14,7 @@ from compression_operator.core.plan import Plan, maker_of, plan
 from compression_operator.local.workdir import to_yaml
 
 from .common import Code, console, find_workdir, load_run, now
-from .invocation import how_to_go_on
+from .invocation import resume_command
 from .plan import unknown as unknown_in
 from .summary import failures, print_students
 from .view import step_seconds, step_word
@@ -100,7 +100,7 @@ def status(arguments: argparse.Namespace) -> int:
     out = console()
     resting = run.status.phase in (RunPhase.SUCCEEDED, RunPhase.FAILED)
     idle = not resting and not workdir.in_use
-    hint = f" (nothing is running; continue with: {how_to_go_on(workdir)})" if idle else ""
+    hint = f" (nothing is running; continue with: {resume_command(workdir)})" if idle else ""
     out.print(Text(f"{run.metadata.name}: {run.status.phase}{hint}"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("step", "state", "failures", "seconds", "progress", "message"):

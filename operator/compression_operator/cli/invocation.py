@@ -39,7 +39,7 @@ class Invocation(Record):
         """Keep it for whoever asks how to go on. Raises OSError."""
         write_atomically(workdir.invocation, self.model_dump_json(indent=2) + "\n")
 
-    def again(self, workdir: Workdir) -> str:
+    def resume_command(self, workdir: Workdir) -> str:
         """The command that goes on where this one stopped, ready to be pasted."""
         words = ["compression", "run", _shown(self.file), "--workdir", str(workdir.root)]
         if self.store is not None:
@@ -49,11 +49,11 @@ class Invocation(Record):
         return shlex.join(words)
 
 
-def how_to_go_on(workdir: Workdir) -> str:
+def resume_command(workdir: Workdir) -> str:
     """The command that goes on with the run of this directory."""
     known = Invocation.read(workdir)
     if known is not None:
-        return known.again(workdir)
+        return known.resume_command(workdir)
     return f"compression run FILE --workdir {shlex.quote(str(workdir.root))}"
 
 

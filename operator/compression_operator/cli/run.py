@@ -82,7 +82,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             gpus=gpus,
             command=arguments.job_command or COMMAND,
         )
-        return _run(workdir, submitted, place, invocation.again(workdir))
+        return _run(workdir, submitted, place, invocation.resume_command(workdir))
 
 
 def _without_gpu(run: CompressionRun, file: Path, gpus: Sequence[str]) -> Iterator[Fault]:
@@ -130,7 +130,7 @@ def _run(workdir: Workdir, run: CompressionRun, place: Place, again: str) -> int
     cached = _cached_before(run)
     view = _view(out, cached, _resumed_after(workdir, run))
     for line in _remarks(run, place):
-        view.say(line)
+        view.print_line(line)
     session = Session(workdir, run, place, view, reconcile=reconcile, now=now)
     try:
         code = asyncio.run(session.run())

@@ -43,7 +43,7 @@ class Session:
     ) -> None:
         """`look_seconds`: how often progress is looked at. What ends is seen at once."""
         self._runs = LocalRuns(workdir, run)
-        self._backend = LocalBackend(place, now=now, wake=lambda _: self._look(), warned=self._warn)
+        self._backend = LocalBackend(place, now=now, wake=lambda _: self._enqueue(), warned=self._warn)
         self._view = view
         self._look_seconds = look_seconds
         self._key = run.metadata.key
@@ -80,7 +80,7 @@ class Session:
         for number in signals:
             loop.add_signal_handler(number, self._interrupt)
         work = asyncio.create_task(self._controller.run(), name="controller")
-        tick = asyncio.create_task(self._tick(), name="tick")
+        tick = asyncio.create_task(self._enqueue_regularly(), name="tick")
         rest = asyncio.create_task(self._rest.wait(), name="rest")
         try:
             await asyncio.wait((rest, work), return_when=asyncio.FIRST_COMPLETED)
@@ -114,24 +114,24 @@ class Session:
         await self._backend.close()
         if self._interrupted and self._fault is None:
             self._passed.clear()
-            self._look()
+            self._enqueue()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._passed.wait(), 5)
 
-    async def _tick(self) -> None:
+    async def _enqueue_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._look_seconds)
-            self._look()
+            self._enqueue()
 
-    def _look(self) -> None:
+    def _enqueue(self) -> None:
         self._controller.enqueue(self._key)
 
     def _interrupt(self) -> None:
         if not self._interrupted:
             self._interrupted = True
             self._runs.suspended = True
-            self._look()
-            self._view.say("stopping: running steps write a checkpoint; once more to stop at once")
+            self._enqueue()
+            self._view.print_line("stopping: running steps write a checkpoint; once more to stop at once")
         else:
             self._hard = True
             self._backend.kill()
@@ -141,11 +141,11 @@ class Session:
         """Tell what a job warns of, once: every attempt may find it anew."""
         if (step, message) not in self._warnings:
             self._warnings.add((step, message))
-            self._view.say(f"{step}: warning: {message}")
+            self._view.print_line(f"{step}: warning: {message}")
 
     # -- the controller's listener ----------------------------------------------------------------------------------
 
-    def passed(self, run: CompressionRun, decision: Decision) -> None:
+    def pass_succeeded(self, run: CompressionRun, decision: Decision) -> None:
         self._passed.set()
         self._view.update(run)
         settled = run.status.phase in (RunPhase.SUCCEEDED, RunPhase.FAILED, RunPhase.SUSPENDED)
@@ -154,11 +154,11 @@ class Session:
 
     def report_event(self, run: CompressionRun, event: RunEvent) -> None:
         if event.reason in TOLD:
-            self._view.say(event.message)
+            self._view.print_line(event.message)
 
-    def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
+    def pass_failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         if consecutive == 1:
-            self._view.say(f"trying again: {error}")
+            self._view.print_line(f"trying again: {error}")
         if consecutive >= FATAL_ERRORS:
             self._fault = error
             self._rest.set()

@@ -33,7 +33,7 @@ class View(Protocol):
         """The run as it stands now."""
         ...
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """A line worth reading; it stays."""
         ...
 
@@ -102,9 +102,9 @@ class PlainView:
                 continue  # a resumed step begins again further back
             begins = before is None or shown[:2] != before[:2]
             note = attempt_note(run, step, self._resumed) if begins and word == "running" else ""
-            self.say(f"{step.name}: {self._text(step, word)}{f' ({note})' if note else ''}")
+            self.print_line(f"{step.name}: {self._text(step, word)}{f' ({note})' if note else ''}")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._stream.write(f"{self._now().astimezone():%H:%M:%S}  {text}\n")
         self._stream.flush()
 
@@ -143,7 +143,7 @@ class LiveView:
     def update(self, run: CompressionRun) -> None:
         self._run = run
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         from rich.text import Text
 
         self._live.console.print(Text(text))

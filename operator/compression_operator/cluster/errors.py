@@ -56,7 +56,7 @@ def is_internal(error: Exception) -> bool:
     return not isinstance(error, ApiError | UnreadableRun | OutdatedCRD | TemplateRefused | NotLeading)
 
 
-def why_not_made(error: Exception) -> str:
+def creation_failure(error: Exception) -> str:
     """Why a job cannot be made, in words that stay the same while the reason does: each change is written."""
     problem = problem_of(error)
     if problem is not None:

@@ -209,13 +209,13 @@ class Resync:
         and the last kind that is left.
         """
         kind = self._kinds.get(resource)
-        if error.transient or kind is None or (error.code != 404 and self._named(kind, place)):
+        if error.transient or kind is None or (error.code != 404 and self._is_used(kind, place)):
             raise error
         without.add(resource)
         if without >= self._kinds.keys():
             raise error
 
-    def _named(self, kind: JobKind, place: Place) -> bool:
+    def _is_used(self, kind: JobKind, place: Place) -> bool:
         """Whether a run of the place names the kind."""
         runs = (run for run in self._caches[RUNS].all() if place in (None, run["metadata"]["namespace"]))
         return any(mapping(run, "spec").get("backend", DEFAULT_JOB_KIND) == kind.name for run in runs)

@@ -90,7 +90,7 @@ class ServedSchema:
         held_by = decisive(self.lacks)
         return sentence(held_by) if held_by else None
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Read the schema and log a change. Where it can't be read, what is known stands: writes tell the rest."""
         try:
             document = await self._kube.document(DOCUMENT)

@@ -11,7 +11,7 @@ from compression_operator.backends.backend import ClusterBackend, job_caches, jo
 from compression_operator.backends.log_watcher import LogWatcher
 from compression_operator.backends.pods.jobpods import label_value
 from compression_operator.backends.pods.pvc_access_modes import ClaimAdvice
-from compression_operator.backends.pods.refusals import PodRefusals, watched
+from compression_operator.backends.pods.refusals import PodRefusals, with_early_recheck
 from compression_operator.core.controller import Conflict, Controller
 from compression_operator.core.jobs import Decision, ObservedJob, RunEvent
 from compression_operator.core.problems import Circumstances, Problem, add_circumstances
@@ -22,7 +22,7 @@ from compression_operator.kube.denied_permissions import Denials
 from compression_operator.kube.leader import LeaderElection
 from compression_operator.kube.login import connect
 
-from .errors import PERSISTENT, FailedPass, RunErrors, is_internal, why_not_made
+from .errors import PERSISTENT, FailedPass, RunErrors, creation_failure, is_internal
 from .events import EventRecorder
 from .health import Probes
 from .metrics import Metrics
@@ -152,11 +152,11 @@ class Service:
 
     def _forget_deleted(self, resource: Resource, body: Body) -> None:
         if resource == RUNS:
-            self._backend.run_gone(body)
+            self._backend.forget_run(body)
             key = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
             self._errors.forget(key)
         elif resource != PODS:
-            self._backend.gone(body)
+            self._backend.forget_job(body)
 
     def _enqueue_owner(self, resource: Resource, body: Body) -> None:
         """Have the run looked at that an object belongs to."""
@@ -190,8 +190,8 @@ class Service:
     ) -> Decision:
         if run.metadata.deletion_timestamp is not None:
             return reconcile(run, observed, now)
-        words = {name: why_not_made(error) for name, error in unmade.items()}
-        decision = watched(reconcile(run, observed, now, words), observed)
+        words = {name: creation_failure(error) for name, error in unmade.items()}
+        decision = with_early_recheck(reconcile(run, observed, now, words), observed)
         key = run.metadata.key
         found = (self._errors.problem(key, error) for error in unmade.values())
         problems = [problem for problem in found if problem is not None]
@@ -200,7 +200,7 @@ class Service:
         known = Circumstances(problem, denied, self._claims.advice(run), advised=self._claims.was_reported(run))
         return add_circumstances(run, decision, known, now)
 
-    def passed(self, run: CompressionRun, decision: Decision) -> None:
+    def pass_succeeded(self, run: CompressionRun, decision: Decision) -> None:
         """Nothing to do: what a pass did is counted when it is written."""
 
     def report_event(self, run: CompressionRun, event: RunEvent) -> None:
@@ -219,7 +219,7 @@ class Service:
         logger.log(level, "%s", event.message, extra={**context, "reason": event.reason})
         self._queue_chore(lambda: self._recorder.record(about, event))
 
-    def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
+    def pass_failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         """A pass failed."""
         if isinstance(error, NotLeading):
             logger.info("%s", error, extra={"run": key})
@@ -308,7 +308,7 @@ class Service:
 
     async def _work(self) -> None:
         await self._sync_until_done()
-        await self._schema.look()
+        await self._schema.refresh()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._resync_forever(), name="resync-caches")
             if self._options.leader_election:
@@ -354,7 +354,7 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._look.wait(), period)
             self._look.clear()
-            await self._schema.look()
+            await self._schema.refresh()
             try:
                 await self._resync.compare(judge=True)
             except ApiError as error:

@@ -127,7 +127,9 @@ def _verdicts(
     problems += misses
     degraded = "AsExpected"
     if problems:
-        degraded = _reason(failed, situation) if failed else _why_stuck(stuck) or _why_shaky(shaky) or GATE_MISSED
+        degraded = (
+            _reason(failed, situation) if failed else _waiting_reason(stuck) or _retry_reason(shaky) or GATE_MISSED
+        )
     return {
         "Ready": (phase is RunPhase.SUCCEEDED, why, what),
         "Progressing": (under_way, why, what),
@@ -182,7 +184,7 @@ def _story(
             waiting = [f"{step.name} {step.message}" for step in steps if step.state is StepState.PENDING]
             going = f"under way: {_listed(under_way)}" if active else _listed(waiting[:1])
             held = active or [step for step in steps if step.state is StepState.PENDING and step.waiting_reason]
-            why = _why_stuck(held) if all(step.waiting_reason for step in held) else ""
+            why = _waiting_reason(held) if all(step.waiting_reason for step in held) else ""
             return why or phase.value, f"{tally}; {going}"
 
 
@@ -192,11 +194,11 @@ def _reason(failed: Sequence[Step], situation: Situation) -> str:
     return f"{failed[0].phase.value.title().replace('-', '')}Failed" if failed else GATE_MISSED
 
 
-def _why_stuck(steps: Sequence[Step]) -> str:
+def _waiting_reason(steps: Sequence[Step]) -> str:
     return next((step.waiting_reason for step in steps if step.waiting_reason), "")
 
 
-def _why_shaky(steps: Sequence[Step]) -> str:
+def _retry_reason(steps: Sequence[Step]) -> str:
     if not steps:
         return ""
     return "Interrupted" if any(step.makes_no_progress for step in steps) else "Retrying"

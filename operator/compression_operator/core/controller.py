@@ -49,7 +49,7 @@ class Runs(Protocol):
 class Listener(Protocol):
     """Who wants to know what the controller does. Called between awaits: it must return at once."""
 
-    def passed(self, run: CompressionRun, decision: Decision) -> None:
+    def pass_succeeded(self, run: CompressionRun, decision: Decision) -> None:
         """A pass over `run` went through; its status is what is stored now."""
         ...
 
@@ -57,7 +57,7 @@ class Listener(Protocol):
         """Something worth telling about `run`."""
         ...
 
-    def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
+    def pass_failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         """A pass failed, for the `consecutive`-th time in a row; it is tried again after a pause.
 
         `in_status`: the pass went through nevertheless, and the status says what came of it, or will.
@@ -78,7 +78,7 @@ class Backoff:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Outcome:
     """What came of a pass."""
 
     again: float | None = None  # seconds after which to look again, if nothing happens before
@@ -169,7 +169,7 @@ class Controller:
                 return
             began = time.perf_counter()
             try:
-                await self._pass(key)
+                await self._process(key)
             finally:
                 self._queue.done(key)
                 if self._observe_seconds is not None:
@@ -177,27 +177,27 @@ class Controller:
             # A pass that finds nothing to do waits for nothing: a queue of such must not hold up what the watches tell.
             await asyncio.sleep(0)
 
-    async def _pass(self, key: str) -> None:
+    async def _process(self, key: str) -> None:
         try:
-            look = await self._look(key)
+            outcome = await self._reconcile_run(key)
         except Conflict as conflict:
-            self._again(key, conflict)
+            self._retry_after_conflict(key, conflict)
             return
         except Exception as error:
             # A worker must outlive any one run's problem.
-            look = _Look(problem=error)
+            outcome = _Outcome(problem=error)
         self._conflicts.pop(key, None)
-        if look.again is not None:
-            self._queue.add_after(key, look.again)
-        if look.problem is None:
+        if outcome.again is not None:
+            self._queue.add_after(key, outcome.again)
+        if outcome.problem is None:
             self._errors.pop(key, None)
             self._note_success(key)
             return
         count = self._errors[key] = self._errors.get(key, 0) + 1
-        self._queue.add_after(key, max(self._backoff.seconds(count), self._least_pause(look.problem)))
-        self._listener.failed(key, look.problem, count, in_status=look.in_status)
+        self._queue.add_after(key, max(self._backoff.seconds(count), self._least_pause(outcome.problem)))
+        self._listener.pass_failed(key, outcome.problem, count, in_status=outcome.in_status)
 
-    def _again(self, key: str, conflict: Conflict) -> None:
+    def _retry_after_conflict(self, key: str, conflict: Conflict) -> None:
         """Nothing is wrong: somebody else wrote first. What was done is found again by observing; at once, unless it
         goes on like this.
         """
@@ -209,16 +209,16 @@ class Controller:
         logger.warning("%d conflicts in a row, looking again in %g s: %s", count, seconds, conflict, extra={"run": key})
         self._queue.add_after(key, seconds)
 
-    async def _look(self, key: str) -> _Look:
+    async def _reconcile_run(self, key: str) -> _Outcome:
         """One pass over one run. What cannot be made or deleted holds up nothing else."""
         run = await self._runs.get(key)
         if run is None:
             self._note_failed_deletions(key, {})
-            return _Look()  # its jobs go with it, by owner reference
+            return _Outcome()  # its jobs go with it, by owner reference
         observed = await self._backend.observe(run)
         # A status must not tell of a job that could not be made, and a job must not go before the status tells what
         # became of it. A crash in between is harmless: the next pass observes the jobs and decides the same.
-        decision, unmade = await self._made(run, observed)
+        decision, unmade = await self._create_jobs(run, observed)
         if decision.status != run.status:
             run = await self._runs.write_status(run, decision.status)
         for event in decision.events:
@@ -232,13 +232,13 @@ class Controller:
                 except Exception as error:
                     failed_deletions[action.name] = error
         self._note_failed_deletions(key, failed_deletions)
-        self._listener.passed(run, decision)
+        self._listener.pass_succeeded(run, decision)
         problems = list((failed_deletions or unmade).values())
         # Whoever asks for the longest pause means all requests.
         problem = max(problems, key=self._least_pause, default=None)
-        return _Look(decision.look_again_seconds, problem, in_status=True)
+        return _Outcome(decision.look_again_seconds, problem, in_status=True)
 
-    async def _made(
+    async def _create_jobs(
         self, run: CompressionRun, observed: Sequence[ObservedJob]
     ) -> tuple[Decision, Mapping[str, Exception]]:
         """Make the jobs that are wanted. Returns what is decided given those that cannot be made, and these by name;

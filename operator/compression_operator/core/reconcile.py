@@ -29,7 +29,7 @@ from .plan import NOTHING_SPARED, Plan, PlannedStep, discovered_in, phases_that_
 from .problems import REASONS as PROBLEMS
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
-from .schedule import Limits, Schedule, release_time, stops
+from .schedule import Limits, Schedule, release_time, unwanted_jobs
 from .sizes import chosen, with_sizes
 from .steps import deadlines, follow, give_back, lost, planned_step, seconds, unrecognized, with_failures_reset
 from .student_faults import faults_by_student
@@ -61,10 +61,10 @@ def reconcile(
         return Decision(run.status, tuple(_left_behind(run, ours)))
     others = {name: job for name, job in jobs.items() if not job.ours}
     look = _Pass(run, ours, others, unmade=unmade, now=now)
-    return look.decide_for_finished() if _settled(run) else look.decide()
+    return look.decide_for_finished() if _stays_finished(run) else look.decide()
 
 
-def _settled(run: CompressionRun) -> bool:
+def _stays_finished(run: CompressionRun) -> bool:
     status = run.status
     edited = status.observed_generation != run.metadata.generation
     return is_finished(status.steps) and not edited and not _retry_asked(run)
@@ -136,7 +136,7 @@ class _Pass:
         expired, waits = self._retention()
         unrecognized_job = any(step.state.active and step.job_name in self._stripped for step in self._status.steps)
         waits += [BLOCKED_SECONDS] if schedule.blocked or unrecognized_job else []
-        waits += [self._seconds_until(time) for time in self._times(steps)]
+        waits += [self._seconds_until(time) for time in self._recheck_times(steps)]
         return Decision(
             status=self._status,
             actions=(*actions, *expired),
@@ -149,7 +149,7 @@ class _Pass:
         """The decision for a finished run: its jobs go when their time is over, its status stays."""
         expired, waits = self._retention()
         steps = {step.name: step for step in self._status.steps}
-        actions = (*stops(steps, self._jobs, self._now), *expired)
+        actions = (*unwanted_jobs(steps, self._jobs, self._now), *expired)
         return Decision(self._healed_status(), actions, look_again_seconds=min(waits, default=None))
 
     def _healed_status(self) -> CompressionRunStatus:
@@ -253,10 +253,10 @@ class _Pass:
             step = step.model_copy(update={"artifact": made, "digest": result.digest})
             self._status = record(self._status, step, result)
         if step.state is not StepState.PENDING:
-            step = step.model_copy(update={"waiting_reason": self._why_stuck(step)})
+            step = step.model_copy(update={"waiting_reason": self._waiting_reason(step)})
         self._steps[planned.name] = step
 
-    def _why_stuck(self, step: Step) -> str | None:
+    def _waiting_reason(self, step: Step) -> str | None:
         """What keeps the step's job from running, once that is more than everyday life."""
         wait = self._wait(step)
         counts = wait is not None and wait.counts_from is not None and wait.counts_from <= self._now
@@ -318,7 +318,7 @@ class _Pass:
         times += [time for job in self._jobs.values() if (time := release_time(steps.get(job.step), job))]
         return over, [self._seconds_until(time) for time in times if time > self._exact_now]
 
-    def _times(self, steps: Plan) -> Iterator[datetime]:
+    def _recheck_times(self, steps: Plan) -> Iterator[datetime]:
         """When a pause or a deadline may be over; whatever else happens is told by an event."""
         settings = {planned.name: planned.settings for planned in steps.steps}
         for step in self._status.steps:

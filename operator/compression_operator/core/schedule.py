@@ -66,13 +66,13 @@ class Schedule:
 
     def decide(self, now: datetime) -> None:
         """Advance every step; `steps`, `actions` and `blocked` hold the outcome."""
-        self._over = {job.name for job in self._jobs.values() if _lingers(self.steps.get(job.step), job, now)}
+        self._over = {job.name for job in self._jobs.values() if _outlives_its_step(self.steps.get(job.step), job, now)}
         for planned in self._plan.steps:
             self.steps[planned.name] = self._advanced(planned, self.steps[planned.name], now)
         # What a step waits for is told once all that can start has started, so that a second look tells the same.
         for planned in self._plan.steps:
             self.steps[planned.name] = self._with_wait(planned, self.steps[planned.name], now)
-        self.actions += stops(self.steps, self._jobs, now)
+        self.actions += unwanted_jobs(self.steps, self._jobs, now)
 
     def _advanced(self, planned: PlannedStep, step: Step, now: datetime) -> Step:
         if step.state.active or step.state in (StepState.SUCCEEDED, StepState.FAILED):
@@ -80,7 +80,7 @@ class Schedule:
         if fault := self._fault(planned):
             changes = {"state": StepState.FAILED, "message": fault, "completion_time": now, "waiting_reason": None}
             return step.model_copy(update=changes)
-        skipped = self._why_skipped(planned)
+        skipped = self._skip_reason(planned)
         if skipped:
             return step.model_copy(update={"state": StepState.SKIPPED, "message": skipped, "waiting_reason": None})
         if self._wait(planned, step, now) is None:
@@ -113,7 +113,7 @@ class Schedule:
             changes["waiting_reason"] = None
         return step.model_copy(update=changes)
 
-    def _why_skipped(self, planned: PlannedStep) -> str | None:
+    def _skip_reason(self, planned: PlannedStep) -> str | None:
         failed = next((name for name in planned.predecessors if self._ended_badly(name)), None)
         if self._limits.faults and not PHASES[planned.phase].reads_sources:
             return f"not started because {' and '.join(self._limits.faults)} cannot be made of this teacher"
@@ -130,7 +130,7 @@ class Schedule:
         if self._limits.suspended:
             return _Wait("waits because the run is suspended")
         if not due(step, now):
-            return _Wait(f"tries again at {step.retry_time:%H:%M:%S} UTC, after: {_last_words(step)}")
+            return _Wait(f"tries again at {step.retry_time:%H:%M:%S} UTC, after: {_failure_message(step)}")
         others = self._other_live_jobs(step)
         if others:
             return _Wait(f"waits for job {others[0]} to end", for_a_job=True)
@@ -153,7 +153,7 @@ class Schedule:
         taken = [name for name in self._live if name not in self._over and (needs_gpu or not self._idle(name))]
         if len(taken) < slots:
             return None
-        ending = sorted(name for name in taken if self._ends(name, now))
+        ending = sorted(name for name in taken if self._is_ending(name, now))
         if len(taken) - len(ending) < slots:
             return _Wait(f"waits for job {ending[0]} to end", for_a_job=True)
         return _Wait(f"waits for a free slot (maxParallelJobs is {slots})")
@@ -164,9 +164,9 @@ class Schedule:
         waits = job is not None and job.waiting is not None and job.waiting.reason is WaitReason.UNSCHEDULABLE
         return waits and planned is not None and planned.settings.gpus_per_node > 0
 
-    def _ends(self, name: str, now: datetime) -> bool:
+    def _is_ending(self, name: str, now: datetime) -> bool:
         job = self._jobs.get(name)
-        return job is not None and (job.deleting or _why_unwanted(self.steps.get(job.step), job, now) is not None)
+        return job is not None and (job.deleting or _deletion_reason(self.steps.get(job.step), job, now) is not None)
 
     def _other_live_jobs(self, step: Step) -> list[str]:
         """Live jobs of the step, its present one left out."""
@@ -209,14 +209,14 @@ def _taken_for(step: Step, now: datetime) -> timedelta:
     return now - since if since is not None and since <= now else timedelta(0)
 
 
-def _last_words(step: Step) -> str:
+def _failure_message(step: Step) -> str:
     return step.last_failure.message if step.last_failure else step.message
 
 
-def stops(steps: Mapping[str, Step], jobs: Mapping[str, ObservedJob], now: datetime) -> Iterator[DeleteJob]:
+def unwanted_jobs(steps: Mapping[str, Step], jobs: Mapping[str, ObservedJob], now: datetime) -> Iterator[DeleteJob]:
     """The run's jobs that no step wants, given its steps: live ones to stop, ended ones that made something else."""
     for job in jobs.values():
-        reason = _why_unwanted(steps.get(job.step), job, now)
+        reason = _deletion_reason(steps.get(job.step), job, now)
         if reason and not job.deleting:
             yield DeleteJob(job.name, job.step, reason)
 
@@ -227,20 +227,20 @@ def release_time(step: Step | None, job: ObservedJob) -> datetime | None:
     return step.completion_time + LINGER if step is not None and done and step.completion_time else None
 
 
-def _lingers(step: Step | None, job: ObservedJob, now: datetime) -> bool:
+def _outlives_its_step(step: Step | None, job: ObservedJob, now: datetime) -> bool:
     time = release_time(step, job)
     # Also where the clock was ahead when the step was done.
     return time is not None and not time - LINGER <= now < time
 
 
-def _why_unwanted(step: Step | None, job: ObservedJob, now: datetime) -> str | None:
+def _deletion_reason(step: Step | None, job: ObservedJob, now: datetime) -> str | None:
     if step is None:
         return "the run has no such step any more"
     if step.fingerprint != job.fingerprint:
         # While a fingerprint is unknown, an ended job may yet turn out to be the right one.
         kept = step.fingerprint is None and not job.live
         return None if kept else "its configuration or its inputs changed"
-    if _lingers(step, job, now):
+    if _outlives_its_step(step, job, now):
         return "it is done, but something beside the pipeline, a sidecar perhaps, goes on in it"
     if not job.live or (job.name == step.job_name and (step.state.active or step.state is StepState.SUCCEEDED)):
         return None

@@ -77,7 +77,7 @@ class LineReader:
         except FileNotFoundError:
             return
         if self._offset is None:
-            self._offset = self._begin(size)
+            self._offset = self._tail_offset(size)
         if size == self._offset:
             return
         with self._path.open("rb") as file:
@@ -93,7 +93,7 @@ class LineReader:
         rest, self._partial = self._partial, b""
         return rest.decode(errors="replace")
 
-    def _begin(self, size: int) -> int:
+    def _tail_offset(self, size: int) -> int:
         if self._tail is None or size <= self._tail:
             return 0
         with self._path.open("rb") as file:
@@ -162,7 +162,7 @@ def _text(event: dict[str, Any]) -> str:
 
 def _progress_text(event: dict[str, Any]) -> str:
     unit = str(event.get("unit", "steps"))
-    parts = [_way(event, unit)]
+    parts = [_progress(event, unit)]
     if event.get("loss") is not None:
         parts.append(f"loss {_number(event['loss'])}")
     if isinstance(scores := event.get("scores"), dict):
@@ -180,7 +180,7 @@ def _progress_text(event: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _way(event: dict[str, Any], unit: str) -> str:
+def _progress(event: dict[str, Any], unit: str) -> str:
     done, total = event.get("step"), event.get("totalSteps")
     if unit == "bytes" and isinstance(done, int) and isinstance(total, int):
         return f"{human_bytes(done)} of {human_bytes(total)}"

@@ -23,7 +23,7 @@ from compression_pipeline.config import SCORES, Phase
 from compression_pipeline.config.schemes import Role, caches, scheme_of
 from compression_pipeline.store import verified
 
-from .store_probe import noted
+from .store_probe import recorded_artifact
 
 LIVE = timedelta(hours=1)
 """A job that has touched its heartbeat this lately may still run: hundreds of beats, and clocks of volumes differ."""
@@ -59,7 +59,9 @@ def in_use(store: Path, runs: Iterable[CompressionRun]) -> frozenset[Path]:
         # Of a step that is under way: what it is about to publish, or to find.
         names |= {f"{step.phase.value}-{step.fingerprint}" for step in run.status.steps}
         # Of one that is done: what its run's status may not say yet.
-        notes = [noted(store, step.fingerprint) for step in run.status.steps if step.fingerprint is not None]
+        notes = [
+            recorded_artifact(store, step.fingerprint) for step in run.status.steps if step.fingerprint is not None
+        ]
         names |= {name for name in notes if name is not None and _ARTIFACT.fullmatch(name)}
         # As it is told now, which may be more than its status knows.
         planned = plan_of(run, discovered=discovered_in(run.status)).steps

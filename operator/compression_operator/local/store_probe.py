@@ -22,11 +22,11 @@ def is_published(store: Path, phase: Phase, fingerprint: str) -> bool:
     """Whether what a step makes is published: named by its fingerprint, or as the step noted once it knew (prepare)."""
     if is_whole(store, f"{phase}-{fingerprint}"):
         return True
-    name = noted(store, fingerprint)
+    name = recorded_artifact(store, fingerprint)
     return name is not None and is_whole(store, name)
 
 
-def noted(store: Path, fingerprint: str) -> str | None:
+def recorded_artifact(store: Path, fingerprint: str) -> str | None:
     """The artifact that a step noted when it was done; None where there is no note that can be read."""
     note = store / "work" / fingerprint / "published.json"
     try:

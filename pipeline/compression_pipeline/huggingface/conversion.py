@@ -44,7 +44,7 @@ def split_qkv(fused: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor
     return query, key, value
 
 
-def _whole(architecture: Architecture) -> Iterator[tuple[str, str]]:
+def _whole_tensors(architecture: Architecture) -> Iterator[tuple[str, str]]:
     """(Hugging Face's name, Megatron's) of what is one tensor of a layer on both sides."""
     for kind in kinds(biased=architecture.normalization.biased):
         yield f"input_layernorm.{kind}", f"input_layernorm.{kind}"
@@ -61,7 +61,7 @@ def to_megatron(architecture: Architecture, tensor: Callable[[str], Tensor]) -> 
     yield MEGATRON_EMBEDDING, tensor(EMBEDDING)
     for layer in range(architecture.layers):
         source, target = layer_prefix(layer), f"decoder.layers.{layer}."
-        for theirs, ours in _whole(architecture):
+        for theirs, ours in _whole_tensors(architecture):
             yield target + ours, tensor(source + theirs)
         for kind in kinds(biased=architecture.qkv_bias):
             parts = (tensor(f"{source}self_attn.{part}_proj.{kind}") for part in "qkv")
@@ -82,7 +82,7 @@ def to_huggingface(architecture: Architecture, tensor: Callable[[str], Tensor]) 
     yield EMBEDDING, tensor(MEGATRON_EMBEDDING)
     for layer in range(architecture.layers):
         source, target = f"decoder.layers.{layer}.", layer_prefix(layer)
-        for theirs, ours in _whole(architecture):
+        for theirs, ours in _whole_tensors(architecture):
             yield target + theirs, tensor(source + ours)
         for kind in kinds(biased=architecture.qkv_bias):
             parts = split_qkv(tensor(f"{source}{QKV}.{kind}"), architecture)

@@ -44,13 +44,13 @@ def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _whole(least: int) -> Callable[[Any], bool]:
+def _is_whole_number(least: int) -> Callable[[Any], bool]:
     return lambda value: _is_whole(value) and least <= value < 2**31
 
 
 def _number(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
     def fits(value: Any) -> bool:
-        known = isinstance(value, float) or _whole(-(2**30))(value)
+        known = isinstance(value, float) or _is_whole_number(-(2**30))(value)
         return known and math.isfinite(value) and holds(value)
 
     return fits
@@ -63,8 +63,8 @@ def _flag(value: Any) -> bool:
 _MUST_BE: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values", "output_scores"), _flag),
     **dict.fromkeys(("return_dict_in_generate", "output_attentions", "output_hidden_states", "token_healing"), _flag),
-    **dict.fromkeys(("num_beams", "num_return_sequences", "max_length"), _whole(1)),
-    **dict.fromkeys(("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), _whole(0)),
+    **dict.fromkeys(("num_beams", "num_return_sequences", "max_length"), _is_whole_number(1)),
+    **dict.fromkeys(("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), _is_whole_number(0)),
     "num_beam_groups": lambda value: value == 1,
     "diversity_penalty": lambda value: value == 0,
 }
@@ -77,9 +77,9 @@ _MAY_BE: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), _number(lambda x: 0 <= x < 1)),
     "length_penalty": _number(lambda x: True),
     "max_time": _number(lambda x: x > 0),
-    "top_k": _whole(0),
-    "max_new_tokens": _whole(1),
-    "min_new_tokens": _whole(0),
+    "top_k": _is_whole_number(0),
+    "max_new_tokens": _is_whole_number(1),
+    "min_new_tokens": _is_whole_number(0),
     **dict.fromkeys(("penalty_alpha", "dola_layers", "constraints", "force_words_ids"), lambda value: False),
 }
 """Settings that may be null, which turns them off."""

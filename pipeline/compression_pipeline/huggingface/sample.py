@@ -58,7 +58,7 @@ def greedily(model: Any, most: int, *, least: int | None = None) -> dict[str, An
         min_new_tokens=least,
         bos_token_id=told.bos_token_id,
         eos_token_id=told.eos_token_id,
-        pad_token_id=told.pad_token_id if told.pad_token_id is not None else _first(told.eos_token_id),
+        pad_token_id=told.pad_token_id if told.pad_token_id is not None else _first_token(told.eos_token_id),
     )
     # Else the model's own settings fill in what is at its default here: sampling, beams, penalties.
     return {"generation_config": settings, "use_model_defaults": False}
@@ -70,6 +70,6 @@ def clean(text: str) -> str:
     return printable[:LONGEST].rstrip("\ufffd").strip()
 
 
-def _first(token: Any) -> Any:
+def _first_token(token: Any) -> Any:
     """One end-of-text token; generation configs may list several."""
     return token[0] if isinstance(token, list) else token

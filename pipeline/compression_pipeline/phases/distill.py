@@ -122,7 +122,7 @@ def distill(
                     "precision": engine.precision.value,
                 },
             )
-        result = measuring.settled(job, context, published, DistillResult)
+        result = measuring.published_result(job, context, published, DistillResult)
     return result
 
 

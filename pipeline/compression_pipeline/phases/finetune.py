@@ -65,7 +65,7 @@ def correct(job: FinetuneJob, context: Context, engine: Engine) -> FinetuneResul
                     "precision": engine.precision.value,
                 },
             )
-        result = measuring.settled(job, context, published, FinetuneResult)
+        result = measuring.published_result(job, context, published, FinetuneResult)
     return result
 
 

@@ -46,7 +46,7 @@ def own(
     """What this very step has told of the artifact, where it made it; its note, which may be lost, is written again."""
     if _measured_otherwise(made, job):
         return None
-    return settled(job, context, made, result) if engine.rank == 0 else made.result(result)
+    return published_result(job, context, made, result) if engine.rank == 0 else made.result(result)
 
 
 def validation_of(job: FinetuneJob | DistillJob | SearchJob, context: Context) -> ValidationData:
@@ -162,7 +162,9 @@ def _read(path: Path, measured_on: Any) -> ValidationLoss | None:
         return None
 
 
-def settled(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: type[Result]) -> Result:
+def published_result(
+    job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: type[Result]
+) -> Result:
     """The result of the step that has just published, or found that another job was first. For rank 0.
 
     Raises Interrupted where that job measured the same weights otherwise.

@@ -54,7 +54,7 @@ def test_a_job_that_goes_while_another_one_is_asked_for_is_not_remembered() -> N
 
         def go() -> None:
             assert jobs.remove(job)
-            backend.gone(job)
+            backend.forget_job(job)
             gone.set()
 
         def answer(_: str, path: str) -> Answer:

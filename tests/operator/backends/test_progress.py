@@ -64,7 +64,7 @@ async def looked_once(cluster: Cluster) -> LogWatcher:
     watcher = cluster.watcher()
     watcher.follow("ns/run", {"uid": "pod"})
     await until_async(lambda: cluster.changed, "the log to be read", seconds=10)
-    seen = watcher.look("uid", TIME).progress
+    seen = watcher.newest("uid", TIME).progress
     assert seen is not None and seen.step == 7
     return watcher
 
@@ -130,11 +130,11 @@ def test_an_operator_that_has_just_started_stops_no_job_that_waits() -> None:
         cluster = Cluster()
         cluster.logs = {"waits": says(4000, WAITS), "mute": ApiError(403, "Forbidden", "no")}
         watcher = cluster.watcher()
-        assert overdue(watcher.look("waits", TIME + timedelta(seconds=4001)), 4001) == []
+        assert overdue(watcher.newest("waits", TIME + timedelta(seconds=4001)), 4001) == []
         watcher.follow("ns/run", {"waits": "waits", "mute": "mute"})
         await until_async(lambda: cluster.changed, "the log to be read", seconds=10)
-        assert "ran longer" not in str(overdue(watcher.look("waits", TIME), 4001))
-        assert "ran longer" in str(overdue(watcher.look("mute", TIME), 4001)), "what cannot be heard runs"
+        assert "ran longer" not in str(overdue(watcher.newest("waits", TIME), 4001))
+        assert "ran longer" in str(overdue(watcher.newest("mute", TIME), 4001)), "what cannot be heard runs"
         await watcher.close()
 
     run(scenario())
@@ -143,7 +143,7 @@ def test_an_operator_that_has_just_started_stops_no_job_that_waits() -> None:
 def test_before_the_first_look_a_job_has_the_benefit_of_the_doubt() -> None:
     async def scenario() -> None:
         watcher = Cluster().watcher()
-        assert watcher.look("uid", TIME).alive_at(TIME) == TIME, "also right after a restart of the operator"
+        assert watcher.newest("uid", TIME).alive_at(TIME) == TIME, "also right after a restart of the operator"
 
     run(scenario())
 
@@ -152,10 +152,10 @@ def test_a_log_that_cannot_be_read_is_not_silent() -> None:
     async def scenario() -> None:
         cluster = Cluster()
         watcher = await looked_once(cluster)
-        first = watcher.look("uid", TIME)
+        first = watcher.newest("uid", TIME)
         cluster.logs["pod"] = ApiError(403, "Forbidden", "no")
         await asyncio.sleep(0.1)
-        second = watcher.look("uid", TIME)
+        second = watcher.newest("uid", TIME)
         assert first.last_event == TIME and second.last_event == second.at > TIME
         assert second.progress is not None and second.progress.step == 7, "what was known stays"
         await watcher.close()
@@ -170,8 +170,8 @@ def test_a_log_that_nobody_foresaw_deafens_to_no_other(caplog: pytest.LogCapture
         watcher = cluster.watcher(period=0.01)
         watcher.follow("ns/run", {"odd": "odd", "uid": "pod"})
         await until_async(lambda: len(cluster.changed) >= 3, "3 changes", seconds=10)
-        assert watcher.look("uid", TIME).last_event == TIME
-        odd = watcher.look("odd", TIME)
+        assert watcher.newest("uid", TIME).last_event == TIME
+        odd = watcher.newest("odd", TIME)
         assert odd.last_event == odd.at > TIME, "what cannot be heard is not silent"
         await watcher.close()
 
@@ -218,7 +218,7 @@ def test_what_is_gone_is_forgotten() -> None:
         watcher = await looked_once(cluster)
         watcher.follow("ns/run", {})
         watcher.forget("uid")
-        assert watcher.look("uid", TIME).progress is None
+        assert watcher.newest("uid", TIME).progress is None
 
     run(scenario())
 
@@ -236,8 +236,8 @@ def test_what_goes_while_its_log_is_read_is_forgotten(told_first: bool) -> None:
             watcher.follow("ns/run", {"stays": "other"})
         watcher.forget("uid")
         await asyncio.sleep(1)
-        assert watcher.look("uid", TIME).progress is None and "pod" not in cluster.asked[1:]
-        stays = watcher.look("stays", TIME).progress
+        assert watcher.newest("uid", TIME).progress is None and "pod" not in cluster.asked[1:]
+        stays = watcher.newest("stays", TIME).progress
         assert stays is not None and stays.step == 8
         watcher.forget("stays")
         watcher.follow("ns/run", {})

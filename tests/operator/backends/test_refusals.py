@@ -16,7 +16,7 @@ from tests.support.waiting import until_async
 
 from compression_operator.backends.pods import refusals
 from compression_operator.backends.pods.podview import view, wait
-from compression_operator.backends.pods.refusals import LOOK, TRIED_AGAIN, PodRefusals, refusal, watched
+from compression_operator.backends.pods.refusals import LOOK, TRIED_AGAIN, PodRefusals, refusal, with_early_recheck
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOB, PYTORCHJOBS
 from compression_operator.core.jobs import Decision, JobState, ObservedJob, WaitReason
 from compression_operator.kube.client import EVENTS, Kube
@@ -90,9 +90,9 @@ def test_of_an_init_container_that_waited_in_vain_the_network_is_named() -> None
 def test_a_run_that_lacks_pods_is_looked_at_again_soon() -> None:
     calm = replace(a_job(), waiting=None)
     decision = Decision(manifest().status, ())
-    assert watched(decision, [calm]) == decision
-    assert watched(decision, [calm, a_job()]).look_again_seconds == LOOK.total_seconds()
-    assert watched(replace(decision, look_again_seconds=1.0), [a_job()]).look_again_seconds == 1.0
+    assert with_early_recheck(decision, [calm]) == decision
+    assert with_early_recheck(decision, [calm, a_job()]).look_again_seconds == LOOK.total_seconds()
+    assert with_early_recheck(replace(decision, look_again_seconds=1.0), [a_job()]).look_again_seconds == 1.0
 
 
 def test_events_are_read_and_pods_asked_for_again_at_a_bounded_rate() -> None:

@@ -59,7 +59,7 @@ def test_a_full_disk_under_the_output_ends_nothing(tmp_path: Path) -> None:
 def test_a_view_that_breaks_ends_the_command_instead_of_its_work_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, run, say = Bench(tmp_path), Session.run, PlainView.say
+    bench, run, say = Bench(tmp_path), Session.run, PlainView.print_line
     bench.behave(prepare=SLOW)
 
     def broken(view: PlainView, text: str) -> None:
@@ -67,7 +67,7 @@ def test_a_view_that_breaks_ends_the_command_instead_of_its_work_alone(
             raise ValueError(f"cannot show {text}")
         say(view, text)
 
-    monkeypatch.setattr(PlainView, "say", broken)
+    monkeypatch.setattr(PlainView, "print_line", broken)
     monkeypatch.setattr(Session, "run", lambda session: within(run(session), "the session to end"))
     with pytest.raises(ValueError, match="cannot show"):
         bench.run()

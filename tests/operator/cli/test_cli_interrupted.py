@@ -104,14 +104,14 @@ def test_kill_9_leaves_no_orphans_and_the_next_run_goes_on(
     assert re.search(r"distill-width +stopped +\d+/400", shown) and "running " not in shown.partition("\n")[2]
     go = tmp_path / "go"
     bench.behave(distill_width={"steps": 400, "seconds": 0, "until": str(go)}, distill_depth={"steps": 400})
-    say = PlainView.say
+    say = PlainView.print_line
 
     def said(view: PlainView, text: str) -> None:
         say(view, text)
         if text.startswith("distill-width: ") and text.endswith("(resumed)"):
             go.touch()
 
-    monkeypatch.setattr(PlainView, "say", said)
+    monkeypatch.setattr(PlainView, "print_line", said)
     assert bench.run() == 0
     printed = capsys.readouterr().out
     assert go.exists() and "(attempt" not in printed

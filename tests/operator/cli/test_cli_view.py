@@ -66,7 +66,7 @@ def test_what_is_said_of_an_attempt(failed_as: ExitClass | None, failures: int, 
 def test_a_job_that_waits_for_another_run_s_says_so_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, times, say = Bench(tmp_path), count(1), PlainView.say
+    bench, times, say = Bench(tmp_path), count(1), PlainView.print_line
     waits = {"waits": "job b/finetune/1", "waits_until": str(tmp_path / "said-{attempt}")}
     bench.behave(finetune={**waits, "fail": {"class": "Transient", "message": "no", "attempts": 1}})
 
@@ -75,7 +75,7 @@ def test_a_job_that_waits_for_another_run_s_says_so_once(
         if text.startswith("finetune: waits for"):
             (tmp_path / f"said-{next(times)}").touch()
 
-    monkeypatch.setattr(PlainView, "say", note)
+    monkeypatch.setattr(PlainView, "print_line", note)
     assert bench.run() == 0
     printed = capsys.readouterr().out.splitlines()
     said = [line.partition("finetune: ")[2] for line in printed if "  finetune: " in line]

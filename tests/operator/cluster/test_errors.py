@@ -7,7 +7,7 @@ import pytest
 
 from compression_operator.backends.observe import observe_job
 from compression_operator.backends.pytorchjob.kind import PYTORCHJOB
-from compression_operator.cluster.errors import is_internal, problem_of, why_not_made
+from compression_operator.cluster.errors import creation_failure, is_internal, problem_of
 from compression_operator.cluster.runs import UnreadableRun
 from compression_operator.core.problems import INTERNAL_ERROR, QUOTA_EXCEEDED, REASONS, UNREADABLE
 from compression_operator.kube.client import ApiError, NotLeading
@@ -28,7 +28,7 @@ from compression_operator.kube.client import ApiError, NotLeading
 def test_what_is_told_of_an_error(error: Exception, reason: str | None, words: str) -> None:
     problem = problem_of(error)
     assert (problem.reason if problem else None) == reason
-    assert why_not_made(error).startswith(words)
+    assert creation_failure(error).startswith(words)
     assert is_internal(error) == (reason == INTERNAL_ERROR)
     assert reason is None or reason in REASONS, "so that a finished run heals"
 

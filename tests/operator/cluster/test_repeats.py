@@ -49,7 +49,7 @@ def levels(caplog: pytest.LogCaptureFixture, *errors: ApiError, in_status: bool 
     async def scenario() -> float:
         service = Service(Options(image="x"))
         for index, failure in enumerate(errors):
-            service.failed(KEY, failure, index + 1, in_status=in_status)
+            service.pass_failed(KEY, failure, index + 1, in_status=in_status)
         lines = service._metrics.exposition().decode().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{COUNTER} "))
 

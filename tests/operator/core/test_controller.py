@@ -96,13 +96,13 @@ class World:
         self.calls.append(("delete", name))
         return name not in self.gone
 
-    def passed(self, run: CompressionRun, decision: Decision) -> None:
+    def pass_succeeded(self, run: CompressionRun, decision: Decision) -> None:
         self.on_pass(run)
 
     def report_event(self, run: CompressionRun, event: RunEvent) -> None:
         self.events.append(event)
 
-    def failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
+    def pass_failed(self, key: str, error: Exception, consecutive: int, *, in_status: bool) -> None:
         self.errors.append((str(error), consecutive))
         self.untold += not in_status
 

@@ -214,7 +214,9 @@ def test_one_place_that_is_wholly_watched_is_enough() -> None:
     openings = Openings({"a": list(KINDS), "b": list(KINDS)}, lambda: opened.append(True))
     urls = [URL(f"https://x/clusters/1{resource.path(place)}") for place in ("a", "b") for resource in KINDS]
     for number, url in enumerate(urls):
-        assert bool(openings.unasked()) == (number < len(KINDS)), "of the first place alone, until all of it was asked"
+        assert bool(openings.never_requested()) == (number < len(KINDS)), (
+            "of the first place alone, until all of it was asked"
+        )
         openings.note_request(url)
         openings.note_answer(url, 200)  # a list
     for url in (urls[0], urls[1], urls[3], urls[5]):

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from compression_operator.core.jobs import Job
-from compression_pipeline.config import Architecture, Cache, Family, Phase, PrepareJob, TasksJob, digest
+from compression_pipeline.config import PHASES, Architecture, Cache, Family, Phase, PrepareJob, TasksJob, digest
 
 TEACHER = Architecture(
     family=Family.LLAMA,
@@ -79,5 +81,8 @@ def result(job: Job) -> dict[str, Any]:
             return {"key": digest([job.config.evaluate.to_json(), *own]), "harness": "0.4.13"}
         case Phase.BASELINE | Phase.BASELINE_CORRECTED | Phase.EVALUATE:
             return {"tasks": [], "precision": "FP32"}
-        case Phase.REPORT:
-            return {}
+        case phase:  # what it requires beside these are numbers, or it needs a case of its own
+            required = (
+                to_camel(name) for name, field in PHASES[phase].result.model_fields.items() if field.is_required()
+            )
+            return {name: number(key) for name in required}

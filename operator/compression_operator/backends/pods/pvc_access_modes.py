@@ -62,7 +62,7 @@ class ClaimAdvice:
         # By UID, the generation. The status alone does not say: of a run that is held up it has other things to tell.
         self._reported: dict[str, int] = {}
 
-    async def look(self, run: CompressionRun) -> None:
+    async def refresh(self, run: CompressionRun) -> None:
         """Find out. What cannot be found out is no reason to hold the run up."""
         meta, storage = run.metadata, run.spec.storage
         if storage is None or self._known.get(meta.uid, (None, ""))[0] == meta.generation:

@@ -54,7 +54,7 @@ class PodRefusals:
             return job
         asked, words = self._asked.get(uid, (None, ""))
         if asked is None or now - asked >= LOOK:
-            words = await self._words(kind, namespace, job.name, uid) or words
+            words = await self._creation_failure(kind, namespace, job.name, uid) or words
             self._asked[uid] = now, words
             await self._ask_again(kind, namespace, job.name, now)
         if not words:
@@ -67,7 +67,7 @@ class PodRefusals:
         """The job has its pods, or is gone."""
         self._asked.pop(uid, None)
 
-    async def _words(self, kind: JobKind, namespace: str, name: str, uid: str) -> str:
+    async def _creation_failure(self, kind: JobKind, namespace: str, name: str, uid: str) -> str:
         try:
             with self._denials.note_denial(namespace, "why pods of a job cannot be made is not told"):
                 events = await self._kube.list(EVENTS, namespace, fields=kind.event_fields(name))
@@ -90,11 +90,11 @@ def refusal(events: Iterable[Mapping[str, Any]], uid: str | None) -> str:
     empty where none does. Pure.
     """
     own = [event for event in events if uid in (None, mapping(event, "regarding").get("uid"))]
-    newest = max(own, key=_last, default=EMPTY)
+    newest = max(own, key=_last_occurrence, default=EMPTY)
     return re.sub(r"^Error creating: ", "", str(newest.get("note") or "")).strip()
 
 
-def watched(decision: Decision, observed: Iterable[ObservedJob]) -> Decision:
+def with_early_recheck(decision: Decision, observed: Iterable[ObservedJob]) -> Decision:
     """The decision with another look soon, where a job lacks pods: no watch tells why. Pure."""
     if not any(map(_lacks_pods, observed)):
         return decision
@@ -107,7 +107,7 @@ def _lacks_pods(job: ObservedJob) -> bool:
     return job.ours and job.waiting is not None and job.waiting.reason is WaitReason.PODS_NOT_CREATED
 
 
-def _last(event: Mapping[str, Any]) -> str:
+def _last_occurrence(event: Mapping[str, Any]) -> str:
     """When it last happened, in a form that sorts: RFC 3339, to the second."""
     last = mapping(event, "series").get("lastObservedTime")
     times = (last, event.get("deprecatedLastTimestamp"), event.get("eventTime"))

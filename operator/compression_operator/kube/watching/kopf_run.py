@@ -169,8 +169,10 @@ async def watch_all(
         stop_flag=stop,
     )
     ended, _ = await asyncio.wait(tasks, timeout=FINDING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    if not ended and openings.unasked():
-        raise NotFound(f"{', '.join(sorted(openings.unasked()))} not found in what the API server says that it has")
+    if not ended and openings.never_requested():
+        raise NotFound(
+            f"{', '.join(sorted(openings.never_requested()))} not found in what the API server says that it has"
+        )
     if not ended:
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in ended:

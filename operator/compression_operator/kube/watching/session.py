@@ -23,7 +23,7 @@ class Openings:
         self._missing = paths
         self._opened = opened
 
-    def unasked(self) -> set[str]:
+    def never_requested(self) -> set[str]:
         """The paths that nothing has been asked of, not even a list, of the place of which they are fewest."""
         return min(self._unasked, key=len)
 
