@@ -11,7 +11,7 @@ from checkpoints import save_model, save_tokenizer
 from task_folders import fetch_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compression_pipeline.config import EvaluateConfig, ExportDtype, Precision, TaskConfig
+from compression_pipeline.config import EvaluateConfig, Precision, TaskConfig
 from compression_pipeline.huggingface.conversion import CheckpointReader
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.huggingface.names import expected_shapes
@@ -57,7 +57,7 @@ def test_its_scores_are_the_checkpoint_s_and_no_generator_moves(tmp_path: Path, 
         template=tiny_teacher,
         tasks=tasks,
         settings=settings,
-        rounded=ExportDtype.BFLOAT16,
+        rounded=torch.bfloat16,
         precision=Precision.FP32,
         device=CPU,
         tick=lambda done, total: ticks.append((done, total)),

@@ -27,6 +27,7 @@ from compression_pipeline.config import (
     SizeBounds,
     TargetConfig,
     TaskConfig,
+    TaskScore,
     ValidationConfig,
 )
 from compression_pipeline.errors import Diverged, Interrupted, UserError
@@ -265,4 +266,83 @@ def test_a_target_that_no_shape_meets_is_told_before_anything_is_loaded(
     started = counted(monkeypatch, "build")
     with pytest.raises(UserError, match=r"^prune.target: no shape has .* parameters \(within 10 %\); the nearest are "):
         run(store, settings(ratio=900.0))
+    assert not started
+
+
+def asking(folder: Path, store: Store, *, limit: int | None = None) -> dict[str, Any]:
+    """What a job is told that ranks candidates by the task `calls`."""
+    asked = EvaluateConfig(tasks=[TaskConfig(name="calls", limit=limit)])
+    return {"tasks": fetch_task(folder, store.root), "ranked_by": asked}
+
+
+def scored_apart(store: Store, folder: Path) -> float:
+    """What lm-eval gives a checkpoint in the task, when it is read from its files."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from compression_pipeline.tasks.scoring import score
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tasks = next(path for path in (store.root / "artifacts").iterdir() if path.name.startswith("tasks-"))
+    [found], _ = score(
+        model, AutoTokenizer.from_pretrained(folder), tasks, EvaluateConfig(tasks=[TaskConfig(name="calls")])
+    )
+    return found.score
+
+
+def test_candidates_are_ranked_by_a_task_as_the_pruned_student_would_be_scored(tmp_path: Path) -> None:
+    store, by_task = make_store(tmp_path / "store"), settings(rank=Ranking.TASK)
+    told = asking(tmp_path, store)
+    found, _ = run(store, by_task, **told)
+    whole = found.teacher_score
+    assert whole is not None and (whole.name, whole.metric, whole.samples) == ("calls", "acc", 12)
+    assert whole.score == scored_apart(store, store.open(TEACHER).model)
+    scores = [one.score for one in found.candidates]
+    assert None not in scores and scores == sorted(scores, key=lambda score: -(score or 0))
+    for before, after in zip(found.candidates, found.candidates[1:], strict=False):  # few questions: many are equal
+        assert before.score != after.score or (before.pruned_loss or 0) <= (after.pruned_loss or 0)
+    assert all(one.score_stderr is not None for one in found.candidates)
+    interval = found.candidates[0].task_score(whole)
+    assert interval is not None and interval.interval is not None
+    table = json.loads((store.open(f"search-{SEARCHED}").path / "candidates.json").read_text())
+    assert table["candidates"][0]["score"] == scores[0] and table["teacherScore"]["name"] == "calls"
+    assert store.open(f"search-{SEARCHED}").manifest.inputs["tasks"] == told["tasks"]
+
+    assert cut(store, by_task, f"search-{SEARCHED}") == found.candidates[0].shape
+    assert scored_apart(store, store.open(f"prune-{PRUNED}").model) == scores[0]
+
+
+def test_after_a_short_distillation_its_score_decides_and_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: tuple[SearchResult, Recorder]
+) -> None:
+    """The scores are made up: the worst by loss is the best by score, and one that is lower is better."""
+    store = make_store(tmp_path / "store")
+    order = [one.shape for one in distilled[0].candidates]
+    asked: list[Shape] = []
+
+    def made_up(tensors: Any, architecture: Any, **told: Any) -> list[TaskScore]:
+        assert sum(tensor.numel() for _, tensor in tensors) == architecture.parameters
+        asked.append(shape := Shape.of(architecture))
+        if len(asked) == 3:
+            raise Interrupted("was told to stop")
+        rank = order.index(shape) if shape in order else -1
+        return [TaskScore(name="calls", metric="ppl", score=9.0 - rank, samples=4, higher_is_better=False)]
+
+    monkeypatch.setattr("compression_pipeline.tasks.live.score_live", made_up)
+    by_task, told = settings(distill_steps=4, rank=Ranking.TASK), asking(tmp_path, store)
+    with pytest.raises(Interrupted):
+        run(store, by_task, distilled=True, **told)
+    found, _ = run(store, by_task, distilled=True, attempt=2, **told)
+    assert [one.shape for one in found.candidates] == order[::-1]
+    assert [one.score for one in found.candidates] == [9.0 - n for n in (2, 1, 0)]
+    assert len(asked) == 1 + 3 + 1, "the teacher and each candidate once, and once more where it was interrupted"
+    losses = {one.shape: one.distilled_loss for one in distilled[0].candidates}
+    assert {one.shape: one.distilled_loss for one in found.candidates} == losses, "scoring changes no training"
+
+
+def test_a_search_by_a_task_without_one_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = counted(monkeypatch, "build")
+    with pytest.raises(UserError, match=r"^prune\.target\.rank: Task needs a task of evaluate\.tasks"):
+        run(make_store(tmp_path), settings(rank=Ranking.TASK))
     assert not started

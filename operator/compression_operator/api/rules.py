@@ -6,17 +6,11 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from compression_pipeline.config import (
-    ASKING,
-    PHASES,
-    VALIDATION_LOSS,
-    AcceptConfig,
-    DistillConfig,
-    Rule,
-    TrainingConfig,
-)
+from compression_pipeline.config import PHASES, Rule, TrainingConfig
 from compression_pipeline.config.base import cel_format, cel_indivisible, indivisible
 from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
+
+from .task_rules import task_rules
 
 if TYPE_CHECKING:
     from .spec import CompressionRunSpec, Student
@@ -44,26 +38,7 @@ def spec_rules() -> tuple[Rule, ...]:
             lambda spec: not any(_extends_by_nothing(spec, student) for student in spec.students),
             f"!self.students.exists(student, {_CEL_EXTENDS} && {_CEL_BY_NOTHING})",
         ),
-        Rule.of(
-            "accept",
-            _UNMEASURED,
-            lambda spec: _measures(spec, spec.accept),
-            f"!has(self.accept) || !has(self.accept.tasks) || self.accept.tasks.all(gate, {_CEL_MEASURED})",
-        ),
-        Rule.of(
-            "students",
-            f"accept of one of them {_UNMEASURED}",
-            lambda spec: all(_measures(spec, student.accept) for student in spec.students),
-            "self.students.all(student, !has(student.accept) || !has(student.accept.tasks) || "
-            f"student.accept.tasks.all(gate, {_CEL_MEASURED}))",
-        ),
-        Rule.of(
-            "students",
-            _UNASKED,
-            lambda spec: all(_asks(spec, student) for student in spec.students),
-            f"self.students.all(student, {_CEL_ASKS})",
-        ),
-        *_watched_tasks(),
+        *task_rules(),
         *(_splits_over_ranks(phase) for phase, spec in PHASES.items() if spec.trains),
         _students_split_over_ranks(),
         *_reachable(World.CLUSTER),
@@ -96,79 +71,6 @@ _CEL_BY_NOTHING = (
     "(has(student.distill) ? student.distill.minLearningRate == 0.0 "
     ": has(self.distill) && self.distill.minLearningRate == 0.0)"
 )
-
-
-_UNMEASURED = "names a task that evaluate.tasks does not measure; add it there"
-_CEL_MEASURED = (
-    "has(self.evaluate) && has(self.evaluate.tasks) && self.evaluate.tasks.exists(task, task.name == gate.name)"
-)
-
-
-def _measures(spec: CompressionRunSpec, accept: AcceptConfig | None) -> bool:
-    measured = {task.name for task in spec.evaluate.tasks} if spec.evaluate else set[str]()
-    return accept is None or measured.issuperset(gate.name for gate in accept.tasks)
-
-
-_UNASKED = (
-    f"prune.importance.depth of one of them is {' or '.join(ASKING)}, by a task that evaluate.tasks does not measure; "
-    "add it there, or name one of these in depthTask"
-)
-_CEL_ASKS = (
-    f"!(student.prune.importance.depth in {ASKING}) || (has(self.evaluate) && has(self.evaluate.tasks) && "
-    "self.evaluate.tasks.exists(task, !has(student.prune.importance.depthTask) || "
-    "task.name == student.prune.importance.depthTask))"
-)
-
-
-def _asks(spec: CompressionRunSpec, student: Student) -> bool:
-    return student.prune.importance.depth not in ASKING or spec.depth_task(student) is not None
-
-
-_NO_TASKS = "needs tasks to score the student by; name them in evaluate.tasks, or remove taskInterval"
-_CEL_NO_TASKS = "(!has(self.evaluate) || !has(self.evaluate.tasks) || size(self.evaluate.tasks) == 0)"
-
-
-def _watched_tasks() -> Iterator[Rule]:
-    """What a distillation is watched by is measured: the run's own, and those that students bring."""
-
-    def unknown(spec: CompressionRunSpec, distill: DistillConfig | None) -> bool:
-        measured = {task.name for task in spec.evaluate.tasks} if spec.evaluate else set[str]()
-        named = {*distill.tasks, *([distill.best_task] if distill.best_task else [])} if distill else set[str]()
-        return bool(measured) and not named <= measured
-
-    def without(spec: CompressionRunSpec, distill: DistillConfig | None) -> bool:
-        measures = spec.evaluate is not None and bool(spec.evaluate.tasks)
-        return distill is not None and distill.task_interval is not None and not measures
-
-    for faulty, sentence, cel in (
-        (without, _NO_TASKS, _cel_without_tasks),
-        (unknown, _UNMEASURED, _cel_unknown_tasks),
-    ):
-        yield Rule.of(
-            "distill",
-            f"{'tasks or keepBest' if faulty is unknown else 'taskInterval'} {sentence}",
-            lambda spec, faulty=faulty: not faulty(spec, spec.distill),
-            f"!has(self.distill) || {cel('self.distill')}",
-        )
-        yield Rule.of(
-            "students",
-            f"distill of one of them {sentence}",
-            lambda spec, faulty=faulty: not any(faulty(spec, student.distill) for student in spec.students),
-            f"self.students.all(student, !has(student.distill) || {cel('student.distill')})",
-        )
-
-
-def _cel_without_tasks(distill: str) -> str:
-    return f"(!has({distill}.taskInterval) || !{_CEL_NO_TASKS})"
-
-
-def _cel_unknown_tasks(distill: str) -> str:
-    known = "self.evaluate.tasks.exists(task, task.name == name)"
-    best = known.replace("== name", f"== {distill}.keepBest")
-    return (
-        f"({_CEL_NO_TASKS} || ((!has({distill}.tasks) || {distill}.tasks.all(name, {known})) && "
-        f"(!has({distill}.keepBest) || {distill}.keepBest == '{VALIDATION_LOSS}' || {best})))"
-    )
 
 
 def _extends_by_nothing(spec: CompressionRunSpec, student: Student) -> bool:

@@ -21,6 +21,7 @@ from compression_pipeline.config import (
     FinetuneConfig,
     NameOf,
     PruneConfig,
+    Ranking,
     Rule,
     TeacherConfig,
     TrainingConfig,
@@ -286,12 +287,31 @@ class CompressionRunSpec(ConfigModel):
         is.
         """
         importance = student.prune.importance if student else None
-        if importance is None or importance.depth not in ASKING or self.evaluate is None:
+        if importance is None or importance.depth not in ASKING:
             return None
-        for task in self.evaluate.tasks:
-            if importance.depth_task in (None, task.name):
-                asked = task.model_copy(update={"limit": importance.depth_samples or task.limit})
-                return EvaluateConfig(tasks=[asked], batch_size=self.evaluate.batch_size)
+        return self._asked(importance.depth_task, importance.depth_samples)
+
+    def rank_task(self, student: Student | None) -> EvaluateConfig | None:
+        """How the task is asked that the student's candidates are ranked by; None as by `depth_task`."""
+        target = student.prune.target if student else None
+        if target is None or target.rank is not Ranking.TASK:
+            return None
+        return self._asked(target.rank_task, target.rank_samples)
+
+    def watched_tasks(self, student: Student | None) -> EvaluateConfig | None:
+        """The tasks that the student is scored by while it is distilled."""
+        distill = (student and student.distill) or self.distill
+        if self.evaluate is None or distill is None or distill.task_interval is None:
+            return None
+        tasks = [task for task in self.evaluate.tasks if not distill.tasks or task.name in distill.tasks]
+        return EvaluateConfig(tasks=tasks, batch_size=self.evaluate.batch_size)
+
+    def _asked(self, name: str | None, samples: int | None) -> EvaluateConfig | None:
+        """The task of this name, or the first, and so many questions of it, or its own number of them."""
+        for task in self.evaluate.tasks if self.evaluate else ():
+            if name in (None, task.name):
+                asked = task.model_copy(update={"limit": samples or task.limit})
+                return EvaluateConfig(tasks=[asked], batch_size=self.evaluate.batch_size) if self.evaluate else None
         return None
 
     def trainings(self) -> dict[str, TrainingConfig]:

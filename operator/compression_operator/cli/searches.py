@@ -35,6 +35,7 @@ def to_json(found: Mapping[str, PlannedSearch]) -> dict[str, Any]:
         name: {
             "shapes": search.shapes,
             "measured": search.measured,
+            "timed": search.timed,
             "flops": search.flops,
             "gpu": search.gpu,
             "gpuHours": search.gpu_hours,
@@ -53,5 +54,10 @@ def _outcome(search: PlannedSearch, hardware: Hardware) -> str:
     if search.gpu is not None:
         cost += f", {hours_in_words(search.gpu_hours)} hours of one {search.gpu} at {hardware.mfu:.0%}"
     if search.asks:
-        cost += ", and the questions of the task that ranks layers"
+        cost += f", and the questions of the task that ranks {' and '.join(search.asks)}"
+    if search.timed is not None:
+        return (
+            f"the search times {search.timed} of {search.shapes:,} shapes at most, and measures up to {count} that are "
+            f"fast enough ({cost}, were they these, the least cut ones); the other figures are the first one's"
+        )
     return f"{meet}; the search measures {count} ({cost}), and the other figures are the first one's"

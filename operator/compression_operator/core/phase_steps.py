@@ -12,10 +12,10 @@ from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import CompressionRunStatus, Evaluation, Step, StudentStatus
 from compression_pipeline.config import (
     DEFAULT_ENGINE,
-    DistillConfig,
     DocumentAttention,
     EvaluateConfig,
     ExportDtype,
+    GenerationConfig,
     Phase,
     Precision,
     Record,
@@ -151,8 +151,19 @@ def _searched(spec: CompressionRunSpec, student: Student | None, precision: Prec
     distill, target = (student and student.distill) or spec.distill, student and student.prune.target
     short = distill.shortened(target.distill_steps) if distill and target and target.distill_steps else None
     # Candidates are cut in one shot, whatever the iterations of the prune that comes after.
-    own = {"prune": student and student.prune.model_copy(update={"iterations": 1}), "validation": spec.validation}
+    own = {
+        "prune": student and student.prune.model_copy(update={"iterations": 1}),
+        "validation": spec.validation,
+        "ranked_by": spec.rank_task(student),
+        **(_timed(spec) if target and target.tokens_per_second is not None else {}),
+    }
     return {**_pruned(spec, student, precision), **own, "distill": _settled(short, precision)}
+
+
+def _timed(spec: CompressionRunSpec) -> Configuration:
+    """How shapes are timed: as evaluate will time the student."""
+    settings = spec.evaluate.generation if spec.evaluate else None
+    return {"generation": settings or GenerationConfig(), "dtype": spec.export.dtype}
 
 
 def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
@@ -165,14 +176,15 @@ def _pruned(spec: CompressionRunSpec, student: Student | None, precision: Precis
     }
 
 
-def _tasks_of(spec: CompressionRunSpec, student: Student | None) -> dict[str, Phase]:
-    return {"tasks": Phase.TASKS} if spec.depth_task(student) else {}
+def _tasks(asked: EvaluateConfig | None) -> dict[str, Phase]:
+    """What is read to ask a model on the way."""
+    return {"tasks": Phase.TASKS} if asked else {}
 
 
 def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
     accept = (student and student.accept) or spec.accept
     distill = (student and student.distill) or spec.distill
-    scoring = _scored_by(spec, distill)
+    scoring = spec.watched_tasks(student)
     return {
         "distill": _settled(distill, precision),
         "scoring": scoring,
@@ -183,19 +195,6 @@ def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Pre
         "engine": _engine(spec),
         "document_attention": _attention(spec),
     }
-
-
-def _scored_by(spec: CompressionRunSpec, distill: DistillConfig | None) -> EvaluateConfig | None:
-    """The tasks that a distillation is watched by."""
-    if spec.evaluate is None or distill is None or distill.task_interval is None:
-        return None
-    tasks = [task for task in spec.evaluate.tasks if not distill.tasks or task.name in distill.tasks]
-    return EvaluateConfig(tasks=tasks, batch_size=spec.evaluate.batch_size)
-
-
-def _watched_tasks(spec: CompressionRunSpec, student: Student | None) -> dict[str, Phase]:
-    """What is read to score a student while it is distilled."""
-    return {"tasks": Phase.TASKS} if _scored_by(spec, (student and student.distill) or spec.distill) else {}
 
 
 def _only_watches(configuration: Configuration) -> frozenset[str]:
@@ -319,7 +318,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
         PhaseSteps(
             Phase.SEARCH,
             inputs=_teachers,
-            of_student=_tasks_of,
+            of_student=lambda spec, student: _tasks(spec.depth_task(student) or spec.rank_task(student)),
             configuration=_searched,
             wanted=lambda spec: any(student.prune.searches for student in spec.students),
             students=lambda spec, discovered: [student for student in spec.students if student.prune.searches],
@@ -331,7 +330,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
         PhaseSteps(
             Phase.PRUNE,
             inputs=_teachers,
-            of_student=lambda spec, student: {**_tasks_of(spec, student), **_searched_shape(spec, student)},
+            of_student=lambda spec, student: {**_tasks(spec.depth_task(student)), **_searched_shape(spec, student)},
             configuration=_pruned,
             # Importance measured in another arithmetic may choose another student.
             depends_on_device=True,
@@ -346,7 +345,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
         PhaseSteps(
             Phase.DISTILL,
             inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE},
-            of_student=_watched_tasks,
+            of_student=lambda spec, student: _tasks(spec.watched_tasks(student)),
             configuration=_distilled,
             watches=_only_watches,
             measures_choose=_chosen_by_loss,

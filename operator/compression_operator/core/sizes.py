@@ -1,29 +1,32 @@
 """What the trainings of a run will need, told before the first of them: tokens, operations, memory, room. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
 from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.planned import PlannedMemory, PlannedTraining
 from compression_operator.api.run import CompressionRun
-from compression_operator.api.spec import CompressionRunSpec
+from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import CompressionRunStatus
 from compression_pipeline.config import (
     PHASES,
     Architecture,
     Candidate,
     DistillConfig,
+    EvaluateConfig,
     ParallelLayout,
     Precision,
     Search,
     Shape,
     TrainingConfig,
+    chains,
     human_bytes,
     quantity_bytes,
     resolved_losses,
     student_architecture,
     student_faults,
+    timed_at_most,
 )
 from compression_pipeline.config import Sizes as ShapeStatus
 from compression_pipeline.sizing import Gpu, candidate, find_gpu, search_flops, training_flops, training_memory
@@ -71,9 +74,14 @@ class PlannedSearch:
     candidates: Sequence[Candidate]
     """Those that are measured, the least cut first; by shape alone the first is taken."""
     measured: bool
+    timed: int | None = None
+    """Shapes that are timed at most, where the target is in tokens per second. The candidates here are then the least
+    cut shapes of all, because only the device tells which are fast enough.
+    """
     flops: float = 0.0
-    """Without those of a task that layers are ranked by (`asks`): how long its questions are isn't known."""
-    asks: bool = False
+    """Without those of tasks that rank (`asks`): how long their questions are isn't known."""
+    asks: Sequence[str] = ()
+    """What is ranked by a task."""
     gpu: str | None = None
     gpu_hours: float | None = None
     warnings: Sequence[str] = ()
@@ -183,8 +191,9 @@ def searches(
             search.found.count,
             candidates,
             True,
+            timed_at_most(chains(search)) + 1 if target.tokens_per_second is not None else None,
             flops,
-            spec.depth_task(student) is not None,
+            [what for what, asked in _ranked_by_tasks(spec, student) if asked is not None],
             gpu.name if gpu else None,
             _hours(flops, gpu, hardware),
             [
@@ -196,6 +205,11 @@ def searches(
             else [],
         )
     return found
+
+
+def _ranked_by_tasks(spec: CompressionRunSpec, student: Student) -> Iterator[tuple[str, EvaluateConfig | None]]:
+    yield "layers", spec.depth_task(student)
+    yield "candidates", spec.rank_task(student)
 
 
 def _searching_memory(

@@ -5,6 +5,7 @@ The control plane imports nothing else from the pipeline.
 
 from .architecture import Activation, Architecture, Family, Normalization
 from .base import ConfigModel, Operational, Record, Rule
+from .chains import chains, fast_enough, timed_at_most
 from .engines import DEFAULT_ENGINE, ENGINES, EngineInfo, EngineName
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
@@ -200,8 +201,10 @@ __all__ = [
     "Verdict",
     "WeightedSource",
     "aggregation_words",
+    "chains",
     "describe_losses",
     "digest",
+    "fast_enough",
     "figures_of",
     "fingerprint",
     "human_bytes",
@@ -225,6 +228,7 @@ __all__ = [
     "student_architecture",
     "student_faults",
     "text_fault",
+    "timed_at_most",
     "verdicts",
     "won_back",
 ]

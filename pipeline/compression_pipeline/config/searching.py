@@ -4,10 +4,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from .export import ExportDtype
 from .jobs import EngineJob, StepResult
 from .pruning import PruneConfig
 from .shapes import Candidate
-from .tasks import EvaluateConfig
+from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskScore
 from .training import DistillConfig, TrainingConfig, ValidationConfig
 
 
@@ -21,8 +22,17 @@ class SearchJob(EngineJob):
     teacher: str = Field(description="Artifact with the (corrected) teacher: finetune's, or prepare's without one.")
     sequence_length: int
     prune: PruneConfig
-    tasks: str | None = Field(default=None, description="As PruneJob's.")
+    tasks: str | None = Field(
+        default=None, description="Artifact with the tasks that layers and candidates are ranked by (tasks')."
+    )
     evaluate: EvaluateConfig | None = Field(default=None, description="As PruneJob's.")
+    ranked_by: EvaluateConfig | None = Field(
+        default=None, description="The task alone that candidates are ranked by, and how it is asked."
+    )
+    generation: GenerationConfig | None = Field(
+        default=None, description="How shapes are timed, where the target is in tokens per second."
+    )
+    dtype: ExportDtype | None = Field(default=None, description="Type that a GPU times them in, as evaluate does.")
     # By its own name in JSON: no older image knows this job, and `evaluate` is the task's.
     validation: ValidationConfig = Field(alias="validation")
     distill: DistillConfig | None = Field(
@@ -38,15 +48,33 @@ class SearchJob(EngineJob):
 
     @property
     def scored_by(self) -> EvaluateConfig | None:
-        return self.evaluate
+        asked = [one for one in (self.evaluate, self.ranked_by) if one is not None]
+        timed = (
+            [EvaluateConfig(generation=self.generation)] if self.generation not in (None, GenerationConfig()) else []
+        )
+        if not asked and not timed:
+            return None
+        tasks = {task.name: task for one in asked for task in one.tasks}
+        update = {"tasks": list(tasks.values()), "generation": timed[0].generation if timed else None}
+        return [*asked, *timed][0].model_copy(update=update)
 
 
 class SearchResult(StepResult):
     """What search reports. Losses as FinetuneResult's."""
 
-    shapes: int = Field(description="Shapes that meet the target. Those that are measured are the least cut ones.")
+    shapes: int = Field(
+        description="Shapes that meet the target, of those that were timed where it is in tokens per second. Those "
+        "that are measured are the least cut ones."
+    )
+    timed: int | None = Field(default=None, description="Shapes whose generation was timed, the teacher not counted.")
+    teacher_generation: GenerationFigures | None = Field(
+        default=None, description="How fast the teacher generates, where the target is in tokens per second."
+    )
     teacher_loss: float
     validation_sequences: int = Field(description="Validation sequences that the losses are means over.")
+    teacher_score: TaskScore | None = Field(
+        default=None, description="What the teacher scored in the task that candidates are ranked by, with that task."
+    )
     candidates: list[Candidate] = Field(
         min_length=1, description="Shapes that were measured, the best first, which is cut."
     )

@@ -19,6 +19,7 @@ from .base import Record
 from .figures import human_bytes, quantity_bytes
 from .pruning import PruneConfig
 from .targets import AXES, CACHED_TOKENS, SearchedAxis, TargetConfig
+from .tasks import TaskScore
 
 NUMBER = 2
 """Bytes of a weight, a key or a value where memory is the target: bfloat16 or float16."""
@@ -98,10 +99,24 @@ class Candidate(Sizes):
     distilled_loss: float | None = Field(
         default=None, description="Validation loss after the short distillation. Unset without target.distillSteps."
     )
+    score: float | None = Field(
+        default=None,
+        description="Score in the task that target.rank names: after the short distillation, or else after pruning.",
+    )
+    score_stderr: float | None = Field(default=None, description="Standard error of the score.")
+    tokens_per_second: float | None = Field(
+        default=None, description="Tokens generated a second, where target.tokensPerSecond was searched for."
+    )
 
     def loss(self, *, distilled: bool) -> float | None:
         """What it is chosen by; None where that is no number. `distilled`: whether the search distils candidates."""
         return self.distilled_loss if distilled else self.pruned_loss
+
+    def task_score(self, whole: TaskScore) -> TaskScore | None:
+        """Its score in full. `whole`: the teacher's, in the same task; None where it was not scored."""
+        if self.score is None:
+            return None
+        return whole.model_copy(update={"score": self.score, "stderr": self.score_stderr})
 
 
 def served_bytes(model: Architecture, cached_tokens: int) -> int:
@@ -126,15 +141,21 @@ class Search:
 
     @cached_property
     def wanted(self) -> float:
-        """The target, in parameters or bytes."""
+        """The target, in parameters or bytes. Of a speed, which no shape tells, the largest: the least cut shapes."""
         target = self.target
+        if target.tokens_per_second is not None:
+            return float(self.teacher.parameters)
         if target.memory is not None:
             return float(quantity_bytes(target.memory) or 0)
         return target.parameters or self.teacher.parameters / (target.ratio or 1)
 
     @cached_property
     def window(self) -> tuple[int, int]:
-        """Least and most parameters or bytes that meet the target. Memory is a limit, so nothing above it does."""
+        """Least and most parameters or bytes that meet the target. Memory is a limit, so nothing above it does. Every
+        shape may have the speed that is wanted.
+        """
+        if self.target.tokens_per_second is not None:
+            return 1, self.teacher.parameters
         off = self.wanted * self.target.tolerance
         most = self.wanted if self.target.memory is not None else self.wanted + off
         return math.ceil(self.wanted - off), math.floor(most)
@@ -208,6 +229,10 @@ class Search:
         found = [*reversed(heapq.nsmallest(NAMED, below)), *heapq.nsmallest(NAMED, above)]
         return [shape.architecture(self.teacher) for _, _, shape in found]
 
+    def least_cut_first(self, students: Sequence[Architecture]) -> list[Architecture]:
+        """Students in the order of candidates."""
+        return sorted(students, key=lambda one: (self._cut(Shape.of(one)), Shape.of(one)))
+
     def fault(self) -> tuple[str, str] | None:
         """Field of the target and sentence, where no shape meets it, or too many would have to be tried."""
         for axis in self.target.axes:
@@ -238,12 +263,13 @@ class Search:
 
     def _ranked(self, at: "_Line", ffn: int) -> tuple["_Rank", Shape]:
         """A shape with its place: how much is cut, how far it is from the target."""
-        shape, has = at.shape(ffn), Shape.of(self.teacher)
-        cut = sum(
-            (weight * math.log(before / after)) ** 2 for weight, before, after in zip(WEIGHTS, has, shape, strict=True)
-        )
-        # Rounded, so that no last bit of a machine's logarithm decides.
-        return (round(cut, 9), abs(at.figure(ffn) - self.wanted)), shape
+        shape = at.shape(ffn)
+        return (self._cut(shape), abs(at.figure(ffn) - self.wanted)), shape
+
+    def _cut(self, shape: Shape) -> float:
+        """How much is cut. Rounded, so that no last bit of a machine's logarithm decides."""
+        sizes = zip(WEIGHTS, Shape.of(self.teacher), shape, strict=True)
+        return round(sum((weight * math.log(before / after)) ** 2 for weight, before, after in sizes), 9)
 
     def _lines(self) -> Iterator["_Line"]:
         """All shapes that are tried, but for the teacher's: those that differ in their FFN alone together."""

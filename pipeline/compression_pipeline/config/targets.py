@@ -1,5 +1,6 @@
 """How large a student shall be, where its sizes are searched and not given (`prune.target`)."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -7,8 +8,13 @@ from pydantic import Field
 
 from .base import ConfigModel, Rule, Unordered
 
-KINDS = ("parameters", "ratio", "memory")
-"""Fields of a target that say how large, of which it has one."""
+KINDS = {
+    "parameters": "parameters",
+    "ratio": "ratio",
+    "memory": "memory",
+    "tokensPerSecond": "tokens_per_second",
+}
+"""Fields of a target that say how large or how fast, of which it has one: by their names in JSON."""
 
 CACHED_TOKENS = 8192
 
@@ -41,6 +47,7 @@ class Ranking(StrEnum):
     """By what the best shape is chosen."""
 
     VALIDATION_LOSS = "ValidationLoss"
+    TASK = "Task"
     SHAPE = "Shape"
 
 
@@ -80,10 +87,10 @@ class SizeBounds(ConfigModel):
 
 
 def _kinds(target: "TargetConfig") -> int:
-    return sum(getattr(target, kind) is not None for kind in KINDS)
+    return sum(getattr(target, kind) is not None for kind in KINDS.values())
 
 
-def _count(fields: tuple[str, ...]) -> str:
+def _count(fields: Iterable[str]) -> str:
     return " + ".join(f"(has(self.{field}) ? 1 : 0)" for field in fields)
 
 
@@ -96,13 +103,22 @@ def _bounds_of_a_searched_axis(axis: SearchedAxis) -> Rule:
     )
 
 
+def _of_a_task(field: str, name: str) -> Rule:
+    return Rule.of(
+        field,
+        "is a setting of rank: Task; leave it out, or change rank",
+        lambda target: getattr(target, name) is None or target.rank == Ranking.TASK,
+        f"!has(self.{field}) || self.rank == '{Ranking.TASK.value}'",
+    )
+
+
 class TargetConfig(ConfigModel):
     """The size that a student shall have. Its shape is searched among all that have it."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule.of(
             "",
-            "needs exactly one of parameters, ratio and memory",
+            "needs exactly one of parameters, ratio, memory and tokensPerSecond",
             lambda target: _kinds(target) == 1,
             f"{_count(KINDS)} == 1",
         ),
@@ -114,10 +130,18 @@ class TargetConfig(ConfigModel):
         ),
         Rule.of(
             "distillSteps",
-            "distils candidates, and rank: Shape measures none; leave it out, or rank by ValidationLoss",
+            "distils candidates, and rank: Shape measures none; leave it out, or rank by ValidationLoss or Task",
             lambda target: target.distill_steps is None or target.rank != Ranking.SHAPE,
             "!has(self.distillSteps) || self.rank != 'Shape'",
         ),
+        Rule.of(
+            "rank",
+            "Shape measures nothing, and tokensPerSecond is measured; rank by ValidationLoss or Task, or give "
+            "parameters, ratio or memory",
+            lambda target: target.tokens_per_second is None or target.rank != Ranking.SHAPE,
+            "!has(self.tokensPerSecond) || self.rank != 'Shape'",
+        ),
+        *(_of_a_task(field, name) for field, name in (("rankTask", "rank_task"), ("rankSamples", "rank_samples"))),
         *(_bounds_of_a_searched_axis(axis) for axis in SearchedAxis),
     )
 
@@ -146,11 +170,22 @@ class TargetConfig(ConfigModel):
         description="Number of tokens, over all sequences that are served at once, whose keys and values count in "
         f"memory. Default: {CACHED_TOKENS}.",
     )
+    tokens_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        examples=[60],
+        description="Tokens a second that the student shall generate, at least: over the whole batch of "
+        "evaluate.generation, or its defaults, as evaluate measures it, on the device of the search's pod. Some shapes "
+        "are timed with random weights: along chains of ever smaller ones the least cut that is fast enough is "
+        "searched by halves, and these are the candidates. A finished search is not timed again on another device.",
+    )
     tolerance: float = Field(
         default=0.05,
         ge=0,
         le=0.5,
-        description="Share of the target that a shape may be off by. Shapes for memory are never above the target.",
+        description="Share of the target that a shape may be off by. Shapes for memory are never above the target. "
+        "Those for tokensPerSecond may be slower by it, and faster by any amount.",
     )
     axes: Annotated[list[SearchedAxis], Unordered()] = Field(
         default=[SearchedAxis.HIDDEN_SIZE, SearchedAxis.FFN_HIDDEN_SIZE, SearchedAxis.LAYERS],
@@ -174,16 +209,29 @@ class TargetConfig(ConfigModel):
     rank: Ranking = Field(
         default=Ranking.VALIDATION_LOSS,
         description="What the best shape is chosen by. ValidationLoss cuts every candidate from the teacher and "
-        "measures its loss on held-out text; in one cut each, also with prune.iterations. Shape takes the least cut "
-        "one (see candidates) and measures nothing.",
+        "measures its loss on held-out text; in one cut each, also with prune.iterations. Task scores each by a task "
+        "of evaluate.tasks, too, with its weights rounded to the type of the teacher's; of equal scores the lower loss "
+        "decides. Shape takes the least cut one (see candidates) and measures nothing.",
+    )
+    rank_task: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="Name of the task of evaluate.tasks that rank: Task scores candidates by. Default: the first one.",
+    )
+    rank_samples: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Number of questions that rank: Task asks each candidate. Default: the task's limit.",
     )
     distill_steps: int | None = Field(
         default=None,
         ge=1,
         le=100_000,
         description="Steps of a short distillation of each candidate, with the settings of the student's distill, but "
-        "in the arithmetic that prune measures importance in. The loss after it decides. Default: the loss after "
-        "pruning decides.",
+        "in the arithmetic that prune measures importance in. The loss or score after it decides. Default: the one "
+        "after pruning decides.",
     )
 
     @property

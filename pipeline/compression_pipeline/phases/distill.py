@@ -29,6 +29,7 @@ from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.phases import measuring
 from compression_pipeline.phases.best import BestWeights
 from compression_pipeline.phases.intermediate import IntermediateExports
+from compression_pipeline.phases.remembering import Measured, remembered
 from compression_pipeline.phases.watching import TaskScores
 from compression_pipeline.reference_logits import SEQUENCES, TOKENS, Reference, kept_positions
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, ValidationLoss, sequences_per_pass
@@ -187,14 +188,14 @@ def _trained(
         "sequencesPerPass": data.micro_batch_size,
         "ranks": engine.world_size,
     }
-    teacher_measured = measuring.remembered(
+    teacher_measured = remembered(
         context,
         job.fingerprint,
         engine,
         "teacher-loss",
         measured_on,
-        lambda: engine.validate(big, validation, sequences_per_pass=data.micro_batch_size),
-    )
+        lambda: Measured(engine.validate(big, validation, sequences_per_pass=data.micro_batch_size)),
+    ).loss
     teacher_loss = teacher_measured.loss
     context.events.metric("teacherLoss", teacher_loss)
     measuring.check_loss(engine, lambda: engine.state(big), teacher, teacher_loss, whose="the teacher")

@@ -1,10 +1,8 @@
 """Weights that exist are measured, not made again: what only measures is no part of their key."""
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -121,45 +119,6 @@ def check_loss(
 def torch_type(precision: Precision) -> torch.dtype:
     """The type of parameters in an arithmetic."""
     return torch.bfloat16 if precision is Precision.BF16 else torch.float32
-
-
-def remembered(
-    context: Context,
-    fingerprint: str,
-    engine: Engine,
-    name: str,
-    measured_on: Any,
-    measure: Callable[[], ValidationLoss],
-    *,
-    failures: bool = False,
-) -> ValidationLoss:
-    """The loss `name` of the step, as an attempt has measured it, or measured now; every rank calls it.
-
-    `measured_on`: what it depends on beside the fingerprint, for JSON; measured on something else it is another figure.
-    `failures`: whether a loss that is no number is remembered, too.
-    """
-    known: ValidationLoss | None = None
-    if engine.rank == 0:
-        attempts = context.store.earlier_attempts(fingerprint)
-        found = (_read(folder / f"{name}.json", measured_on) for folder in attempts)
-        known = next((one for one in found if one is not None and (failures or math.isfinite(one.loss))), None)
-    known = engine.agree(known)
-    if known is not None:
-        return known
-    value = measure()
-    if engine.rank == 0 and (failures or math.isfinite(value.loss)):
-        told = {"measuredOn": measured_on, "value": value.loss, "bySource": value.by_source}
-        (context.folder / f"{name}.json").write_text(json.dumps(told))
-    return value
-
-
-def _read(path: Path, measured_on: Any) -> ValidationLoss | None:
-    try:
-        content = json.loads(path.read_text())
-        value = ValidationLoss(float(content["value"]), tuple(map(float, content.get("bySource", ()))))
-        return value if content["measuredOn"] == measured_on else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def published_result(

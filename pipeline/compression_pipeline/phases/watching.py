@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+import torch
+
 from compression_pipeline.config import ExportDtype, TaskScore
 from compression_pipeline.engines import State
 from compression_pipeline.engines.history import History
@@ -38,7 +40,7 @@ class TaskScores(Observer):
                 template=self._template,
                 tasks=self._context.store.open(tasks).path,
                 settings=scoring,
-                rounded=self._job.dtype or ExportDtype.BFLOAT16,
+                rounded=getattr(torch, (self._job.dtype or ExportDtype.BFLOAT16).value),
                 precision=self._engine.precision,
                 device=self._engine.device,
                 tick=self._telling(step, history, tick),

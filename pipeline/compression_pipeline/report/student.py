@@ -122,7 +122,8 @@ def _scored_by(jobs: Sequence[JobConfig]) -> dict[str, Any]:
     if not asking:
         return {}
     tasks = {task.name: task for scoring in asking for task in scoring.tasks}
-    whole = asking[-1].model_copy(update={"tasks": list(tasks.values())})
+    generation = next((scoring.generation for scoring in asking if scoring.generation is not None), None)
+    whole = asking[-1].model_copy(update={"tasks": list(tasks.values()), "generation": generation})
     return {"evaluate": whole.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
 
 

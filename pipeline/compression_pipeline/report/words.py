@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from compression_pipeline.config import human_bytes
+from compression_pipeline.config import TaskScore, human_bytes
 
 from .data import StudentData
 from .resource import Step
@@ -80,6 +80,19 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def bounds(score: TaskScore) -> tuple[float, float, float]:
+    """The ends of a score's interval, and the score between them."""
+    low, high = score.interval or (score.score, score.score)
+    return low, score.score, high
+
+
+def score_text(score: TaskScore) -> str:
+    """A score with half of its 95 % confidence interval."""
+    if score.interval is None:
+        return f"{score.score:.4g}"
+    return f"{score.score:.3f} \N{PLUS-MINUS SIGN} {score.interval[1] - score.score:.3f}"
 
 
 def verdict(student: StudentData) -> Verdict:

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, EvaluateConfig, ExportDtype, Precision, TaskScore
+from compression_pipeline.config import Architecture, EvaluateConfig, Precision, TaskScore
 from compression_pipeline.huggingface.families import member
 from compression_pipeline.huggingface.files import read_config
 from compression_pipeline.huggingface.layout import GENERATION_CONFIG
@@ -24,7 +24,7 @@ def score_live(
     template: Path,
     tasks: Path,
     settings: EvaluateConfig,
-    rounded: ExportDtype,
+    rounded: torch.dtype,
     precision: Precision,
     device: torch.device,
     tick: Callable[[int, int], None] = lambda done, total: None,
@@ -35,7 +35,7 @@ def score_live(
     Args:
         template: folder of the checkpoint that the model descends from, with its tokenizer.
         tasks: folder of an artifact of the phase tasks.
-        rounded: type that export will round the weights to.
+        rounded: type that the weights are rounded to, as export will.
         precision: arithmetic of the forward pass: BF16 or FP32.
         tick: told after each batch, how many of how many requests of a task are done; what it raises ends the scoring.
     """
@@ -47,7 +47,7 @@ def score_live(
             tensors,
             architecture,
             template=template,
-            rounded=getattr(torch, rounded.value),
+            rounded=rounded,
             computed=torch.bfloat16 if precision is Precision.BF16 else torch.float32,
             device=device,
         )
@@ -87,14 +87,27 @@ def live_model(
     """The model of transformers with these weights (Hugging Face's names), rounded to `rounded`, in the arithmetic of
     `computed`. `template`: folder of the checkpoint that it descends from. The tensors are copied.
     """
-    library = import_transformers()
-    told = member(architecture.family).configuration(
-        architecture, read_config(template), str(rounded).removeprefix("torch.")
-    )
-    config = library.AutoConfig.for_model(told["model_type"], **{k: v for k, v in told.items() if k != "model_type"})
-    kind: Any = library.AutoModelForCausalLM._model_mapping[type(config)]  # pyright: ignore
+    library, (kind, config) = import_transformers(), _model_type(architecture, template, rounded)
     state = {name: tensor.detach().to(device=device, dtype=rounded, copy=True).to(computed) for name, tensor in tensors}
     model = kind.from_pretrained(None, config=config, state_dict=state, dtype=computed)
     if (template / GENERATION_CONFIG).is_file():
         model.generation_config = library.GenerationConfig.from_pretrained(template)
     return model.to(device=device).eval()
+
+
+def random_model(architecture: Architecture, *, template: Path, computed: torch.dtype, device: torch.device) -> Any:
+    """A model of transformers of this shape with random weights, to be timed. `template`: as of `live_model`."""
+    kind, config = _model_type(architecture, template, computed)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+        model = kind._from_config(config, dtype=computed)
+    return model.to(device=device, dtype=computed).eval()
+
+
+def _model_type(architecture: Architecture, template: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Class and configuration of a model of transformers."""
+    library = import_transformers()
+    told = member(architecture.family).configuration(
+        architecture, read_config(template), str(dtype).removeprefix("torch.")
+    )
+    config = library.AutoConfig.for_model(told["model_type"], **{k: v for k, v in told.items() if k != "model_type"})
+    return library.AutoModelForCausalLM._model_mapping[type(config)], config  # pyright: ignore

@@ -301,3 +301,25 @@ def test_a_target_that_no_shape_meets_is_told_with_the_nearest(
     assert main(["plan", str(file), "--cluster", "--teacher-config", str(config)]) != 0
     fault = capsys.readouterr().err
     assert f"{file}: spec.students[0].prune.target: no shape has " in fault and "the nearest are " in fault
+
+
+def test_a_target_of_speed_is_planned_with_how_many_shapes_are_timed_at_most(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, config = with_target(tmp_path, tokensPerSecond=60, candidates=2)
+    told = ["plan", str(file), "--cluster", "--teacher-config", str(config)]
+    assert main(told) == 0
+    assert "the search times " in (text := capsys.readouterr().out) and " shapes at most, and measures up to 2 " in text
+    assert main([*told, "-o", "json"]) == 0
+    search = json.loads(capsys.readouterr().out)["searches"]["small"]
+    assert 2 < search["timed"] < search["shapes"] and len(search["candidates"]) == 2
+
+
+def test_a_rank_by_a_task_is_planned_with_its_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = {"name": "small", "prune": {"divisor": 16, "target": {"ratio": 1.5, "rank": "Task"}}}
+    student["prune"]["importance"] = {"depth": "Task"}
+    file, config = with_target(tmp_path, ratio=1.5)
+    spec = {**MANIFEST["spec"], "students": [student], "evaluate": {"tasks": [{"name": "hellaswag"}]}}
+    file.write_text(yaml.safe_dump({**MANIFEST, "spec": spec}))
+    assert main(["plan", str(file), "--cluster", "--teacher-config", str(config)]) == 0
+    assert "and the questions of the task that ranks layers and candidates" in capsys.readouterr().out

@@ -6,9 +6,10 @@ from jobs_results import TEACHER
 from jobs_world import World, manifest
 from looks import at, created, finish, open_jobs, step
 
+from compression_operator.api.resolved import ResolvedTasks
 from compression_operator.api.status import Resolved, StepState, StudentStatus
-from compression_operator.core.plan import Plan, plan
-from compression_pipeline.config import Phase, Search, Shape
+from compression_operator.core.plan import Plan, PlannedStep, plan
+from compression_pipeline.config import GenerationConfig, Phase, Search, Shape
 
 
 def one(world: World) -> StudentStatus:
@@ -106,3 +107,42 @@ def test_a_whole_run_with_a_search_succeeds() -> None:
     world = World(manifest(students=[SIZES, small()]))
     world.drive()
     assert {found.state for found in world.status.steps} == {StepState.SUCCEEDED}
+
+
+TASKS = {"tasks": [{"name": "one"}, {"name": "other", "limit": 50}]}
+
+
+def test_a_search_by_a_task_reads_it_and_its_key_is_of_that_task_as_it_is_asked() -> None:
+    def key(evaluate: dict[str, Any] = TASKS, **target: Any) -> str | None:
+        source = {"source": "hf://owner/x", "revision": "abc", "digest": "d"}
+        prepared = Resolved.model_validate({"key": "k" * 32, "teacher": source, "dataset": source})
+        fetched = ResolvedTasks.model_validate({"key": "t" * 32, "harness": "1"})
+        spec = manifest(students=[small(**target)], evaluate=evaluate).spec
+        return mark(plan(spec, discovered={"prepare": prepared, "tasks": fetched}), "search-small")
+
+    before = key(rank="Task")
+    assert before is not None
+    assert key(rank="Task", rankTask="other") != before
+    assert key(rank="Task", rankSamples=20) != before and key() != before
+    other = {"tasks": [TASKS["tasks"][0], {"name": "other", "limit": 7}]}
+    assert key(other, rank="Task") == before, "how another task is asked is not its"
+    assert key(other) == key(), "by loss none is"
+    found = planned(small(rank="Task"), evaluate=TASKS).get("search-small")
+    pruned = planned(small(rank="Task"), evaluate=TASKS).get("prune-small")
+    assert found and pruned and found.inputs["tasks"] == "tasks" and "tasks" not in pruned.inputs
+    assert found.configuration["ranked_by"].tasks[0].name == "one"
+
+
+def test_a_search_for_a_speed_is_timed_as_evaluate_times_and_its_key_is_of_that() -> None:
+    def search(**evaluate: Any) -> PlannedStep:
+        found = planned(small_by_speed, **({"evaluate": {"generation": evaluate}} if evaluate else {}))
+        step = found.get("search-small")
+        assert step is not None and found.get("prune-small") is not None
+        return step
+
+    small_by_speed = {"name": "small", "prune": {"divisor": 32, "target": {"tokensPerSecond": 60}}}
+    before = search()
+    assert before.configuration["generation"] == GenerationConfig() and before.configuration["dtype"] == "bfloat16"
+    assert search(batchSize=8).fingerprint != before.fingerprint != mark(planned(small()), "search-small")
+    sized = mark(planned(small()), "search-small")
+    assert mark(planned(small(), evaluate={"generation": {"batchSize": 8}}), "search-small") == sized

@@ -7,6 +7,7 @@ from compression_pipeline.report import markdown
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import Figures, Intervals, whiskers
 from compression_pipeline.report.data import RunData, StudentData
+from compression_pipeline.report.words import bounds, score_text
 
 from .base import Fact, Panel, PhaseReport
 
@@ -43,7 +44,7 @@ def _scores(models: Models, own: EvaluateResult) -> Intervals:
             for score in result.tasks
             if score.name == task.name
         ]
-        bars = [(name, colour, *_bounds(score), score_text(score)) for name, colour, score in of_task]
+        bars = [(name, colour, *bounds(score), score_text(score)) for name, colour, score in of_task]
         shots = f", {task.shots} shot{'s' if task.shots > 1 else ''}" if task.shots else ""
         change = _change(task, _of_teacher(models, task))
         rows.append((f"{task.name} ({task.measure}{shots}, {task.samples:,} questions){change}", whiskers(bars)))
@@ -54,18 +55,6 @@ def _of_teacher(models: Models, task: TaskScore) -> TaskScore | None:
     """The teacher's score in the student's task, which is what a change is told of; not the corrected teacher's."""
     scores = [score for name, _, result in models[:-1] if name == "teacher" for score in result.tasks]
     return next((score for score in scores if score.name == task.name), None)
-
-
-def _bounds(score: TaskScore) -> tuple[float, float, float]:
-    low, high = score.interval or (score.score, score.score)
-    return low, score.score, high
-
-
-def score_text(score: TaskScore) -> str:
-    """A score with half of its 95 % confidence interval."""
-    if score.interval is None:
-        return f"{score.score:.4g}"
-    return f"{score.score:.3f} \N{PLUS-MINUS SIGN} {score.interval[1] - score.score:.3f}"
 
 
 def _change(score: TaskScore, teacher: TaskScore | None) -> str:
