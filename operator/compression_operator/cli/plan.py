@@ -14,7 +14,16 @@ from compression_operator.api.planned import PlannedTraining
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
-from compression_operator.core.sizes import Hardware, PlannedSearch, Sizes, run_sizes, searches
+from compression_operator.core.sizes import (
+    NOTHING_FOUND,
+    Hardware,
+    PlannedSearch,
+    Sizes,
+    chosen,
+    found_by_searches,
+    run_sizes,
+    searches,
+)
 from compression_operator.core.student_faults import faults_by_student
 from compression_operator.local import machine
 from compression_operator.local.workdir import Workdir, to_yaml
@@ -51,9 +60,12 @@ def show_plan(arguments: argparse.Namespace) -> int:
     found, fault = _teacher(run, arguments, workdir)
     faults = [Fault(str(arguments.file), "spec.teacher.model", fault)] if fault else []
     if found is not None:
-        faults += _student_faults(arguments.file, run, found.architecture)
-        sizes = run_sizes(run.spec, planned, found.architecture, hardware)
-        searched = searches(run.spec, planned, found.architecture, hardware)
+        stored = None if arguments.cluster else Workdir(workdir).read()
+        done = found_by_searches(stored.status, planned) if stored is not None else NOTHING_FOUND
+        shapes = {name: chosen(candidates, found.architecture) for name, candidates in done.items()}
+        faults += _student_faults(arguments.file, run, found.architecture, shapes)
+        sizes = run_sizes(run.spec, planned, found.architecture, hardware, shapes)
+        searched = searches(run.spec, planned, found.architecture, hardware, done)
         warnings = [*_warnings(sizes, searched), *_room(run, arguments, workdir, sizes.peak)]
         report |= {**_json(found, sizes, hardware, warnings), "searches": to_json(searched)}
         if arguments.output is None:
@@ -107,8 +119,10 @@ def _teacher(
         return None, str(refused)
 
 
-def _student_faults(file: Path, run: CompressionRun, teacher: Architecture) -> Iterator[Fault]:
-    found = [fault for faults in faults_by_student(run.spec, teacher).values() for fault in faults]
+def _student_faults(
+    file: Path, run: CompressionRun, teacher: Architecture, searched: Mapping[str, Architecture]
+) -> Iterator[Fault]:
+    found = [fault for faults in faults_by_student(run.spec, teacher, searched).values() for fault in faults]
     for field, sentence in dict.fromkeys(found):  # what is wrong with spec.distill is so for several
         yield Fault(str(file), field, sentence)
 

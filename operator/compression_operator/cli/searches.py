@@ -1,10 +1,10 @@
 """What `compression plan` says of students whose sizes are searched."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from compression_operator.core.sizes import Hardware, PlannedSearch
-from compression_pipeline.config import human_bytes
+from compression_pipeline.config import Candidate, human_bytes
 
 from .common import console
 from .tables import hours_in_words, print_table
@@ -12,10 +12,24 @@ from .tables import hours_in_words, print_table
 HEADINGS = ("candidate", "layers", "hidden", "FFN", "heads", "parameters", "FLOPs a token", "memory")
 
 
+def _told(figure: float | None, how: str = ".4f") -> str:
+    return "" if figure is None else format(figure, how)
+
+
+FOUND: Mapping[str, Callable[[Candidate], str]] = {
+    "pruned": lambda one: _told(one.pruned_loss),
+    "distilled": lambda one: _told(one.distilled_loss),
+    "score": lambda one: _told(one.score, ".3f"),
+    "tokens/s": lambda one: _told(one.tokens_per_second, ",.1f"),
+}
+"""What a search has found of a candidate: heading and cell, empty where it has not."""
+
+
 def print_searches(found: Mapping[str, PlannedSearch], hardware: Hardware) -> None:
     """The candidates of each student, and what it costs to measure them."""
     for name, search in found.items():
         print(f"\n{name}: {_outcome(search, hardware)}")
+        shown = [(heading, cell) for heading, cell in FOUND.items() if any(map(cell, search.candidates))]
         rows = [
             [
                 str(number),
@@ -23,10 +37,11 @@ def print_searches(found: Mapping[str, PlannedSearch], hardware: Hardware) -> No
                 f"{one.parameters:,}",
                 f"{one.flops:.3g}",
                 human_bytes(one.memory),
+                *(cell(one) or "-" for _, cell in shown),
             ]
             for number, one in enumerate(search.candidates, start=1)
         ]
-        print_table(console(), HEADINGS, rows)
+        print_table(console(), (*HEADINGS, *(heading for heading, _ in shown)), rows)
 
 
 def to_json(found: Mapping[str, PlannedSearch]) -> dict[str, Any]:
@@ -35,6 +50,7 @@ def to_json(found: Mapping[str, PlannedSearch]) -> dict[str, Any]:
         name: {
             "shapes": search.shapes,
             "measured": search.measured,
+            "done": search.done,
             "timed": search.timed,
             "flops": search.flops,
             "gpu": search.gpu,
@@ -55,6 +71,8 @@ def _outcome(search: PlannedSearch, hardware: Hardware) -> str:
         cost += f", {hours_in_words(search.gpu_hours)} hours of one {search.gpu} at {hardware.mfu:.0%}"
     if search.asks:
         cost += f", and the questions of the task that ranks {' and '.join(search.asks)}"
+    if search.done:
+        return f"the search is done: it has measured {count}, the first is the best, and the other figures are its"
     if search.timed is not None:
         return (
             f"the search times {search.timed} of {search.shapes:,} shapes at most, and measures up to {count} that are "

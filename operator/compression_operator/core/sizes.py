@@ -8,7 +8,7 @@ from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.planned import PlannedMemory, PlannedTraining
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.spec import CompressionRunSpec, Student
-from compression_operator.api.status import CompressionRunStatus
+from compression_operator.api.status import CompressionRunStatus, StepState
 from compression_pipeline.config import (
     PHASES,
     Architecture,
@@ -53,6 +53,8 @@ FLOAT32, BFLOAT16 = 4, 2
 
 NOTHING_SEARCHED: Mapping[str, Architecture] = MappingProxyType({})
 
+NOTHING_FOUND: Mapping[str, Sequence[Candidate]] = MappingProxyType({})
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -74,6 +76,8 @@ class PlannedSearch:
     candidates: Sequence[Candidate]
     """Those that are measured, the least cut first; by shape alone the first is taken."""
     measured: bool
+    done: bool = False
+    """Whether they have been measured: they have losses then, the best first."""
     timed: int | None = None
     """Shapes that are timed at most, where the target is in tokens per second. The candidates here are then the least
     cut shapes of all, because only the device tells which are fast enough.
@@ -160,14 +164,34 @@ def chosen(candidates: Sequence[Candidate], teacher: Architecture) -> Architectu
     return candidates[0].shape.architecture(teacher)
 
 
+def found_by_searches(status: CompressionRunStatus, planned: Plan) -> Mapping[str, Sequence[Candidate]]:
+    """By student: the candidates of a search that is done and stands in the plan."""
+    finding = [step for step in planned.steps if STEPS[step.phase].finds_shape and step.fingerprint is not None]
+    done = {
+        step.student
+        for step in finding
+        if (made := status.step(step.name)) is not None
+        and made.state is StepState.SUCCEEDED
+        and made.fingerprint == step.fingerprint
+    }
+    return {one.name: one.candidates for one in status.students if one.candidates and one.name in done}
+
+
 def searches(
-    spec: CompressionRunSpec, planned: Plan, teacher: Architecture, hardware: Hardware
+    spec: CompressionRunSpec,
+    planned: Plan,
+    teacher: Architecture,
+    hardware: Hardware,
+    done: Mapping[str, Sequence[Candidate]] = NOTHING_FOUND,
 ) -> Mapping[str, PlannedSearch]:
-    """By student that has a target which shapes of the teacher meet: what will be searched."""
+    """By student that has a target which shapes of the teacher meet: what will be searched, or has been (`done`)."""
     found: dict[str, PlannedSearch] = {}
     for student in spec.students:
         search, target = Search.of(teacher, student.prune), student.prune.target
         if search is None or target is None or search.fault() is not None:
+            continue
+        if student.name in done:
+            found[student.name] = PlannedSearch(search.found.count, done[student.name], measured=True, done=True)
             continue
         length, best = spec.dataset.sequence_length, list(search.found.best)
         candidates = [candidate(one, student.prune, length) for one in best]
@@ -190,13 +214,13 @@ def searches(
         found[student.name] = PlannedSearch(
             search.found.count,
             candidates,
-            True,
-            timed_at_most(chains(search)) + 1 if target.tokens_per_second is not None else None,
-            flops,
-            [what for what, asked in _ranked_by_tasks(spec, student) if asked is not None],
-            gpu.name if gpu else None,
-            _hours(flops, gpu, hardware),
-            [
+            measured=True,
+            timed=timed_at_most(chains(search)) + 1 if target.tokens_per_second is not None else None,
+            flops=flops,
+            asks=[what for what, asked in _ranked_by_tasks(spec, student) if asked is not None],
+            gpu=gpu.name if gpu else None,
+            gpu_hours=_hours(flops, gpu, hardware),
+            warnings=[
                 f"{step.name} needs about {human_bytes(needed)} on one GPU, and {gpu.name} has "
                 f"{human_bytes(gpu.memory)}; leave distillSteps out, lower distill.microBatchSize or "
                 "dataset.sequenceLength, or use a larger GPU"

@@ -323,3 +323,33 @@ def test_a_rank_by_a_task_is_planned_with_its_questions(tmp_path: Path, capsys: 
     file.write_text(yaml.safe_dump({**MANIFEST, "spec": spec}))
     assert main(["plan", str(file), "--cluster", "--teacher-config", str(config)]) == 0
     assert "and the questions of the task that ranks layers and candidates" in capsys.readouterr().out
+
+
+def test_a_search_that_is_done_is_planned_with_what_it_found_until_it_no_longer_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"name": "small", "prune": {"divisor": 32, "target": {"ratio": 2, "candidates": 2}}}
+    bench = Bench(tmp_path, students=[small])
+
+    def told(*more: str) -> dict[str, Any]:
+        assert bench.call("plan", bench.file, "--workdir", bench.workdir, *more, "-o", "json") == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert not told()["searches"]["small"]["done"]
+    assert bench.run() == 0
+    capsys.readouterr()
+    found = bench.status()["students"][0]
+    best, planned = found["candidates"][0], told()
+    assert planned["searches"]["small"]["done"] and planned["searches"]["small"]["candidates"] == found["candidates"]
+    shape = planned["students"][0]["shape"]
+    assert {name: shape[name] for name in found["shape"]} == found["shape"] and shape["layers"] == best["layers"]
+    assert planned["trainings"]["distill-small"]["parameters"] == found["planned"]["parameters"]
+    assert bench.call("plan", bench.file, "--workdir", bench.workdir) == 0
+    text = capsys.readouterr().out
+    assert "the search is done: it has measured 2, the first is the best" in text and "pruned" in text
+    assert f"{best['prunedLoss']:.4f}" in text
+    # On a cluster, and with another target, it is not.
+    other = {"name": "small", "prune": {"divisor": 32, "target": {"ratio": 2, "candidates": 3}}}
+    bench.write(students=[other])
+    again = told()
+    assert not again["searches"]["small"]["done"] and again["students"][0]["shape"] != shape

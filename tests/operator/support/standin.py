@@ -161,6 +161,8 @@ class Job:
         }
         source = {"source": "file:x", "digest": "0" * 32}
         scores = {"tasks": [], "precision": "FP32"}
+        sizes = {"hiddenSize": 96, "ffnHiddenSize": 256, "attentionHeads": 8, "flops": 1e6, "memory": 1_000_000}
+        shapes = [{**sizes, "layers": n, "parameters": n * 100_000, "prunedLoss": 5.0 - n / 10} for n in (3, 2)]
         return {
             "prepare": {
                 "key": self.key(),
@@ -178,6 +180,7 @@ class Job:
             "evaluate": scores,
             "report": {},
             "finetune": {"teacherLoss": 4.0, "correctedTeacherLoss": 3.8, "tokensPerSecond": 1000.0},
+            "search": {"shapes": 9, "teacherLoss": 3.8, "validationSequences": 4, "candidates": shapes},
             "prune": {"student": teacher, "parameters": 600_000, "compressionRatio": 0.6, "keptLayers": [1, 2, 4]},
             "distill": {
                 "teacherLoss": 3.8,
