@@ -1,22 +1,32 @@
 """Value and gradient of a combined model's objective are those of two plain forward passes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interested import Interested
 from pruned import PRUNED, pruned_store
 from stores import TEACHER
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, mse_loss
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import DistillConfig, LossConfig
+from compression_pipeline.config import Chunks, DistillConfig, LossConfig
+from compression_pipeline.config.losses import LOSSES
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.losses import Signals, weighted_sum
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 
 pytestmark = pytest.mark.usefixtures("shared_engine")
+
+
+@pytest.fixture(params=[Chunks(1000, 1000), Chunks(37, 5)], ids=["one chunk", "chunks"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 128 tokens of the batch are taken at once, or cut into chunks that do not divide them."""
+    monkeypatch.setattr(Chunks, "of", lambda vocabulary, *, on_gpu: request.param)
 
 
 def distillation(losses: list[dict[str, Any]]) -> list[LossConfig]:
@@ -39,6 +49,7 @@ def batch_of_random_text() -> Any:
     return Batch(tokens[:, :-1].contiguous(), torch.arange(32).expand(4, -1), tokens[:, 1:].contiguous())
 
 
+@pytest.mark.usefixtures("chunks")
 def test_several_losses_are_those_of_two_plain_passes(tmp_path: Path, engine: Runtime) -> None:
     from compression_pipeline.megatron.distillation import DistillationLoss, combine
     from compression_pipeline.megatron.objective import Objective
@@ -87,6 +98,82 @@ def test_several_losses_are_those_of_two_plain_passes(tmp_path: Path, engine: Ru
         torch.testing.assert_close(found[name].grad, gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize(("kind", "masked"), [("llama3", False), ("qwen2-tied", True)])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [{"type": "LogitsKL"}, {"type": "HiddenStates", "balance": "Dynamic"}, {"type": "Embeddings"}],
+        [{"type": "CrossEntropy", "balance": "Dynamic", "weight": 2}, {"type": "LogitsKL", "temperature": 2}],
+        [
+            {"type": "HiddenStates", "balance": "Dynamic"},
+            {"type": "LogitsMSE", "balance": "Dynamic", "weight": 3},
+            {"type": "LogitsKL"},
+            {"type": "CrossEntropy"},
+        ],
+        [{"type": "HiddenStates"}, {"type": "Embeddings", "weight": 0.5}],
+        [{"type": "Interested", "weight": 0.5}, {"type": "LogitsKL"}, {"type": "CrossEntropy", "balance": "Dynamic"}],
+        [{"type": "Interested"}],
+    ],
+    ids=lambda given: "+".join(one["type"] + one.get("balance", "") for one in given),
+)
+def test_the_sum_is_that_of_whole_signals(
+    tmp_path: Path,
+    engine: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[dict[str, Any]],
+    kind: str,
+    masked: bool,
+) -> None:
+    """What is Dynamic too, whose gradients must wait for all values; and where some tokens count nothing."""
+    from compression_pipeline.megatron.distillation import DistillationLoss, combine
+    from compression_pipeline.megatron.objective import Objective
+
+    monkeypatch.setitem(LOSSES, "Interested", Interested)
+    store, batch, losses = pruned_store(tmp_path, kind), batch_of_random_text(), distillation(given)
+    teacher, student, plain = (loaded(store, name, engine) for name in (TEACHER, PRUNED, PRUNED))
+    big, small = (read_architecture(store.open(name).model) for name in (TEACHER, PRUNED))
+    objective = Objective.of(losses, big, small, engine, seed=1)
+    seen: list[Signals] = []
+    for model in (plain, teacher.eval()):
+        states: dict[Any, torch.Tensor] = {}
+        handles = [
+            layer.register_forward_hook(lambda m, _, out, states=states: states.__setitem__(m.layer_number, out[0]))
+            for layer in model.decoder.layers
+        ]
+        handles.append(
+            model.embedding.register_forward_hook(lambda _, __, out, states=states: states.__setitem__("words", out))
+        )
+        with torch.set_grad_enabled(model is plain):
+            logits = model(batch.tokens, batch.positions, None).transpose(0, 1)
+        seen.append(Signals(logits, states, states["words"], batch.labels.transpose(0, 1)))
+        for handle in handles:
+            handle.remove()
+    if masked:
+        weights = torch.full((4, 32), 1.25)
+        weights[1:3, 5:20], weights[0] = 0, 0  # of one sequence nothing is learned
+        batch = replace(batch, weights=weights)
+    expected = weighted_sum(losses, [loss(*seen) for loss in objective.losses], batch.weights)
+    expected.backward()
+    projections = [(each, each.grad) for each in objective.parameters()]
+    for parameter, _ in projections:
+        parameter.grad = None
+
+    model = combine(student, teacher, objective)
+    model.train()
+    loss = DistillationLoss(model, objective)
+    value = loss.reduce(loss.forward(model, batch), batch)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    found = dict(model.named_parameters())
+    pairs = [(found[name].grad, parameter.grad) for name, parameter in plain.named_parameters()]
+    for mine, theirs in [*pairs, *((parameter.grad, before) for parameter, before in projections)]:
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * max(1.0, float(theirs.abs().max())))
+
+
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("kind", ["llama3", "qwen2-tied"])
 def test_the_gradient_is_that_of_two_plain_passes_and_kl_div(tmp_path: Path, engine: Runtime, kind: str) -> None:
     from compression_pipeline.megatron.distillation import DistillationLoss, combine

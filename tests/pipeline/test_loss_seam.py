@@ -248,6 +248,7 @@ def test_a_loss_that_would_be_wrong_on_a_shard_of_the_vocabulary_is_not_computed
         config=SimpleNamespace(tensor_model_parallel_size=2),
         decoder=SimpleNamespace(layers=[]),
         embedding=torch.nn.Identity(),
+        output_layer=torch.nn.Identity(),
     )
     if not refused:
         objective.attach(part, part)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from allocating import peak_of
 from engine_models import architecture, randomize
+from interested import Interested
 from stores import context, save_text
 
 from compression_pipeline.artifact import Store
@@ -16,7 +17,7 @@ from compression_pipeline.config.losses import LOSSES
 from compression_pipeline.engines import Training
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.sizing import Memory, training_memory
+from compression_pipeline.sizing import Memory, find_gpu, training_memory
 from compression_pipeline.text.batches import TrainingData, ValidationData
 
 LENGTH = 128
@@ -110,6 +111,14 @@ def test_a_distillation_with_each_loss(bench: Bench, name: str) -> None:
     assert planned(student, 4, teacher=teacher, losses=chosen.losses).total == pytest.approx(measured, rel=TOLERANCE)
 
 
+def test_a_distillation_with_a_loss_that_takes_all_logits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "Interested", Interested)
+    teacher, student = architecture(**LLAMA), architecture(**LLAMA | NARROW)
+    chosen = settings(DistillConfig, 4, losses=[{"type": "Interested"}])
+    measured = bench.peak(student, chosen, teacher)
+    assert planned(student, 4, teacher=teacher, losses=chosen.losses).total == pytest.approx(measured, rel=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("sizes", "vocabulary"), [(NARROW, 4096), ({"layers": 2}, 512)], ids=["width and words", "depth"]
 )
@@ -140,7 +149,9 @@ def test_ranks_share_the_state_of_the_optimizer_alone() -> None:
 
 
 def test_the_published_recipe_on_one_h200() -> None:
-    """By arithmetic in facts: 97.3 GB of weights, gradients and states, 39 GB of activations (8B to 4B)."""
+    """By arithmetic: 97.3 GB of weights, gradients and states, 39 GB of activations (8B to 4B). Logits of all tokens
+    would add 18.9 GB; so it fits one H200 by chunks of them alone.
+    """
     teacher = architecture(
         layers=32, hidden_size=4096, ffn_hidden_size=14336, attention_heads=32, query_groups=8, head_dim=128,
         vocabulary_size=128256,
@@ -157,3 +168,6 @@ def test_the_published_recipe_on_one_h200() -> None:
     )
     assert found.weights + found.gradients + found.optimizer + found.teacher == pytest.approx(97.3e9, rel=0.001)
     assert found.activations == pytest.approx(39.0e9, rel=0.01)
+    assert found.logits < 2.5e9
+    h200 = find_gpu("NVIDIA H200")
+    assert h200 is not None and found.total < h200.memory

@@ -6,6 +6,7 @@ The control plane imports nothing else from the pipeline.
 from .architecture import Activation, Architecture, Family, Normalization
 from .base import ConfigModel, Operational, Record, Rule
 from .chains import chains, fast_enough, timed_at_most
+from .chunks import Chunks
 from .engines import DEFAULT_ENGINE, ENGINES, EngineInfo, EngineName
 from .exits import TERMINATION_MESSAGE_LIMIT, ExitClass, Termination
 from .export import ExportConfig, ExportDtype
@@ -120,6 +121,7 @@ __all__ = [
     "Balance",
     "Cache",
     "Candidate",
+    "Chunks",
     "ConfigModel",
     "DatasetConfig",
     "DistillConfig",

@@ -5,7 +5,8 @@ from importlib import import_module
 from compression_pipeline.config import Architecture, LossConfig
 
 from .base import Loss, Signals
-from .weighted import weighted_sum
+from .heads import Head, Heads
+from .weighted import dynamic_factor, is_dynamic, token_share, token_weights, weighted_sum
 
 
 def build_loss(config: LossConfig, teacher: Architecture, student: Architecture) -> Loss:
@@ -14,4 +15,15 @@ def build_loss(config: LossConfig, teacher: Architecture, student: Architecture)
     return getattr(import_module(module), name)(config, teacher, student)
 
 
-__all__ = ["Loss", "Signals", "build_loss", "weighted_sum"]
+__all__ = [
+    "Head",
+    "Heads",
+    "Loss",
+    "Signals",
+    "build_loss",
+    "dynamic_factor",
+    "is_dynamic",
+    "token_share",
+    "token_weights",
+    "weighted_sum",
+]

@@ -14,7 +14,7 @@ class Signals:
     """One model's forward pass over a batch: its logits, and what else a loss asked for (`Needs`)."""
 
     logits: Tensor
-    """[sequence, batch, vocabulary]."""
+    """[sequence, batch, vocabulary]; of no words where the loss needs none."""
     hidden: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
     """Outputs of layers, counted from 1: [sequence, batch, hidden size]."""
     embeddings: Tensor | None = None
@@ -41,4 +41,8 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
-        """Loss of every token, [sequence, batch], without the weight. The teacher's signals have no gradient."""
+        """Loss of every token, [sequence, batch], without the weight. The teacher's signals have no gradient.
+
+        A loss that needs nothing but logits and labels is given some tokens at a time, [tokens, 1, vocabulary]: the
+        loss of one depends on no other.
+        """

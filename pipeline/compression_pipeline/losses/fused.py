@@ -31,7 +31,8 @@ class _Fused(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """d loss / d student logits; the teacher gets none."""
         (gradient,) = context.saved_tensors
-        return (gradient * gradients[0].unsqueeze(-1)).to(gradient.dtype), None, None, None
+        # Not `gradient * scale`: of bfloat16 and float32 that makes a float32 of the logits' size.
+        return torch.mul(gradient, gradients[0].unsqueeze(-1), out=torch.empty_like(gradient)), None, None, None
 
 
 def _logs(logits: Tensor, temperature: float) -> Tensor:

@@ -1,31 +1,48 @@
 """The sum of the losses that a student is trained to lower, and what it captures of the two models for them."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from compression_pipeline.config import Architecture, LossConfig, Needs
-from compression_pipeline.losses import Loss, Signals, build_loss, weighted_sum
+from compression_pipeline.config import Architecture, Chunks, LossConfig, Needs
+from compression_pipeline.losses import (
+    Head,
+    Heads,
+    Loss,
+    Signals,
+    build_loss,
+    dynamic_factor,
+    is_dynamic,
+    token_share,
+    token_weights,
+    weighted_sum,
+)
 
-from .private import Criterion
+from .private import Criterion, replace_output_layer
 from .runtime import Runtime
 
 
 class Objective(Criterion):
-    """The criterion of a distillation in ModelOpt's sense: given both models' logits, the loss as a scalar.
+    """The criterion of a distillation in ModelOpt's sense, which gives the loss as a scalar.
 
-    What else its losses need it captures by hooks, and only while a training step's forward pass runs (`captured`).
+    What its losses need it captures by hooks, and only while a training step's forward pass runs (`captured`).
+    Meanwhile the output layers compute nothing: they and the losses are computed together, chunk by chunk (`Heads`).
     """
 
-    def __init__(self, settings: Sequence[LossConfig], losses: Sequence[Loss], needs: Sequence[Needs]) -> None:
+    def __init__(
+        self, settings: Sequence[LossConfig], losses: Sequence[Loss], needs: Sequence[Needs], chunks: Chunks
+    ) -> None:
         """Use `of`."""
         super().__init__()
         self.losses = nn.ModuleList(losses)
-        self._settings, self._needs = list(settings), list(needs)
+        self._settings, self._needs, self._chunks = list(settings), list(needs), chunks
         self._student, self._teacher = _Taps(), _Taps()
+        self._labels: Tensor | None = None
         self._weights: Tensor | None = None
 
     @classmethod
@@ -36,11 +53,12 @@ class Objective(Criterion):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = [build_loss(loss, teacher, student) for loss in losses]
-        made = cls(losses, built, [loss.needs(teacher, student) for loss in losses])
+        chunks = Chunks.of(student.vocabulary_size, on_gpu=runtime.on_gpu)
+        made = cls(losses, built, [loss.needs(teacher, student) for loss in losses], chunks)
         return made.to(device=runtime.device, dtype=runtime.dtype)
 
     def attach(self, student: Any, teacher: Any) -> None:
-        """Hang hooks into two GPTModels for what is compared beside the logits.
+        """Hang hooks into two GPTModels for what is compared.
 
         Raises NotImplementedError where a loss would be wrong on the part of the vocabulary that a rank has.
         """
@@ -61,46 +79,92 @@ class Objective(Criterion):
         `weights`: what the losses of each count (`Batch.weights`).
         """
         self._student.open, self._teacher.open = True, True
-        self._weights = weights
-        self._student.labels = labels.transpose(0, 1)
+        self._labels, self._weights = labels.transpose(0, 1), weights
         try:
             yield
         finally:
             self._student.open, self._teacher.open = False, False
 
-    def forward(self, student: tuple[Tensor, Any], teacher: tuple[Tensor, Any]) -> Tensor:
-        """The sum of the losses (`weighted_sum`).
+    def forward(self, student: object, teacher: object) -> Tensor:
+        """The sum of the losses (`weighted_sum`), of what was captured. What the output layers gave is no logits."""
+        mine, theirs, labels = self._student.taken(), self._teacher.taken(), cast("Tensor", self._labels)
+        of_tokens = self._weights
+        self._labels = self._weights = None
+        beside = self._beside(mine, theirs, labels)
+        per_token = [n for n in range(len(self._settings)) if n not in beside]
+        if not per_token:
+            return weighted_sum(self._settings, list(beside.values()), of_tokens)
+        losses = [cast("Loss", self.losses[n]) for n in per_token]
+        heads = Heads(losses, mine.head, theirs.head, labels, self._chunks)
+        return self._sum(heads, per_token, beside, token_share(labels.numel(), of_tokens))
 
-        Args:
-            student: what its output layer gave: logits [sequence, batch, vocabulary], and a bias.
-            teacher: what its output layer gave.
-        """
-        signals = self._student.taken(student[0]), self._teacher.taken(teacher[0].detach())
-        return weighted_sum(self._settings, [loss(*signals) for loss in self.losses], self._weights)
+    def _beside(self, student: "_Seen", teacher: "_Seen", labels: Tensor) -> dict[int, Tensor]:
+        """What losses that compare more than logits and labels give for every token, by their places in the sum."""
+        places = [n for n, needs in enumerate(self._needs) if not needs.per_token]
+        whole = any(self._needs[n].logits or self._needs[n].labels for n in places)
+        signals = student.signals(labels, whole=whole), teacher.signals(None, whole=whole)
+        return {n: self.losses[n](*signals) for n in places}
+
+    def _sum(self, heads: Heads, places: Sequence[int], beside: Mapping[int, Tensor], share: Tensor | float) -> Tensor:
+        """The sum of the losses in these places, which `heads` computes, and of those beside."""
+
+        def factor(values: Tensor) -> Tensor | float:
+            of = {**dict(zip(places, values, strict=True)), **beside}
+            return dynamic_factor(self._settings, [of[n] for n in range(len(of))], share)
+
+        settings = [self._settings[n] for n in places]
+        if any(map(is_dynamic, settings)):  # what they count depends on all values, and their gradients on that
+            scale = factor(heads.values())
+            total, _ = heads.weighted(token_weights(settings, share, scale))
+        else:
+            total, values = heads.weighted(token_weights(settings, share))
+            scale = factor(values)
+        others = token_weights([self._settings[n] for n in beside], share, scale)
+        return reduce(torch.add, [(v * w).sum() for v, w in zip(beside.values(), others, strict=True)], total)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one model computed of a batch."""
+
+    head: Head
+    hidden: Mapping[int, Tensor]
+    embeddings: Tensor | None
+
+    def signals(self, labels: Tensor | None, *, whole: bool) -> Signals:
+        """For losses that take the batch as a whole; with all logits where one needs them."""
+        logits = self.head.logits() if whole else self.head.hidden[..., :0]
+        return Signals(logits, self.hidden, self.embeddings, labels)
 
 
 class _Taps:
-    """Hooks in one model, and what they saw last."""
+    """Hooks in one model, and what they saw last. While they are open it makes no logits."""
 
     def __init__(self) -> None:
         self.open = False
+        self._head: Head | None = None
         self._hidden: dict[int, Tensor] = {}
         self._embeddings: Tensor | None = None
-        self.labels: Tensor | None = None
 
     def attach(self, model: Any, layers: set[int], *, embeddings: bool) -> None:
-        """Hang hooks into the layers of these numbers, counted from 1, that this rank has."""
+        """Hang hooks into the output layer, and those layers of these numbers, counted from 1, that this rank has."""
+        replace_output_layer(model, self._see_head)
         for layer in model.decoder.layers:
             if layer.layer_number in layers:
                 layer.register_forward_hook(self._see_layer)
         if embeddings:
             model.embedding.register_forward_hook(self._see_embeddings)
 
-    def taken(self, logits: Tensor) -> Signals:
-        """What was seen, with the logits; it is forgotten here."""
-        signals = Signals(logits, self._hidden, self._embeddings, self.labels)
-        self._hidden, self._embeddings, self.labels = {}, None, None
-        return signals
+    def taken(self) -> _Seen:
+        """What was seen; it is forgotten here."""
+        seen = _Seen(cast("Head", self._head), self._hidden, self._embeddings)
+        self._head, self._hidden, self._embeddings = None, {}, None
+        return seen
+
+    def _see_head(self, hidden: Tensor, weight: Tensor) -> bool:
+        if self.open:
+            self._head = Head(hidden, weight)
+        return self.open
 
     def _see_layer(self, layer: Any, inputs: Any, output: tuple[Tensor, Any]) -> None:
         if self.open:

@@ -4,7 +4,7 @@ All of it stands here, and holds for the pinned versions alone (`check_versions`
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -206,3 +206,18 @@ def student_forward(model: Any, *arguments: Any, **named: Any) -> Tensor:
     """
     with model.only_student_forward():
         return type(model).forward(model, *arguments, **named)
+
+
+def replace_output_layer(model: Any, instead: Callable[[Tensor, Tensor], bool]) -> None:
+    """Ask `instead` whenever a GPTModel calls its output layer: hidden states [sequence, batch, hidden size] and the
+    layer's weight, which may be the embedding's. Where it says yes, there are no logits: the hidden states pass.
+    """
+    layer = model.output_layer
+    whole = layer.forward
+
+    def forward(hidden: Tensor, weight: Tensor | None = None, **named: Any) -> tuple[Tensor, Any]:
+        if instead(hidden, layer.weight if weight is None else weight):
+            return hidden, None
+        return whole(hidden, weight=weight, **named)
+
+    layer.forward = forward

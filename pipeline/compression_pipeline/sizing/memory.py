@@ -11,7 +11,7 @@ among them. `tests/pipeline/test_memory.py` holds them against what torch's allo
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from compression_pipeline.config import Activation, Architecture, LossConfig, Needs, Normalization, Precision
+from compression_pipeline.config import Activation, Architecture, Chunks, LossConfig, Needs, Normalization, Precision
 
 _F32 = 4
 _INT64 = 8
@@ -29,7 +29,9 @@ class Memory:
     activations: int
     """What the backward pass needs of the forward pass."""
     logits: int
-    """Both models' logits and what the losses make of them; without a teacher the softmax."""
+    """Logits, and what is made of them: by the output layers and the losses, some tokens at a time; without a teacher
+    the softmax of all.
+    """
 
     @property
     def total(self) -> int:
@@ -70,7 +72,9 @@ def training_memory(
         optimizer=-(-parameters * state // copies),
         teacher=teacher.parameters * size if teacher is not None else 0,
         activations=activations,
-        logits=_logits(trained, tokens, size, losses if teacher is not None else None),
+        logits=_softmax(trained, tokens, size)
+        if teacher is None
+        else losses_memory(trained, teacher, losses, tokens, size, Chunks.of(trained.vocabulary_size, on_gpu=on_gpu)),
     )
 
 
@@ -118,13 +122,37 @@ def _states(teacher: Architecture, tokens: int, size: int, needs: Sequence[Needs
     return tokens * teacher.hidden_size * (count * (size + 2 * _F32) + (3 * _F32 if count else 0))
 
 
-def _logits(model: Architecture, tokens: int, size: int, losses: Sequence[LossConfig] | None) -> int:
-    """The largest of two moments: the losses are computed, or the output layer's gradient is."""
-    one, matrix = tokens * model.vocabulary_size, model.vocabulary_size * model.hidden_size * size
-    if losses is None:
-        # Megatron's cross-entropy turns the logits into their softmax in float32, and that into their gradient.
-        return max(one * (_F32 + (size if size != _F32 else 0)), one * size + matrix)
-    on_logits = [loss.logit_copies for loss in losses if loss.logit_copies is not None]
-    # A loss keeps one gradient of the logits' size until the backward pass.
-    kept = max(0, len(on_logits) - 1) * one * size
-    return max(one * (2 * size + _F32 * max(on_logits, default=0)) + kept, one * size + matrix)
+def _softmax(model: Architecture, tokens: int, size: int) -> int:
+    """Megatron's cross-entropy, at the largest of two moments: it turns the logits into their softmax in float32, and
+    that into their gradient; or the output layer's gradient is made.
+    """
+    one = tokens * model.vocabulary_size
+    return max(
+        one * (_F32 + (size if size != _F32 else 0)), one * size + model.vocabulary_size * model.hidden_size * size
+    )
+
+
+def losses_memory(
+    student: Architecture, teacher: Architecture, losses: Sequence[LossConfig], tokens: int, size: int, chunks: Chunks
+) -> int:
+    """Bytes of output layers and losses while they are computed (`losses/heads.py`), at `size` bytes a number.
+
+    A chunk of both models' logits, a block's copies of them, the gradients of the student's output layer, which is
+    summed in float32, and of what goes into it.
+    """
+    on_logits = [loss for loss in losses if loss.logit_copies is not None]
+    per_token = [loss for loss in on_logits if loss.needs(teacher, student).per_token]
+    product, block = min(tokens, chunks.product), min(tokens, chunks.block)
+    needed = 0
+    if per_token:
+        needed += student.vocabulary_size * (2 * product * size + _of_losses(per_token, size) * block)
+        needed += student.hidden_size * (student.vocabulary_size * _F32 + tokens * size)
+    if len(per_token) < len(on_logits):
+        others = [loss for loss in on_logits if loss not in per_token]
+        needed += student.vocabulary_size * tokens * (2 * size + _of_losses(others, size))
+    return needed
+
+
+def _of_losses(losses: Sequence[LossConfig], size: int) -> int:
+    """Bytes a logit of what they make: the copies of one, and the gradients that the others keep meanwhile."""
+    return _F32 * max(loss.logit_copies or 0 for loss in losses) + (len(losses) - 1) * size

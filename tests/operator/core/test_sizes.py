@@ -79,7 +79,9 @@ def test_the_node_selector_names_the_gpu() -> None:
     found = distillation(a_run(jobTemplate=labelled))
     assert found.gpu == "H100" and found.gpu_hours
     [warning] = found.warnings
-    assert warning.startswith("distill-width needs about 10") and "H100 has 85.5 GB; lower microBatchSize" in warning
+    assert (
+        warning.startswith("distill-width needs about 91.3 GB") and "H100 has 85.5 GB; lower microBatchSize" in warning
+    )
     assert distillation(a_run(jobTemplate=labelled, phases={"distill": {"nodeSelector": {}}})).gpu is None
 
 

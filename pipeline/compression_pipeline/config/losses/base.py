@@ -24,6 +24,13 @@ class Needs:
     labels: bool = False
     """The logits of the student, and the text's next tokens."""
 
+    @property
+    def per_token(self) -> bool:
+        """Whether it compares logits, or logits and labels, and nothing else: then an engine may give it some tokens at
+        a time, and never has all logits.
+        """
+        return (self.logits or self.labels) and not (self.hidden or self.embeddings)
+
 
 class Balance(StrEnum):
     """What the weight of a loss is relative to."""
@@ -43,7 +50,7 @@ class LossConfig(Member):
 
     logit_copies: ClassVar[int | None] = None
     """Float32 copies of the logits that there are at once at most, beside both models' own; None: it uses none.
-    Measured: `tests/pipeline/test_memory.py`.
+    Measured: `tests/pipeline/test_heads.py`.
     """
 
     weight: float = Field(default=1, gt=0, le=1e6, description="Weight of this loss in the sum.")

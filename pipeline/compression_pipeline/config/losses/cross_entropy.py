@@ -11,7 +11,7 @@ class CrossEntropy(LossConfig):
     """-log of the probability that the student gives the text's next token."""
 
     implementation: ClassVar[str] = "compression_pipeline.losses.cross_entropy:CrossEntropyLoss"
-    logit_copies: ClassVar[int | None] = 2
+    logit_copies: ClassVar[int | None] = 3
 
     @property
     def words(self) -> str:

@@ -9,7 +9,7 @@ class LogitsCosine(LogitsLoss):
     """1 - cos(student's logits, teacher's logits), per token."""
 
     implementation: ClassVar[str] = "compression_pipeline.losses.logits_cosine:LogitsCosineLoss"
-    logit_copies: ClassVar[int | None] = 5
+    logit_copies: ClassVar[int | None] = 6
 
     @property
     def words(self) -> str:

@@ -9,7 +9,7 @@ class LogitsMSE(LogitsLoss):
     """Squared difference of the logits, a mean over the vocabulary, per token."""
 
     implementation: ClassVar[str] = "compression_pipeline.losses.logits_mse:LogitsMSELoss"
-    logit_copies: ClassVar[int | None] = 4
+    logit_copies: ClassVar[int | None] = 5
 
     @property
     def words(self) -> str:

@@ -14,7 +14,7 @@ class LogitsTopKKL(TemperedLoss):
     """KL(teacher || student) of the distributions over the teacher's likeliest tokens, each made to sum to 1."""
 
     implementation: ClassVar[str] = "compression_pipeline.losses.logits_top_k_kl:LogitsTopKKLLoss"
-    logit_copies: ClassVar[int | None] = 0
+    logit_copies: ClassVar[int | None] = 1
 
     top_k: int = Field(ge=1, le=1_048_576, description="Number of the teacher's likeliest tokens that are compared.")
 

@@ -1,0 +1,37 @@
+"""How many tokens the output layers and the losses take at once: logits are the largest tensors there are, so few of
+them are ever made.
+"""
+
+from dataclasses import dataclass
+
+PRODUCT = {False: 2**24, True: 2**27}
+"""Logits of one model in a matrix product, without and with a GPU: enough to keep all cores busy, and few beside the
+weights. 64 MiB in float32 on a CPU, 256 MiB in bfloat16 on a GPU.
+"""
+
+ENOUGH = {False: 256, True: 8192}
+"""Tokens of a product beyond which it is no faster, however few words there are."""
+
+BLOCK = {False: 2**19, True: 2**24}
+"""Logits of one model whose losses are computed at once. A CPU keeps them in its cache meanwhile."""
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Numbers of tokens that are taken at once."""
+
+    product: int
+    """By the matrix products of the output layers."""
+    block: int
+    """By the losses, out of those of a product. Each loss makes several copies of a block's logits in float32."""
+
+    @classmethod
+    def of(cls, vocabulary: int, *, on_gpu: bool) -> "Chunks":
+        """For output layers of so many words."""
+        product = min(ENOUGH[on_gpu], tokens_per_chunk(vocabulary, PRODUCT[on_gpu]))
+        return cls(product, min(product, tokens_per_chunk(vocabulary, BLOCK[on_gpu])))
+
+
+def tokens_per_chunk(vocabulary: int, logits: int) -> int:
+    """As many tokens as have so many logits, and at least one."""
+    return max(1, logits // vocabulary)
