@@ -1,5 +1,6 @@
 """Shapes that meet a target: all of them, each once, and the candidates among them."""
 
+import math
 from itertools import product
 from typing import Any
 
@@ -201,10 +202,46 @@ def test_what_no_shape_meets(target: dict[str, Any], field: str, words: str) -> 
     assert list(student_faults(LLAMA_8B, prune)) == [(field, words)]
 
 
+SIZES_OF_405B = {"layers": 126, "hidden_size": 16_384, "ffn_hidden_size": 53_248, "attention_heads": 128}
+
+
+def test_the_largest_teachers_are_searched_along_all_axes() -> None:
+    prune = PruneConfig(target=TargetConfig(ratio=2, axes=ALL), divisor=64)
+    teacher = LLAMA_8B.model_copy(update=SIZES_OF_405B)
+    assert list(student_faults(teacher, prune)) == []
+    found = Search(teacher, prune.target or TargetConfig(), 64).found
+    assert found.count == 3_157_296 and Shape.of(found.best[0]) == (121, 11_008, 39_168, 120)
+
+
 def test_a_target_that_would_try_too_many_shapes_is_refused_before_they_are_tried() -> None:
-    prune = PruneConfig(target=TargetConfig(ratio=2, axes=ALL), divisor=1)
-    [(field, words)] = student_faults(LLAMA_8B, prune)
-    assert field == "target" and words.startswith("tries 104,499 combinations of layers, attentionHeads and ")
+    prune = PruneConfig(target=TargetConfig(ratio=2, axes=ALL), divisor=8)
+    [(field, words)] = student_faults(LLAMA_8B.model_copy(update=SIZES_OF_405B), prune)
+    assert field == "target" and words.startswith("tries 590,400 combinations of layers, attentionHeads and ")
+
+
+@given(searches())
+def test_the_candidates_are_those_that_ranking_all_shapes_gives(search: Search) -> None:
+    """The search looks at few of them."""
+    nearest: dict[tuple[int, int, int], tuple[tuple[float, float], Shape]] = {}
+    for shape in search.shapes():
+        ratios = zip((3, 1, 1, 1), Shape.of(search.teacher), shape, strict=True)
+        cut = round(sum((weight * math.log(before / after)) ** 2 for weight, before, after in ratios), 9)
+        off = abs(search.figure(shape.architecture(search.teacher)) - search.wanted)
+        line = shape.layers, shape.hidden_size, shape.attention_heads
+        known = nearest.get(line)
+        if known is None or (off, -shape.ffn_hidden_size) < (known[0][1], -known[1].ffn_hidden_size):
+            nearest[line] = ((cut, off), shape)
+    apart: list[Any] = []
+    alike: list[Any] = []
+    for one in sorted(nearest.values()):
+        near = [
+            all(abs(math.log(a / b)) < math.log(10 / 9) for a, b in zip(one[1], other, strict=True))
+            for _, other in apart
+        ]
+        (alike if any(near) else apart).append(one)
+    most = search.target.candidates
+    kept = sorted(apart[:most] + alike[: max(0, most - len(apart))])
+    assert [Shape.of(one) for one in search.found.best] == [shape for _, shape in kept]
 
 
 def test_the_cost_of_a_search_has_a_sweep_for_each_number_of_layers_that_needs_its_own() -> None:

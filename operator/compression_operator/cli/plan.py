@@ -65,7 +65,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
         shapes = {name: chosen(candidates, found.architecture) for name, candidates in done.items()}
         faults += _student_faults(arguments.file, run, found.architecture, shapes)
         sizes = run_sizes(run.spec, planned, found.architecture, hardware, shapes)
-        searched = searches(run.spec, planned, found.architecture, hardware, done)
+        searched = searches(run.spec, planned, found.architecture, hardware, done, dtype=found.dtype)
         warnings = [*_warnings(sizes, searched), *_room(run, arguments, workdir, sizes.peak)]
         report |= {**_json(found, sizes, hardware, warnings), "searches": to_json(searched)}
         if arguments.output is None:

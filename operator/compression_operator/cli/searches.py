@@ -53,6 +53,7 @@ def to_json(found: Mapping[str, PlannedSearch]) -> dict[str, Any]:
             "done": search.done,
             "timed": search.timed,
             "flops": search.flops,
+            "flopsOfPruneAgain": search.again,
             "gpu": search.gpu,
             "gpuHours": search.gpu_hours,
             "candidates": [one.to_json() for one in search.candidates],
@@ -71,6 +72,8 @@ def _outcome(search: PlannedSearch, hardware: Hardware) -> str:
         cost += f", {hours_in_words(search.gpu_hours)} hours of one {search.gpu} at {hardware.mfu:.0%}"
     if search.asks:
         cost += f", and the questions of the task that ranks {' and '.join(search.asks)}"
+    if search.again:
+        cost += f"; prune measures importance again, because cache: Run shares no scores: {search.again:.3g} FLOPs"
     if search.done:
         return f"the search is done: it has measured {count}, the first is the best, and the other figures are its"
     if search.timed is not None:

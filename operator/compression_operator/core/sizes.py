@@ -12,6 +12,7 @@ from compression_operator.api.status import CompressionRunStatus, StepState
 from compression_pipeline.config import (
     PHASES,
     Architecture,
+    Cache,
     Candidate,
     DistillConfig,
     EvaluateConfig,
@@ -29,7 +30,15 @@ from compression_pipeline.config import (
     timed_at_most,
 )
 from compression_pipeline.config import Sizes as ShapeStatus
-from compression_pipeline.sizing import Gpu, candidate, find_gpu, search_flops, training_flops, training_memory
+from compression_pipeline.sizing import (
+    Gpu,
+    candidate,
+    find_gpu,
+    importance_flops,
+    search_flops,
+    training_flops,
+    training_memory,
+)
 
 from .phase_steps import STEPS
 from .plan import Plan, PlannedStep, runs_on_gpus
@@ -84,6 +93,8 @@ class PlannedSearch:
     """
     flops: float = 0.0
     """Without those of tasks that rank (`asks`): how long their questions are isn't known."""
+    again: float = 0.0
+    """Operations of the prune after it that measures importance again, because the run shares no scores."""
     asks: Sequence[str] = ()
     """What is ranked by a task."""
     gpu: str | None = None
@@ -183,8 +194,13 @@ def searches(
     teacher: Architecture,
     hardware: Hardware,
     done: Mapping[str, Sequence[Candidate]] = NOTHING_FOUND,
+    *,
+    dtype: str | None = None,
 ) -> Mapping[str, PlannedSearch]:
-    """By student that has a target which shapes of the teacher meet: what will be searched, or has been (`done`)."""
+    """By student that has a target which shapes of the teacher meet: what will be searched, or has been (`done`).
+
+    `dtype`: of the teacher's weights, by torch's name; bfloat16 where it isn't known.
+    """
     found: dict[str, PlannedSearch] = {}
     for student in spec.students:
         search, target = Search.of(teacher, student.prune), student.prune.target
@@ -210,13 +226,17 @@ def searches(
         )
         on_gpu = hardware.gpus and step.settings.gpus_per_node > 0
         gpu = (hardware.gpu or _named_gpu(spec, step.settings)) if on_gpu else None
-        needed = _searching_memory(best, teacher, step.configuration["distill"], length)
+        # The search computes in float32 where the weights that it cuts are not bfloat16.
+        precision = _arithmetic(on_gpu and dtype in (None, "bfloat16"))
+        needed = _searching_memory(best, teacher, step.configuration["distill"], length, precision)
+        again = [importance_flops(teacher, [one], student.prune, sequence_length=length) for one in best]
         found[student.name] = PlannedSearch(
             search.found.count,
             candidates,
             measured=True,
             timed=timed_at_most(chains(search)) + 1 if target.tokens_per_second is not None else None,
             flops=flops,
+            again=max(again) if spec.cache is Cache.RUN else 0.0,
             asks=[what for what, asked in _ranked_by_tasks(spec, student) if asked is not None],
             gpu=gpu.name if gpu else None,
             gpu_hours=_hours(flops, gpu, hardware),
@@ -237,17 +257,22 @@ def _ranked_by_tasks(spec: CompressionRunSpec, student: Student) -> Iterator[tup
 
 
 def _searching_memory(
-    students: Sequence[Architecture], teacher: Architecture, distill: DistillConfig | None, length: int
+    students: Sequence[Architecture],
+    teacher: Architecture,
+    distill: DistillConfig | None,
+    length: int,
+    precision: Precision,
 ) -> int:
     """Bytes of the largest candidate's short distillation on one GPU, or of the teacher and a candidate."""
     if distill is None:
-        return (teacher.parameters + max(one.parameters for one in students)) * BFLOAT16
+        width = BFLOAT16 if precision is Precision.BF16 else FLOAT32
+        return (teacher.parameters + max(one.parameters for one in students)) * width
     return max(
         training_memory(
             one,
             micro_batch_size=distill.micro_batch_size,
             sequence_length=length,
-            precision=Precision.BF16,
+            precision=precision,
             copies=1,
             teacher=teacher,
             losses=resolved_losses(distill.losses, teacher, one),

@@ -9,7 +9,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, TypeAlias
 
 from pydantic import Field
@@ -32,10 +32,13 @@ WEIGHTS = (3, 1, 1, 1)
 ALIKE = math.log(10 / 9)
 """Two shapes are nearly alike that differ by less than this logarithm of a ratio on every axis: about 10 %."""
 
-MOST_TRIED = 50_000
-"""Combinations of layers, heads and hidden size that are tried at most: the operator tries them in every pass."""
+MOST_TRIED = 250_000
+"""Combinations of layers, heads and hidden size that are tried at most: half a second for 70,000."""
 
 _Rank: TypeAlias = tuple[float, float]
+
+REMEMBERED = 64
+"""Searches whose candidates are kept in memory."""
 
 NAMED = 2
 """Shapes that are named on each side of a target that none meets."""
@@ -134,6 +137,9 @@ class Search:
     divisor: int = 1
     """What hidden size and FFN size are multiples of."""
 
+    def __hash__(self) -> int:
+        return hash((self.teacher.model_dump_json(), self.target.model_dump_json(), self.divisor))
+
     @classmethod
     def of(cls, teacher: Architecture, prune: PruneConfig) -> "Search | None":
         """What `prune` asks for; None where it gives the sizes."""
@@ -186,12 +192,12 @@ class Search:
         return [*tried, has] if least <= has <= most and has not in tried else tried
 
     def shapes(self) -> Iterator[Shape]:
-        """Every shape that meets the target, each once, in ascending order of layers, heads and widths."""
+        """Every shape that meets the target, each once."""
         least, most = self.window
-        for at in self._lines():
+        for at in self.lines(least, most):
             yield from (at.shape(ffn) for ffn in at.between(least, most))
 
-    @cached_property
+    @property
     def found(self) -> Found:
         """What meets the target, and the candidates among it.
 
@@ -199,35 +205,12 @@ class Search:
         first, by the sum of the squares of weighted logarithms of the teacher's sizes over the student's, and one
         that is nearly alike a better one is taken only if there are no others.
         """
-        least, most = self.window
-        count, nearest = 0, list[tuple[_Rank, Shape]]()
-        for at in self._lines():
-            meeting = at.between(least, most)
-            if meeting:
-                count += len(meeting)
-                ffn = at.nearest(meeting, self.wanted)
-                nearest.append(self._ranked(at, ffn))
-        apart, alike = list[tuple[_Rank, Shape]](), list[tuple[_Rank, Shape]]()
-        for one in sorted(nearest):
-            if len(apart) == self.target.candidates:
-                break
-            (alike if any(_alike(one[1], other) for _, other in apart) else apart).append(one)
-        kept = sorted([*apart, *alike[: self.target.candidates - len(apart)]])
-        return Found(count, [shape.architecture(self.teacher) for _, shape in kept])
+        return _found(self)
 
-    @cached_property
+    @property
     def around(self) -> Sequence[Architecture]:
         """The shapes nearest to a target that none meets, on both sides, ascending."""
-        below, above = list[tuple[float, _Rank, Shape]](), list[tuple[float, _Rank, Shape]]()
-        least, most = self.window
-        for at in self._lines():
-            smaller, larger = at.between(0, least - 1), at.between(most + 1, at.figure(at.ffns[-1]))
-            if smaller:
-                below.append((-at.figure(smaller[-1]), *self._ranked(at, smaller[-1])))
-            if larger:
-                above.append((at.figure(larger[0]), *self._ranked(at, larger[0])))
-        found = [*reversed(heapq.nsmallest(NAMED, below)), *heapq.nsmallest(NAMED, above)]
-        return [shape.architecture(self.teacher) for _, _, shape in found]
+        return _around(self)
 
     def least_cut_first(self, students: Sequence[Architecture]) -> list[Architecture]:
         """Students in the order of candidates."""
@@ -250,7 +233,7 @@ class Search:
                 f"tries {tried:,} combinations of layers, attentionHeads and hiddenSize, and at most {MOST_TRIED:,} "
                 "are tried; raise a divisor or a min, or lower a max"
             )
-        if next(self.shapes(), None) is not None:
+        if self.found.count:
             return None
         if not self.around:
             return "target", "allows the teacher's own shape alone; lower a min, or add to axes"
@@ -261,7 +244,7 @@ class Search:
             f"{named}; change the target, its tolerance or its bounds"
         )
 
-    def _ranked(self, at: "_Line", ffn: int) -> tuple["_Rank", Shape]:
+    def ranked(self, at: "_Line", ffn: int) -> tuple["_Rank", Shape]:
         """A shape with its place: how much is cut, how far it is from the target."""
         shape = at.shape(ffn)
         return (self._cut(shape), abs(at.figure(ffn) - self.wanted)), shape
@@ -271,11 +254,19 @@ class Search:
         sizes = zip(WEIGHTS, Shape.of(self.teacher), shape, strict=True)
         return round(sum((weight * math.log(before / after)) ** 2 for weight, before, after in sizes), 9)
 
-    def _lines(self) -> Iterator["_Line"]:
-        """All shapes that are tried, but for the teacher's: those that differ in their FFN alone together."""
+    def cut_before(self, at: "_Line") -> float:
+        """What of the cut of its shapes is not the FFN's."""
+        return self._cut(at.shape(self.teacher.ffn_hidden_size))
+
+    def lines(self, least: int, most: float) -> Iterator["_Line"]:
+        """Shapes that differ in their FFN alone together, but for the teacher's: all lines with a shape whose figure is
+        within both, and perhaps some more.
+        """
         ffns, layers = self.sizes(SearchedAxis.FFN_HIDDEN_SIZE), self.sizes(SearchedAxis.LAYERS)
         has = Shape.of(self.teacher)
         smaller = ffns[: bisect_left(ffns, has.ffn_hidden_size)]
+        if not ffns:
+            return
         for heads in self.sizes(SearchedAxis.ATTENTION_HEADS):
             for hidden in self.sizes(SearchedAxis.HIDDEN_SIZE):
                 # A figure is linear in the layers, and that of a layer in its FFN.
@@ -283,7 +274,14 @@ class Search:
                     self.figure(Shape(count, hidden, ffn, heads).architecture(self.teacher))
                     for count, ffn in ((1, 0), (2, 0), (1, 1))
                 )
-                for count in layers:
+                # It grows with the layers and with the FFN, so those that have such a shape follow each other.
+                first = bisect_left(
+                    layers, least, key=lambda n: one + (n - 1) * (two - one) + n * (wide - one) * ffns[-1]
+                )
+                last = bisect_right(
+                    layers, most, key=lambda n: one + (n - 1) * (two - one) + n * (wide - one) * ffns[0]
+                )
+                for count in layers[first:last]:
                     same = (count, hidden, heads) == (has.layers, has.hidden_size, has.attention_heads)
                     tried = smaller if same else ffns
                     if tried:
@@ -317,6 +315,53 @@ class _Line(NamedTuple):
         """That of these with which the figure is nearest to what is wanted; of two the larger."""
         after = bisect_left(ffns, (wanted - self.base) / self.slope)
         return min(ffns[max(0, after - 1) : after + 1], key=lambda ffn: (abs(self.figure(ffn) - wanted), -ffn))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _found(search: Search) -> Found:
+    """See `Search.found`. The operator asks in every pass."""
+    least, most = search.window
+    count, meeting = 0, list[tuple[float, _Line]]()
+    for at in search.lines(least, most):
+        if few := len(at.between(least, most)):
+            count += few
+            meeting.append((search.cut_before(at), at))
+    apart, alike = list[tuple[_Rank, Shape]](), list[tuple[_Rank, Shape]]()
+    for one in _least_cut(search, sorted(meeting)):
+        if len(apart) == search.target.candidates:
+            break
+        (alike if any(_alike(one[1], other) for _, other in apart) else apart).append(one)
+    kept = sorted([*apart, *alike[: search.target.candidates - len(apart)]])
+    return Found(count, [shape.architecture(search.teacher) for _, shape in kept])
+
+
+def _least_cut(search: Search, meeting: Sequence[tuple[float, "_Line"]]) -> Iterator[tuple[_Rank, Shape]]:
+    """The shape of each line that is nearest to the target, the least cut first. `meeting`: the lines with what of the
+    cut is not the FFN's, ascending; so a shape comes next if no line that is left can be cut less.
+    """
+    least, most = search.window
+    waiting = list[tuple[_Rank, Shape]]()
+    for before, at in meeting:
+        while waiting and waiting[0][0][0] < before:
+            yield heapq.heappop(waiting)
+        heapq.heappush(waiting, search.ranked(at, at.nearest(at.between(least, most), search.wanted)))
+    while waiting:
+        yield heapq.heappop(waiting)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _around(search: Search) -> Sequence[Architecture]:
+    """See `Search.around`."""
+    least, most = search.window
+    below, above = list[tuple[float, _Rank, Shape]](), list[tuple[float, _Rank, Shape]]()
+    for at in search.lines(0, math.inf):
+        smaller, larger = at.between(0, least - 1), at.between(most + 1, at.figure(at.ffns[-1]))
+        if smaller:
+            below.append((-at.figure(smaller[-1]), *search.ranked(at, smaller[-1])))
+        if larger:
+            above.append((at.figure(larger[0]), *search.ranked(at, larger[0])))
+    found = [*reversed(heapq.nsmallest(NAMED, below)), *heapq.nsmallest(NAMED, above)]
+    return [shape.architecture(search.teacher) for _, _, shape in found]
 
 
 def _alike(one: Shape, other: Shape) -> bool:

@@ -3,7 +3,7 @@
 The control plane imports it too.
 """
 
-from .candidates import candidate, search_flops
+from .candidates import candidate, importance_flops, search_flops
 from .flops import forward_flops, training_flops
 from .gpus import GPUS, Gpu, find_gpu
 from .memory import Memory, training_memory
@@ -15,6 +15,7 @@ __all__ = [
     "candidate",
     "find_gpu",
     "forward_flops",
+    "importance_flops",
     "search_flops",
     "training_flops",
     "training_memory",

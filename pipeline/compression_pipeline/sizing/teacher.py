@@ -14,6 +14,7 @@ from compression_pipeline.config.schemes import scheme_of
 from compression_pipeline.config.schemes.hub import HubScheme
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.families import family_of_config
+from compression_pipeline.huggingface.families.base import DTYPE_KEYS
 from compression_pipeline.huggingface.layout import CONFIG, parse
 from compression_pipeline.sources.token import hub_token
 
@@ -42,6 +43,8 @@ class FoundTeacher:
     where: str
     revision: str | None = None
     """The commit, of a teacher on the Hub."""
+    dtype: str | None = None
+    """Type of its weights by torch's name, if it is told."""
 
 
 def teacher_of_file(path: Path) -> FoundTeacher:
@@ -51,7 +54,7 @@ def teacher_of_file(path: Path) -> FoundTeacher:
         content = file.read_bytes()
     except OSError as error:
         raise TeacherUnknown(f"{file} cannot be read: {(error.strerror or str(error)).lower()}") from None
-    return FoundTeacher(_architecture(content, str(file)), str(file))
+    return _found(content, str(file), str(file))
 
 
 def find_teacher(
@@ -109,7 +112,7 @@ def _on_the_hub(scheme: HubScheme, source: str, revision: str | None, environmen
         reason = getattr(error, "reason", error)
         raise TeacherUnknown(f"{source}: {host} can't be reached ({reason}); {INSTEAD}") from None
     where = f"{source}@{commit or wanted}"
-    return FoundTeacher(_architecture(content, f"{where}: {CONFIG}"), where, commit)
+    return _found(content, f"{where}: {CONFIG}", where, commit)
 
 
 def _refused(error: HTTPError, revision: str, asked: str) -> str:
@@ -136,9 +139,10 @@ class _Redirects(HTTPRedirectHandler):
         return made
 
 
-def _architecture(content: bytes, file: str) -> Architecture:
+def _found(content: bytes, file: str, where: str, commit: str | None = None) -> FoundTeacher:
     try:
         config = parse(content, file)
-        return family_of_config(config, file).architecture(config, file)
+        dtype = next((told for key in DTYPE_KEYS if isinstance(told := config.get(key), str)), None)
+        return FoundTeacher(family_of_config(config, file).architecture(config, file), where, commit, dtype)
     except UserError as error:
         raise TeacherRefused(str(error)) from None

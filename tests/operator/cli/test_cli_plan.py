@@ -353,3 +353,35 @@ def test_a_search_that_is_done_is_planned_with_what_it_found_until_it_no_longer_
     bench.write(students=[other])
     again = told()
     assert not again["searches"]["small"]["done"] and again["students"][0]["shape"] != shape
+
+
+def needed(tmp_path: Path, capsys: pytest.CaptureFixture[str], **config: Any) -> float:
+    """GB that a search is said to need on a GPU that is too small for it."""
+    sizes = {"num_hidden_layers": 60, "hidden_size": 12_288, "intermediate_size": 49_152, "num_attention_heads": 96}
+    file, path = with_target(tmp_path, ratio=2, axes=["layers"])
+    path.write_text(json.dumps({**CONFIG, **sizes, **config}))
+    assert main(["plan", str(file), "--cluster", "--teacher-config", str(path), "--gpu", "A100"]) == 0
+    [told] = [line for line in capsys.readouterr().out.splitlines() if "search-small needs about " in line]
+    return float(told.partition("needs about ")[2].split()[0])
+
+
+def test_the_memory_of_a_search_is_that_of_its_arithmetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It computes in float32 where the weights that it cuts are not bfloat16."""
+    bfloat16 = needed(tmp_path, capsys, torch_dtype="bfloat16")
+    assert needed(tmp_path, capsys) == bfloat16, "as most checkpoints are"
+    assert needed(tmp_path, capsys, dtype="float32") == pytest.approx(2 * bfloat16, rel=0.01)
+    assert needed(tmp_path, capsys, torch_dtype="float16") == pytest.approx(2 * bfloat16, rel=0.01)
+
+
+def test_a_run_that_shares_no_scores_measures_importance_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, config = with_target(tmp_path, ratio=1.5)
+    told = ["plan", str(file), "--cluster", "--teacher-config", str(config)]
+    assert main(told) == 0
+    assert "importance again" not in capsys.readouterr().out
+    assert main([*told, "--set", "cache=Run"]) == 0
+    assert "prune measures importance again, because cache: Run shares no scores: " in capsys.readouterr().out
+    assert main([*told, "--set", "cache=Run", "-o", "json"]) == 0
+    search = json.loads(capsys.readouterr().out)["searches"]["small"]
+    assert 0 < search["flopsOfPruneAgain"] < search["flops"]
