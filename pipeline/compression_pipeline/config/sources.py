@@ -208,6 +208,43 @@ def _shares_have_a_sequence(dataset: "DatasetConfig") -> bool:
     return tokens is None or tokens <= length or all(tokens * one.weight > length + 0.5 for one in dataset.sources)
 
 
+_TWICE = "lists the same text twice, as sources[%d] and sources[%d]; remove one and give the other the weight of both"
+_WHAT_TEXT = ("source", "config", "revision", "trainSplit", "textColumn", "promptColumn")
+"""Fields of a source that say which text is trained on."""
+_MOST_SOURCES = 8
+
+
+def _each_text_once() -> Rule:
+    """No two sources are one text, whose weight would be another than is told of either."""
+    fields = {field.alias or name: name for name, field in WeightedSource.model_fields.items()}
+
+    def same(a: str, b: str) -> str:
+        compared = (
+            f"{a}.{name} == {b}.{name}"
+            if WeightedSource.model_fields[fields[name]].get_default() is not None or name == "source"
+            else f"has({a}.{name}) == has({b}.{name}) && (!has({a}.{name}) || {a}.{name} == {b}.{name})"
+            for name in _WHAT_TEXT
+        )
+        return " && ".join(compared)
+
+    def check(dataset: "DatasetConfig") -> str | None:
+        texts = [tuple(getattr(one, fields[name]) for name in _WHAT_TEXT) for one in dataset.sources]
+        pairs = ((texts.index(text), number) for number, text in enumerate(texts) if texts.index(text) < number)
+        first = next(pairs, None)
+        return None if first is None else _TWICE % first
+
+    numbers = str([*range(_MOST_SOURCES)])
+    before = f"first < second && {same('self.sources[first]', 'self.sources[second]')}"
+    second = f"{numbers}.filter(second, second < self.sources.size() && {numbers}.exists(first, {before}))[0]"
+    first = f"[{second}].map(second, {numbers}.filter(first, {before})[0])[0]"
+    return Rule(
+        "sources",
+        check,
+        cel=f"{_CEL_NONE} || self.sources.all(a, self.sources.exists_one(b, {same('a', 'b')}))",
+        message=cel_format(_TWICE, first, second),
+    )
+
+
 def _of_one_source() -> Rule:
     """Nothing that is told of one source stands beside several."""
     defaults = {field.alias or name: field.default for name, field in TextConfig.model_fields.items()}
@@ -255,6 +292,7 @@ class DatasetConfig(TextConfig):
             message=cel_format(_WEIGHTS, _CEL_SUM, _CEL_SUM),
         ),
         _of_one_source(),
+        _each_text_once(),
         Rule.of(
             "tokens",
             "must be above sequenceLength, because a sequence is trained with the token after it",
@@ -282,7 +320,7 @@ class DatasetConfig(TextConfig):
     )
     sources: list[WeightedSource] = Field(
         default=[],
-        max_length=8,
+        max_length=_MOST_SOURCES,
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
         description="Several sources in place of source. Training takes its sequences from each by weight, in an order "
         "that depends on the weights and the seed alone. A source that has less text than its share is repeated. The "
