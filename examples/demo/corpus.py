@@ -179,18 +179,28 @@ def replace(file: Path, content: bytes) -> None:
         draft.replace(file)
 
 
-def write(documents: Iterable[Document], folder: Path, validation_share: float) -> str:
-    """Write `documents` as train.jsonl and validation.jsonl (text, source) into `folder`; returns a line about them."""
+def write(documents: Iterable[Document], folder: Path, validation_share: float, *, prompts: bool = False) -> str:
+    """Write `documents` as train.jsonl and validation.jsonl (text, source) into `folder`; returns a line about them.
+
+    `prompts`: with a column that asks for the text, as instructions do (prompt).
+    """
     splits: dict[str, list[Document]] = {"train": [], "validation": []}
     for document in clean(documents):
         splits["validation" if held_out(document, validation_share) else "train"].append(document)
     folder.mkdir(parents=True, exist_ok=True)
     for split, kept in splits.items():
-        lines = (json.dumps({"text": d.text, "source": d.source}, ensure_ascii=False) + "\n" for d in kept)
+        rows = ({"text": d.text, "source": d.source} | ({"prompt": asked(d)} if prompts else {}) for d in kept)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         replace(folder / f"{split}.jsonl", "".join(lines).encode())
     sizes = ", ".join(f"{split} {len(kept):,}" for split, kept in splits.items())
     characters = sum(len(d.text) for kept in splits.values() for d in kept)
     return f"{folder.name}: {sizes} documents, {characters / 1e6:.2f} M characters"
+
+
+def asked(document: Document) -> str:
+    """What a docstring is the answer to."""
+    file, _, name = document.source.partition(":")
+    return f"What does {name or 'the module'} of {file} do?\n\n"
 
 
 def questions(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -218,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the demo's text as JSON lines.")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder to write to (%(default)s)")
     output: Path = parser.parse_args().output
-    print(write(teacher_text(), output / "teacher-text", TEACHER_VALIDATION_SHARE))
+    print(write(teacher_text(), output / "teacher-text", TEACHER_VALIDATION_SHARE, prompts=True))
     print(write(dataset(), output / "dataset", DATASET_VALIDATION_SHARE))
     print(write_task(output / "dataset" / "validation.jsonl", output / "tasks"))
 

@@ -173,9 +173,9 @@ def test_a_disk_that_fills_in_mid_write(preparation: Preparation, monkeypatch: p
     preparation.write("corpus.jsonl", *rows(*texts()[:30]))
     original = IndexedWriter.__init__
 
-    def on_a_full_disk(self: IndexedWriter, prefix: Path, dtype: np.dtype) -> None:
+    def on_a_full_disk(self: IndexedWriter, prefix: Path, dtype: np.dtype, *, masked: bool) -> None:
         prefix.with_name(prefix.name + ".bin").symlink_to("/dev/full")
-        original(self, prefix, dtype)
+        original(self, prefix, dtype, masked=masked)
 
     with monkeypatch.context() as patched:
         patched.setattr(IndexedWriter, "__init__", on_a_full_disk)

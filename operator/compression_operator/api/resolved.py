@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from compression_pipeline.config import LEARNED, Record, ResolvedSource, ResolvedText
+from compression_pipeline.config import LEARNED, Record, ResolvedSource, ResolvedText, Share
 
 WHOLE: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 """A list that has one owner, the operator. As a map it would cost the API server a fifth more for each write of a
@@ -26,6 +26,12 @@ class Resolved(Record):
     train_tokens: int | None = Field(default=None, description="Tokens in the training split.")
     validation_tokens: int | None = Field(default=None, description="Tokens in the validation split.")
     learned_tokens: int | None = Field(default=None, description=LEARNED)
+
+    @property
+    def shares(self) -> list[Share]:
+        """What each source of text is to a training; nothing where an older image did not tell."""
+        several = [Share(one.source, one.weight, one.train_tokens) for one in self.sources]
+        return several or ([Share("", 1, self.train_tokens)] if self.train_tokens is not None else [])
 
 
 class ResolvedTasks(Record):

@@ -11,6 +11,7 @@ from typing import Any
 from compression_operator.api.documents import MalformedYaml, read_documents
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.planned import PlannedTraining
+from compression_operator.api.resolved import Resolved
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
@@ -38,6 +39,7 @@ from compression_pipeline.sizing.teacher import (
 )
 
 from .common import Code, complain, console, default_workdir, digests_of_sources, load_run, source_root
+from .passes import passes_in_words, passes_to_json
 from .searches import print_searches, to_json
 from .tables import hours_in_words, print_table
 
@@ -50,13 +52,17 @@ def show_plan(arguments: argparse.Namespace) -> int:
     run = load_run(arguments.file, arguments)
     hardware = _hardware(arguments)
     workdir = arguments.workdir or default_workdir(run)
+    resolved: Resolved | None = None
     if arguments.cluster:
         planned = plan(run.spec, maker=maker_of(run))
     else:
-        planned = _planned(run, arguments.file, workdir, gpus=hardware.gpus)
+        planned, resolved = _planned(run, arguments.file, workdir, gpus=hardware.gpus)
     report: dict[str, Any] = {"run": run.metadata.name, "steps": [_step_json(step) for step in planned.steps]}
+    report["passes"] = passes_to_json(run.spec, resolved)
     if arguments.output is None:
         _print_steps(planned)
+        for line in passes_in_words(run.spec, resolved):
+            print(line)
     found, fault = _teacher(run, arguments, workdir)
     faults = [Fault(str(arguments.file), "spec.teacher.model", fault)] if fault else []
     if found is not None:
@@ -172,22 +178,22 @@ def _claim(file: Path, name: str) -> int | None:
     return None
 
 
-def _planned(run: CompressionRun, file: Path, workdir: Path, *, gpus: bool) -> Plan:
-    """The plan, with what the work directory knows of the sources where they are still the same."""
+def _planned(run: CompressionRun, file: Path, workdir: Path, *, gpus: bool) -> tuple[Plan, Resolved | None]:
+    """The plan, with what the work directory knows of the sources where they are still the same; and the latter."""
     sources = digests_of_sources(run, source_root(file), Workdir(workdir))
     stored = Workdir(workdir).read()
     about = run if stored is None else run.model_copy(update={"metadata": stored.metadata})
     maker = maker_of(about)
     planned = plan(run.spec, sources=sources, gpus=gpus, maker=maker)
     if stored is None:
-        return planned
+        return planned, None
     known, still = discovered_in(stored.status), dict[str, Record]()
     for name, found in known.items():
         step, done = planned.get(name), stored.status.step(name)
         if step is not None and done is not None and step.fingerprint == done.fingerprint:
             still[name] = found
             planned = plan(run.spec, discovered=still, sources=sources, gpus=gpus, maker=maker)
-    return planned
+    return planned, stored.status.resolved if stored.status.resolved in still.values() else None
 
 
 def unknown(planned: Plan) -> str:

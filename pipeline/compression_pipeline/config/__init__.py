@@ -86,6 +86,7 @@ from .sequences import (
     packing,
     passes,
     repetitions,
+    seen_in_words,
     sequence_fault,
     text_fault,
 )
@@ -224,6 +225,7 @@ __all__ = [
     "quantity_bytes",
     "repetitions",
     "resolved_losses",
+    "seen_in_words",
     "semantic_fields",
     "sequence_fault",
     "served_bytes",

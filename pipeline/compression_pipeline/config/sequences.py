@@ -61,16 +61,15 @@ def text_fault(
     return None
 
 
-def packing(attention: DocumentAttention) -> str:
-    """How text becomes sequences, for those who read its figures."""
+def packing(attention: DocumentAttention, *, prompts: bool = False) -> str:
+    """How text becomes sequences, for those who read its figures. `prompts`: some of it is read and not learned."""
     seen = {
         DocumentAttention.SHARED: "so those in one sequence see each other",
         DocumentAttention.ISOLATED: "and those in one sequence do not see each other (documentAttention: Isolated)",
     }
-    return (
-        f"Documents are laid end to end, {seen[attention]}; the token that ends a document and the one after it are "
-        "trained and measured like all others"
-    )
+    ends = "the token that ends a document and the one after it are trained and measured like all others"
+    learned = "losses are means over what is learned: of a document with a prompt (promptColumn) what comes after it"
+    return f"Documents are laid end to end, {seen[attention]}; {learned if prompts else ends}"
 
 
 def learned_share(tokens: int, learned: int | None) -> str:
@@ -116,6 +115,15 @@ class Share:
     source: str
     weight: float
     tokens: int
+
+
+def seen_in_words(shares: Sequence["Share"], *, sequence_length: int, sequences: int) -> str:
+    """How often a training on so many sequences goes through its text; of several sources, through each."""
+    said = str(Passes.over(shares, sequence_length=sequence_length, sequences=sequences))
+    if len(shares) == 1:
+        return said
+    of_each = zip(shares, of_sources(shares, sequence_length=sequence_length, sequences=sequences), strict=True)
+    return f"{said}; {', '.join(f'{share.source}: {seen.epochs:.3g} epochs' for share, seen in of_each)}"
 
 
 MOST_EPOCHS = 4

@@ -80,7 +80,7 @@ def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel |
         name_lines=False,
     )
     result = student.results.get(Phase.DISTILL)
-    if isinstance(result, DistillResult) and (rows := [*training.by_source(result)]):
+    if isinstance(result, DistillResult) and (rows := [*training.by_source(run.teacher.prepared, result)]):
         yield Figures("Validation loss by source", "nats per token, over the held-out text of each source", rows)
 
 

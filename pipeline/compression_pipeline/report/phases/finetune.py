@@ -47,7 +47,7 @@ def _facts(run: RunData) -> Iterator[Fact]:
     yield "Teacher correction", training.in_words(run, settings, run.teacher.precision) if settings else none
 
     result = run.results.get(Phase.FINETUNE)
-    if isinstance(result, FinetuneResult) and (rows := [*training.by_source(result)]):
+    if isinstance(result, FinetuneResult) and (rows := [*training.by_source(run.teacher.prepared, result)]):
         yield "Loss by source", "; ".join(f"{source}: {losses} ({whose})" for source, losses, whose in rows)
 
 

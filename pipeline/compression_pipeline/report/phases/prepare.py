@@ -42,7 +42,7 @@ def _facts(run: RunData) -> Iterator[Fact]:
         f"{prepared.documents:,} documents: {prepared.train_tokens:,} tokens to train on"
         f"{learned_share(prepared.train_tokens, prepared.learned_tokens)}, "
         f"{prepared.validation_tokens:,} held out; sequences of {length_of(run.spec):,} tokens. "
-        f"{packing(_attention_of(run.spec))}",
+        f"{packing(_attention_of(run.spec), prompts=prepared.learned_tokens is not None)}",
     )
 
     if prepared.resolved_sources:
@@ -70,7 +70,7 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
         f"**Data.** {prepare.documents:,} documents, {prepare.train_tokens:,} tokens to train on"
         f"{learned_share(prepare.train_tokens, prepare.learned_tokens)} and "
         f"{prepare.validation_tokens:,} to validate on. "
-        f"{packing(ancestry.distill[0].document_attention)}."
+        f"{packing(ancestry.distill[0].document_attention, prompts=prepare.learned_tokens is not None)}."
     )
 
 

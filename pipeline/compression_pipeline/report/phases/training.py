@@ -8,14 +8,13 @@ from compression_pipeline.config import (
     DistillConfig,
     DistillJob,
     FinetuneJob,
-    Passes,
     Phase,
     Precision,
     PrepareResult,
     TrainingConfig,
     TrainingResult,
-    of_sources,
     repetitions,
+    seen_in_words,
 )
 from compression_pipeline.report import markdown, words
 from compression_pipeline.report.ancestry import Ancestry
@@ -54,19 +53,9 @@ def in_words(run: RunData, settings: Mapping[str, Any], precision: str | None) -
     peak = f", learning rate {float(rate):g} at its peak" if rate is not None else ""
     seen = f"{words.count(steps * batch * length)} tokens"
     if prepared is not None:
-        seen = seen_in_words(prepared, sequence_length=length, sequences=steps * batch)
+        seen = seen_in_words(prepared.shares, sequence_length=length, sequences=steps * batch)
     used = f"; computed in {precision}" if precision else ""
     return f"{steps:,} steps of {batch:,} sequences ({seen}){peak}{used}"
-
-
-def seen_in_words(prepared: PrepareResult, *, sequence_length: int, sequences: int) -> str:
-    """How often a training on so many sequences goes through its text; of several sources, through each."""
-    size, shares = {"sequence_length": sequence_length, "sequences": sequences}, prepared.shares
-    said = str(Passes.over(shares, **size))
-    if len(shares) == 1:
-        return said
-    of_each = zip(shares, of_sources(shares, **size), strict=True)
-    return f"{said}; {', '.join(f'{share.source}: {seen.epochs:.3g} epochs' for share, seen in of_each)}"
 
 
 def repeated(run: RunData, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -77,9 +66,13 @@ def repeated(run: RunData, settings: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"{sentence}." for sentence in repetitions(run.teacher.prepared.shares, **size))
 
 
-def by_source(result: TrainingResult | None) -> Iterator[tuple[str, str, str]]:
-    """Validation losses over the text of each of several sources: its name, the losses in words, of which models."""
-    for one in result.source_losses if result else ():
+def by_source(prepared: PrepareResult | None, result: TrainingResult | None) -> Iterator[tuple[str, str, str]]:
+    """Validation losses over the text of each of several sources: its name, the losses in words, of which models.
+
+    Names are those of this run: whoever made the artifacts may have called the same texts otherwise.
+    """
+    names = [one.source for one in prepared.resolved_sources] if prepared else []
+    for number, one in enumerate(result.source_losses if result else ()):
         losses = {
             "teacher": one.teacher,
             "corrected teacher": one.corrected,
@@ -87,7 +80,7 @@ def by_source(result: TrainingResult | None) -> Iterator[tuple[str, str, str]]:
             "distilled student": one.distilled,
         }
         told = {whose: words.loss(loss) for whose, loss in losses.items() if loss is not None}
-        yield one.source, " → ".join(told.values()), ", ".join(told)
+        yield names[number] if number < len(names) else one.source, " → ".join(told.values()), ", ".join(told)
 
 
 def card_table(
@@ -96,7 +89,7 @@ def card_table(
     """The settings of a training as a table of the card. `more`: steps beyond those of its settings."""
     values = {**settings.model_dump(), "adam_betas": f"{settings.adam_beta1}, {settings.adam_beta2}"}
     sequences = (settings.steps + more) * settings.global_batch_size
-    seen = seen_in_words(ancestry.prepare, sequence_length=job.sequence_length, sequences=sequences)
+    seen = seen_in_words(ancestry.prepare.shares, sequence_length=job.sequence_length, sequences=sequences)
     used = ancestry.made[phase].artifact.manifest.metrics.get("precision", settings.precision)
     rows = [(label, str(values[field])) for label, field in HYPERPARAMETERS]
     rows += [("Arithmetic", Precision(used).words), ("Trained on", seen)]
