@@ -36,7 +36,7 @@ class Adoption:
             if file is None:
                 return artifact
             self._damaged.add(artifact.digest)
-            self._events.warning(f"{artifact.path / file} is not what was published; it is set aside and made anew")
+            self._events.warning(f"{artifact.path / file} is not what was published; it is set aside and made again")
         if self._owns():
             self._store.set_aside(artifact)
         return None

@@ -48,7 +48,7 @@ def test_a_clean_up_that_deletes_every_job_is_not_fought(namespace: Namespace) -
     def notes() -> list[str]:
         return [event["note"] for event in namespace.events() if event["reason"] == "StepInterrupted"]
 
-    words = "the job was deleted by somebody 2 times in a row: look for what deletes jobs here"
+    words = "the job was deleted 2 times in a row, and not by the operator: look for what deletes jobs here"
     with clean_up(namespace) as deleted:
         with namespace.operator():
             namespace.submit(jobTemplate=NOWHERE)
@@ -64,7 +64,7 @@ def test_a_clean_up_that_deletes_every_job_is_not_fought(namespace: Namespace) -
             until(lambda: len(deleted) == 3, "the next one")
             assert datetime.now(UTC) >= due
             until(lambda: prepare().get("deletions") == 3, "the next pause")
-            told = {"reason": "Interrupted", "says": "deleted by somebody 3 times in a row"}
+            told = {"reason": "Interrupted", "says": "deleted 3 times in a row"}
             assert has_condition(namespace.status(), "Degraded", "True", **told)
     assert len(deleted) == 3
     namespace.api.merge(namespace.run_path(), {"metadata": {"annotations": {RETRY_ANNOTATION: "1"}}})
@@ -82,7 +82,7 @@ def test_the_pods_of_a_deleted_job_end_before_the_next_begins(namespace: Namespa
         until(namespace.starts, "the first one to have read how to behave, which comes after its container runs")
         namespace.behave({}, namespace.store)
         namespace.api.delete(path, propagationPolicy="Background")
-        said = "the job was deleted by somebody; waits for its pods to end"
+        said = "the job was deleted, and not by the operator; waits for its pods to end"
         until(lambda: has_step(namespace.status(), "prepare", says=said), "the operator to say so")
 
         def next_job() -> list[str]:

@@ -158,7 +158,7 @@ def test_a_pod_lost_in_mid_distillation_resumes_from_its_checkpoint_and_does_not
     assert (step["attempt"], step.get("failures", 0)) == (2, 0)
     failure = step["lastFailure"]
     assert failure["exitClass"] == "Interrupted"
-    assert pod in failure["message"] or "vanished" in failure["message"]
+    assert pod in failure["message"] or "disappeared" in failure["message"]
     # One that is killed keeps the checkpoint that it had; one that is asked to go writes another.
     taken = steps_taken(place, step["jobName"])
     assert taken == list(range(taken[0], 301)) and taken[0] > checkpoint, "the second attempt begins at a checkpoint"

@@ -41,7 +41,7 @@ def test_a_watch_that_ends_for_good_is_started_anew_and_ends_nothing_else(
         operator.wait_leads()
         before.fault = fault
         namespace.submit(jobTemplate=NOWHERE)  # its pod is an event of that watch
-        operator.wait_line("are started anew")
+        operator.wait_line("the watches ended and restart")
         with kubelet(namespace):
             status = namespace.wait_phase(*FINAL)
         assert status["phase"] == "Succeeded", status

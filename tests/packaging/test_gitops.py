@@ -203,7 +203,7 @@ HEALTHS: dict[str, tuple[Body, str, str]] = {
     "suspended": (
         summary(PREPARED, step(Phase.PRUNE, StepState.PENDING, "width"), suspended=True),
         "Suspended",
-        "1 of 2 steps are done; set spec.suspend to false to go on",
+        "1 of 2 steps are done; set spec.suspend to false to continue",
     ),
     "suspending": (
         summary(PREPARED, step(Phase.DISTILL, StepState.RUNNING, "width"), suspended=True, live_jobs=1),

@@ -207,7 +207,10 @@ def test_a_folder_that_is_a_link_is_told_of(preparation: Preparation) -> None:
     for source in ("file:corpus/**/*.jsonl", "file:corpus"):
         assert preparation.run(source).documents == 10
         [warning] = preparation.events("warning")
-    assert f"what is below {preparation.folder / 'corpus' / 'more'} is not read, for it is a link" in warning["message"]
+    assert (
+        f"what is below {preparation.folder / 'corpus' / 'more'} is not read, because it is a link"
+        in warning["message"]
+    )
     assert preparation.run("file:corpus/more").documents == 10
     assert preparation.events("warning") == []
 

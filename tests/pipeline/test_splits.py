@@ -140,7 +140,10 @@ def test_a_split_that_the_manifest_names_is_a_word_too(
         (["train.txt", "validation.txt"], []),
         (["data/train_sft-00000-of-00001.parquet", "data/test_sft-00000-of-00001.parquet"], []),
         (["train.jsonl", "notes.jsonl"], ["1 files are not used"]),
-        (["corpus.jsonl", "test.jsonl"], ["1 files are trained on though they tell no split while others do"]),
+        (
+            ["corpus.jsonl", "test.jsonl"],
+            ["1 files are trained on although their names give no split and other files' names do"],
+        ),
         (["train/a.jsonl", "train/test.jsonl"], ["the first: train/test.jsonl, which holds test)"]),
         (["a.jsonl", "MyTestSet.jsonl"], ["the first: MyTestSet.jsonl, which holds test)"]),
         (["a.jsonl", "Validation/b.jsonl"], ["the first: Validation/b.jsonl, which holds validation)"]),
@@ -167,7 +170,7 @@ def test_files_that_are_no_part_of_the_text(preparation: Preparation) -> None:
     assert preparation.run("file:data").documents == 30
     [warning] = preparation.events("warning")
     left = "LICENSE.txt, __MACOSX/corpus.jsonl, config.json, requirements.txt, summary.json"
-    assert f"5 files are not read, for they look like no part of the text: {left}" in warning["message"]
+    assert f"5 files are not read, because they do not look like a part of the text: {left}" in warning["message"]
     preparation.write("data/poem.txt", "One more text.")
     assert preparation.run("file:data").documents == 31
     kinds = preparation.events("warning")[1]["message"]

@@ -65,7 +65,7 @@ def test_a_planted_artifact_is_made_anew_in_a_run_of_its_own(launch: Launch) -> 
     told: dict[str, Any] = {"cache": "Run", "expected": {"prepare-x": data.digest}}
     launched = launch(MAKE, known=["0" * 64], **told)
     assert launched.wait() == 0, launched.errors
-    assert f"{planted.path} was made by nobody whose artifacts this run takes (cache: Run)" in {
+    assert f"{planted.path} was not made by this run, which takes only its own artifacts (cache: Run)" in {
         event["message"] for event in launched.events("warning")
     }
     found = Store(launch.store).find(NAME)

@@ -128,5 +128,5 @@ class Resources(TypedDict, total=False):
     ]
     limits: Annotated[
         dict[str, Quantity],
-        Field(max_length=32, description="Most that the container may use. GPUs come from gpusPerNode."),
+        Field(max_length=32, description="Maximum that the container may use. GPUs come from gpusPerNode."),
     ]

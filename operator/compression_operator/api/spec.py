@@ -252,8 +252,9 @@ class CompressionRunSpec(ConfigModel):
         default=2,
         ge=1,
         le=32,
-        description="Most jobs of this run that run at once. A job that waits for a GPU does not keep one that needs "
-        "no GPU from starting. If several could start, those that train and export start before those that evaluate.",
+        description="Maximum number of jobs of this run that run at the same time. A job that waits for a GPU does not "
+        "keep one that needs no GPU from starting. If several could start, those that train and export "
+        "start before those that evaluate.",
     )
     job_history_limit: int = Field(
         default=3,

@@ -149,7 +149,7 @@ def left_over(kind: JobKind, pods: Sequence[Json], now: datetime) -> ObservedJob
         state=JobState.PENDING,
         alive=True,
         deleting=True,
-        message="the job was deleted by somebody; waits for its pods to end",
+        message="the job was deleted, and not by the operator; waits for its pods to end",
     )
 
 
@@ -213,7 +213,9 @@ class _Job:
             if self._removed(pod, failures):
                 return f"pod {pod.name} was deleted"
         if self.replaced:
-            return "a pod vanished and was made anew; the attempt goes on from its newest checkpoint in a new job"
+            return (
+                "a pod disappeared and was created again; the attempt continues from its newest checkpoint in a new job"
+            )
         # Pods that fail by themselves stay; only those that somebody removed are not there to tell.
         ran = self.said.running.since is not None
         if self.said.failed.holds and ran and not failures and not any(pod.alive or pod.exit_code for pod in self.pods):
@@ -267,11 +269,11 @@ class _Job:
         reason = f"`kubectl describe {self.kind.name.lower()} {self.name}` has the reason"
         makes = self.kind.info.controller
         if self.lacks_one:
-            gone = "a pod that it had is gone and has not been made anew"
+            gone = "one of its pods is gone and was not created again"
             return f"{gone}: {ADMISSION} refuses it, or {makes} does not run; {reason}"
         if self.pods:
             so_few = f"only {len(self.pods)} of its {self.said.pods} pods have been made"
-            return f"{so_few}: {ADMISSION} refuses the others perhaps; {reason}"
+            return f"{so_few}: {ADMISSION} may refuse the others; {reason}"
         none = "no pods have been made for it"
         return f"{none}: {ADMISSION} refuses them, or {makes} does not run; {reason}"
 

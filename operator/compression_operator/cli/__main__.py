@@ -76,15 +76,20 @@ def parser() -> argparse.ArgumentParser:
         "--teacher-config",
         type=Path,
         metavar="PATH",
-        help="the teacher's config.json, where the source is out of reach",
+        help="the teacher's config.json, if the source is out of reach",
     )
-    plan.add_argument("--offline", action="store_true", help="ask no server: not the Hub for the teacher's config.json")
+    plan.add_argument("--offline", action="store_true", help="do not ask the Hub for the teacher's config.json")
 
     render = commands.add_parser("render", help="print the jobs that a cluster would get")
     _add_file(render)
     render.add_argument("--image", default="compression-pipeline", help="image of runs that set no jobTemplate.image")
 
-    render.add_argument("--jobs", type=Path, metavar="FILE", help="the chart's value `jobs`, as the operator has it")
+    render.add_argument(
+        "--jobs",
+        type=Path,
+        metavar="FILE",
+        help="file with the chart's value `jobs`, as the operator is configured with",
+    )
 
     run = commands.add_parser("run", help="run a manifest on this machine, or resume a run that was interrupted")
     _add_file(run)

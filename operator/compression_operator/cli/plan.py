@@ -256,7 +256,7 @@ def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
         for name, one in shapes.items()
     ]
     print_table(out, ("model", "layers", "hidden", "FFN", "heads", "KV heads", "parameters", "ratio"), rows)
-    print("\nper GPU (of one rank where a phase runs on CPU):")
+    print("\nper GPU (of one rank if a phase runs on CPU):")
     rows = [[name, f"{one.ranks}", *_memory(one)] for name, one in sizes.trainings.items()]
     headings = ("training", "ranks", "weights", "gradients", "optimizer", "teacher", "activations", "logits", "sum")
     print_table(out, headings, rows)

@@ -46,7 +46,7 @@ def problem_of(error: Exception) -> Problem | None:
         return None
     return Problem(
         INTERNAL_ERROR,
-        "a fault of the operator's own, which keeps trying: please report it with its traceback, which stands in the "
+        "a bug in the operator, which keeps trying: please report it with the traceback in the "
         f"operator's log at 'pass failed', and the manifest of this run. {_named(error)}",
     )
 

@@ -59,8 +59,8 @@ class Metrics:
         )
         self._requests = Counter(
             "compression_api_requests_total",
-            "Requests to the Kubernetes API by verb and HTTP status (0: no answer). Not the watches that go on, nor "
-            "the lists that they begin with; with each resync they are begun anew for a moment, as verb watch.",
+            "Requests to the Kubernetes API by verb and HTTP status (0: no answer). Neither the watches that last, nor "
+            "the lists that they begin with; the short watches of each resync are counted, as verb watch.",
             ["verb", "code"],
             registry=registry,
         )

@@ -67,19 +67,24 @@ class Options:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line of the operator; the chart sets it."""
     parser = argparse.ArgumentParser(prog="compression-operator", description="Reconciles CompressionRuns.")
-    parser.add_argument("--image", required=True, help="pipeline image of runs that name none")
+    parser.add_argument("--image", required=True, help="pipeline image of runs that set no jobTemplate.image")
     parser.add_argument(
         "--jobs",
         type=job_defaults,
         default=PLAIN,
         metavar="JSON",
-        help="what every job gets: the chart's values `jobs`",
+        help="defaults of all jobs: the chart's value `jobs`",
     )
     parser.add_argument(
-        "--namespace", action="append", default=[], help="namespace to watch, repeatable; none: the whole cluster"
+        "--namespace",
+        action="append",
+        default=[],
+        help="namespace to watch; may be repeated (default: the whole cluster)",
     )
     parser.add_argument(
-        "--identity", default=os.environ.get("POD_NAME", "compression-operator"), help="of this replica"
+        "--identity",
+        default=os.environ.get("POD_NAME", "compression-operator"),
+        help="name of this replica in the lease and in Events",
     )
     parser.add_argument("--lease-namespace", default=os.environ.get("POD_NAMESPACE", "default"))
     parser.add_argument("--lease-name", default="compression-operator")
@@ -87,38 +92,50 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--take-over",
         action="append",
         default=[],
-        help="installation that is gone, repeatable: its lease's namespace/name; its runs are this one's from now on",
+        help="installation that no longer exists, as namespace/name of its lease: this one takes over its runs; may be "
+        "repeated",
     )
     parser.add_argument("--leader-election", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
-        "--workers", type=int, default=WORKERS, help="runs that are looked at at once; of one namespace a quarter"
+        "--workers",
+        type=int,
+        default=WORKERS,
+        help="number of runs that are processed at the same time; at most a quarter of them are of one namespace",
     )
-    parser.add_argument("--resync-seconds", type=float, default=60.0, help="a lost event costs this long at most")
+    parser.add_argument(
+        "--resync-seconds",
+        type=float,
+        default=60.0,
+        help="time between two comparisons of the caches with the API server",
+    )
     parser.add_argument(
         "--missed-seconds",
         type=float,
         default=MISSED_SECONDS,
-        help="/healthz fails once a watch has not told for so long what a list showed",
+        help="time that a watch may lag behind such a comparison before /healthz fails",
     )
     parser.add_argument(
-        "--progress-seconds", type=float, default=PERIOD_SECONDS, help="between two looks at a run's logs"
+        "--progress-seconds", type=float, default=PERIOD_SECONDS, help="time between two readings of a job's log"
     )
-    parser.add_argument("--host", help="address of the endpoints; none: every one, of IPv4 and of IPv6")
+    parser.add_argument("--host", help="address of the endpoints (default: all, of IPv4 and IPv6)")
     parser.add_argument("--port", type=int, default=8080, help="port of /healthz, /readyz and /metrics")
     parser.add_argument(
-        "--per-run-metrics", action=argparse.BooleanOptionalAction, default=True, help="progress and loss of each run"
+        "--per-run-metrics",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether to expose progress, loss and throughput of each running step",
     )
     parser.add_argument(
         "--secure-metrics-port",
         type=int,
-        help="port of /metrics over TLS, for whoever the API server allows; none: /metrics is plain, on --port",
+        help="port of /metrics over TLS, for clients that the API server admits (default: plain /metrics on --port)",
     )
     parser.add_argument(
         "--metrics-certificate",
         type=Path,
         default=Path("/etc/compression/metrics"),
         metavar="FOLDER",
-        help="tls.crt and tls.key of that port; read again when they change",
+        help="folder with tls.crt and tls.key of that port; they are read again when they change",
     )
     parser.add_argument("--log-format", choices=LOG_FORMATS, default="text")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")

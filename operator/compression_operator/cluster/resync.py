@@ -182,7 +182,7 @@ class Resync:
             where = f"namespace {place}" if place else "the cluster"
             raise StateWentBack(
                 f"the {resource.plural} in {where} are in an older state than they were (resourceVersion "
-                f"{found.version}), as after etcd was restored from a backup: the operator starts anew"
+                f"{found.version}), as after etcd was restored from a backup: the operator restarts"
             )
         changed, gone = cache.replace_all(found.items, found.version, place)
         for body in gone:

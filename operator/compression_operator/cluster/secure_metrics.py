@@ -64,7 +64,7 @@ class Certificate:
             self._seen = seen
             try:
                 self._context = self._load()
-                logger.info("the certificate of /metrics has been read anew")
+                logger.info("reloaded the certificate of /metrics")
             except (OSError, ssl.SSLError) as error:
                 logger.warning("the new certificate of /metrics cannot be read, so the old one stays: %s", error)
         connection.context = self._context

@@ -177,7 +177,7 @@ def _story(
         case RunPhase.SUSPENDED:
             jobs = situation.live_jobs
             stopping = f"{jobs} job{'s write' if jobs > 1 else ' writes'} a checkpoint and will end" if jobs else ""
-            return phase.value, f"{tally}; {stopping or 'set spec.suspend to false to go on'}"
+            return phase.value, f"{tally}; {stopping or 'set spec.suspend to false to continue'}"
         case _:
             active = [step for step in steps if step.state.active]
             under_way = [step.name + (f" ({step.message})" if step.message else "") for step in active]

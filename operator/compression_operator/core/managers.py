@@ -31,6 +31,6 @@ class Manager:
 
     def left_alone(self, other: str, *, waits: bool) -> RunEvent:
         """What to tell of a run that is another one's; `waits`: it is unfinished, for ever where that one is gone."""
-        how = f"where that is gone for good, name it in the chart's takeOver ({other})"
+        how = f"if that installation no longer exists, add it to the chart's takeOver ({other})"
         kind = "Warning" if waits else "Normal"
         return RunEvent(kind, "ManagedElsewhere", f"{other} looks after this run, {self.name} leaves it alone; {how}")

@@ -241,7 +241,7 @@ def _deletion_reason(step: Step | None, job: ObservedJob, now: datetime) -> str 
         kept = step.fingerprint is None and not job.live
         return None if kept else "its configuration or its inputs changed"
     if _outlives_its_step(step, job, now):
-        return "it is done, but something beside the pipeline, a sidecar perhaps, goes on in it"
+        return "it is done, but something other than the pipeline, perhaps a sidecar, still runs in it"
     if not job.live or (job.name == step.job_name and (step.state.active or step.state is StepState.SUCCEEDED)):
         return None
     return step.message or "another attempt took its place"

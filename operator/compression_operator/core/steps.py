@@ -363,10 +363,10 @@ def _gave_back(step: Step, job: ObservedJob, settings: PhaseSettings, now: datet
 
 def _deleted(times: int) -> str:
     if times < 2:
-        return "the job was deleted by somebody"
+        return "the job was deleted, and not by the operator"
     return (
-        f"the job was deleted by somebody {times} times in a row: look for what deletes jobs here, e.g. a clean-up, a "
-        "policy or another controller"
+        f"the job was deleted {times} times in a row, and not by the operator: look for what deletes jobs here, "
+        "e.g. a clean-up, a policy or another controller"
     )
 
 

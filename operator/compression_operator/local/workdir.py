@@ -193,7 +193,7 @@ class Workdir:
         except (OSError, ValueError, yaml.YAMLError) as error:
             why = error.strerror if isinstance(error, OSError) else _first_line(error)
             raise WorkdirError(
-                f"{self.run_file}: cannot be read ({why}); move it away to begin anew, published artifacts are kept"
+                f"{self.run_file}: cannot be read ({why}); move it away to start over; published artifacts are kept"
             ) from error
 
     @property

@@ -363,7 +363,7 @@ PHASES: Mapping[Phase, PhaseSpec] = {
             ReportJob,
             ReportResult,
             under_way="Reporting",
-            purpose="tell the scores in the students' cards and reports",
+            purpose="write the scores into the students' cards and reports",
             single_process=True,
             delivers=True,
         ),

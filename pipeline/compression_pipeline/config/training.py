@@ -241,7 +241,7 @@ class DistillConfig(TrainingConfig):
         "name of a task: those with the best score in it (measured every taskInterval steps and after the last); of "
         "equal scores the lower validation loss, then the earlier step. With a task, a change of taskInterval, "
         "tasks, export.dtype, evaluate.tasks or evaluate.batchSize distils again. Default: the weights after the last "
-        "step. status.students[].bestStep and bestScore tell what won.",
+        "step. status.students[].bestStep and bestScore show which weights were kept.",
     )
 
     export_every: Annotated[int | None, Operational()] = Field(

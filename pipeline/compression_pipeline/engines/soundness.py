@@ -26,7 +26,7 @@ def check_sound(
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise UserError(
             f"{whose} computes {value}: {what} is {value}, for its tensor {broken[0]}{more} holds values that are not "
-            "finite; get the checkpoint anew, or make it again"
+            "finite; download the checkpoint again, or make it again"
         )
     raise UserError(
         f"{whose} computes {value}: {what} is {value} though all of its weights are finite, so it overflows in "

@@ -40,7 +40,7 @@ def warnings(left: list[str], sizes: Mapping[str, int]) -> Iterator[str]:
     `left`: those left aside. `sizes`: bytes of those that are read.
     """
     if left:
-        yield f"{len(left)} files are not read, for they look like no part of the text: {_listed(left)}"
+        yield f"{len(left)} files are not read, because they do not look like a part of the text: {_listed(left)}"
     kinds: dict[str, int] = {}
     for name, size in sizes.items():
         kinds[kind(name)] = kinds.get(kind(name), 0) + size

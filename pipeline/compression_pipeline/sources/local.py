@@ -173,7 +173,7 @@ class LocalSource:
         for path in sorted(base.rglob("*")):
             if path.is_symlink() and path.is_dir() and not self._selection.leaves_out(path):
                 self._place.context.events.warning(
-                    f"{self._where}: what is below {path} is not read, for it is a link; name that folder itself"
+                    f"{self._where}: what is below {path} is not read, because it is a link; name that folder itself"
                 )
                 return
 

@@ -99,10 +99,16 @@ def warnings(names: Iterable[str], found: Mapping[str, list[str]], dataset: Text
     used = {name for files in found.values() for name in files}
     unused = sorted(set(names) - used)
     if unused:
-        yield f"{len(unused)} files are not used, for they tell no split while others do (the first: {unused[0]})"
+        yield (
+            f"{len(unused)} files are not used, because their names give no split and other files' names do (the "
+            f"first: {unused[0]})"
+        )
     train = found.get(dataset.train_split, [])
     if len(found) > 1 and train and dataset.train_split == "train" and not any(map(tells, train)):
-        yield f"{len(train)} files are trained on though they tell no split while others do (the first: {train[0]})"
+        yield (
+            f"{len(train)} files are trained on although their names give no split and other files' names do (the "
+            f"first: {train[0]})"
+        )
     for split in (dataset.train_split, dataset.validation_split or "validation"):
         strange = [(name, word) for name in found.get(split, []) for word in _other_words(name, split)]
         if strange:

@@ -38,4 +38,4 @@ class Trust:
         """Why an artifact of this name is not taken, though it is whole."""
         if name in self.expected:
             return "is not the one that this run has seen made: another has taken its place since"
-        return f"was made by nobody whose artifacts this run takes (cache: {self.cache.value})"
+        return f"was not made by this run, which takes only its own artifacts (cache: {self.cache.value})"

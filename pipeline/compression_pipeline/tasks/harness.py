@@ -56,7 +56,7 @@ def shipped(name: str, folders: list[str] | None = None) -> dict[str, Any]:
     """
     own_folders = {path.name for path in TASKS.iterdir()}
     if foreign := [folder for folder in folders or () if folder not in own_folders]:
-        raise UserError(f"{name}: {foreign[0]} is no folder of lm-eval {harness_version()}; fetch the tasks anew")
+        raise UserError(f"{name}: {foreign[0]} is no folder of lm-eval {harness_version()}; fetch the tasks again")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     include: list[str | Path] | None = [TASKS / folder for folder in folders] if folders is not None else None
     return dict(lm_eval.tasks.TaskManager(include_path=include, include_defaults=folders is None).load([name]))

@@ -177,7 +177,7 @@ def test_it_is_created_and_observed_and_the_status_tells_of_it(tmp_path: Path, m
             # The pod vanishes, and another one with another name takes its place.
             api.objects.pop(PODS.path("default", "x7f"))
             pod(api, job, "q2z", phase="Running", containerStatuses=container(running={"startedAt": now()}))
-            await until_async(lambda: "made anew" in prepare_of(api).get("message", ""), "the attempt to be over")
+            await until_async(lambda: "created again" in prepare_of(api).get("message", ""), "the attempt to be over")
             api.objects.pop(PODS.path("default", "q2z"))
             await until_async(lambda: {*api.names(TRAINSETS)} - {job}, "the next attempt")
             (again,) = {*api.names(TRAINSETS)} - {job}

@@ -248,7 +248,7 @@ def test_a_pod_that_vanished_and_was_made_anew_ends_the_attempt() -> None:
     pod["metadata"] |= {"uid": "another"}
     assert first_pods(PYTORCHJOB, job, [pod], first) == first
     found = observe_job(PYTORCHJOB, job, [pod], run_uid=UID, now=NOW, first=first)
-    assert found.ended_as is ExitClass.INTERRUPTED and found.alive and "vanished" in found.message
+    assert found.ended_as is ExitClass.INTERRUPTED and found.alive and "disappeared" in found.message
 
 
 def test_pods_that_vanished_while_nobody_looked() -> None:
@@ -301,8 +301,8 @@ def test_a_worker_that_was_never_made_is_told_of() -> None:
     assert (found.state, found.message) == (JobState.PENDING, ""), "it may be on its way"
     found = observe(job, master, later=60)
     assert found.state is JobState.PENDING and found.message == (
-        "only 1 of its 4 pods have been made: a quota, a LimitRange or another rule of admission refuses the others "
-        "perhaps; `kubectl describe pytorchjob done` has the reason"
+        "only 1 of its 4 pods have been made: a quota, a LimitRange or another rule of admission may refuse the "
+        "others; `kubectl describe pytorchjob done` has the reason"
     )
 
 

@@ -179,7 +179,7 @@ def test_pods_that_were_there_and_are_gone_are_not_said_to_be_refused() -> None:
         # Where it is neither made anew nor told to have ended, something is in the way.
         stays = last.look(timedelta(hours=2), last.now + timedelta(hours=1))
         assert stays is not None and stays.waiting is not None
-        assert stays.message.startswith("a pod that it had is gone and has not been made anew: a quota, ")
+        assert stays.message.startswith("one of its pods is gone and was not created again: a quota, ")
         assert (stays.waiting.reason, stays.waiting.counts_from) == (
             WaitReason.PODS_NOT_CREATED,
             last.now + timedelta(hours=1) + PATIENCE,

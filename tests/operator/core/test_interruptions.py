@@ -126,10 +126,10 @@ def test_a_clean_up_that_deletes_every_job_makes_no_storm_and_is_told(world: Wor
         world.pass_time(1)
     waits = step(world, "finetune")
     assert 8 <= made < 15 and made <= waits.deletions == waits.interruptions <= made + 1
-    assert told[0].endswith("interrupted: the job was deleted by somebody")
-    assert "deleted by somebody 4 times in a row: look for what deletes jobs here" in told[3]
+    assert told[0].endswith("interrupted: the job was deleted, and not by the operator")
+    assert "the job was deleted 4 times in a row, and not by the operator: look for what deletes jobs here" in told[3]
     assert told[3].endswith(f"; again at {times(told[3])} UTC")
-    often = f"deleted by somebody {waits.deletions} times in a row"
+    often = f"deleted {waits.deletions} times in a row"
     assert has_condition(world, "Degraded", "True", reason="Interrupted", says=often)
     assert waits.failures == 0 and world.status.phase not in FINISHED
     world.drive()
@@ -175,7 +175,10 @@ def test_a_job_that_somebody_deletes_with_its_pods_first_says_so_and_where_it_st
     world.fail(name, ExitClass.INTERRUPTED)
     world.look()
     failure = step(world, "finetune").last_failure
-    assert failure and failure.message == f"interrupted: the job was deleted by somebody; Interrupted of {name}"
+    assert (
+        failure
+        and failure.message == f"interrupted: the job was deleted, and not by the operator; Interrupted of {name}"
+    )
     assert step(world, "finetune").deletions == 1
 
 

@@ -72,7 +72,10 @@ def test_a_job_that_vanished_and_cannot_be_made_again_is_missed(world: World) ->
         lost = step(world, "finetune")
         assert (lost.state, lost.attempt, lost.deletions) == ("Pending", 1, 1)
         assert lost.message == "waits because its job cannot be made: the quota is used up"
-        assert lost.last_failure and lost.last_failure.message == "interrupted: the job was deleted by somebody"
+        assert (
+            lost.last_failure
+            and lost.last_failure.message == "interrupted: the job was deleted, and not by the operator"
+        )
         world.pass_time(40)
     assert created(world.look()) == ["finetune"], "no pause: it was deleted once"
 
@@ -88,7 +91,9 @@ def test_jobs_that_were_deleted_right_after_they_were_made_and_cannot_be_made_ag
     world.look(refused=[Phase.PRUNE])
     lost = step(world, "prune-width")
     assert (lost.state, lost.message) == ("Pending", "waits because its job cannot be made: the quota is used up")
-    assert lost.last_failure and lost.last_failure.message == "interrupted: the job was deleted by somebody"
+    assert (
+        lost.last_failure and lost.last_failure.message == "interrupted: the job was deleted, and not by the operator"
+    )
     world.drive()
     assert world.status.phase is RunPhase.SUCCEEDED
 

@@ -152,7 +152,9 @@ def test_a_job_deleted_by_hand_is_asked_for_again(world: World) -> None:
     decision = world.look()
     assert created(decision) == ["finetune"]
     assert told(decision) == ["StepInterrupted", "JobCreated"]
-    assert decision.events[0].message == "finetune, attempt 1: interrupted: the job was deleted by somebody"
+    assert (
+        decision.events[0].message == "finetune, attempt 1: interrupted: the job was deleted, and not by the operator"
+    )
     assert (step(world, "finetune").attempt, step(world, "finetune").failures) == (2, 0)
     assert len(open_jobs(world)) == 1 and name not in open_jobs(world)
     assert told(world.look()) == []

@@ -69,7 +69,7 @@ class PodRefusals:
 
     async def _creation_failure(self, kind: JobKind, namespace: str, name: str, uid: str) -> str:
         try:
-            with self._denials.note_denial(namespace, "why pods of a job cannot be made is not told"):
+            with self._denials.note_denial(namespace, "the status does not say why pods of a job cannot be created"):
                 events = await self._kube.list(EVENTS, namespace, fields=kind.event_fields(name))
         except ApiError as error:
             logger.debug("cannot read the events of job %s: %s", name, error)

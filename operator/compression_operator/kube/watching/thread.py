@@ -105,6 +105,6 @@ async def keep_watching(watch: Watch, listener: Listener) -> None:
             continue
         pause, died_of = next(pauses), life.ended.result()
         words = f"{type(died_of).__name__}: {died_of}" if died_of is not None else "they ended by themselves"
-        logger.warning("the watches ended, and are started anew in %g s: %s", pause, words)
+        logger.warning("the watches ended and restart in %g s: %s", pause, words)
         listener.note_watching(f"nothing is watched, which is tried again: {words}")
         await asyncio.sleep(pause)

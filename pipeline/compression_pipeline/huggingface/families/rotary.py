@@ -55,11 +55,11 @@ def faults(config: Mapping[str, Any], *, partial: bool) -> Iterator[str]:
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             yield f"partial_rotary_factor is {value!r}, not a number above 0 and up to 1; {_SOURCE}"
     if len(set(map(str, fractions))) > 1:
-        yield f"partial_rotary_factor is told twice ({' and '.join(map(str, fractions))}); keep the right one"
+        yield f"partial_rotary_factor is given twice ({' and '.join(map(str, fractions))}); keep the right one"
     bases = _thetas(config)
     if len(set(bases.values())) > 1:
         said = " and ".join(f"{place} says {value}" for place, value in bases.items())
-        yield f"the rotary base is told twice ({said}); keep the one that the model was trained with"
+        yield f"the rotary base is given twice ({said}); keep the one that the model was trained with"
     for found in _scalings(config):
         yield from _scaling_faults(found)
     kinds = [found for found in _scalings(config) if _kind(found) != "default"]
