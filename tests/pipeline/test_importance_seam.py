@@ -95,15 +95,14 @@ def test_a_manifest_names_a_method_for_each_axis() -> None:
         Axis.LAYERS: "WithoutIt",
     }
     fields = structural_schema(ImportanceConfig)["properties"]
-    assert {name: field["enum"] for name, field in fields.items() if "enum" in field} == {
-        "hidden": ["ActivationMagnitude", "LeastActive"],
-        "ffn": ["ActivationMagnitude"],
-        "heads": ["ActivationMagnitude"],
-        "depth": ["BlockInfluence", "LMLoss", "Task", "WithoutIt"],
-    }
+    offered = {name: {*field["enum"]} for name, field in fields.items() if "enum" in field}
+    own = {"LeastActive": {"hidden"}, "WithoutIt": {"depth"}, "ActivationMagnitude": {"hidden", "ffn", "heads"}}
+    own |= {name: {"depth"} for name in ("BlockInfluence", "LMLoss", "Task")}
+    assert {name: {axis for axis, names in offered.items() if name in names} for name in own} == own
+    assert offered.keys() == {"hidden", "ffn", "heads", "depth"} and set().union(*offered.values()) == METHODS.keys()
     assert judged(**prune({"depth": "ActivationMagnitude"})) == [
         'spec.students[0].prune.importance.depth: "ActivationMagnitude" is not supported, supported: '
-        "BlockInfluence, LMLoss, Task, WithoutIt"
+        + ", ".join(fields["depth"]["enum"])
     ]
 
 

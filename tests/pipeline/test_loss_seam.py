@@ -127,10 +127,12 @@ def test_a_manifest_names_it_and_its_fields() -> None:
         f'losses[0].type: "Telepathy" is not supported, supported: {", ".join(LOSSES)}'
     ]
     mixed = {"type": "HiddenMSE", "layer": 1, "temperature": 2}
+    tempered = [name for name, kind in LOSSES.items() if "temperature" in kind.model_fields]
+    assert {"LogitsKL", "LogitsReverseKL", "LogitsJensenShannon", "LogitsTopKKL"} <= {*tempered}
+    assert not {"LogitsMSE", "HiddenStates", "HiddenMSE"} & {*tempered}
     assert faults(BOTH[0], mixed) == [
         "losses[1].teacherLayer: is required by HiddenMSE",
-        "losses[1].temperature: is a field of LogitsKL, LogitsReverseKL, LogitsJensenShannon, LogitsTopKKL; "
-        "leave it out, or change type",
+        f"losses[1].temperature: is a field of {', '.join(tempered)}; leave it out, or change type",
     ]
     assert by_cel([BOTH[0], mixed]) == faults(BOTH[0], mixed)
 

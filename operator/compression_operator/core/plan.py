@@ -25,7 +25,8 @@ from compression_pipeline.config import (
 
 from .jobs import Job
 from .names import job_name
-from .phase_steps import STEPS, Discovered, PhaseSteps
+from .phase_steps import STEPS
+from .step_spec import Discovered, PhaseSteps
 
 NOTHING_DISCOVERED: Discovered = MappingProxyType({})
 

@@ -24,13 +24,14 @@ from .digests import with_digests
 from .events_diff import events_between
 from .gates import is_open, judged, missed
 from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
-from .phase_steps import STEPS, Discovered
+from .phase_steps import STEPS
 from .plan import NOTHING_SPARED, Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
 from .problems import REASONS as PROBLEMS
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
 from .schedule import Limits, Schedule, release_time, unwanted_jobs
 from .sizes import chosen, with_sizes
+from .step_spec import Discovered
 from .steps import deadlines, follow, give_back, lost, planned_step, seconds, unrecognized, with_failures_reset
 from .student_faults import faults_by_student
 

@@ -1,7 +1,6 @@
 """The phases: what the job of each is told, what it reports, and what kind of job it is (`PHASES`)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
@@ -9,7 +8,8 @@ from pydantic import Field
 
 from .export import ExportConfig, ExportDtype
 from .gates import AcceptConfig
-from .jobs import EngineJob, JobConfig, StepResult
+from .jobs import EngineJob, JobConfig
+from .phase_spec import PhaseSpec
 from .pruning import PruneConfig
 from .results import (
     DistillResult,
@@ -234,35 +234,6 @@ class ReportJob(JobConfig):
     )
     evaluated: str = Field(description="Artifact with the student's scores (evaluate's).")
     searched: str | None = Field(default=None, description="Artifact with the searched shapes (search's).")
-
-
-@dataclass(frozen=True)
-class PhaseSpec:
-    """One phase: everything that holds for each of its jobs. The control plane adds its inputs (core/phase_steps.py).
-
-    `python -m compression_pipeline <phase>` runs `compression_pipeline.phases.<program>.run(job, context)`.
-    """
-
-    phase: Phase
-    job: type[JobConfig]
-    result: type[StepResult]
-    under_way: str  # the run's status.phase while this phase is the earliest unfinished one
-    purpose: str  # what its jobs do, for a reader of the CRD: "Settings of the jobs that <purpose>."
-    gpus: int = 0  # of each pod of its jobs, unless the manifest says otherwise
-    per_student: bool = True  # whether there is a step for each student; otherwise there is one for all
-    single_process: bool = False  # whether its jobs are one rank, whatever they are given
-    trains: bool = False  # whether spec.<phase> is a training, whose global batch splits over the job's ranks
-    reads_sources: bool = False
-    """Whether it reads the manifest's sources: it alone reaches the Hub and has its token. Its job names the artifact
-    by the content that it finds (StepResult.found_key), and all other steps rest on that content.
-    """
-    delivers: bool = False  # whether its artifact is what the run is made for, and stays needed after its end
-    like: Phase | None = None  # whose program it runs, and whose settings its jobs take, if not its own
-
-    @property
-    def program(self) -> Phase:
-        """The phase whose program it runs, and by whose name `spec.phases` has the settings of its jobs."""
-        return self.like or self.phase
 
 
 PHASES: Mapping[Phase, PhaseSpec] = {

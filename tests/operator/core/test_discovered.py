@@ -7,8 +7,9 @@ from jobs_world import manifest
 
 from compression_operator.api.resolved import Resolved
 from compression_operator.api.spec import Student
-from compression_operator.core.phase_steps import STEPS, Discovery
+from compression_operator.core.phase_steps import STEPS
 from compression_operator.core.plan import Plan, plan
+from compression_operator.core.step_spec import Discovery
 from compression_pipeline.config import Phase
 
 SOURCE = {"source": "hf://owner/x", "digest": "d"}

@@ -19,7 +19,7 @@ ADDED = {
     "pipeline/compression_pipeline/config/phases.py": [
         ('    EXPORT = "export"\n', '    TASTE = "taste"\n    EXPORT = "export"\n    WEIGH = "weigh"\n'),
         (
-            "@dataclass(frozen=True)\nclass PhaseSpec:",
+            "PHASES: Mapping[Phase, PhaseSpec] = {",
             """class TasteJob(JobConfig):
     distilled: str
 
@@ -39,8 +39,7 @@ class WeighResult(StepResult):
     notes: list[str] = []
 
 
-@dataclass(frozen=True)
-class PhaseSpec:""",
+PHASES: Mapping[Phase, PhaseSpec] = {""",
         ),
         (
             '    distilled: str = Field(description="Artifact with the distilled student (distill\'s).")\n',
