@@ -137,7 +137,7 @@ def test_what_is_passed_over_is_told_once(tmp_path: Path) -> None:
     assert store.find(NAME) is store.find(NAME) is None
     with pytest.raises(MissingArtifact):
         Store(tmp_path, trust=Trust(expected={NAME: "0"})).open(NAME)
-    assert [sentence.partition(" was made by nobody")[0] for sentence in told] == [str(made.path)]
+    assert [sentence.partition(" was not made by this run")[0] for sentence in told] == [str(made.path)]
 
 
 def test_what_is_prepared_has_a_name_of_its_own_where_the_cache_is_limited(preparation: Preparation) -> None:
