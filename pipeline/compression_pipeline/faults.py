@@ -54,7 +54,11 @@ def _of_the_gpu(error: BaseException) -> PhaseError | None:
     text, said = str(error), last_line(error)
     of_torch = type(error).__module__.partition(".")[0] == "torch"
     if (of_torch and type(error).__name__ == "OutOfMemoryError") or _GPU_MEMORY_TEXT.search(text):
-        return UserError(f"the GPU is out of memory ({said}); lower microBatchSize or sequenceLength, or use more GPUs")
+        return UserError(
+            f"the GPU is out of memory ({said}); lower microBatchSize or sequenceLength, or use more GPUs; where it "
+            "scored by tasks (distill.taskInterval, target.rank: Task), which takes a second copy of the student, "
+            "lower evaluate.batchSize"
+        )
     if _GPU_ASSERT_TEXT.search(text):
         return UserError(
             "a kernel's assertion failed on the GPU, most likely for a token beyond the embedding; check that the "

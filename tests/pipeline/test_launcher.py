@@ -70,7 +70,8 @@ def test_a_cached_step_imports_nothing_heavy(launch: Launch) -> None:
             "raise type('OutOfMemoryError', (RuntimeError,), {'__module__': 'torch'})('tried to allocate 2 GiB')",
             64,
             "UserError",
-            "the GPU is out of memory (tried to allocate 2 GiB); lower microBatchSize or sequenceLength",
+            "the GPU is out of memory (tried to allocate 2 GiB); lower microBatchSize or sequenceLength, or use more "
+            "GPUs; where it scored by tasks (distill.taskInterval, target.rank: Task), which takes a second copy ",
         ),
         ("open('/dev/full', 'w').write('x' * 100000)", 64, "UserError", "the disk is full; free some space"),
         ("sys.exit(3)", 64, "UserError", "SystemExit: 3 at "),

@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
@@ -13,9 +13,10 @@ from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
 from compression_operator.api.run import SOURCES_ANNOTATION, TASK_SOURCES_ANNOTATION, CompressionRun
+from compression_operator.core.student_faults import faults_by_student
 from compression_operator.local.source_files import local_files, local_path, signature
 from compression_operator.local.workdir import Workdir, WorkdirError
-from compression_pipeline.config import digest
+from compression_pipeline.config import Architecture, digest
 from compression_pipeline.store.watched import Selection
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ def load_local(file: Path, overrides: Sequence[str]) -> CompressionRun:
 def load_run(file: Path, arguments: argparse.Namespace) -> CompressionRun:
     """The manifest as a cluster or this machine judges it (`--cluster`, `--set`). Raises InvalidManifest."""
     return load(file, World.CLUSTER, arguments.set) if arguments.cluster else load_local(file, arguments.set)
+
+
+def faults_of_students(
+    file: Path, run: CompressionRun, teacher: Architecture, searched: Mapping[str, Architecture] | None = None
+) -> Iterator[Fault]:
+    """Why students cannot be made of this teacher. `searched`: shapes that were found for targets."""
+    found = [fault for faults in faults_by_student(run.spec, teacher, searched).values() for fault in faults]
+    for field, sentence in dict.fromkeys(found):  # what is wrong with spec.distill is so for several
+        yield Fault(str(file), field, sentence)
 
 
 def _why_no_files(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.manifest import load
 from compression_operator.api.rules import World
+from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
+from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, maker_of, plan
 from compression_operator.local.workdir import to_yaml
+from compression_pipeline.sizing.teacher import TeacherRefused, TeacherUnknown, find_teacher
 
-from .common import Code, console, find_workdir, load_run, now
+from .common import Code, console, faults_of_students, find_workdir, load_run, now, source_root
 from .invocation import resume_command
 from .plan import unknown as unknown_in
 from .summary import failures, print_students
@@ -27,18 +31,44 @@ PLACEHOLDER = "0" * 32
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    """Say whether each manifest can be run. Raises InvalidManifest with the faults of all of them."""
+    """Say whether each manifest can be run, of its teacher too where that lies on this machine. Raises InvalidManifest
+    with the faults of all of them.
+    """
     faults: list[Fault] = []
     for file in arguments.files:
         try:
             run = load_run(file, arguments)
         except InvalidManifest as error:
             faults += error.faults
-        else:
+            continue
+        of_teacher = list(_faults_of_teacher(file, run))
+        if not of_teacher:
             print(f"{file}: {run.metadata.name} is valid")
+        faults += of_teacher
     if faults:
         raise InvalidManifest(faults)
     return Code.SUCCEEDED
+
+
+def _faults_of_teacher(file: Path, run: CompressionRun) -> Iterator[Fault]:
+    """What `compression plan` says of the teacher and of students that cannot be made of it; nothing of a teacher that
+    only the network has.
+    """
+    try:
+        teacher = find_teacher(
+            run.spec.teacher.model,
+            run.spec.teacher.revision,
+            root=source_root(file),
+            mounted=Path(MOUNTED_CLAIMS),
+            offline=True,
+            environment={},
+        )
+    except TeacherUnknown:
+        return
+    except TeacherRefused as refused:
+        yield Fault(str(file), "spec.teacher.model", str(refused))
+        return
+    yield from faults_of_students(file, run, teacher.architecture)
 
 
 def render(arguments: argparse.Namespace) -> int:

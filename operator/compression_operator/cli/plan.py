@@ -25,7 +25,6 @@ from compression_operator.core.sizes import (
     run_sizes,
     searches,
 )
-from compression_operator.core.student_faults import faults_by_student
 from compression_operator.local import machine
 from compression_operator.local.workdir import Workdir, to_yaml
 from compression_pipeline.config import PHASES, Architecture, Record, human_bytes, quantity_bytes
@@ -38,7 +37,16 @@ from compression_pipeline.sizing.teacher import (
     teacher_of_file,
 )
 
-from .common import Code, complain, console, default_workdir, digests_of_sources, load_run, source_root
+from .common import (
+    Code,
+    complain,
+    console,
+    default_workdir,
+    digests_of_sources,
+    faults_of_students,
+    load_run,
+    source_root,
+)
 from .passes import passes_in_words, passes_to_json
 from .searches import print_searches, to_json
 from .tables import hours_in_words, print_table
@@ -69,7 +77,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
         stored = None if arguments.cluster else Workdir(workdir).read()
         done = found_by_searches(stored.status, planned) if stored is not None else NOTHING_FOUND
         shapes = {name: chosen(candidates, found.architecture) for name, candidates in done.items()}
-        faults += _student_faults(arguments.file, run, found.architecture, shapes)
+        faults += faults_of_students(arguments.file, run, found.architecture, shapes)
         sizes = run_sizes(run.spec, planned, found.architecture, hardware, shapes)
         searched = searches(run.spec, planned, found.architecture, hardware, done, dtype=found.dtype)
         warnings = [*_warnings(sizes, searched), *_room(run, arguments, workdir, sizes.peak)]
@@ -123,14 +131,6 @@ def _teacher(
         return None, None
     except TeacherRefused as refused:
         return None, str(refused)
-
-
-def _student_faults(
-    file: Path, run: CompressionRun, teacher: Architecture, searched: Mapping[str, Architecture]
-) -> Iterator[Fault]:
-    found = [fault for faults in faults_by_student(run.spec, teacher, searched).values() for fault in faults]
-    for field, sentence in dict.fromkeys(found):  # what is wrong with spec.distill is so for several
-        yield Fault(str(file), field, sentence)
 
 
 def _warnings(sizes: Sizes, searched: Mapping[str, PlannedSearch]) -> Iterator[str]:

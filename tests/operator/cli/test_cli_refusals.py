@@ -204,3 +204,28 @@ def test_a_store_that_cannot_be_used_is_named_as_it_was_given(
     assert bench.run() == 2
     said = capsys.readouterr().err
     assert said == f"the store {tmp_path / 'shared'} is gone; mount it, or use another --store\n"
+
+
+def test_validate_tells_what_the_teacher_of_this_machine_does_not_allow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As plan does; of a teacher that is elsewhere it says nothing."""
+    student = {"name": "width", "prune": {"hiddenSize": 256}}
+    bench = Bench(tmp_path, students=[student])
+    told = f"{bench.file}: spec.students[0].prune.hiddenSize: 256 is more than the teacher's 128"
+    for command in ("validate", "plan"):
+        assert bench.call(command, bench.file) == 2
+        shown = capsys.readouterr()
+        assert [line for line in shown.err.splitlines() if line.startswith(told)] and "is valid" not in shown.out
+    bench.write(students=[{"name": "small", "prune": {"target": {"ratio": 900}}}])
+    assert bench.call("validate", bench.file) == 2
+    assert "spec.students[0].prune.target: no shape has " in capsys.readouterr().err
+    bench.write(students=[student], teacher={"model": "hf://owner/model"})
+    assert bench.call("validate", bench.file) == 0
+    bench.write(students=[student])
+    (tmp_path / "teacher" / "config.json").write_text('{"model_type": "mamba"}')
+    assert bench.call("validate", bench.file) == 2
+    assert f"{bench.file}: spec.teacher.model: " in capsys.readouterr().err
+    (tmp_path / "teacher" / "config.json").unlink()
+    (tmp_path / "teacher" / "model.safetensors").write_text("prepare tells what is missing")
+    assert bench.call("validate", bench.file) == 0
