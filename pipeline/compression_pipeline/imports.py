@@ -9,15 +9,16 @@ from typing import Any
 
 @contextlib.contextmanager
 def missing(*names: str) -> Iterator[None]:
-    """Python finds none of these modules in this block, but for those that were imported before it."""
-    hidden = [name for name in names if name not in sys.modules]
+    """Python finds none of these modules in this block, be it that they were imported before."""
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
     # None in sys.modules is Python's way to say that a module is not there.
-    sys.modules |= dict.fromkeys(hidden)  # pyright: ignore[reportAttributeAccessIssue]
+    sys.modules |= dict.fromkeys(names)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        for name in hidden:
+        for name in names:
             sys.modules.pop(name, None)
+        sys.modules |= before
 
 
 def import_transformers() -> Any:
@@ -26,3 +27,10 @@ def import_transformers() -> Any:
     """
     with missing("sklearn", "scipy"):
         return importlib.import_module("transformers")
+
+
+def preload_transformers() -> None:
+    """Import what loads any checkpoint and tokenizer: transformers imports its parts when they are first named."""
+    library = import_transformers()
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        getattr(library, name)

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .config import CONFIG_VARIABLE, PHASES, ExitClass, Phase
 from .context import Context, StopFlag
@@ -70,8 +71,13 @@ def _silence_libraries() -> None:
     )
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def work(arguments: Sequence[str]) -> NoReturn:
+    """Run this rank, and end this process."""
+    code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # to take torch and its libraries down in order takes more than a second, and nothing is left to do
+
+
+if __name__ == "__main__":
+    work(sys.argv[1:])

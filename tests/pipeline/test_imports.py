@@ -1,5 +1,6 @@
 """What is hidden from a library while it is imported can be imported afterwards."""
 
+import importlib
 import subprocess
 import sys
 
@@ -19,8 +20,11 @@ def test_a_module_is_missing_in_the_block_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_was_imported_before_stays() -> None:
+def test_what_was_imported_before_is_missing_in_the_block_too_and_stays() -> None:
+    """What a process imported first must not decide which plugins a library loads."""
     with missing("pytest", "no_such_module"):
-        assert sys.modules["pytest"] is pytest
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("pytest")
         assert sys.modules["no_such_module"] is None
+    assert sys.modules["pytest"] is pytest
     assert "no_such_module" not in sys.modules

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import subprocess
 import sys
 import time
 from collections import deque
@@ -27,6 +26,7 @@ from .jobfiles import ExitRecord, JobFolder, JobRecord, ProcessRecord
 from .outcome import ending
 from .processes import ProcessId
 from .running_time import RunningTime
+from .starting import Child, Starter
 from .store_probe import is_published
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class LocalBackend:
         self._ended: dict[str, ObservedJob] = {}
         self._progress: dict[str, ProgressReader] = {}
         self._running_times: dict[str, RunningTime] = {}  # of running jobs
-        self._children: dict[str, asyncio.subprocess.Process] = {}
+        self._starter = Starter(place.command, fork=tuple(place.command) == COMMAND)
+        self._children: dict[str, Child] = {}
         self._waiting: deque[_Waiting] = deque()
         self._starting: set[str] = set()
         self._gpus_of: dict[str, tuple[str, ...]] = {}  # of jobs that start or run
@@ -164,6 +165,7 @@ class LocalBackend:
         """Wait until no process of any job runs; delete, release or kill them first."""
         while self._watches or self._stopping:
             await asyncio.gather(*self._watches, *self._stopping.values(), return_exceptions=True)
+        await self._starter.close()
 
     # -- observing ------------------------------------------------------------------------------------------------
 
@@ -287,15 +289,8 @@ class LocalBackend:
         environment |= job.variables
         try:
             with folder.log.open("ab") as log:
-                child = await asyncio.create_subprocess_exec(
-                    *self._place.command,
-                    job.phase.value,
-                    stdin=subprocess.PIPE,  # its end tells the job that this process is gone
-                    stdout=log,
-                    stderr=log,
-                    env=environment,
-                    start_new_session=True,  # Ctrl-C in the terminal is for this process alone
-                )
+                ranks = config.processes_per_node
+                child = await self._starter.start(job.phase, environment, log, ranks=ranks, gpus=gpus)
         except OSError as error:
             self._fail(folder, ExitClass.TRANSIENT, f"cannot start {self._place.command[0]}: {error.strerror or error}")
             self._wake(waiting.run)
@@ -327,7 +322,7 @@ class LocalBackend:
             filled["aside"] = [str(path) for path in self._place.aside]
         return filled
 
-    async def _watch(self, run: CompressionRun, folder: JobFolder, child: asyncio.subprocess.Process) -> None:
+    async def _watch(self, run: CompressionRun, folder: JobFolder, child: Child) -> None:
         code = await child.wait()
         # Whatever outlived the job's first process belongs to nobody now.
         while stragglers := self._processes(folder):

@@ -21,7 +21,7 @@ def start_engine(
     seed: int = 1234,
 ) -> Iterator[Engine]:
     """The job's engine, inside this block; every rank then uses rank 0's folder. Raises as `Start` does."""
-    module, _, name = ENGINES[job.engine].implementation.partition(":")
+    module, name = _implementation(job)
     begin: Start = getattr(import_module(module), name)
     with begin(job, context, precision=precision, deterministic=deterministic, seed=seed) as engine:
         # On other nodes nobody knows which launch this is.
@@ -29,4 +29,16 @@ def start_engine(
         yield engine
 
 
-__all__ = ["Engine", "Extension", "Model", "Start", "State", "Training", "start_engine"]
+def preload(job: EngineJob) -> None:
+    """Import what the job's engine imports once it starts, on a machine without a GPU. Its module says what, in a
+    function of this name.
+    """
+    import_module(_implementation(job)[0]).preload()
+
+
+def _implementation(job: EngineJob) -> tuple[str, str]:
+    module, _, name = ENGINES[job.engine].implementation.partition(":")
+    return module, name
+
+
+__all__ = ["Engine", "Extension", "Model", "Start", "State", "Training", "preload", "start_engine"]

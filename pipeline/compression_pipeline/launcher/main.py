@@ -27,7 +27,7 @@ from compression_pipeline.store.trust import Trust
 
 from . import outcome, termination
 from .heartbeat import BEAT_SECONDS, Heartbeat
-from .ranks import Ranks, Rendezvous, command, environment
+from .ranks import Ranks, Rendezvous, environment
 from .signals import Signals
 
 WAITING_SECONDS = 60.0
@@ -39,19 +39,22 @@ LOST_PEER_SECONDS = 15.0
 PORT_RETRIES = 3
 
 
-def main(arguments: Sequence[str], own: Mapping[str, str] = os.environ) -> int:
-    """Run one phase; returns the exit code (see `ExitClass`). No secret of `own` is in what the job says."""
+def main(arguments: Sequence[str], own: Mapping[str, str] = os.environ, *, fork: bool = False) -> int:
+    """Run one phase; returns the exit code (see `ExitClass`). No secret of `own` is in what the job says.
+
+    `fork`: a single rank is forked of this process, which has imported what it needs, instead of started anew.
+    """
     redactor = Redactor.of(own)
     with guarded(redactor):
-        return _run(arguments, own, redactor)
+        return _run(arguments, own, redactor, fork)
 
 
-def _run(arguments: Sequence[str], own: Mapping[str, str], redactor: Redactor) -> int:
+def _run(arguments: Sequence[str], own: Mapping[str, str], redactor: Redactor, fork: bool) -> int:
     path = termination.path_of(own)
     try:
         phase, job = _job(arguments, own)
         signals = Signals(own)
-        ended = _Launcher(phase, job, own, signals).run()
+        ended = _Launcher(phase, job, own, signals, fork).run()
     except Exception as error:
         fault = classify(error)
         if not isinstance(error, PhaseError):
@@ -89,11 +92,12 @@ def _job(arguments: Sequence[str], own: Mapping[str, str]) -> tuple[Phase, JobCo
 
 
 class _Launcher:
-    def __init__(self, phase: Phase, job: JobConfig, own: Mapping[str, str], signals: Signals) -> None:
+    def __init__(self, phase: Phase, job: JobConfig, own: Mapping[str, str], signals: Signals, fork: bool) -> None:
         self._phase = phase
         self._job = job
         self._own = own
         self._signals = signals
+        self._fork = fork
         self._rendezvous = Rendezvous.of(phase, job, own)
         self._layout = self._rendezvous.layout
         self._events = Events(silent=not self._rendezvous.leads)
@@ -232,7 +236,7 @@ class _Launcher:
         """Run the ranks to their end. The verdict, and whether nothing but a taken port was in the way."""
         killed_before = oom_kills()
         told = environment(self._own, self._job, self._phase, self._rendezvous, launch=self._launch, outcomes=folder)
-        ranks = Ranks(command(self._phase, self._rendezvous), told)
+        ranks = Ranks(self._phase, self._rendezvous, told, fork=self._fork)
         stop_at: float | None = None  # when the grace period is over
         lost_at: float | None = None  # when peers of a lost rank are killed
         survivors: frozenset[int] = frozenset()  # ranks that still ran when another was lost

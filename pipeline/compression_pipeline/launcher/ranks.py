@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from compression_pipeline.errors import UserError
 from compression_pipeline.machine import children, free_port
 from compression_pipeline.store.system import processors
 
+from .forked_rank import ForkedRank
 from .outcome import FOLDER_VARIABLE
 
 LAUNCHER_VARIABLE = "COMPRESSION_LAUNCHER_PID"
@@ -113,11 +115,19 @@ def environment(
 class Ranks:
     """The started processes."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
-        """Starts them; their output goes where ours goes. Raises OSError."""
+    def __init__(
+        self, phase: Phase, rendezvous: Rendezvous, environment: Mapping[str, str], *, fork: bool = False
+    ) -> None:
+        """Starts them; their output goes where ours goes. `fork`: a single one is a fork of us, if only one thread of
+        ours runs (the redactor's would hold its locks in the child for ever). Raises OSError.
+        """
         # A group of their own: a Ctrl-C in a terminal is for the launcher, which stops them in order.
-        self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and modules)
-            arguments, env=dict(environment), stdin=subprocess.DEVNULL, process_group=0
+        self._process = (
+            ForkedRank(phase, environment)
+            if fork and rendezvous.layout.ranks == 1 and threading.active_count() == 1
+            else subprocess.Popen(  # noqa: S603 (our own interpreter and modules)
+                command(phase, rendezvous), env=dict(environment), stdin=subprocess.DEVNULL, process_group=0
+            )
         )
 
     def poll(self) -> int | None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,7 +22,8 @@ from compression_pipeline.text.batches import Batch, ValidationData, ValidationL
 
 from .alone import on_rank_0
 from .model import build
-from .runtime import Runtime, free, runtime
+from .modelopt import import_modelopt
+from .runtime import Runtime, free, import_megatron, runtime
 
 Value = TypeVar("Value")
 
@@ -33,6 +35,14 @@ def start(
     """See `engines.Start`."""
     with runtime(job, precision=precision, deterministic=deterministic, seed=seed, tell=context.events.info) as current:
         yield MegatronEngine(current, context)
+
+
+def preload() -> None:
+    """See `engines.preload`."""
+    import_megatron(gpu=False)
+    import_modelopt()
+    for module in ("distillation", "merging", "minitron", "training", "validation"):
+        import_module(f"{__package__}.{module}")
 
 
 class MegatronEngine:

@@ -22,11 +22,12 @@ OPTIONAL = ("transformers", "diffusers", "peft", "accelerate", "deepspeed")
 def modelopt() -> Iterator[None]:
     """Use ModelOpt's pruning and distillation of Megatron models inside this block."""
     with contextlib.redirect_stdout(io.StringIO()):
-        _import()
+        import_modelopt()
         yield
 
 
-def _import() -> None:
+def import_modelopt() -> None:
+    """The first import of ModelOpt, without its plugins for other libraries and its complaints about versions."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")

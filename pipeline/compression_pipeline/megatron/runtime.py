@@ -127,7 +127,7 @@ def runtime(
             tell(foundation.described(device, dtype, threads))
         stack.enter_context(_threads(threads))
         stack.enter_context(foundation.alone())
-        _import_megatron(gpu)
+        import_megatron(gpu)
         stack.enter_context(_gpu_settings(device, deterministic) if gpu else private.cpu_adaptations())
         stack.enter_context(_process_group(device, rank, world_size))
         groups = stack.enter_context(_groups(layout))
@@ -171,7 +171,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _import_megatron(gpu: bool) -> None:
+def import_megatron(gpu: bool) -> None:
     """The first import of Megatron, without its complaints that Transformer Engine and Apex are not there."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from compression_pipeline.config import (
     TaskScore,
 )
 from compression_pipeline.context import Context
-from compression_pipeline.imports import import_transformers
+from compression_pipeline.imports import import_transformers, preload_transformers
 from compression_pipeline.phases.arithmetic import planned_precision
 from compression_pipeline.store.system import processors
 from compression_pipeline.tasks.generation import measure_generation, resident
@@ -34,6 +35,15 @@ FILE = "scores.json"
 
 ARITHMETIC = {torch.bfloat16: "BF16", torch.float16: "FP16", torch.float32: "FP32"}
 """By what a model is computed in: its name in results."""
+
+
+def preload(job: EvaluateJob) -> None:
+    """Import what `run` imports late."""
+    preload_transformers()
+    if job.tasks:
+        import_module("lm_eval.evaluator")
+        for module in ("harness", "model", "scoring"):
+            import_module(f"compression_pipeline.tasks.{module}")
 
 
 def run(job: EvaluateJob, context: Context) -> EvaluateResult:

@@ -16,7 +16,7 @@ from compression_pipeline.huggingface.files import inspect
 from compression_pipeline.huggingface.names import expected_shapes
 from compression_pipeline.huggingface.sample import continue_greedily, default_prompt
 from compression_pipeline.huggingface.writer import write_checkpoint
-from compression_pipeline.imports import import_transformers
+from compression_pipeline.imports import import_transformers, preload_transformers
 from compression_pipeline.phases.describing import PROVED, describe_student
 from compression_pipeline.phases.drawing import warn_of
 from compression_pipeline.reference_logits import Reference, relative_error
@@ -31,6 +31,11 @@ TOLERANCE = 1e-4
 
 NEGLIGIBLE = 1024**3
 """Bytes of memory that an export has for a model at least."""
+
+
+def preload(job: ExportJob) -> None:
+    """Import what `run` imports late."""
+    preload_transformers()
 
 
 def run(job: ExportJob, context: Context) -> ExportResult:
