@@ -1,41 +1,57 @@
-"""Tokens per second of a distillation step, ours beside the naive one and ModelOpt's own loss, in the same process.
+"""Distillation steps and their losses side by side, in one process: time, memory and parity.
 
-    python benchmarks/distill.py [--json] [--hidden 128 ...]
+    python benchmarks/distill.py [--vocabulary 32768] [--micro-batch 8] [--json] ...
 
 All variants train the same student (random weights, same data) with float32 on CPU and bfloat16 on GPU:
 
-- naive: two plain forward passes, `torch.nn.functional.kl_div`, backward, gradient clipping, torch's AdamW;
+- kl_div: what one writes without a library: two plain forward passes, `torch.nn.functional.kl_div`, backward, gradient
+  clipping, torch's AdamW;
 - modelopt: our training loop around ModelOpt's distillation with its own LogitsKLLoss;
-- ours: the same with the fused loss, which is what the distill phase runs.
+- fused: the same with our loss on all logits;
+- liger: the same with Liger's chunked loss in plain torch;
+- chunked: what the distill phase runs.
 
-Rounds alternate between the variants, so that a busy machine slows all of them; the figure is the median.
+`step` is a whole training step. `loss` is both output layers and the loss of a micro batch, forward and backward,
+alone. Rounds alternate between the variants, so that a busy machine slows all of them, and the figures are medians. The
+seconds of a processor (`by CPU`) are changed less by what else runs there. `peak` are bytes beyond those that were
+there before; a step's do not count weights, gradients and states, which are the same for all.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from distill_losses import Value, losses
 from llama import llama, parser_of
+from peak import peak_of
 from torch.nn.functional import kl_div, log_softmax
 
-from compression_pipeline.config import Architecture, DistillConfig, DistillJob, Needs, ValidationConfig
+from compression_pipeline.config import Architecture, DistillConfig, DistillJob, ValidationConfig
+from compression_pipeline.losses import Head
 from compression_pipeline.megatron.model import build
+from compression_pipeline.megatron.private import Criterion, replace_output_layer
 from compression_pipeline.megatron.runtime import Runtime, runtime
 
 Step = Callable[[], float]
+PARTS = "loss", "step"
+LIBRARIES = "torch", "megatron-core", "nvidia-modelopt", "liger-kernel"
 
 
 def main() -> None:
     """Measure and print."""
     sizes = {"student_hidden": 96, "student_ffn": 256, "micro_batch": 16, "micro_batches": 1}
-    chosen = parser_of(__doc__, **sizes, rounds=20, threads=0).parse_args()
+    parser = parser_of(__doc__, **sizes, rounds=20, threads=0)
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this; default: both")
+    chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     job = DistillJob(
         run="benchmark",
@@ -53,55 +69,116 @@ def main() -> None:
     )
     with runtime(job) as current:
         report = measure(job, chosen, current)
-    if chosen.json:
-        sys.stdout.write(json.dumps(report) + "\n")
-        return
+    sys.stdout.write(json.dumps(report) + "\n" if chosen.json else table(report))
+
+
+def table(report: dict[str, Any]) -> str:
+    """For people: ratios to ModelOpt's."""
     lines = [
-        f"{report['device']}, {report['threads']} threads, {report['dtype']}; teacher {report['teacherParameters']:,}"
+        "{device}, {threads} threads, {dtype}; {vocabulary:,} words, {tokensPerStep:,} tokens a step; teacher "
+        "{teacherParameters:,} and student {studentParameters:,} parameters; load {load}".format(**report),
+        f"{'':>15}{'tokens/s':>10}{'ratio':>8}{'by CPU':>8}{'peak MiB':>10}{'ratio':>8}{'loss after':>14}",
     ]
-    lines[0] += f" and student {report['studentParameters']:,} parameters, {report['tokensPerStep']:,} tokens a step"
-    for name, rate in report["tokensPerSecond"].items():
-        lines.append(f"{name:>10}  {rate:>12,.0f} tokens/s  {rate / report['tokensPerSecond']['naive']:.2f}x")
+    for part in filter(report.__contains__, PARTS):
+        base = report[part]["modelopt"]
+        for name, found in report[part].items():
+            lines.append(
+                f"{part} {name}".rjust(15)
+                + f"{found['tokensPerSecond']:>10,.0f}{found['tokensPerSecond'] / base['tokensPerSecond']:>7.2f}x"
+                + f"{base['processorSeconds'] / found['processorSeconds']:>7.2f}x"
+                + f"{found['peak'] / 2**20:>9,.0f}{found['peak'] / base['peak']:>8.3f}x{found['value']:>14.7f}"
+            )
     lines.append(", ".join(f"{name} {number}" for name, number in report["versions"].items()))
-    sys.stdout.write("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def measure(job: DistillJob, chosen: argparse.Namespace, current: Runtime) -> dict[str, Any]:
-    """Run all variants in turn; tokens per second by name, and what that was measured on."""
+    """All variants in turn, and what they were measured on."""
     teacher = llama(chosen, chosen.hidden, chosen.ffn)
     student = llama(chosen, chosen.student_hidden, chosen.student_ffn)
-    batches = data(chosen, current)
-    variants: dict[str, Step] = {
-        "naive": naive(teacher, student, job, current, batches),
-        "modelopt": combined(teacher, student, job, current, batches, fused=False),
-        "ours": combined(teacher, student, job, current, batches, fused=True),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    losses: dict[str, float] = {}
-    for number in range(chosen.rounds + 2):
-        for name, step in variants.items():
-            synchronize(current)
-            started = time.perf_counter()
-            losses[name] = step()
-            synchronize(current)
-            if number >= 2:  # the first rounds allocate and warm up
-                seconds[name].append(time.perf_counter() - started)
+    values, batches = losses(current.on_gpu), data(chosen, current)
     tokens = chosen.micro_batch * chosen.micro_batches * chosen.sequence
-    rates = {name: tokens / statistics.median(taken) for name, taken in seconds.items()}
-    gpu = torch.cuda.get_device_name(current.device) if current.on_gpu else "CPU"
+    wanted = chosen.part or PARTS
+    found: dict[str, Any] = {}
+    if "loss" in wanted:
+        found["loss"] = in_turn(
+            heads(values, teacher, student, chosen, current), chosen.rounds, tokens // chosen.micro_batches, current
+        )
+    if "step" in wanted:
+        steps = {
+            name: plain(teacher, student, job, current, batches)
+            if name == "kl_div"
+            else combined(teacher, student, job, current, batches, value if name != "chunked" else None)
+            for name, value in values.items()
+        }
+        found["step"] = in_turn(steps, chosen.rounds, tokens, current)
     return {
-        "device": gpu,
+        "device": torch.cuda.get_device_name(current.device) if current.on_gpu else "CPU",
         "threads": current.threads,
+        "load": round(os.getloadavg()[0], 1),
         "dtype": str(current.dtype).removeprefix("torch."),
+        "vocabulary": chosen.vocabulary,
         "teacherParameters": teacher.parameters,
         "studentParameters": student.parameters,
         "tokensPerStep": tokens,
         "rounds": chosen.rounds,
-        "tokensPerSecond": rates,
-        "ratio": rates["ours"] / rates["naive"],
-        "lossAfterRounds": losses,
-        "versions": {name: version(name) for name in ("torch", "megatron-core", "nvidia-modelopt")},
+        **found,
+        "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def in_turn(steps: dict[str, Step], rounds: int, tokens: int, current: Runtime) -> dict[str, dict[str, float]]:
+    """What each of them gives at last, how quickly, and with which memory."""
+    wall: dict[str, list[float]] = {name: [] for name in steps}
+    busy: dict[str, list[float]] = {name: [] for name in steps}
+    values: dict[str, float] = {}
+    for number in range(rounds + 2):
+        for name, step in steps.items():
+            synchronize(current)
+            started, used = time.perf_counter(), time.process_time()
+            values[name] = step()
+            synchronize(current)
+            if number >= 2:  # the first rounds allocate and warm up
+                wall[name].append(time.perf_counter() - started)
+                busy[name].append(time.process_time() - used)
+    return {
+        name: {
+            "tokensPerSecond": tokens / statistics.median(wall[name]),
+            "processorSeconds": statistics.median(busy[name]),
+            "peak": peak_of(step, current.device),
+            "value": values[name],
+        }
+        for name, step in steps.items()
+    }
+
+
+def heads(
+    values: dict[str, Value], teacher: Architecture, student: Architecture, chosen: argparse.Namespace, current: Runtime
+) -> dict[str, Step]:
+    """Output layers and loss of one micro batch alone, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(current.device, current.dtype)
+
+    shape, words = (chosen.sequence, chosen.micro_batch), chosen.vocabulary
+    labels = torch.zeros(shape, dtype=torch.int64, device=current.device)
+    mine, theirs = (
+        Head(numbers(*shape, of.hidden_size), numbers(words, of.hidden_size, scale=0.1)) for of in (student, teacher)
+    )
+    for tensor in (mine.hidden, mine.weight):
+        tensor.requires_grad_()
+
+    def of(value: Value) -> Step:
+        def step() -> float:
+            mine.hidden.grad = mine.weight.grad = None
+            found = value(mine, theirs, labels)
+            found.backward()
+            return found.item()
+
+        return step
+
+    return {name: of(value) for name, value in values.items()}
 
 
 def data(chosen: argparse.Namespace, current: Runtime) -> list[Any]:
@@ -129,7 +206,7 @@ def random_model(shape: Architecture, current: Runtime, length: int, seed: int) 
     return model
 
 
-def naive(teacher: Architecture, student: Architecture, job: DistillJob, current: Runtime, batches: list[Any]) -> Step:
+def plain(teacher: Architecture, student: Architecture, job: DistillJob, current: Runtime, batches: list[Any]) -> Step:
     """The step that one writes without a library: plain modules, plain optimizer."""
     length = job.sequence_length
     big, small = random_model(teacher, current, length, 1).eval(), random_model(student, current, length, 2).train()
@@ -152,38 +229,53 @@ def naive(teacher: Architecture, student: Architecture, job: DistillJob, current
     return step
 
 
+class OfHeads(Criterion):
+    """A loss of two output layers in the place of our `Objective`."""
+
+    def __init__(self, value: Value) -> None:
+        super().__init__()
+        self._value = value
+        self._seen: dict[str, Head] = {}
+
+    def attach(self, student: Any, teacher: Any) -> None:
+        for name, model in (("student", student), ("teacher", teacher)):
+            replace_output_layer(model, lambda hidden, weight, name=name: self._see(name, Head(hidden, weight)))
+
+    def _see(self, name: str, head: Head) -> bool:
+        self._seen[name] = head
+        return True
+
+    @contextlib.contextmanager
+    def captured(self, labels: torch.Tensor, weights: Any = None) -> Iterator[None]:
+        self._labels = labels.transpose(0, 1)
+        yield
+
+    def forward(self, student: Any, teacher: Any) -> torch.Tensor:
+        return self._value(self._seen.pop("student"), self._seen.pop("teacher"), self._labels)
+
+
 def combined(
-    teacher: Architecture, student: Architecture, job: DistillJob, current: Runtime, batches: list[Any], *, fused: bool
+    teacher: Architecture,
+    student: Architecture,
+    job: DistillJob,
+    current: Runtime,
+    batches: list[Any],
+    value: Value | None,
 ) -> Step:
-    """A step of the distill phase; without `fused`, with ModelOpt's LogitsKLLoss in place of ours."""
+    """A step of the distill phase; with `value` as its loss, if there is one."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from compression_pipeline.losses import Loss, Signals
     from compression_pipeline.megatron.distillation import DistillationLoss, combine
-    from compression_pipeline.megatron.modelopt import modelopt
     from compression_pipeline.megatron.objective import Objective
     from compression_pipeline.megatron.optimizer import Optimizer
     from compression_pipeline.megatron.training import data_parallel
 
-    class ModelOptsOwn(Loss):
-        """ModelOpt's LogitsKLLoss in the place of ours."""
-
-        def __init__(self, config: Any) -> None:
-            super().__init__()
-            with modelopt():
-                from modelopt.torch.distill.plugins.megatron import LogitsKLLoss
-
-                self._loss = LogitsKLLoss(config)
-
-        def forward(self, student: Signals, teacher: Signals) -> torch.Tensor:
-            return self._loss((student.logits, None), (teacher.logits, None))[0].transpose(0, 1)
-
     length, settings = job.sequence_length, job.distill
     big, small = random_model(teacher, current, length, 1).eval(), random_model(student, current, length, 2)
-    objective = (
+    objective: Any = (
         Objective.of(settings.losses, teacher, student, current, seed=settings.seed)
-        if fused
-        else Objective(settings.losses, [ModelOptsOwn(small.config)], [Needs(logits=True)])
+        if value is None
+        else OfHeads(value)
     )
     model = combine(small, big, objective)
     wrapped = data_parallel(model)
