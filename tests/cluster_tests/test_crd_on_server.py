@@ -10,6 +10,7 @@ import yaml
 from api import CRD, RUNS, Api, Body, Refused
 from operators import manifest
 from tests.cluster.up import Cluster
+from tests.support.faults import faults_of
 
 MANIFESTS = Path(__file__).parents[1] / "operator"
 CLUSTER = "# world: cluster\n"
@@ -76,7 +77,7 @@ def test_a_wrong_manifest_is_refused_with_our_paths_and_sentences(api: Api, path
     with pytest.raises(Refused) as caught:
         submit(api, path.read_text())
     told = causes(caught.value)
-    faults = [line.removeprefix("# fault: ") for line in path.read_text().splitlines() if line.startswith("# fault: ")]
+    faults = faults_of(path)
     if unknown := [path for path, words in told.items() if words == "unknown field"]:
         # The API server looks no further then. It calls the fields of an object that stands for a list unknown, too.
         lists = [fault.partition(": ")[0] for fault in faults if fault.endswith(" must be a list")]

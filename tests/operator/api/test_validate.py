@@ -6,43 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.faults import MEMBERS, faults_of, header
 
 from compression_operator.api.check import findings, with_defaults
-from compression_operator.api.job_kinds import JOB_KINDS
 from compression_operator.api.manifest import InvalidManifest, World, load
 from compression_operator.api.overrides import InvalidOverride, override
 from compression_operator.api.run import CompressionRun
 from compression_operator.api.schema import structural_schema
 from compression_operator.api.validate import validate
 from compression_pipeline.config import DistillConfig, Phase, Rule
-from compression_pipeline.config.losses import LOSSES
-from compression_pipeline.config.schemes import forms
 
 HERE = Path(__file__).parents[1]
 INVALID = sorted((HERE / "invalid").glob("*.yaml"))
 VALID = sorted((HERE / "valid").glob("*.yaml"))
 EXAMPLES = sorted((HERE.parents[1] / "examples").glob("*.yaml"))
-MEMBERS = {
-    "models": forms("model", places=True),
-    "local_models": forms("model", "local"),
-    "backends": ", ".join(JOB_KINDS),
-    "tempered_losses": ", ".join(name for name, loss in LOSSES.items() if "temperature" in loss.model_fields),
-}
-"""What sentences list of tables, by its name in the headers of the manifests."""
 MINIMAL = (HERE / "valid" / "minimal.yaml").read_text()
-
-
-def header(path: Path, key: str) -> list[str]:
-    """The values of `# key: value` lines at the top of a manifest."""
-    mark = f"# {key}: "
-    return [line.removeprefix(mark) for line in path.read_text().splitlines() if line.startswith(mark)]
-
-
-def with_members(fault: str) -> str:
-    """The sentence with what it lists of tables."""
-    for name, members in MEMBERS.items():
-        fault = fault.replace(f"{{{name}}}", members)
-    return fault
 
 
 @pytest.mark.parametrize("broken", ["stepz", "steps.bit_length.nothing"])
@@ -67,7 +45,7 @@ def test_members_that_sentences_list() -> None:
 def test_a_wrong_manifest_gets_these_lines(path: Path) -> None:
     with pytest.raises(InvalidManifest) as caught:
         load(path, World(header(path, "world")[0]))
-    expected = [f"{path}: {with_members(fault)}" for fault in header(path, "fault")]
+    expected = [f"{path}: {fault}" for fault in faults_of(path)]
     assert [str(fault) for fault in caught.value.faults] == expected
     assert str(caught.value) == "\n".join(expected)
 
