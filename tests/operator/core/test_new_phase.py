@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 ADDED = {
     "pipeline/compression_pipeline/config/phases.py": [
+        ("from .jobs import EngineJob, JobConfig\n", "from .jobs import EngineJob, JobConfig, StepResult\n"),
         ('    EXPORT = "export"\n', '    TASTE = "taste"\n    EXPORT = "export"\n    WEIGH = "weigh"\n'),
         (
             "PHASES: Mapping[Phase, PhaseSpec] = {",
