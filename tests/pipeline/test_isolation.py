@@ -22,6 +22,7 @@ from compression_pipeline.events import Events
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.importance import Samples, measure, scorers
+from compression_pipeline.megatron.attention import FusedAttention
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.validation import validation_loss
@@ -153,7 +154,7 @@ def test_teacher_and_student_see_the_same_of_a_text(tmp_path: Path, engine: Runt
         conversion.load_into(models[name], shape, store.open(name).model)
     tokens = torch.randint(1, 320, (2, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     positions = torch.stack([positions_in(numpy.array([0, at]), 0, LENGTH) for at in (DOCUMENT, 20)])
-    batch = Batch(tokens[:, :-1].contiguous(), positions, tokens[:, 1:].contiguous(), mask_of(positions))
+    batch = Batch(tokens[:, :-1].contiguous(), positions, tokens[:, 1:].contiguous(), isolated=True)
     with torch.no_grad():
         target, found = (log_softmax(torch.cat(alone(models[name], batch)), -1) for name in (TEACHER, PRUNED))
     expected = kl_div(found, target, reduction="none", log_target=True).sum(-1).mean()
@@ -162,7 +163,18 @@ def test_teacher_and_student_see_the_same_of_a_text(tmp_path: Path, engine: Runt
     objective = Objective.of(losses, shapes[TEACHER], shapes[PRUNED], engine, seed=1)
     loss = DistillationLoss(combined := combine(models[PRUNED], models[TEACHER], objective), objective)
     combined.train()
+    biases: list[torch.Tensor] = []
+
+    def see(attention: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        biases.extend(one for one in (*inputs, *named.values()) if isinstance(one, torch.Tensor) and one.size(1) == 1)
+
+    for module in combined.modules():
+        if isinstance(module, FusedAttention):
+            module.register_forward_pre_hook(see, with_kwargs=True)
     with torch.no_grad():
-        values = [loss.reduce(loss.forward(combined, one), one) for one in (batch, replace(batch, mask=None))]
+        values = [loss.reduce(loss.forward(combined, one), one) for one in (batch, replace(batch, isolated=False))]
     torch.testing.assert_close(values[0], expected, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(values[1], expected, rtol=1e-3)
+    layers = sum(shape.layers for shape in shapes.values())
+    assert len(biases) == layers and all(bias is biases[0] for bias in biases), "one bias for all layers of both models"
+    assert biases[0].dtype is torch.float32 and biases[0].shape == (2, 1, LENGTH, LENGTH)

@@ -12,7 +12,14 @@ from interested import Interested
 from stores import context, save_text
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import Architecture, DistillConfig, FinetuneConfig, Precision, resolved_losses
+from compression_pipeline.config import (
+    Architecture,
+    DistillConfig,
+    DocumentAttention,
+    FinetuneConfig,
+    Precision,
+    resolved_losses,
+)
 from compression_pipeline.config.losses import LOSSES
 from compression_pipeline.engines import Training
 from compression_pipeline.megatron.engine import MegatronEngine
@@ -43,6 +50,7 @@ class Bench:
     """Real trainings of two steps by the engine, in a store of their own."""
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
+        self.attention, self.length = DocumentAttention.SHARED, LENGTH
         store = Store(folder)
         self._context, _ = context(store)
         self._engine = MegatronEngine(runtime, self._context)
@@ -61,8 +69,10 @@ class Bench:
             fingerprint="0" * 32,
             settings=settings,
             architecture=trained,
-            data=TrainingData(self._text, settings, self._engine, sequence_length=LENGTH),
-            validation=ValidationData(self._text, sequence_length=LENGTH, samples=2),
+            data=TrainingData(
+                self._text, settings, self._engine, sequence_length=self.length, attention=self.attention
+            ),
+            validation=ValidationData(self._text, sequence_length=self.length, samples=2, attention=self.attention),
             check=lambda loss, state: None,
         )
         model = self._model(trained)
@@ -74,7 +84,7 @@ class Bench:
             self._engine.distill(model, self._model(teacher), training, of=teacher, losses=losses)
 
     def _model(self, of: Architecture) -> Any:
-        model = self._engine.build(of, sequence_length=LENGTH)
+        model = self._engine.build(of, sequence_length=self.length)
         randomize(model)
         return model
 
@@ -101,6 +111,22 @@ def test_a_training(bench: Bench, shape: dict[str, Any], micro: int) -> None:
     model = architecture(**shape)
     measured = bench.peak(model, settings(FinetuneConfig, micro), None)
     assert planned(model, micro).total == pytest.approx(measured, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_documents_that_do_not_see_each_other(bench: Bench, groups: int) -> None:
+    """One mask for all layers of both models, and keys and values repeated where heads share them."""
+    bench.attention, bench.length = DocumentAttention.ISOLATED, 4 * LENGTH
+    small = {"hidden_size": 32, "ffn_hidden_size": 64, "attention_heads": 2, "head_dim": 16, "vocabulary_size": 320}
+    shape = LLAMA | small | {"query_groups": groups, "max_position_embeddings": bench.length}
+    teacher, student = architecture(**shape), architecture(**shape | {"ffn_hidden_size": 32})
+    chosen = settings(DistillConfig, 2)
+    measured = bench.peak(student, chosen, teacher)
+    told = {"micro_batch_size": 2, "sequence_length": bench.length, "precision": Precision.FP32, "copies": 1}
+    found = training_memory(student, **told, on_gpu=False, teacher=teacher, losses=chosen.losses, isolated=True)
+    assert found.total == pytest.approx(measured, rel=TOLERANCE)
+    mask = 2 * bench.length**2 * 5
+    assert found.total - mask < (1 - TOLERANCE) * measured, "it would be noticed"
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "Auto"])

@@ -15,6 +15,7 @@ from compression_pipeline.config import (
     Cache,
     Candidate,
     DistillConfig,
+    DocumentAttention,
     EvaluateConfig,
     ParallelLayout,
     Precision,
@@ -228,7 +229,9 @@ def searches(
         gpu = (hardware.gpu or _named_gpu(spec, step.settings)) if on_gpu else None
         # The search computes in float32 where the weights that it cuts are not bfloat16.
         precision = _arithmetic(on_gpu and dtype in (None, "bfloat16"))
-        needed = _searching_memory(best, teacher, step.configuration["distill"], length, precision)
+        isolated = spec.dataset.document_attention is DocumentAttention.ISOLATED
+        distill = step.configuration["distill"]
+        needed = _searching_memory(best, teacher, distill, length, precision, isolated=isolated)
         again = [importance_flops(teacher, [one], student.prune, sequence_length=length) for one in best]
         found[student.name] = PlannedSearch(
             search.found.count,
@@ -262,6 +265,8 @@ def _searching_memory(
     distill: DistillConfig | None,
     length: int,
     precision: Precision,
+    *,
+    isolated: bool,
 ) -> int:
     """Bytes of the largest candidate's short distillation on one GPU, or of the teacher and a candidate."""
     if distill is None:
@@ -276,6 +281,7 @@ def _searching_memory(
             copies=1,
             teacher=teacher,
             losses=resolved_losses(distill.losses, teacher, one),
+            isolated=isolated,
         ).total
         for one in students
     )
@@ -311,6 +317,7 @@ def _planned(
         on_gpu=on_gpu,
         teacher=taught,
         losses=losses,
+        isolated=spec.dataset.document_attention is DocumentAttention.ISOLATED,
     )
     tokens = training.steps * training.global_batch_size * length
     flops = tokens * training_flops(trained, length, taught)

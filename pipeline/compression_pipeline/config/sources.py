@@ -336,8 +336,8 @@ class DatasetConfig(TextConfig):
         "it in its sequence, as by Megatron's default. Isolated: it sees its own document alone, and positions begin "
         "at 0 in each (Megatron's reset_attention_mask and reset_position_ids). It holds for teacher and students, in "
         "training, importance and validation; losses of the one are not to be compared with those of the other. "
-        "Isolated is slower, and its mask takes sequenceLength squared numbers in every layer for each sequence of a "
-        "pass, which the planned memory leaves out.",
+        "Isolated is slower, and its mask takes sequenceLength squared numbers for each sequence of a pass, once for "
+        "all layers.",
     )
     tokens: int | None = Field(
         default=None,

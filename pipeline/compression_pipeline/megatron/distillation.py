@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from compression_pipeline.text.batches import Batch
+from compression_pipeline.text.isolation import bias_for
 
 from . import private
 from .modelopt import modelopt
@@ -54,7 +55,7 @@ class DistillationLoss:
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Run teacher and student; what they made stays in the model, ModelOpt's hooks keep it."""
         with self._objective.captured(batch.labels, batch.weights):
-            return model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
+            return model(batch.tokens, batch.positions, bias_for(model, batch.mask), labels=batch.labels)
 
     def reduce(self, output: Tensor, batch: Batch) -> Tensor:
         """The objective's value for the batch."""

@@ -69,7 +69,7 @@ def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int)
     """A model on the runtime's device and in its type, its weights uninitialised, to be loaded from a checkpoint.
 
     Megatron's local layer spec with torch's fused attention; the vocabulary is not padded, so shapes are those of the
-    Hugging Face checkpoint. Call it with `attention_mask=None`.
+    Hugging Face checkpoint. Call it with `attention_mask=None`, or with what `isolation.bias_for` makes of a mask.
 
     Raises:
         UserError: the RoPE scaling is of a kind that isn't known, or the sequences are longer than the teacher knows.

@@ -23,6 +23,7 @@ from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.errors import Diverged, Interrupted, PhaseError
 from compression_pipeline.sizing import find_gpu
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationLoss
+from compression_pipeline.text.isolation import bias_for
 
 from .checkpoint import Checkpoints
 from .optimizer import Optimizer
@@ -54,7 +55,7 @@ class LanguageModelLoss:
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Losses of all tokens, [sequences, sequence length]."""
-        return model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
+        return model(batch.tokens, batch.positions, bias_for(model, batch.mask), labels=batch.labels)
 
     def reduce(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Their mean, over the tokens that are learned."""

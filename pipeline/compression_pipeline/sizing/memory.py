@@ -49,6 +49,7 @@ def training_memory(
     on_gpu: bool = True,
     teacher: Architecture | None = None,
     losses: Sequence[LossConfig] = (),
+    isolated: bool = False,
 ) -> Memory:
     """What a rank needs to train a model.
 
@@ -57,13 +58,16 @@ def training_memory(
         copies: data-parallel ranks, which share the optimizer's state.
         teacher: of a distillation; None where the next token alone is learnt.
         losses: of a distillation, rules resolved.
+        isolated: whether documents in a sequence do not see each other.
     """
     size = 2 if precision is Precision.BF16 else _F32
     tokens = micro_batch_size * sequence_length
     needs = [loss.needs(teacher, trained) for loss in losses] if teacher is not None else []
     parameters = trained.parameters + _projections(trained, teacher, needs)
     state = (3 if size == 2 else 2) * _F32
-    activations = _activations(trained, tokens, sequence_length, size, on_gpu)
+    activations = _activations(trained, tokens, sequence_length, size, on_gpu, isolated=isolated)
+    if isolated:  # the mask, a byte each, and the bias that all layers of both models share
+        activations += tokens * sequence_length * (1 + size)
     if teacher is not None:
         activations += _states(teacher, tokens, size, needs)
     return Memory(
@@ -78,13 +82,17 @@ def training_memory(
     )
 
 
-def _activations(model: Architecture, tokens: int, sequence_length: int, size: int, on_gpu: bool) -> int:
+def _activations(
+    model: Architecture, tokens: int, sequence_length: int, size: int, on_gpu: bool, *, isolated: bool
+) -> int:
     """Saved for the backward pass, but for the logits. Each is [tokens, width]."""
     h, ffn = model.hidden_size, model.ffn_hidden_size
     queries, keys = model.attention_heads * model.head_dim, model.query_groups * model.head_dim
     norm = _norm(model, h, size, on_gpu)
     # Values are a view of all that the projection gave; queries and keys were rotated; and what they gave.
     attention = (queries + 2 * keys) * size + (queries + keys) * size + queries * size
+    if isolated:  # keys and values are copied for each head, and what they are copied from is not kept
+        attention = 4 * queries * size
     attention += model.attention_heads * _F32  # of each row of scores its sum, as a logarithm
     if model.qk_norm:
         composed = 0 if on_gpu else 2 * _F32 - (size if size == _F32 else 0)

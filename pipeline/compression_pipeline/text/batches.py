@@ -47,8 +47,8 @@ class Batch:
     positions: torch.Tensor
     labels: torch.Tensor
     """The token that follows each of `tokens`."""
-    mask: torch.Tensor | None = None
-    """What must not be seen (`isolation.mask_of`), for Megatron's models; None: nothing but what comes later."""
+    isolated: bool = False
+    """Whether documents, which begin at position 0, do not see each other."""
     weights: torch.Tensor | None = None
     """What the loss of each label counts, float32: 0 where it is not learned (`dataset.promptColumn`). None: all are.
 
@@ -56,6 +56,14 @@ class Batch:
     mean of weight times loss over all tokens of the batch, whichever pass and rank has them, is the mean over those
     that are learned, and no pass need know how many the others have.
     """
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        """What must not be seen (`isolation.mask_of`), for Megatron's models; None: nothing but what comes later.
+
+        It is made where it is asked for: those of all passes of a step would be larger than the models.
+        """
+        return mask_of(self.positions) if self.isolated else None
 
 
 def _nothing_learned(source: str, samples: int, sequence_length: int) -> str:
@@ -159,9 +167,8 @@ class TrainingData:
 
 def isolated(batch: Batch, positions: Sequence[torch.Tensor]) -> Batch:
     """The batch with documents that do not see each other. `positions`: of each sequence (`ShuffledText.positions`)."""
-    stacked = torch.stack([*positions])
-    mask, device = mask_of(stacked), batch.tokens.device
-    return replace(batch, positions=stacked.to(device), mask=None if mask is None else mask.to(device))
+    stacked = torch.stack([*positions]).to(batch.tokens.device, non_blocking=True)
+    return replace(batch, positions=stacked, isolated=True)
 
 
 @dataclass(frozen=True)

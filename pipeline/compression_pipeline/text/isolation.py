@@ -38,3 +38,15 @@ def mask_of(positions: torch.Tensor) -> torch.Tensor | None:
     apart = documents[:, None, :, None] != documents[:, None, None, :]
     length = positions.size(1)
     return apart | torch.ones(length, length, dtype=torch.bool, device=positions.device).triu(1)
+
+
+def as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a mask (True hides) adds to the scores of attention, as torch's kernels take it."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf)
+
+
+def bias_for(model: torch.nn.Module, mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The one bias that all layers of a model share, in its type, and those of a teacher that it runs along. Of a mask
+    of booleans each layer would make its own, and keep it for the backward pass.
+    """
+    return None if mask is None else as_bias(mask, next(model.parameters()).dtype)
