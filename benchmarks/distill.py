@@ -171,9 +171,9 @@ def heads(
 
     def of(value: Value) -> Step:
         def step() -> float:
-            mine.hidden.grad = mine.weight.grad = None
             found = value(mine, theirs, labels)
             found.backward()
+            mine.hidden.grad = mine.weight.grad = None  # here, so that the next step's are counted in its peak
             return found.item()
 
         return step
