@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -19,9 +18,11 @@ from report_run import CORRECTED_LOSS, DEPTH, TEACHER, TEACHER_LOSS, WIDTH, Run
 
 from compression_pipeline.config import Phase, number_runs
 from compression_pipeline.errors import UserError
-from compression_pipeline.report.charts import SPAN, Label, Level, Series, line_chart, ranked_area, spread, thin, ticks
+from compression_pipeline.report import words
+from compression_pipeline.report.charts import Grid
 from compression_pipeline.report.importance import Axis, Importance
 from compression_pipeline.report.page import render
+from compression_pipeline.report.phases.prune import importance_panels
 from compression_pipeline.report.run import load_run
 from compression_pipeline.report.write import write_report
 
@@ -72,11 +73,38 @@ def test_a_missed_gate_is_told_with_its_figures(tmp_path: Path, report: Callable
     for student, gate in zip(content["status"]["students"], gates, strict=True):
         student["gate"] = gate
     run.run_yaml.write_text(yaml.safe_dump(content))
-    text = report(run).text
+    page = report(run)
+    text = page.text
     assert "width misses accept: maxValidationLoss is 4 and 4.1710 was measured." in text
     assert "maxValidationLoss is 4 and 4.1710 was measured: missed" in text
     assert "maxValidationLoss is 4.5 and 4.1710 was measured: met" in text
     assert "so this page is not complete" not in text
+    assert next(value for tag, name, value in page.attributes if (tag, name) == ("article", "class")) == "verdict poor"
+    assert text.count("Misses accept") == 1
+    assert "It misses accept: maxValidationLoss is 4 and 4.1710 was measured." in text
+    assert "It meets accept: maxValidationLoss is 4.5 and 4.1710 was measured." in text
+
+
+def test_layers_without_which_nothing_gets_worse_are_no_empty_picture() -> None:
+    found = Importance(layers={1: 0.0, 2: -0.1, 3: 0.0}, depth="Task")
+    teacher = TEACHER.model_copy(update={"layers": 3})
+    [grid] = [panel for panel in importance_panels(teacher, [2, 3], found, named=False) if isinstance(panel, Grid)]
+    assert grid.note == (
+        "the score without them: no layer alone makes it worse, so all bars are equal; kept: 2 to 3 of 3"
+    )
+    [(_, cells)] = grid.rows
+    assert [(cell.score, cell.kept) for cell in cells] == [(None, False), (None, True), (None, True)]
+
+
+def test_large_numbers_have_three_digits() -> None:
+    assert [words.count(n) for n in (1_101_216, 1_049_728, 750_624, 8.03e9, 12_345, 999)] == [
+        "1.10 M",
+        "1.05 M",
+        "751 k",
+        "8.03 B",
+        "12.3 k",
+        "999",
+    ]
 
 
 def test_without_a_sample_of_the_teacher_the_students_write_alone(
@@ -295,68 +323,6 @@ def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 20)), min_size=1, max_size=1500, unique_by=lambda p: p[0])
-)
-def test_chart_stays_in_its_field(points: list[tuple[int, float]]) -> None:
-    chart = line_chart("t", [Series("s", sorted(points), 0, dots=True)], levels=[Level("l", 3.0)])
-    assert chart is not None
-    numbers = [float(n) for line in chart.lines for n in re.findall(r"-?\d+\.\d+", line.path)]
-    assert numbers
-    assert all(0 <= n <= SPAN for n in numbers)
-    assert all(-0.01 <= tick.at <= 100.01 for tick in [*chart.x_ticks, *chart.y_ticks])
-
-
-def test_chart_of_nothing_is_none() -> None:
-    assert line_chart("t", [Series("s", [], 0), Series("n", [(0, float("nan"))], 0)], levels=[Level("l", 1)]) is None
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
-def test_labels_never_cover_each_other(places: list[float]) -> None:
-    moved = [label.at for label in spread([Label(place, "x", None) for place in places])]
-    assert all(b - a >= 7.49 for a, b in pairwise(moved))
-    assert max(moved) <= 100
-
-
-def test_labels_move_as_little_as_they_can() -> None:
-    def moved(*places: float) -> list[float]:
-        return [label.at for label in spread([Label(place, "x", None) for place in places], height=8)]
-
-    assert moved(50, 20) == [20, 50]
-    assert moved(50, 50) == [46, 54]
-    assert moved(50, 53, 80) == pytest.approx([47.5, 55.5, 80])
-    assert moved(1, 0) == [0, 8]
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6))
-def test_ticks_are_few_and_inside(low: float, extent: float) -> None:
-    found = ticks(low, low + extent)
-    assert 1 <= len(found) <= 7
-    slack = extent * 1e-6 + abs(low) * 1e-9
-    assert all(low - slack <= tick <= low + extent + slack for tick in found)
-
-
-@given(st.lists(st.floats(0, 1e3), max_size=3000), st.integers(1, 400))
-def test_thinning_keeps_the_mean(values: list[float], most: int) -> None:
-    kept = thin(list(enumerate(values)), most)
-    assert len(kept) <= max(most, 0) or len(values) <= most
-    assert (not kept) == (not values)
-    if values:
-        assert min(values) - 1e-9 <= min(y for _, y in kept)
-        assert max(y for _, y in kept) <= max(values) + 1e-9
-
-
-@given(st.lists(st.floats(0, 1e3), min_size=2, max_size=600), st.data())
-def test_ranked_area_says_how_much_importance_was_kept(scores: list[float], data: st.DataObject) -> None:
-    kept = data.draw(st.integers(1, len(scores)))
-    area = ranked_area("t", scores, kept, "channels")
-    total = sum(scores)
-    share = sum(sorted(scores, reverse=True)[:kept]) / (total or 1.0)
-    assert area.description.endswith(f"they hold {share:.0%} of the importance")
-    assert area.cut_at == pytest.approx(kept / len(scores) * 100)
-    assert bool(area.cut) == (kept < len(scores))
 
 
 @given(st.sets(st.integers(1, 60)))

@@ -73,7 +73,7 @@ def test_card_and_report_tell_the_scores_and_all_else_is_the_export(copy: Store)
     assert copy.holds_what_was_published(made) and copy.holds_what_was_published(copy.open(f"export-{EXPORTED}"))
     assert "| calls | acc | 0 | 100 |" in (made.path / CARD).read_text() and "-20.0 %" in (made.path / CARD).read_text()
     page = Page((made.path / PAGE).read_text())
-    assert "calls (acc, 100 questions): -20.0 %" in page.text
+    assert "calls (acc, 100 questions): 20.0 % below the teacher's" in page.text
     assert [row[0] for row in page.tables["fingerprints"]][-2:] == ["evaluate", "report"]
 
 

@@ -20,12 +20,27 @@ def test_a_student_stands_beside_its_teachers_on_one_scale() -> None:
     shown = evaluate._scores(models, models[-1][2])
     assert isinstance(shown, Intervals)
     [(title, [teacher, student])] = shown.rows
-    assert title == "calls (acc, 5 shots, 100 questions): -20.0 % of the teacher's"
+    assert title == "calls (acc, 5 shots, 100 questions): 20.0 % below the teacher's"
     assert [teacher.name, teacher.colour, student.name, student.colour] == ["teacher", None, "width", 2]
     assert student.text == "0.400 ± 0.098"
     # The scale ends 4 % beyond what any interval reaches.
     assert (student.line, student.dot) == ("M37.0 500H650.1", "M343.6 500h0")
     assert (teacher.line, teacher.dot) == ("M349.9 500H963.0", "M656.4 500h0")
+
+
+def test_a_score_is_told_as_above_or_below_the_teachers() -> None:
+    for score, told in ((0.5, ": equal to the teacher's"), (0.6, ": 20.0 % above the teacher's")):
+        models = evaluate._models({Phase.BASELINE: result(0.5, 10)}, result(score, 25), "width", 2)
+        [(title, _)] = evaluate._scores(models, models[-1][2]).rows
+        assert title.endswith(told)
+
+
+def test_what_was_generated_is_told_with_its_speed() -> None:
+    lengths = {"promptTokens": 1024, "newTokens": 16}
+    for batch, told in ((1, "one sequence at a time"), (8, "8 sequences at once")):
+        spec = {"evaluate": {"generation": {**lengths, "batchSize": batch}}}
+        assert evaluate._lengths(spec) == f"16 tokens after 1,024 of a prompt, {told}"
+    assert evaluate._lengths({"evaluate": {"generation": {"of": "another version"}}}) == evaluate.SAME
 
 
 def test_scores_of_other_questions_are_not_compared() -> None:

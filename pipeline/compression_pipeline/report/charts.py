@@ -6,7 +6,7 @@ phone and on a desk, in the light and in the dark.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,7 +15,9 @@ COLOURS = 6
 """Entries of palette.css; more students begin anew."""
 
 MOST_POINTS = 400
-LABEL_HEIGHT = 7.5  # per cent of a chart's height that one line of text needs
+LABEL_HEIGHTS = {"tall": 5.5, "plain": 7.8, "panel": 10.5}
+"""Per cent of a plot's height that a line of text needs, by the plot's size in report.css: 22.5 rem on a desk and 14.5
+on a phone, where text is smaller; 12 rem; 9 rem."""
 
 Point = tuple[float, float]
 
@@ -81,6 +83,10 @@ class LineChart:
     y_ticks: Sequence[Tick]
     labels: Sequence[Label]
     description: str
+
+    def names(self, size: str) -> list[Label]:
+        """The labels, moved apart for a plot of this size."""
+        return spread(self.labels, LABEL_HEIGHTS[size])
 
 
 @dataclass(frozen=True)
@@ -171,12 +177,20 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(n * step, 12) for n in range(first, last + 1)]
 
 
-def short(value: float) -> str:
-    """A tick's text: as few digits as tell it, thousands and millions shortened."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if unit == 'k' else size):g}{unit}"
-    return f"{value:g}"
+def texts(values: Sequence[float]) -> list[str]:
+    """The ticks of one axis in one unit (thousands and millions shortened), with the decimals that tell them apart."""
+    largest = max((abs(value) for value in values), default=0.0)
+    size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e4, "k")) if largest >= s), (1.0, ""))
+    scaled = [value / (1e3 if unit == "k" else size) for value in values]
+    plain = [f"{value:g}" for value in scaled]
+    if any("e" in text for text in plain):
+        return [text + unit for text in plain]
+    decimals = max((len(text.partition(".")[2]) for text in plain), default=0)
+    return [f"{value:.{decimals}f}{unit}" if value else "0" for value in scaled]
+
+
+def _told(values: Sequence[float]) -> Iterator[tuple[float, str]]:
+    return zip(values, texts(values), strict=True)
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
@@ -188,7 +202,7 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 
 
-def spread(labels: Sequence[Label], height: float = LABEL_HEIGHT) -> list[Label]:
+def spread(labels: Sequence[Label], height: float) -> list[Label]:
     """Move labels apart, as little as needed, so that none covers another; where there is room, within 0 to 100."""
     order = sorted(labels, key=lambda label: label.at)
     # Shifted down by its rank, a label may be no lower than the one before: the least squares fit pools neighbours that
@@ -264,9 +278,9 @@ def line_chart(
         x_label=x_label,
         lines=lines,
         levels=[(f"M0 {(1 - up(level.value)) * SPAN:.1f}H{SPAN}", level.strong) for level in levels],
-        x_ticks=[Tick(along(x) * 100, short(x)) for x in ticks(left, right)],
-        y_ticks=[Tick(up(y) * 100, short(y)) for y in ticks(bottom, top)],
-        labels=spread(named),
+        x_ticks=[Tick(along(x) * 100, text) for x, text in _told(ticks(left, right))],
+        y_ticks=[Tick(up(y) * 100, text) for y, text in _told(ticks(bottom, top))],
+        labels=named,
         description="; ".join(
             [f"{s.label}: from {s.points[0][1]:.3f} to {s.points[-1][1]:.3f}" for s in kept]
             + [f"{level.label}: {level.value:.3f}" for level in levels]

@@ -41,7 +41,8 @@ def count(value: float | None) -> str:
         return DASH
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if value >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
+            shown = float(f"{value / (1e3 if unit == 'k' else size):.3g}")
+            return f"{shown:.{2 if shown < 10 else 1 if shown < 100 else 0}f} {unit}"
     return f"{value:,.0f}"
 
 
@@ -96,7 +97,19 @@ def score_text(score: TaskScore) -> str:
 
 
 def verdict(student: StudentData) -> Verdict:
-    """The finding on one student, from its figures or from the step where it stands."""
+    """The finding on one student: by its gate, its figures, or the step where it stands."""
+    found = _finding(student)
+    if not student.gate or any(criterion.met is None for criterion in student.gate):
+        return found
+    missed = [criterion for criterion in student.gate if criterion.met is False]
+    told = f"It {'misses' if missed else 'meets'} accept: {'; '.join(map(str, missed or student.gate))}."
+    details = [told, *found.details]
+    if missed:
+        return replace(found, tone=Tone.POOR, badge="Misses accept", details=details)
+    return replace(found, details=details)
+
+
+def _finding(student: StudentData) -> Verdict:
     recovered, final, teacher = student.recovered, student.distilled_loss, student.teacher_loss
     details = list(_details(student, final, teacher)) if final is not None and teacher is not None else []
     unfinished = _unfinished(student)
@@ -143,7 +156,7 @@ def _unfinished(student: StudentData) -> Verdict | None:
 def _details(student: StudentData, final: float, teacher: float) -> Iterator[str]:
     gap = final - teacher
     more = math.expm1(gap)
-    than = f"{more:.1%} higher than".replace("%", " %") if gap > 0 else "no higher than"
+    than = f"{100 * more:,.1f} % higher than" if gap > 0 else "no higher than"
     yield (
         f"Validation loss {loss(final)}, its teacher's {loss(teacher)}: perplexity {perplexity(final)}, {than} the "
         f"teacher's {perplexity(teacher)}."

@@ -112,7 +112,7 @@ def _facts(run: RunData) -> Iterator[Fact]:
 
 def _won(result: DistillResult) -> str:
     """By what the kept weights were chosen."""
-    return "keepBest" if result.best_score is None else f"keepBest: score {result.best_score:.4g}"
+    return "keepBest" if result.best_score is None else f"keepBest: score {result.best_score:.4f}"
 
 
 def _losses(settings: Mapping[str, Any], students: Sequence[StudentData]) -> str:

@@ -2,16 +2,29 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from compression_pipeline.config import EvaluateResult, GenerationFigures, Phase, StepResult, TaskScore, human_bytes
+from pydantic import ValidationError
+
+from compression_pipeline.config import (
+    EvaluateResult,
+    GenerationConfig,
+    GenerationFigures,
+    Phase,
+    Precision,
+    StepResult,
+    TaskScore,
+    human_bytes,
+)
 from compression_pipeline.report import markdown
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import Figures, Intervals, whiskers
 from compression_pipeline.report.data import RunData, StudentData
 from compression_pipeline.report.words import bounds, score_text
 
-from .base import Fact, Panel, PhaseReport
+from .base import Fact, Panel, PhaseReport, Spec
 
 TEACHERS = ((Phase.BASELINE, "teacher"), (Phase.BASELINE_CORRECTED, "corrected"))
+
+SAME = "the same batch and lengths for all"
 
 Models = Sequence[tuple[str, int | None, EvaluateResult]]
 """Name, colour and evaluation of each, the student last."""
@@ -32,7 +45,7 @@ def _panels(run: RunData, student: StudentData, colour: int) -> Iterator[Panel |
     if own.tasks:
         yield _scores(models, own)
     if own.generation:
-        yield _generation(models, own.generation)
+        yield _generation(models, own.generation, _lengths(run.spec))
 
 
 def _scores(models: Models, own: EvaluateResult) -> Intervals:
@@ -59,16 +72,29 @@ def _of_teacher(models: Models, task: TaskScore) -> TaskScore | None:
 
 def _change(score: TaskScore, teacher: TaskScore | None) -> str:
     change = score.change(teacher)
-    return "" if change is None else f": {change:+.1f} % of the teacher's"
+    if change is None:
+        return ""
+    far = f"{abs(change):,.1f} % {'above' if change > 0 else 'below'}"
+    return f": {'equal to' if change == 0 else far} the teacher's"
 
 
-def _generation(models: Models, own: GenerationFigures) -> Figures:
+def _lengths(spec: Spec) -> str:
+    """What was generated, in words: as the spec says, which another version may have written."""
+    try:
+        told = GenerationConfig.model_validate((spec.get("evaluate") or {}).get("generation") or {})
+    except ValidationError:
+        return SAME
+    together = "one sequence at a time" if told.batch_size == 1 else f"{told.batch_size:,} sequences at once"
+    return f"{told.new_tokens:,} tokens after {told.prompt_tokens:,} of a prompt, {together}"
+
+
+def _generation(models: Models, own: GenerationFigures, how: str = SAME) -> Figures:
     rows = [
         (name, f"{told.tokens_per_second:,.1f} tokens/s", _other_figures(told, own.device))
         for name, _, result in models
         if (told := result.generation) is not None
     ]
-    return Figures("Generation", f"plain transformers on {own.device}, the same batch and lengths for all", rows)
+    return Figures("Generation", f"plain transformers on {own.device}, {how}", rows)
 
 
 def _other_figures(told: GenerationFigures, device: str) -> str:
@@ -85,8 +111,14 @@ def _facts(run: RunData) -> Iterator[Fact]:
     if found and found[0].tasks:
         yield (
             "Evaluation",
-            f"lm-eval {found[0].harness}, in {found[0].precision}; each student's weights rounded as they are exported",
+            f"lm-eval {found[0].harness}, computed in {_arithmetic(found[0])}; each student's weights rounded as "
+            "they are exported",
         )
+
+
+def _arithmetic(result: EvaluateResult) -> str:
+    names = {precision.value: precision.words for precision in Precision}
+    return names.get(result.precision, result.precision)
 
 
 def _card(ancestry: Ancestry) -> Iterator[str]:
@@ -101,11 +133,11 @@ def _card(ancestry: Ancestry) -> Iterator[str]:
     if own.tasks:
         yield (
             f"**Tasks.** Scores by lm-eval {own.harness} with half of their 95 % confidence intervals, in "
-            f"{own.precision}, the weights of this model rounded as they are here:"
+            f"{_arithmetic(own)}, the weights of this model rounded as they are here:"
         )
         yield markdown.table(("Task", "Metric", "Shots", "Questions", *names, "Change"), _rows(models, own))
     if own.generation:
-        yield f"**Generation.** In plain transformers on {own.generation.device}, the same batch and lengths for all:"
+        yield f"**Generation.** In plain transformers on {own.generation.device}, {SAME}:"
         yield markdown.table(
             ("Model", "Tokens/s", ""),
             [(name, speed, more) for name, speed, more in _generation(models, own.generation).rows],

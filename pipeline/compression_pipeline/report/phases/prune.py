@@ -39,6 +39,8 @@ MOST_HEAD_ROWS = 48
 
 _FAVOURED = " They were chosen on the validation text, so validation losses favour this choice slightly."
 
+NOTHING_LOST = ": no layer alone makes it worse, so all bars are equal"
+
 RANKED = (
     ("hiddenSize", "hidden", "hidden channels"),
     ("ffnHiddenSize", "ffn", "feed-forward neurons"),
@@ -82,7 +84,7 @@ def _layers(teacher: Architecture, kept_layers: Sequence[int], found: Importance
         for number in range(1, teacher.layers + 1)
     ]
     meaning = f": {METHODS[found.depth].meaning}" if found.depth in METHODS and METHODS[found.depth].meaning else ""
-    measured = f"{by} (log scale){meaning}; " if found.layers else ""
+    measured = f"{by} (log scale){meaning}; " if heights else f"{by}{NOTHING_LOST}; " if found.layers else ""
     which = "all" if len(kept) == teacher.layers else number_runs(kept_layers)
     chosen = "; the dropped ones are named in the manifest" if named else ""
     return Grid("Layers", f"{measured}kept: {which} of {teacher.layers}{chosen}", [("", cells)])
@@ -97,7 +99,7 @@ def _blocks(found: Importance, teacher: Architecture | None, kept_layers: Sequen
         for colour, (length, points) in enumerate(found.blocks.items())
     ]
     cut = set(range(1, teacher.layers + 1)) - set(kept_layers) if teacher and kept_layers else set[int]()
-    told = [f"in {found.task}, not retrained" if found.task else "nats a token on held-out text, not retrained"]
+    told = [f"in {found.task}, not retrained" if found.task else "nats per token on held-out text, not retrained"]
     highest = _ceiling(found)
     if highest is not None and any(loss > highest for points in found.blocks.values() for _, loss in points):
         told.append("the worst are drawn at the upper edge")
@@ -160,10 +162,13 @@ def _ceiling(found: Importance) -> float | None:
 
 
 def _logarithmic(scores: Mapping[int, float]) -> dict[int, float]:
-    """Heights of bars on a logarithmic scale, the highest 1; the first layer's influence dwarfs all others'."""
+    """Heights of bars on a logarithmic scale, the highest 1; the first layer's influence dwarfs all others'.
+
+    Empty where no score is above 0.
+    """
     positive = [score for score in scores.values() if score > 0]
     if not positive:
-        return dict.fromkeys(scores, 0.0)
+        return {}
     low, high = math.log(min(positive) / 2), math.log(max(positive))
     return {n: (math.log(score) - low) / (high - low) if score > 0 else 0.0 for n, score in scores.items()}
 
@@ -229,9 +234,11 @@ def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
     told = settings.get("importance") or {}
     default = ImportanceConfig()
     ranked: dict[str, list[str]] = {}
+    on_training_text = False
     for field, axis, name in RANKED:
         if settings.get(field):
             method = told.get(axis, getattr(default, axis))
+            on_training_text |= not (method in METHODS and METHODS[method].sweeps)
             how = f" ({aggregation_words(told.get('aggregation'))})" if _aggregates(method) else ""
             ranked.setdefault(f"{method_words(method)}{how}", []).append(name)
     parts = [f"{', '.join(names)} ranked by {by}" for by, names in ranked.items()]
@@ -239,7 +246,7 @@ def _pruning(settings: Mapping[str, Any], student: StudentData) -> str:
         parts.append(f"layers {number_runs(sorted(set(dropped)))} dropped, as the manifest names them, not ranked")
     if settings.get("prunedHeads") == PrunedHeads.MERGE:
         parts.append("what pruned heads had is merged into kept ones")
-    if parts and student.calibration_samples:
+    if on_training_text and student.calibration_samples:
         parts.append(f"importance measured on {student.calibration_samples:,} sequences of the training text")
     return "; ".join(parts)
 

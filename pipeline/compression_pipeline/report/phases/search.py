@@ -48,7 +48,9 @@ def _called(place: int) -> str:
 
 def _sizes_and_losses(found: SearchResult, colour: int) -> LineChart | None:
     points = _points(found, lambda one: one.loss(distilled=_distilled(found)), colour)
-    note = f"nats a token on held-out text after {_after(found)}, by size; the teacher's is {loss(found.teacher_loss)}"
+    note = (
+        f"nats per token on held-out text after {_after(found)}, by size; the teacher's is {loss(found.teacher_loss)}"
+    )
     return line_chart("Loss of the candidates", points, note=note, x_label="parameters")
 
 
@@ -100,7 +102,7 @@ def _table(found: SearchResult) -> tuple[Sequence[str], Sequence[Sequence[str]]]
         [
             *(f"{size:,}" for size in (one.layers, one.hidden_size, one.ffn_hidden_size, one.attention_heads)),
             count(one.parameters),
-            f"{one.flops:.3g}",
+            count(one.flops),
             human_bytes(one.memory),
             loss(one.pruned_loss),
             *([loss(one.distilled_loss)] if trained else []),
