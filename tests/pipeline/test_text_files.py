@@ -15,7 +15,7 @@ from compression_pipeline.text.files import TextFile
 
 def read(path: Path, column: str = "text") -> list[str]:
     found = TextFile(path, name=path.name, column=column).rows()
-    return ["".join(row.pieces()) if isinstance(row, Long) else row for row in found]
+    return ["".join(row.pieces()) if isinstance(row, Long) else str(row) for row in found]
 
 
 def said(path: Path) -> str:
