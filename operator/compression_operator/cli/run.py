@@ -20,9 +20,9 @@ from compression_operator.joblog.lines import duration
 from compression_operator.local import machine
 from compression_operator.local.backend import COMMAND, Place
 from compression_operator.local.jobfiles import JobFolder
-from compression_operator.local.runs import forget, submit
+from compression_operator.local.runs import forget, forget_unseen_failures, submit
 from compression_operator.local.store_probe import is_whole
-from compression_operator.local.workdir import Workdir
+from compression_operator.local.workdir import Workdir, told_of
 from compression_pipeline.config import PHASES, Phase, Precision
 from compression_pipeline.store.system import processors
 
@@ -70,6 +70,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             retry=moment.isoformat(),
         )
         submitted = forget(workdir, submitted, missing_steps(workdir, submitted))
+        forget_unseen_failures(workdir, submitted)
         with contextlib.suppress(OSError):  # for the hint of `compression status` alone
             invocation.write(workdir)
         place = Place(
@@ -135,7 +136,8 @@ def _run(workdir: Workdir, run: CompressionRun, place: Place, again: str) -> int
     try:
         code = asyncio.run(session.run())
     except OSError as error:  # the work directory can't be written any more; every job has ended
-        complain(f"gave up: {error}; once the cause is fixed, resume from the last checkpoint with: {again}")
+        why = told_of(error, workdir.root)
+        complain(f"gave up: {why}; once the cause is fixed, resume from the last checkpoint with: {again}")
         return Code.FAILED
     finally:
         view.close()

@@ -12,10 +12,12 @@ from compression_operator.api.run import (
     CompressionRun,
     ObjectMeta,
 )
-from compression_operator.api.status import CompressionRunStatus, RunPhase
+from compression_operator.api.status import CompressionRunStatus, RunPhase, StepState
 from compression_operator.core.controller import Conflict
 from compression_operator.core.plan import forget_discoveries
+from compression_pipeline.config import ExitClass
 
+from .jobfiles import JobFolder, JobRecord
 from .workdir import Workdir, WorkdirError, unwritable
 
 
@@ -115,6 +117,24 @@ def forget(workdir: Workdir, run: CompressionRun, steps: Collection[str]) -> Com
     except OSError as error:
         raise WorkdirError(unwritable(error, workdir.root)) from error
     return forgotten
+
+
+def forget_unseen_failures(workdir: Workdir, run: CompressionRun) -> None:
+    """Let steps run again whose job failed for good when nobody could record it, e.g. on a full disk.
+
+    Who runs the manifest again has mended the cause, as after a failure that was recorded. Their logs stay. Raises
+    WorkdirError where nothing can be written.
+    """
+    unfinished = {step.name for step in run.status.steps if step.state.active or step.state is StepState.PENDING}
+
+    def failed_unseen(record: JobRecord) -> bool:
+        said = JobFolder(workdir.jobs / record.name).termination()
+        return record.step in unfinished and said is not None and said.exit_class is ExitClass.USER_ERROR
+
+    try:
+        workdir.forget_jobs(failed_unseen)
+    except OSError as error:
+        raise WorkdirError(unwritable(error, workdir.root)) from error
 
 
 def _applied(

@@ -22,6 +22,9 @@ REGISTER = "workdirs"
 """Folder of a shared store: one file for each work directory that uses it, with the directory's path."""
 
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
 class WorkdirError(Exception):
     """The work directory cannot be used; the message is one sentence that says why and what to do."""
 
@@ -273,7 +276,13 @@ def _make_store(shared: Path) -> None:
 def unwritable(error: OSError, root: Path) -> str:
     """A sentence for a work directory that cannot be written."""
     why = (error.strerror or str(error)).lower()
-    return f"cannot write in {error.filename or root} ({why}); choose another folder with --workdir"
+    mend = "free some space there" if error.errno in FULL else "choose another folder with --workdir"
+    return f"cannot write in {error.filename or root} ({why}); {mend}"
+
+
+def told_of(error: OSError, root: Path) -> str:
+    """A sentence for what ended the work on a run: mostly that its directory is full."""
+    return unwritable(error, root) if error.errno in FULL else str(error)
 
 
 def _first_line(error: Exception) -> str:

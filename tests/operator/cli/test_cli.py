@@ -1,6 +1,5 @@
 """The `compression` command, in this process: what it runs again and what not, what it prints, what it refuses."""
 
-import errno
 import json
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.cli import report
 from compression_operator.cli.__main__ import main
 from compression_operator.core import steps
-from compression_operator.local.workdir import Workdir
 
 ALL = [
     "prepare 1",
@@ -180,28 +178,6 @@ def test_a_student_that_cannot_be_made_is_told_before_anything_is_trained(
     assert bench.run() == 1
     assert bench.starts() == ["prepare 1"]
     assert "spec.students[0].prune.hiddenSize: 4096 is more than the teacher's 128" in capsys.readouterr().err
-
-
-def test_a_disk_that_fills_under_the_work_directory(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench = Bench(tmp_path)
-    write = Workdir.write
-
-    def full(workdir: Workdir, run: CompressionRun) -> None:
-        finetune = run.status.step("finetune")
-        if finetune is not None and finetune.attempt:
-            raise OSError(errno.ENOSPC, "No space left on device", str(workdir.run_file))
-        write(workdir, run)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Workdir, "write", full)
-        assert bench.run() == 1
-    said = capsys.readouterr().err
-    assert "gave up: " in said and "No space left on device" in said and "resume from the last checkpoint" in said
-    assert "Traceback" not in said
-    assert bench.run() == 0
-    assert "prepare 2" not in bench.starts()
 
 
 def test_a_run_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

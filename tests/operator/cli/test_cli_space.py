@@ -40,6 +40,54 @@ def test_a_prepare_that_is_published_needs_no_room(
     assert [start.split()[0] for start in bench.starts()[count:]] == ["prepare"]
 
 
+def test_a_disk_that_fills_under_the_work_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    write = Workdir.write
+
+    def full(workdir: Workdir, run: CompressionRun) -> None:
+        finetune = run.status.step("finetune")
+        if finetune is not None and finetune.attempt:
+            raise OSError(errno.ENOSPC, "No space left on device", str(workdir.run_file))
+        write(workdir, run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workdir, "write", full)
+        assert bench.run() == 1
+    said = capsys.readouterr().err
+    told = f"gave up: cannot write in {bench.workdir / 'run.yaml'} (no space left on device); free some space there; "
+    assert told in said and "resume from the last checkpoint" in said
+    assert "Traceback" not in said
+    assert bench.run() == 0
+    assert "prepare 2" not in bench.starts()
+
+
+@pytest.mark.parametrize("recorded", ["Pending", "Running"])
+def test_a_failure_that_nobody_could_record_is_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recorded: str
+) -> None:
+    """The job finds no room, says so, and ends; the status stays as it was. Who has made room runs again, once."""
+    monkeypatch.setattr(report, "COMMAND", REPORT)
+    bench = Bench(tmp_path)
+    bench.behave(finetune={"fail": {"class": "UserError", "message": "the disk is full", "attempts": 9}})
+    write = Workdir.write
+
+    def full(workdir: Workdir, run: CompressionRun) -> None:
+        finetune = run.status.step("finetune")
+        if finetune is not None and (finetune.state == "Failed" or (recorded == "Pending" and finetune.attempt)):
+            raise OSError(errno.ENOSPC, "No space left on device", str(workdir.run_file))
+        write(workdir, run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workdir, "write", full)
+        assert bench.run() == 1
+    assert "gave up: " in capsys.readouterr().err
+    bench.behave(finetune={})  # somebody has made room
+    assert bench.run() == 0
+    assert [start.split()[0] for start in bench.starts()[:3]] == ["prepare", "finetune", "finetune"]
+
+
 def test_who_has_given_up_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs comes to its end; the steps after it are for the next time."""
     monkeypatch.setattr(report, "COMMAND", REPORT)
