@@ -107,6 +107,8 @@ def in_own_process(side: str, teacher: Path, folder: Path, workers: int) -> dict
 def run_prepare(teacher: Path, folder: Path, workers: int) -> dict[str, float]:
     from itertools import chain
 
+    import numpy as np
+
     from compression_pipeline.huggingface.tokenizer import load
     from compression_pipeline.text import documents
     from compression_pipeline.text.encode import encode
@@ -118,8 +120,12 @@ def run_prepare(teacher: Path, folder: Path, workers: int) -> dict[str, float]:
     writer = IndexedWriter(folder / "prepare", token_type(tokenizer.largest))
     file = TextFile(folder / "text.jsonl", name="text.jsonl", column="text")
     texts = documents.rows(chain(file.rows()))
-    for batch in encode(tokenizer, texts, None, workers=workers):
-        writer.add(batch.kept.tokens, batch.kept.lengths)
+    end = np.array([tokenizer.end_of_document], token_type(tokenizer.largest)).tobytes()
+    for encoded in encode(tokenizer, texts, None, workers=workers):
+        if encoded.batch.part:
+            writer.add_part(encoded.kept.tokens, end if encoded.batch.last else None)
+        else:
+            writer.add(encoded.kept.tokens, encoded.kept.lengths)
     writer.finish()
     return {"tokens": writer.tokens, "seconds": time.perf_counter() - start}
 

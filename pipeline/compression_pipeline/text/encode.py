@@ -1,6 +1,7 @@
 """Documents to tokens, in parallel and in order, with the held-out documents picked out on the way."""
 
 import hashlib
+import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -19,13 +20,18 @@ from compression_pipeline.machine import die_with_parent
 from .documents import Document, Long, Marked, Spans
 from .indexed import token_type
 from .parts import LONG, parts
-from .tokenizer import CannotEncode, TeacherTokenizer, encodings_of
+from .tokenizer import CannotEncode, TeacherTokenizer, encodings_of, ids_of
+from .words import WordEncoder, pattern_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH_CHARACTERS = 512 * 1024
 BATCH_DOCUMENTS = 4096
+WORTHWHILE = 2 * 1024 * 1024
+"""Characters that a process has encoded before it looks how words can be kept, which takes as long as half of them."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,13 @@ class EncodedBatch:
 
 
 class Encoder:
-    """Encodes batches in this process."""
+    """Encodes batches in this process: the first ones by the tokenizer, then by the words that it met, if it allows."""
 
     def __init__(self, tokenizer: TeacherTokenizer) -> None:
         self._backend = tokenizer.backend()
+        self._pattern = pattern_of(self._backend)
+        self._words: WordEncoder | None = None
+        self._characters = 0
         self._end = tokenizer.end_of_document
         self._dtype = token_type(tokenizer.largest)
 
@@ -107,17 +116,16 @@ class Encoder:
         masks: tuple[list[bytes], list[bytes]] = ([], [])
         lengths: tuple[list[int], list[int]] = ([], [])
         try:
-            encoded = encodings_of(self._backend, batch.texts, offsets=batch.learned is not None)
+            encoded = self._encode(batch)
         except CannotEncode as error:
             raise CannotEncode(batch.first + error.number, error.reason) from error
-        for number, found in enumerate(encoded):
+        for number, (ids, offsets) in enumerate(encoded):
             side = int(held is not None and held.takes(hashes[number]))
-            ids = found.ids
             stored = ids + end if ids else ids
             sides[side].append(np.array(stored, dtype=self._dtype).tobytes())
             lengths[side].append(len(stored))
             if batch.learned is not None:
-                mask = learned(found.offsets, batch.learned[number])
+                mask = learned(offsets, batch.learned[number])
                 masks[side].append(mask + mask[-1:] if end else mask)
         kept, out = (
             Encoded(b"".join(tokens), found, b"".join(mask))
@@ -125,6 +133,21 @@ class Encoder:
         )
         done = replace(batch, texts=[], learned=None)
         return EncodedBatch(kept, out, sum(map(sum, lengths)), min(hashes, default=None), done)
+
+    def _encode(self, batch: Batch) -> Iterator[tuple[list[int], Sequence[tuple[int, int]]]]:
+        """The tokens of each text and, if only a part is learned, which characters each is of. Raises CannotEncode."""
+        if batch.learned is not None:
+            return ((found.ids, found.offsets) for found in encodings_of(self._backend, batch.texts, offsets=True))
+        if self._pattern is not None and self._characters >= WORTHWHILE:
+            words = WordEncoder(self._backend, self._pattern)
+            if words.agrees(batch.texts):
+                self._words = words
+            else:
+                logger.warning("texts do not have the tokens of their words, so words are not kept: this takes longer")
+            self._pattern = None
+        self._characters += sum(map(len, batch.texts))
+        ids = self._words.ids(batch.texts) if self._words else ids_of(self._backend, batch.texts)
+        return ((found, ()) for found in ids)
 
 
 def learned(offsets: Sequence[tuple[int, int]], spans: Spans) -> bytes:
