@@ -4,7 +4,6 @@
 The CRD's own rules cannot see into a podTemplate, because its fields are unknown to the schema.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +117,5 @@ def _block(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)  # pyright: ignore[reportUnknownMemberType]
 
 
-def main(arguments: list[str]) -> None:
-    file = Path(arguments[0]) if arguments else DEFAULT_FILE
-    file.write_text(policies_text())
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    DEFAULT_FILE.write_text(policies_text())

@@ -1,5 +1,6 @@
 """The CustomResourceDefinition, written from the models: `python -m compression_operator.api.crd [FILE]`."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -109,7 +110,9 @@ def crd_text() -> str:
 
 
 def main(arguments: list[str]) -> None:
-    file = Path(arguments[0]) if arguments else DEFAULT_FILE
+    parser = argparse.ArgumentParser(description="Write the CustomResourceDefinition from the models.")
+    parser.add_argument("file", nargs="?", type=Path, default=DEFAULT_FILE, help="where to (default: %(default)s)")
+    file = parser.parse_args(arguments).file
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(crd_text())
 

@@ -1,4 +1,6 @@
-"""The kinds of job: a new one is a folder here, a line in `KINDS`, and its words in api/job_kinds.py."""
+"""The kinds of job: a new one is a folder here, a line in `KINDS`, its words in api/job_kinds.py, and its rights in the
+chart's templates/_helpers.tpl.
+"""
 
 from compression_operator.api.run import CompressionRun
 from compression_operator.kube.cache import Body, Key

@@ -1,4 +1,6 @@
-"""The model families that round-trip without loss, one file each. A new one is a file here and a line in `FAMILIES`."""
+"""The model families that round-trip without loss, one file each. A new one is a file here, a line in `FAMILIES`
+and its name in `config.architecture.Family`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
