@@ -1,8 +1,11 @@
 """The report: what it says is what the run measured, it stands on its own, and it stands half-finished runs."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -284,6 +287,26 @@ def test_verdict_fits_the_figures(
 ) -> None:
     page = report(Run(tmp_path, [replace(WIDTH, **change)]).write())
     assert warning in page.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (errno.EROFS, r"^cannot write in .*/report \(read-only file system\); make it writable, or write into another"),
+        (errno.ENOSPC, "^the disk is full while writing .*/report; free some space"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    fault: int, sentence: str, tmp_path: Path, report: Callable[[Run], Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path).write()
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(fault, os.strerror(fault), str(tmp_path / "report" / ".report-x"))
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(UserError, match=sentence):
+        report(run)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Make the report's files."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compression_pipeline.config import Architecture, JobConfig, Phase, PruneConfig
+from compression_pipeline.errors import UserError, disk_full, no_space
 
 from . import IMPORTANCE, PAGE
 from .ancestry import Ancestry
@@ -23,22 +24,32 @@ def write_report(run: Path, store: Path, output: Path) -> Path:
     """Write `index.html` and, where a student was distilled, `loss.svg` into the folder `output`; returns the page.
 
     `run` is the run.yaml of a work directory, `store` the store that holds its artifacts. An unfinished run gets a page
-    too. Raises UserError where `run` can't be read or is no CompressionRun.
+    too. Raises UserError where `run` can't be read or is no CompressionRun, or where `output` can't be written.
     """
     resource = read_resource(run)
     data = run_data(resource, store)
     files = {PAGE: render(data, as_yaml(resource.manifest))}
-    output.mkdir(parents=True, exist_ok=True)
     if chart := validation_chart(data):
         files[PICTURE] = render_chart(chart)
-    else:
+    try:
+        _write(files, output)
+    except OSError as error:
+        if disk_full(error):
+            raise no_space(output) from error
+        why = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write in {output} ({why}); make it writable, or write into another folder") from error
+    return output / PAGE
+
+
+def _write(files: Mapping[str, str], output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    if PICTURE not in files:
         (output / PICTURE).unlink(missing_ok=True)  # of the run as it was: no longer true
     with tempfile.TemporaryDirectory(dir=output, prefix=".report-") as folder:
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         for name in files:
             (Path(folder) / name).replace(output / name)
-    return output / PAGE
 
 
 def write_importance(folder: Path, teacher: Architecture, prune: PruneConfig, kept_layers: Sequence[int]) -> None:
