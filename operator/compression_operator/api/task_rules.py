@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _UNMEASURED = "a task that evaluate.tasks does not measure; add it there"
 
+_UNSCORED = "a task to score the student by; add one to evaluate.tasks, or remove taskInterval"
+
 
 @dataclass(frozen=True)
 class _First:
@@ -40,13 +42,24 @@ def task_rules() -> tuple[Rule, ...]:
             _cel_gate("student.accept"),
         ),
         _of_run(
+            "distill.taskInterval",
+            f"needs {_UNSCORED}",
+            lambda spec: _of_interval(spec.distill),
+            _cel_interval("self.distill"),
+        ),
+        _of_students(
+            f"distill.taskInterval of one of them needs {_UNSCORED}",
+            lambda student: _of_interval(student.distill),
+            _cel_interval("student.distill"),
+        ),
+        _of_run(
             "distill",
-            f"taskInterval, tasks or keepBest needs {_UNMEASURED}",
+            f"tasks or keepBest names {_UNMEASURED}",
             lambda spec: _of_distillation(spec.distill),
             _cel_distillation("self.distill"),
         ),
         _of_students(
-            f"distill of one of them needs {_UNMEASURED}",
+            f"distill.tasks or distill.keepBest of one of them names {_UNMEASURED}",
             lambda student: _of_distillation(student.distill),
             _cel_distillation("student.distill"),
         ),
@@ -88,12 +101,15 @@ def _of_gate(accept: AcceptConfig | None) -> Iterator[_Named]:
     yield from (gate.name for gate in accept.tasks) if accept else ()
 
 
+def _of_interval(distill: DistillConfig | None) -> Iterator[_Named]:
+    yield from [_First()] if distill and distill.task_interval is not None else []
+
+
 def _of_distillation(distill: DistillConfig | None) -> Iterator[_Named]:
     if distill is None:
         return
     yield from distill.tasks
     yield from [distill.best_task] if distill.best_task else []
-    yield from [_First()] if distill.task_interval is not None else []
 
 
 def _of_depth(prune: PruneConfig) -> Iterator[_Named]:
@@ -121,10 +137,13 @@ def _cel_gate(accept: str) -> str:
     return f"(!has({accept}) || !has({accept}.tasks) || {accept}.tasks.all(gate, {_cel_measured('gate.name')}))"
 
 
+def _cel_interval(distill: str) -> str:
+    return f"(!has({distill}) || !has({distill}.taskInterval) || {_CEL_TASKS} && size(self.evaluate.tasks) > 0)"
+
+
 def _cel_distillation(distill: str) -> str:
-    first, best = f"({_CEL_TASKS} && size(self.evaluate.tasks) > 0)", f"{distill}.keepBest"
+    best = f"{distill}.keepBest"
     return (
-        f"(!has({distill}) || (!has({distill}.taskInterval) || {first}) && "
-        f"(!has({distill}.tasks) || {distill}.tasks.all(name, {_cel_measured('name')})) && "
+        f"(!has({distill}) || (!has({distill}.tasks) || {distill}.tasks.all(name, {_cel_measured('name')})) && "
         f"(!has({best}) || {best} == '{VALIDATION_LOSS}' || {_cel_measured(best)}))"
     )
