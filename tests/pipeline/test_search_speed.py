@@ -81,14 +81,14 @@ def speed(shape: Any) -> float:
 def test_the_least_cut_shapes_that_are_fast_enough_are_measured(tmp_path: Path, clock: list[int]) -> None:
     store = make_store(tmp_path, num_hidden_layers=6)
     teacher = read_architecture(store.open(TEACHER).model)
-    wanted = speed(teacher) * 1.1
+    wanted = speed(teacher) * 1.05
     found, recorder = run(store, wanted)
     assert found.timed is not None and found.timed + 1 == len(clock) == len(set(clock)), "each shape once"
     assert found.teacher_generation is not None
     assert found.teacher_generation.tokens_per_second == pytest.approx(speed(teacher))
     assert 1 < len(found.candidates) <= 3 and 0 < found.shapes <= found.timed
     for one in found.candidates:
-        assert one.tokens_per_second == pytest.approx(speed(one)) and speed(one) >= wanted * 0.95
+        assert one.tokens_per_second == pytest.approx(speed(one)) and speed(one) >= wanted
         assert one.pruned_loss is not None
     assert {one.layers for one in found.candidates} != {6}
     losses = [one.pruned_loss or 0 for one in found.candidates]
@@ -96,6 +96,17 @@ def test_the_least_cut_shapes_that_are_fast_enough_are_measured(tmp_path: Path, 
     table = json.loads((store.open(f"search-{SEARCHED}").path / "candidates.json").read_text())
     assert table["candidates"][0]["tokensPerSecond"] == found.candidates[0].tokens_per_second
     assert not [event for event in recorder.seen if event["event"] == "warning"]
+
+
+def test_a_shape_that_is_a_little_too_slow_is_no_candidate(tmp_path: Path, clock: list[int]) -> None:
+    """How far a size may be off is no setting of a speed."""
+    store = make_store(tmp_path, num_hidden_layers=6)
+    teacher = Shape.of(read_architecture(store.open(TEACHER).model))
+    slower = speed(teacher._replace(hidden_size=32))
+    assert speed(teacher) < slower
+    found, _ = run(store, slower * 1.02)
+    assert found.candidates and min(one.tokens_per_second or 0 for one in found.candidates) > slower
+    assert max(one.layers for one in found.candidates) < teacher.layers
 
 
 def test_an_interrupted_search_times_no_shape_again(tmp_path: Path, clock: list[int]) -> None:
@@ -114,7 +125,7 @@ def test_a_speed_that_no_shape_reaches_is_told_with_the_fastest(
     store = make_store(tmp_path, num_hidden_layers=6)
     with pytest.raises(
         UserError,
-        match=r"^prune\.target\.tokensPerSecond: no shape generates 100,000 tokens/s \(within 5 %\) on .*; the teacher "
+        match=r"^prune\.target\.tokensPerSecond: no shape generates 100,000 tokens/s on .*; the teacher "
         r"generates .*, and the fastest are 3 layers, hidden .* heads: [0-9.]+; .*; lower the target, or the min of a",
     ):
         run(store, 100_000.0)

@@ -18,6 +18,8 @@ KINDS = {
 
 CACHED_TOKENS = 8192
 
+TOLERANCE = 0.05
+
 MEASURED = 8
 """Candidates that a search measures where nobody says how many."""
 
@@ -141,6 +143,13 @@ class TargetConfig(ConfigModel):
             lambda target: target.tokens_per_second is None or target.rank != Ranking.SHAPE,
             "!has(self.tokensPerSecond) || self.rank != 'Shape'",
         ),
+        Rule.of(
+            "tolerance",
+            "is how far parameters, ratio and memory may be off, and tokensPerSecond is the least speed; leave it out, "
+            "or give a lower tokensPerSecond",
+            lambda target: target.tokens_per_second is None or target.tolerance == TOLERANCE,
+            f"!has(self.tokensPerSecond) || self.tolerance == {TOLERANCE}",
+        ),
         *(_of_a_task(field, name) for field, name in (("rankTask", "rank_task"), ("rankSamples", "rank_samples"))),
         *(_bounds_of_a_searched_axis(axis) for axis in SearchedAxis),
     )
@@ -181,11 +190,11 @@ class TargetConfig(ConfigModel):
         "searched by halves, and these are the candidates. A finished search is not timed again on another device.",
     )
     tolerance: float = Field(
-        default=0.05,
+        default=TOLERANCE,
         ge=0,
         le=0.5,
-        description="Share of the target that a shape may be off by. Shapes for memory are never above the target. "
-        "Those for tokensPerSecond may be slower by it, and faster by any amount.",
+        description="Share of the target that a shape may be off by. Shapes for memory are never above the target, and "
+        "those for tokensPerSecond never slower, so it is none of their settings.",
     )
     axes: Annotated[list[SearchedAxis], Unordered()] = Field(
         default=[SearchedAxis.HIDDEN_SIZE, SearchedAxis.FFN_HIDDEN_SIZE, SearchedAxis.LAYERS],

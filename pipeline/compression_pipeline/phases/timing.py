@@ -55,10 +55,10 @@ def _time_shapes(
     job: SearchJob, context: Context, device: torch.device, search: Search, tick: Callable[[], None]
 ) -> Timed:
     wanted = search.target.tokens_per_second or 0.0
-    least, tried = wanted * (1 - search.target.tolerance), chains(search)
+    tried = chains(search)
     clock = _Clock(job, context, device, tick, most=timed_at_most(tried) + 1)
     teacher = clock.figures(search.teacher)
-    fast = fast_enough(tried, least, lambda one: clock.figures(one).tokens_per_second)
+    fast = fast_enough(tried, wanted, lambda one: clock.figures(one).tokens_per_second)
     speeds = {
         shape: found.tokens_per_second for shape, found in clock.found.items() if shape != Shape.of(search.teacher)
     }
@@ -66,16 +66,16 @@ def _time_shapes(
         nearest = sorted(speeds, key=lambda shape: -speeds[shape])[:NAMED]
         named = "; ".join(f"{shape}: {speeds[shape]:,.1f}" for shape in nearest)
         raise UserError(
-            f"prune.target.tokensPerSecond: no shape generates {wanted:,.6g} tokens/s (within "
-            f"{100 * search.target.tolerance:.3g} %) on {teacher.device}; the teacher generates "
-            f"{teacher.tokens_per_second:,.1f}, and the fastest are {named}; lower the target, or the min of a bound"
+            f"prune.target.tokensPerSecond: no shape generates {wanted:,.6g} tokens/s on {teacher.device}; the "
+            f"teacher generates {teacher.tokens_per_second:,.1f}, and the fastest are {named}; lower the "
+            "target, or the min of a bound"
         )
     if teacher.tokens_per_second >= wanted:
         context.events.warning(
             f"the teacher generates {teacher.tokens_per_second:,.1f} tokens/s, so it need not be cut for {wanted:,.6g}"
         )
     ordered = search.least_cut_first(fast)[: search.target.candidates]
-    return Timed(teacher, speeds, ordered, sum(speed >= least for speed in speeds.values()))
+    return Timed(teacher, speeds, ordered, sum(speed >= wanted for speed in speeds.values()))
 
 
 @dataclass
