@@ -78,7 +78,8 @@ def _outcome(search: PlannedSearch, hardware: Hardware) -> str:
         return f"the search is done: it has measured {count}, the first is the best, and the other figures are its"
     if search.timed is not None:
         return (
-            f"the search times {search.timed} of {search.shapes:,} shapes at most, and measures up to {count} that are "
-            f"fast enough ({cost}, were they these, the least cut ones); the other figures are the first one's"
+            f"the search times the teacher and at most {search.timed} of {search.shapes:,} shapes, and measures up to "
+            f"{count} that are fast enough ({cost}, were they these, the least cut ones); the other figures are the "
+            "first one's"
         )
     return f"{meet}; the search measures {count} ({cost}), and the other figures are the first one's"

@@ -89,8 +89,8 @@ class PlannedSearch:
     done: bool = False
     """Whether they have been measured: they have losses then, the best first."""
     timed: int | None = None
-    """Shapes that are timed at most, where the target is in tokens per second. The candidates here are then the least
-    cut shapes of all, because only the device tells which are fast enough.
+    """Shapes that are timed at most beside the teacher, where the target is in tokens per second. The candidates here
+    are then the least cut shapes of all, because only the device tells which are fast enough.
     """
     flops: float = 0.0
     """Without those of tasks that rank (`asks`): how long their questions are isn't known."""
@@ -237,7 +237,7 @@ def searches(
             search.found.count,
             candidates,
             measured=True,
-            timed=timed_at_most(chains(search)) + 1 if target.tokens_per_second is not None else None,
+            timed=timed_at_most(chains(search)) if target.tokens_per_second is not None else None,
             flops=flops,
             again=max(again) if spec.cache is Cache.RUN else 0.0,
             asks=[what for what, asked in _ranked_by_tasks(spec, student) if asked is not None],

@@ -309,10 +309,12 @@ def test_a_target_of_speed_is_planned_with_how_many_shapes_are_timed_at_most(
     file, config = with_target(tmp_path, tokensPerSecond=60, candidates=2)
     told = ["plan", str(file), "--cluster", "--teacher-config", str(config)]
     assert main(told) == 0
-    assert "the search times " in (text := capsys.readouterr().out) and " shapes at most, and measures up to 2 " in text
+    text = capsys.readouterr().out
     assert main([*told, "-o", "json"]) == 0
     search = json.loads(capsys.readouterr().out)["searches"]["small"]
     assert 2 < search["timed"] < search["shapes"] and len(search["candidates"]) == 2
+    timed = f"at most {search['timed']} of {search['shapes']:,} shapes"
+    assert f"the search times the teacher and {timed}, and measures up to 2 " in text
 
 
 def test_a_rank_by_a_task_is_planned_with_its_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
