@@ -15,6 +15,11 @@ ENOUGH = {False: 256, True: 8192}
 BLOCK = {False: 2**19, True: 2**24}
 """Logits of one model whose losses are computed at once. A CPU keeps them in its cache meanwhile."""
 
+PART = 2**22
+"""Numbers of an output layer's gradient that are made in bfloat16, or turned into it, at once: few beside the whole,
+and enough rows of it for a product to keep a GPU busy, however few tokens it is of. None was measured on a GPU.
+"""
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -35,3 +40,8 @@ class Chunks:
 def tokens_per_chunk(vocabulary: int, logits: int) -> int:
     """As many tokens as have so many logits, and at least one."""
     return max(1, logits // vocabulary)
+
+
+def even(tokens: int, most: int) -> int:
+    """Tokens of each chunk but the last, where as few chunks as there can be are about equally long."""
+    return -(-tokens // -(-tokens // most))

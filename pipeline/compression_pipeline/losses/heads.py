@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from compression_pipeline.config import Chunks
+from compression_pipeline.config.chunks import PART, even
 
 from .base import Loss, Signals
 
@@ -74,7 +75,7 @@ class Heads:
         labels, tokens = self._labels.flatten(), self._labels.numel()
         wide = torch.promote_types(mine.dtype, torch.float32)
         values = torch.empty(len(self._losses), tokens, dtype=wide, device=mine.device)
-        most = min(self._chunks.product, tokens)
+        most = even(tokens, self._chunks.product)
         buffers = mine.new_empty(most, len(matrix)), theirs.new_empty(most, len(reference))
         for start in range(0, tokens, most):
             chunk = slice(start, min(start + most, tokens))
@@ -117,8 +118,21 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype == left.dtype:
         total.addmm_(left, right)
         return
-    for part, rows in zip(total.split(len(right)), left.split(len(right)), strict=True):
+    most = max(1, PART // total.size(1))
+    for part, rows in zip(total.split(most), left.split(most), strict=True):
         part.add_(rows @ right)
+
+
+def _narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values in another type, which takes their place in memory if it is narrower: what is written in order never
+    reaches what is still to be read.
+    """
+    if dtype.itemsize >= values.dtype.itemsize:
+        return values.to(dtype)
+    wide, narrow = values.flatten(), values.flatten().view(dtype)[: values.numel()]
+    for part, place in zip(wide.split(PART), narrow.split(PART), strict=True):
+        place.copy_(part.to(dtype))
+    return narrow.view(values.shape)
 
 
 class _Weighted(torch.autograd.Function):
@@ -142,4 +156,4 @@ class _Weighted(torch.autograd.Function):
     def backward(context: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         """In place: as large as they are, there are no two of them."""
         gradients = [gradient.mul_(given[0]) for gradient in context.saved_tensors]
-        return None, None, *(each.to(dtype) for each, dtype in zip(gradients, context.types, strict=True))
+        return None, None, *(_narrowed(each, dtype) for each, dtype in zip(gradients, context.types, strict=True))

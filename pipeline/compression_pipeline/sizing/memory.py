@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from compression_pipeline.config import Activation, Architecture, Chunks, LossConfig, Needs, Normalization, Precision
+from compression_pipeline.config.chunks import PART, even
 
 _F32 = 4
 _INT64 = 8
@@ -146,15 +147,19 @@ def losses_memory(
     """Bytes of output layers and losses while they are computed (`losses/heads.py`), at `size` bytes a number.
 
     A chunk of both models' logits, a block's copies of them, the gradients of the student's output layer, which is
-    summed in float32, and of what goes into it.
+    summed in float32, and of what goes into it. A product is added to the sum in parts, and the backward pass turns the
+    sum into the weights' type where it lies.
     """
     on_logits = [loss for loss in losses if loss.logit_copies is not None]
     per_token = [loss for loss in on_logits if loss.needs(teacher, student).per_token]
-    product, block = min(tokens, chunks.product), min(tokens, chunks.block)
+    product = even(tokens, chunks.product)
+    block = min(product, chunks.block)
     needed = 0
     if per_token:
         needed += student.vocabulary_size * (2 * product * size + _of_losses(per_token, size) * block)
-        needed += student.hidden_size * (student.vocabulary_size * _F32 + tokens * size)
+        gradient = student.vocabulary_size * student.hidden_size
+        needed += gradient * _F32 + (min(gradient, PART) * size if size != _F32 else 0)
+        needed += student.hidden_size * tokens * size
     if len(per_token) < len(on_logits):
         others = [loss for loss in on_logits if loss not in per_token]
         needed += student.vocabulary_size * tokens * (2 * size + _of_losses(others, size))
