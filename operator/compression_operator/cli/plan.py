@@ -60,21 +60,21 @@ def show_plan(arguments: argparse.Namespace) -> int:
     run = load_run(arguments.file, arguments)
     hardware = _hardware(arguments)
     workdir = arguments.workdir or default_workdir(run)
+    stored = None if arguments.cluster else Workdir(workdir).read()
     resolved: Resolved | None = None
     if arguments.cluster:
         planned = plan(run.spec, maker=maker_of(run))
     else:
-        planned, resolved = _planned(run, arguments.file, workdir, gpus=hardware.gpus)
+        planned, resolved = _planned(run, arguments.file, workdir, stored, gpus=hardware.gpus)
     report: dict[str, Any] = {"run": run.metadata.name, "steps": [_step_json(step) for step in planned.steps]}
     report["passes"] = passes_to_json(run.spec, resolved)
     if arguments.output is None:
         _print_steps(planned)
         for line in passes_in_words(run.spec, resolved):
             print(line)
-    found, fault = _teacher(run, arguments, workdir)
+    found, fault = _teacher(run, arguments, stored)
     faults = [Fault(str(arguments.file), "spec.teacher.model", fault)] if fault else []
     if found is not None:
-        stored = None if arguments.cluster else Workdir(workdir).read()
         done = found_by_searches(stored.status, planned) if stored is not None else NOTHING_FOUND
         shapes = {name: chosen(candidates, found.architecture) for name, candidates in done.items()}
         faults += faults_of_students(arguments.file, run, found.architecture, shapes)
@@ -106,10 +106,10 @@ def _hardware(arguments: argparse.Namespace) -> Hardware:
 
 
 def _teacher(
-    run: CompressionRun, arguments: argparse.Namespace, workdir: Path
+    run: CompressionRun, arguments: argparse.Namespace, stored: CompressionRun | None
 ) -> tuple[FoundTeacher | None, str | None]:
-    """The teacher, as far as it can be known; and why it can't be compressed."""
-    teacher, stored = run.spec.teacher, None if arguments.cluster else Workdir(workdir).read()
+    """The teacher, as far as it can be known; and why it can't be compressed. `stored`: the work directory's run."""
+    teacher = run.spec.teacher
     try:
         if arguments.teacher_config is not None:
             return teacher_of_file(arguments.teacher_config), None
@@ -178,10 +178,11 @@ def _claim(file: Path, name: str) -> int | None:
     return None
 
 
-def _planned(run: CompressionRun, file: Path, workdir: Path, *, gpus: bool) -> tuple[Plan, Resolved | None]:
+def _planned(
+    run: CompressionRun, file: Path, workdir: Path, stored: CompressionRun | None, *, gpus: bool
+) -> tuple[Plan, Resolved | None]:
     """The plan, with what the work directory knows of the sources where they are still the same; and the latter."""
     sources = digests_of_sources(run, source_root(file), Workdir(workdir))
-    stored = Workdir(workdir).read()
     about = run if stored is None else run.model_copy(update={"metadata": stored.metadata})
     maker = maker_of(about)
     planned = plan(run.spec, sources=sources, gpus=gpus, maker=maker)
