@@ -10,7 +10,7 @@ import pytest
 import yaml
 from exporting import DISTILLED, EXPORTED, PRUNED, job, run, student_store
 from pages import Page
-from stores import DATA, TEACHER, context
+from stores import DATA, TEACHER, common, context
 
 from compression_operator.api.resolved import Resolved
 from compression_operator.api.spec import CompressionRunSpec, Student
@@ -24,9 +24,15 @@ from compression_pipeline.config import (
     EvaluateConfig,
     ExportDtype,
     ExportResult,
+    ImportanceConfig,
     Phase,
+    PruneConfig,
+    Ranking,
     ResolvedSource,
+    SearchJob,
+    TargetConfig,
     TaskConfig,
+    ValidationConfig,
 )
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import export
@@ -233,6 +239,31 @@ def test_card_and_manifest_tell_the_task_that_chose_the_weights(store: Store) ->
     CompressionRunSpec.model_validate(spec)
     assert spec["evaluate"] == {"tasks": [{"name": "calls", "source": "file:tasks", "shots": 1}]}
     assert "evaluate" not in spec_of(ancestry, job(store))
+
+
+def test_the_manifest_asks_a_task_as_often_as_it_was_where_layers_and_candidates_are_ranked_by_it(store: Store) -> None:
+    """`depthSamples` and `rankSamples` are prune's. The task's own limit is what the others of the two go by."""
+    ancestry = Ancestry.read(*(store.open(artifact) for artifact in STEPS.values()))
+    made = ancestry.made[Phase.PRUNE]
+
+    def limit(depth: int | None, rank: int | None, own: int | None) -> int | None:
+        def asked(samples: int | None) -> EvaluateConfig:
+            return EvaluateConfig(tasks=[TaskConfig(name="calls", limit=samples or own)])
+
+        target = TargetConfig(ratio=2, rank=Ranking.TASK, rank_samples=rank)
+        prune = PruneConfig(target=target, importance=ImportanceConfig(depth="Task", depth_samples=depth))
+        pruned = made.job.model_copy(update={"prune": prune, "evaluate": asked(depth), "searched": "search-s"})
+        told = {**common(store, "search-student"), "data": DATA, "teacher": TEACHER, "sequence_length": 8}
+        scored = {"tasks": "tasks-t", "evaluate": asked(depth), "ranked_by": asked(rank)}
+        search = SearchJob(**told, **scored, prune=prune, validation=ValidationConfig())
+        jobs = {Phase.SEARCH: replace(made, job=search), Phase.PRUNE: replace(made, job=pruned)}
+        spec = spec_of(replace(ancestry, made={**ancestry.made, **jobs}), job(store))
+        (task,) = spec["evaluate"]["tasks"]
+        return task.get("limit")
+
+    for own in (None, 30):
+        assert limit(None, None, own) == limit(20, None, own) == limit(None, 20, own) == own
+    assert limit(20, 20, None) == 20
 
 
 def test_it_stands_on_its_own(exported: tuple[ExportResult, Artifact]) -> None:

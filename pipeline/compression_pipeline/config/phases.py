@@ -125,7 +125,7 @@ class PruneJob(EngineJob):
 
     @property
     def scored_by(self) -> EvaluateConfig | None:
-        return self.evaluate
+        return self.evaluate if self.searched is None else None  # the search tells, which asks the same
 
     def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * WEIGHT

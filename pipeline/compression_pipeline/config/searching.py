@@ -48,15 +48,18 @@ class SearchJob(EngineJob):
 
     @property
     def scored_by(self) -> EvaluateConfig | None:
-        asked = [one for one in (self.evaluate, self.ranked_by) if one is not None]
-        timed = (
-            [EvaluateConfig(generation=self.generation)] if self.generation not in (None, GenerationConfig()) else []
+        generation = None if self.generation == GenerationConfig() else self.generation
+        given_in_prune = (
+            (self.evaluate, self.prune.importance.depth_samples is not None),
+            (self.ranked_by, self.prune.target is not None and self.prune.target.rank_samples is not None),
         )
-        if not asked and not timed:
+        # Both may ask the same task. The number of questions that prune gives is not the task's own, which comes last.
+        asked = [one for one, given in sorted(given_in_prune, key=lambda of: not of[1]) if one is not None]
+        if not asked and generation is None:
             return None
         tasks = {task.name: task for one in asked for task in one.tasks}
-        update = {"tasks": list(tasks.values()), "generation": timed[0].generation if timed else None}
-        return [*asked, *timed][0].model_copy(update=update)
+        settings = asked[0] if asked else EvaluateConfig(generation=generation)
+        return settings.model_copy(update={"tasks": list(tasks.values()), "generation": generation})
 
 
 class SearchResult(StepResult):

@@ -48,7 +48,8 @@ def run(job: SearchJob, context: Context) -> SearchResult:
     search = Search.of(teacher, job.prune)
     if search is None:
         raise UserError("prune: has no target, so there is nothing to search; give target, or run prune")
-    if search.target.tokens_per_second is None:
+    by_speed = search.target.tokens_per_second is not None
+    if not by_speed:
         _check_losses(job, teacher, search.found.best)
     _check_tasks(job)
     dtype, planned = ranking.stored_type(files), planned_precision(Phase.SEARCH)
@@ -56,9 +57,10 @@ def run(job: SearchJob, context: Context) -> SearchResult:
     precision = planned if dtype is torch.bfloat16 else Precision.FP32
     seed = {"seed": job.distill.seed, "deterministic": job.distill.deterministic} if job.distill else {}
     with start_engine(job, context, precision=precision, **seed) as engine:
-        timed = time_shapes(job, context, engine, search) if search.target.tokens_per_second is not None else None
+        timed = time_shapes(job, context, engine, search) if by_speed else None
+        if timed is not None:
+            _check_losses(job, teacher, timed.fast)
         tried = timed.fast if timed is not None else search.found.best
-        _check_losses(job, teacher, tried)
         measured = Measuring(job, context, engine, teacher)
         whole = measured.whole()
         found = measured.candidates(tried)
@@ -90,8 +92,10 @@ def run(job: SearchJob, context: Context) -> SearchResult:
 
 def _check_losses(job: SearchJob, teacher: Architecture, students: Sequence[Architecture]) -> None:
     """Raises UserError with the first candidate that cannot be distilled by the losses."""
-    for student in students if job.distill else ():
-        faults = loss_faults(job.distill.losses, teacher, student, engine=job.engine) if job.distill else ()
+    if job.distill is None:
+        return
+    for student in students:
+        faults = loss_faults(job.distill.losses, teacher, student, engine=job.engine)
         if said := "; ".join(f"distill.{field}: {sentence}" for field, sentence in faults):
             raise UserError(f"{said} (of the candidate with {Shape.of(student)})")
 
