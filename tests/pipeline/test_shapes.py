@@ -1,6 +1,7 @@
 """Shapes that meet a target: all of them, each once, and the candidates among them."""
 
 import math
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -217,6 +218,24 @@ def test_a_target_that_would_try_too_many_shapes_is_refused_before_they_are_trie
     prune = PruneConfig(target=TargetConfig(ratio=2, axes=ALL), divisor=8)
     [(field, words)] = student_faults(LLAMA_8B.model_copy(update=SIZES_OF_405B), prune)
     assert field == "target" and words.startswith("tries 590,400 combinations of layers, attentionHeads and ")
+
+
+def test_the_searches_of_many_runs_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator asks in every pass."""
+    asked, lines = list[Search](), Search.lines
+
+    def counted(search: Search, least: int, most: float) -> Iterator[Any]:
+        asked.append(search)
+        return lines(search, least, most)
+
+    monkeypatch.setattr(Search, "lines", counted)
+    targets = [
+        TargetConfig(parameters=4.2e9 + n, axes=[SearchedAxis.LAYERS, SearchedAxis.HIDDEN_SIZE]) for n in range(500)
+    ]
+    prunes = [PruneConfig(target=target, divisor=512) for target in targets]
+    for prune in [*prunes, *prunes]:
+        assert not list(student_faults(LLAMA_8B, prune))
+    assert len(asked) == len(prunes)
 
 
 @given(searches())

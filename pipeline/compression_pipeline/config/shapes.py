@@ -32,13 +32,17 @@ WEIGHTS = (3, 1, 1, 1)
 ALIKE = math.log(10 / 9)
 """Two shapes are nearly alike that differ by less than this logarithm of a ratio on every axis: about 10 %."""
 
-MOST_TRIED = 250_000
-"""Combinations of layers, heads and hidden size that are tried at most: half a second for 70,000."""
+MOST_TRIED = 100_000
+"""Combinations of layers, heads and hidden size that are tried at most: half a second for 70,000, in which an operator
+does nothing else.
+"""
 
 _Rank: TypeAlias = tuple[float, float]
 
-REMEMBERED = 64
-"""Searches whose candidates are kept in memory."""
+REMEMBERED = 1024
+"""Searches whose candidates are kept in memory, some kilobytes each: an operator asks for those of all runs again and
+again, and if it has more of them, every pass searches anew.
+"""
 
 NAMED = 2
 """Shapes that are named on each side of a target that none meets."""
