@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill, prune, search
+from compression_pipeline.tasks import live
 
 TARGET = TargetConfig(ratio=1.6, tolerance=0.1, candidates=3, axes=list(SearchedAxis))
 SEARCHED, PRUNED = "5" * 32, "6" * 32
@@ -309,6 +311,28 @@ def test_candidates_are_ranked_by_a_task_as_the_pruned_student_would_be_scored(t
 
     assert cut(store, by_task, f"search-{SEARCHED}") == found.candidates[0].shape
     assert scored_apart(store, store.open(f"prune-{PRUNED}").model) == scores[0]
+
+
+def test_no_model_of_the_engine_is_held_while_another_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is scored is a copy, which may be as large as the teacher."""
+    build, score, built = MegatronEngine.build, live.score_live, list[weakref.ref[Any]]()
+    held: list[int] = []
+
+    def building(self: MegatronEngine, *told: Any, **named: Any) -> Any:
+        built.append(weakref.ref(made := build(self, *told, **named)))
+        return made
+
+    def scoring(*told: Any, **named: Any) -> list[TaskScore]:
+        held.append(sum(one() is not None for one in built))
+        return score(*told, **named)
+
+    monkeypatch.setattr(MegatronEngine, "build", building)
+    monkeypatch.setattr(live, "score_live", scoring)
+    store = make_store(tmp_path / "store")
+    run(store, settings(rank=Ranking.TASK), **asking(tmp_path, store, limit=2))
+    assert held == [0] * (1 + 3), "the teacher's score, and those of the candidates"
 
 
 def test_after_a_short_distillation_its_score_decides_and_is_asked_once(

@@ -31,11 +31,13 @@ from compression_pipeline.config import (
     timed_at_most,
 )
 from compression_pipeline.config import Sizes as ShapeStatus
+from compression_pipeline.config.chunks import CALIBRATION_TOKENS
 from compression_pipeline.sizing import (
     Gpu,
     candidate,
     find_gpu,
     importance_flops,
+    logits_memory,
     search_flops,
     training_flops,
     training_memory,
@@ -212,26 +214,22 @@ def searches(
             continue
         length, best = spec.dataset.sequence_length, list(search.found.best)
         candidates = [candidate(one, student.prune, length) for one in best]
-        own = [one for one in planned.steps if one.student == student.name]
-        step = next((one for one in own if STEPS[one.phase].finds_shape), None)
+        own = (one for one in planned.steps if one.student == student.name and STEPS[one.phase].finds_shape)
+        step = next(own, None)
         if step is None:
             found[student.name] = PlannedSearch(search.found.count, candidates, measured=False)
             continue
+        distill = step.configuration["distill"]
         flops = search_flops(
-            teacher,
-            best,
-            student.prune,
-            sequence_length=length,
-            validation=spec.validation,
-            distill=step.configuration["distill"],
+            teacher, best, student.prune, sequence_length=length, validation=spec.validation, distill=distill
         )
         on_gpu = hardware.gpus and step.settings.gpus_per_node > 0
         gpu = (hardware.gpu or _named_gpu(spec, step.settings)) if on_gpu else None
         # The search computes in float32 where the weights that it cuts are not bfloat16.
         precision = _arithmetic(on_gpu and dtype in (None, "bfloat16"))
         isolated = spec.dataset.document_attention is DocumentAttention.ISOLATED
-        distill = step.configuration["distill"]
         needed = _searching_memory(best, teacher, distill, length, precision, isolated=isolated)
+        less = "leave distillSteps out, lower distill.microBatchSize or dataset.sequenceLength, or " if distill else ""
         again = [importance_flops(teacher, [one], student.prune, sequence_length=length) for one in best]
         found[student.name] = PlannedSearch(
             search.found.count,
@@ -245,8 +243,7 @@ def searches(
             gpu_hours=_hours(flops, gpu, hardware),
             warnings=[
                 f"{step.name} needs about {human_bytes(needed)} on one GPU, and {gpu.name} has "
-                f"{human_bytes(gpu.memory)}; leave distillSteps out, lower distill.microBatchSize or "
-                "dataset.sequenceLength, or use a larger GPU"
+                f"{human_bytes(gpu.memory)}; {less}use a larger GPU"
             ]
             if gpu is not None and needed > gpu.memory * USABLE
             else [],
@@ -268,10 +265,11 @@ def _searching_memory(
     *,
     isolated: bool,
 ) -> int:
-    """Bytes of the largest candidate's short distillation on one GPU, or of the teacher and a candidate."""
+    """Bytes of the largest candidate's short distillation on one GPU, or of teacher, candidate and all logits."""
     if distill is None:
         width = BFLOAT16 if precision is Precision.BF16 else FLOAT32
-        return (teacher.parameters + max(one.parameters for one in students)) * width
+        weights = (teacher.parameters + max(one.parameters for one in students)) * width
+        return weights + logits_memory(teacher, max(1, CALIBRATION_TOKENS // length) * length, precision)
     return max(
         training_memory(
             one,

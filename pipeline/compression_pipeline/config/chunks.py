@@ -20,6 +20,9 @@ PART = 2**22
 and enough rows of it for a product to keep a GPU busy, however few tokens it is of. None was measured on a GPU.
 """
 
+CALIBRATION_TOKENS = 8192
+"""Tokens in one forward pass that nothing is trained by, about; at least one sequence. All their logits are there."""
+
 
 @dataclass(frozen=True)
 class Chunks:

@@ -22,6 +22,7 @@ from compression_pipeline.config import (
     TaskScore,
     resolved_losses,
 )
+from compression_pipeline.config.chunks import CALIBRATION_TOKENS
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model, State, Training
 from compression_pipeline.errors import Diverged
@@ -81,22 +82,25 @@ class Measuring:
         """Sequences of one forward pass."""
         if self.job.distill is not None:
             return sequences_per_pass(self.job.distill, self.engine)
-        return max(1, ranking.CALIBRATION_TOKENS // self.job.sequence_length)
+        return max(1, CALIBRATION_TOKENS // self.job.sequence_length)
 
     def whole(self) -> Measured:
         """What is found of the teacher. Raises UserError if its validation loss is no number."""
 
         def measure() -> Measured:
-            model = self._filled(self.teacher, self.held)
-            loss = self.engine.validate(model, self.validation, sequences_per_pass=self._in_a_pass)
-            measuring.check_loss(
-                self.engine, lambda: self.engine.state(model), self.teacher, loss.loss, whose="the teacher"
-            )
-            return Measured(loss, self._score(self.engine.state(model), self.teacher))
+            loss = self._loss_of_teacher()
+            self.engine.free()
+            return Measured(loss, self._score(self.held, self.teacher))
 
         found = self._remembered("teacher", measure)
         self.engine.free()
         return found
+
+    def _loss_of_teacher(self) -> ValidationLoss:
+        engine, model = self.engine, self._filled(self.teacher, self.held)
+        loss = engine.validate(model, self.validation, sequences_per_pass=self._in_a_pass)
+        measuring.check_loss(engine, lambda: engine.state(model), self.teacher, loss.loss, whose="the teacher")
+        return loss
 
     def candidates(self, students: Sequence[Architecture]) -> list[Candidate]:
         """What is found of each."""
@@ -132,8 +136,14 @@ class Measuring:
     def _pruned(self, student: Architecture, *, scored: bool) -> Measured:
         model = self._cut(student)
         loss = self.engine.validate(model, self.validation, sequences_per_pass=self._in_a_pass)
-        asked = scored and math.isfinite(loss.loss)
-        return Measured(loss, self._score(self.engine.state(model), student) if asked else None)
+        if not scored or self.job.ranked_by is None or not math.isfinite(loss.loss):
+            return Measured(loss)
+        # What is scored is a copy: the device would hold both.
+        kept = self.engine.state(model) if self.engine.rank == 0 else {}
+        weights = {name: tensor.detach().cpu() for name, tensor in kept.items()}
+        del model, kept
+        self.engine.free()
+        return Measured(loss, self._score(weights, student))
 
     def _distilled(self, student: Architecture, settings: DistillConfig) -> Measured:
         data = self.context.store.open(self.job.data).data

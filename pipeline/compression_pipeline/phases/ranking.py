@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compression_pipeline.config import ASKING, Aggregation, Architecture, Axis, DocumentAttention, PruneConfig
+from compression_pipeline.config.chunks import CALIBRATION_TOKENS
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model
 from compression_pipeline.engines.soundness import check_sound
@@ -23,9 +24,6 @@ from compression_pipeline.tasks.live import live_model
 from compression_pipeline.tasks.shallow import ShallowScores
 from compression_pipeline.text.batches import Batch, Place, ValidationData
 from compression_pipeline.text.shuffled import MixedText
-
-CALIBRATION_TOKENS = 8192
-"""Tokens in one forward pass of the calibration, about; at least one sequence."""
 
 TORCH_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

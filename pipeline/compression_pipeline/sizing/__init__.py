@@ -6,7 +6,7 @@ The control plane imports it too.
 from .candidates import candidate, importance_flops, search_flops
 from .flops import forward_flops, training_flops
 from .gpus import GPUS, Gpu, find_gpu
-from .memory import Memory, training_memory
+from .memory import Memory, logits_memory, training_memory
 
 __all__ = [
     "GPUS",
@@ -16,6 +16,7 @@ __all__ = [
     "find_gpu",
     "forward_flops",
     "importance_flops",
+    "logits_memory",
     "search_flops",
     "training_flops",
     "training_memory",

@@ -77,7 +77,9 @@ def training_memory(
         optimizer=-(-parameters * state // copies),
         teacher=teacher.parameters * size if teacher is not None else 0,
         activations=activations,
-        logits=_softmax(trained, tokens, size)
+        logits=max(
+            logits_memory(trained, tokens, precision), (tokens + trained.hidden_size) * trained.vocabulary_size * size
+        )
         if teacher is None
         else losses_memory(trained, teacher, losses, tokens, size, Chunks.of(trained.vocabulary_size, on_gpu=on_gpu)),
     )
@@ -131,14 +133,9 @@ def _states(teacher: Architecture, tokens: int, size: int, needs: Sequence[Needs
     return tokens * teacher.hidden_size * (count * (size + 2 * _F32) + (3 * _F32 if count else 0))
 
 
-def _softmax(model: Architecture, tokens: int, size: int) -> int:
-    """Megatron's cross-entropy, at the largest of two moments: it turns the logits into their softmax in float32, and
-    that into their gradient; or the output layer's gradient is made.
-    """
-    one = tokens * model.vocabulary_size
-    return max(
-        one * (_F32 + (size if size != _F32 else 0)), one * size + model.vocabulary_size * model.hidden_size * size
-    )
+def logits_memory(model: Architecture, tokens: int, precision: Precision) -> int:
+    """Bytes of all logits in Megatron's cross-entropy, which turns them into their softmax in float32."""
+    return tokens * model.vocabulary_size * (_F32 + (2 if precision is Precision.BF16 else 0))
 
 
 def losses_memory(

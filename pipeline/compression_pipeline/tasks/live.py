@@ -90,6 +90,7 @@ def live_model(
     library, (kind, config) = import_transformers(), _model_type(architecture, template, rounded)
     state = {name: tensor.detach().to(device=device, dtype=rounded, copy=True).to(computed) for name, tensor in tensors}
     model = kind.from_pretrained(None, config=config, state_dict=state, dtype=computed)
+    del state  # which the model may have copied: the device would hold both
     if (template / GENERATION_CONFIG).is_file():
         model.generation_config = library.GenerationConfig.from_pretrained(template)
     return model.to(device=device).eval()

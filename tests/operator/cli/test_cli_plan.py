@@ -357,14 +357,15 @@ def test_a_search_that_is_done_is_planned_with_what_it_found_until_it_no_longer_
     assert not again["searches"]["small"]["done"] and again["students"][0]["shape"] != shape
 
 
-def needed(tmp_path: Path, capsys: pytest.CaptureFixture[str], **config: Any) -> float:
+def needed(tmp_path: Path, capsys: pytest.CaptureFixture[str], length: int = 512, **config: Any) -> float:
     """GB that a search is said to need on a GPU that is too small for it."""
     sizes = {"num_hidden_layers": 60, "hidden_size": 12_288, "intermediate_size": 49_152, "num_attention_heads": 96}
     file, path = with_target(tmp_path, ratio=2, axes=["layers"])
     path.write_text(json.dumps({**CONFIG, **sizes, **config}))
-    assert main(["plan", str(file), "--cluster", "--teacher-config", str(path), "--gpu", "A100"]) == 0
-    [told] = [line for line in capsys.readouterr().out.splitlines() if "search-small needs about " in line]
-    return float(told.partition("needs about ")[2].split()[0])
+    told = ["--teacher-config", str(path), "--gpu", "A100", "--set", f"dataset.sequenceLength={length}"]
+    assert main(["plan", str(file), "--cluster", *told]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "search-small needs about " in line]
+    return float(line.partition("needs about ")[2].split()[0])
 
 
 def test_the_memory_of_a_search_is_that_of_its_arithmetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,6 +374,13 @@ def test_the_memory_of_a_search_is_that_of_its_arithmetic(tmp_path: Path, capsys
     assert needed(tmp_path, capsys) == bfloat16, "as most checkpoints are"
     assert needed(tmp_path, capsys, dtype="float32") == pytest.approx(2 * bfloat16, rel=0.01)
     assert needed(tmp_path, capsys, torch_dtype="float16") == pytest.approx(2 * bfloat16, rel=0.01)
+
+
+def test_a_search_holds_all_logits_of_a_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """About 8,192 tokens of them, and a sequence at least, in bfloat16 and in float32."""
+    words = {"vocab_size": 256_000, "torch_dtype": "bfloat16"}
+    short, long = (needed(tmp_path, capsys, length=length, **words) for length in (512, 4 * 8192))
+    assert (long - short) * 1e9 == pytest.approx(3 * 8192 * 256_000 * 6, rel=0.02)
 
 
 def test_a_run_that_shares_no_scores_measures_importance_twice(
