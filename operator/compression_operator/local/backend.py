@@ -26,7 +26,7 @@ from .jobfiles import ExitRecord, JobFolder, JobRecord, ProcessRecord
 from .outcome import ending
 from .processes import ProcessId
 from .running_time import RunningTime
-from .starting import Child, Starter
+from .starting import Child, Starter, kill, release
 from .store_probe import is_published
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ class LocalBackend:
         self._starter = Starter(place.command, fork=tuple(place.command) == COMMAND)
         self._children: dict[str, Child] = {}
         self._waiting: deque[_Waiting] = deque()
-        self._starting: set[str] = set()
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._late: Callable[[Child], None] | None = None  # what is done to a job that starts after `kill` or `release`
         self._gpus_of: dict[str, tuple[str, ...]] = {}  # of jobs that start or run
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._watches: set[asyncio.Task[None]] = set()
@@ -110,7 +111,7 @@ class LocalBackend:
         return found
 
     async def create(self, run: CompressionRun, job: Job) -> None:
-        """Start the job's process, now or when GPUs are free; an existing job of the same name is the same job.
+        """Start the job's process, now or when there are GPUs for it; an existing job of the same name is the same job.
 
         Raises OSError where its files cannot be written, and RuntimeError where a job of that name is still ending.
         """
@@ -130,7 +131,9 @@ class LocalBackend:
             self._fail(folder, ExitClass.USER_ERROR, lacking)
             return
         self._waiting.append(_Waiting(run, job, folder))
-        await self._start_waiting()
+        self._start_waiting()
+        if (starting := self._starting.get(job.name)) is not None and not self._starter.imports_first:
+            await asyncio.wait({starting})
 
     async def delete(self, run: CompressionRun, name: str) -> bool:
         """Mark the job as deleted and let its processes end; its log stays in its folder. Whether there was one."""
@@ -149,22 +152,24 @@ class LocalBackend:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def kill(self) -> None:
-        """End every process of every job at once (SIGKILL)."""
+        """End every process of every job at once (SIGKILL), and start no more."""
+        self._late = kill
+        self._starter.kill()
         for folder in self._folders():
             if folder.exit() is None:
                 self._kill(folder)
 
     def release(self) -> None:
         """Let every job end at a checkpoint, as it would if this process were gone; none that waits is started."""
+        self._late = release
         self._waiting.clear()
         for child in self._children.values():
-            if child.stdin is not None:
-                child.stdin.close()
+            release(child)
 
     async def close(self) -> None:
         """Wait until no process of any job runs; delete, release or kill them first."""
-        while self._watches or self._stopping:
-            await asyncio.gather(*self._watches, *self._stopping.values(), return_exceptions=True)
+        while tasks := [*self._starting.values(), *self._watches, *self._stopping.values()]:
+            await asyncio.gather(*tasks, return_exceptions=True)
         await self._starter.close()
 
     # -- observing ------------------------------------------------------------------------------------------------
@@ -252,9 +257,9 @@ class LocalBackend:
         )
         return space.shortage(store, needed)
 
-    async def _start_waiting(self) -> None:
+    def _start_waiting(self) -> None:
         """Start every waiting job that there are GPUs for, the oldest first; one that needs none waits for nobody."""
-        while self._waiting:
+        while self._waiting and self._late is None:
             taken = {name for names in self._gpus_of.values() for name in names}
             free = [name for name in self._place.gpus if name not in taken]
             oldest = self._waiting[0]
@@ -265,13 +270,15 @@ class LocalBackend:
             self._waiting.remove(first)
             name = first.folder.name
             self._gpus_of[name] = tuple(free[:wanted])
-            self._starting.add(name)
-            try:
-                await self._start(first, self._gpus_of[name])
-            finally:
-                self._starting.discard(name)
-                if name not in self._children:
-                    self._gpus_of.pop(name, None)
+            self._starting[name] = asyncio.create_task(self._start(first, self._gpus_of[name]), name=f"start {name}")
+            self._starting[name].add_done_callback(partial(self._started, name))
+
+    def _started(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._starting[name]
+        if name not in self._children:
+            self._gpus_of.pop(name, None)
+        if (error := task.exception()) is not None:
+            logger.error("cannot start job %s", name, exc_info=error)
 
     def _gpus_wanted(self, job: Job) -> int:
         return concurrency.ranks(job, min(job.settings.gpus_per_node, len(self._place.gpus)))
@@ -295,14 +302,19 @@ class LocalBackend:
             self._fail(folder, ExitClass.TRANSIENT, f"cannot start {self._place.command[0]}: {error.strerror or error}")
             self._wake(waiting.run)
             return
+        if child is None:
+            return
         self._children[folder.name] = child
         self._progress[folder.name] = ProgressReader(folder.log, warned=partial(self._warned, job.step))
         process = ProcessId.of(child.pid)
         watch = asyncio.create_task(self._watch(waiting.run, folder, child), name=f"watch {folder.name}")
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
+        if self._late is not None:
+            self._late(child)
         if process is not None:  # None: it has ended already
-            folder.write_process(ProcessRecord(pid=process.pid, start=process.start, started=self._now()))
+            with contextlib.suppress(OSError):  # on a full disk; a later command finds the processes by their mark
+                folder.write_process(ProcessRecord(pid=process.pid, start=process.start, started=self._now()))
         record = self._record(folder)
         if record is not None and folder.deleted:  # while it was being started
             self._stop(waiting.run, folder, record)
@@ -332,12 +344,8 @@ class LocalBackend:
         self._settle(folder, code)
         del self._children[folder.name]
         self._gpus_of.pop(folder.name, None)
-        try:
-            await self._start_waiting()
-        except OSError as error:
-            logger.warning("cannot start the next job: %s", error)
-        finally:
-            self._wake(run)
+        self._start_waiting()
+        self._wake(run)
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
@@ -386,9 +394,7 @@ class LocalBackend:
         process = folder.process()
         if process is not None:
             processes.kill_group(process.id)
-        child = self._children.get(folder.name)
-        if child is not None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
+        if (child := self._children.get(folder.name)) is not None:
+            kill(child)
         for straggler in self._processes(folder):
             processes.kill(straggler)

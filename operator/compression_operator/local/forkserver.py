@@ -6,7 +6,9 @@ import logging
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import IO
 
 from compression_pipeline.config import TERMINATION_VARIABLE, Phase, forking
@@ -66,72 +68,98 @@ class ForkServer:
     """Starts the server when it is first needed. Use it within one event loop, and `close` it at the end."""
 
     def __init__(self) -> None:
+        self._usable = sys.platform == "linux"
         self._lock = asyncio.Lock()
         self._server: asyncio.subprocess.Process | None = None
         self._requests: socket.socket | None = None
-        self._started: asyncio.Queue[tuple[int, asyncio.Future[int | None]] | None] = asyncio.Queue()
+        self._asked: deque[asyncio.Future[_Started | None]] = deque()
         self._codes: dict[int, asyncio.Future[int | None]] = {}
         self._reading: asyncio.Task[None] | None = None
-        self._gone = sys.platform != "linux"
 
     async def fork(self, phase: Phase, environment: Mapping[str, str], log: IO[bytes]) -> ForkedJob | None:
         """Start a job of one rank without a GPU; None where it must be started as any other program.
 
-        Returns once the job's libraries are imported: seconds for the first of a kind, then none.
+        Returns once the job's libraries are imported: seconds for the first of a kind, then none. Where it is cancelled
+        meanwhile the job ends as soon as it is there.
         """
         if len(environment[TERMINATION_VARIABLE].encode()) > forking.ROOM:
             return None
-        async with self._lock:
-            try:
-                return None if self._gone else await self._fork(phase, environment, log)
-            except OSError as error:
-                logger.debug("the fork server cannot be used: %s", error)
-                self._gone = True
-                return None
+        reader, writer = os.pipe()
+        stdin = Stdin(writer)
+        try:
+            answer = await self._ask(phase, environment, reader, log)
+        except OSError as error:
+            logger.debug("the fork server cannot be used: %s", error)
+            answer = None
+            self._give_up()
+        finally:
+            os.close(reader)
+        try:
+            started = None if answer is None else await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            stdin.close()
+            if answer is not None:
+                answer.add_done_callback(_kill)
+            raise
+        if started is None:
+            stdin.close()
+            return None
+        return ForkedJob(started.pid, stdin, started.code)
+
+    def kill(self) -> None:
+        """End the server at once if a job waits for it; no more jobs are forked."""
+        if self._asked and self._server is not None and self._server.returncode is None:
+            self._server.kill()
+        self._give_up()
 
     async def close(self) -> None:
         """Let the server end, after its jobs."""
-        self._gone = True
-        if self._requests is not None:
-            self._requests.close()
+        self._give_up()
         if self._server is not None and self._reading is not None:
             await self._reading
             await self._server.wait()
 
-    async def _fork(self, phase: Phase, environment: Mapping[str, str], log: IO[bytes]) -> ForkedJob | None:
-        requests = self._requests or await self._start(environment)
+    def _give_up(self) -> None:
+        self._usable = False
+        if self._requests is not None:
+            self._requests.close()  # the server ends then
+            self._requests = None
+
+    async def _ask(
+        self, phase: Phase, environment: Mapping[str, str], stdin: int, log: IO[bytes]
+    ) -> "asyncio.Future[_Started | None] | None":
+        """Send a request; what will be answered. None where no server can be had."""
+        async with self._lock:
+            if self._usable and self._server is None:
+                self._requests = await self._start(environment)
+        if self._requests is None:
+            return None
         request = forking.Request(phase=phase.value, environment=dict(environment))
-        reader, writer = os.pipe()
-        stdin = Stdin(writer)
         file = os.memfd_create("job")
         try:
             os.write(file, json.dumps(request).encode())
-            socket.send_fds(requests, [forking.REQUEST], [file, reader, log.fileno()])
-        except OSError:
-            stdin.close()
-            raise
+            socket.send_fds(self._requests, [forking.REQUEST], [file, stdin, log.fileno()])
         finally:
-            os.close(reader)
             os.close(file)
-        started = await self._started.get()
-        if started is None:
-            stdin.close()
-            self._gone = True
-            return None
-        return ForkedJob(started[0], stdin, started[1])
+        answer: asyncio.Future[_Started | None] = asyncio.get_running_loop().create_future()
+        self._asked.append(answer)
+        return answer
 
     async def _start(self, environment: Mapping[str, str]) -> socket.socket:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._server = await asyncio.create_subprocess_exec(
-                *forking.COMMAND,
-                stdin=theirs.fileno(),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                env=forking.environment(environment),
-                start_new_session=True,  # Ctrl-C in the terminal is for this process alone
-            )
-        self._requests = ours
+        try:
+            with theirs:
+                self._server = await asyncio.create_subprocess_exec(
+                    *forking.COMMAND,
+                    stdin=theirs.fileno(),
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.DEVNULL,
+                    env=forking.environment(environment),
+                    start_new_session=True,  # Ctrl-C in the terminal is for this process alone
+                )
+        except BaseException:
+            ours.close()
+            raise
         self._reading = asyncio.create_task(self._read(self._server), name="fork server")
         return ours
 
@@ -142,12 +170,28 @@ class ForkServer:
                     self._codes.pop(pid).set_result(code)
                 case {"pid": pid}:
                     self._codes[pid] = asyncio.get_running_loop().create_future()
-                    self._started.put_nowait((pid, self._codes[pid]))
+                    self._asked.popleft().set_result(_Started(pid, self._codes[pid]))
                 case refused:
                     logger.debug("the fork server starts no job: %s", refused)
-                    self._started.put_nowait(None)
-        self._gone = True
-        self._started.put_nowait(None)
+                    self._asked.popleft().set_result(None)
+                    self._give_up()
+        self._give_up()
+        for answer in self._asked:
+            answer.set_result(None)
+        self._asked.clear()
         for code in self._codes.values():
             code.set_result(None)
         self._codes.clear()
+
+
+@dataclass(frozen=True)
+class _Started:
+    pid: int
+    code: asyncio.Future[int | None]
+
+
+def _kill(answer: asyncio.Future[_Started | None]) -> None:
+    """End a job that came when nobody waited for it any more."""
+    started = answer.result()
+    if started is not None and (process := ProcessId.of(started.pid)) is not None:
+        processes.kill(process)

@@ -1,6 +1,7 @@
 """Starting a job's first process: forked where that can be, which spares it its imports, else as any program."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import IO, Protocol
 
@@ -34,6 +35,18 @@ class Child(Protocol):
         """SIGKILL. May raise ProcessLookupError."""
 
 
+def release(child: Child) -> None:
+    """Let the job end at a checkpoint, as it would if this process were gone."""
+    if child.stdin is not None:
+        child.stdin.close()
+
+
+def kill(child: Child) -> None:
+    """SIGKILL, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+
+
 class Starter:
     """Use it within one event loop, and `close` it once no job runs."""
 
@@ -43,15 +56,23 @@ class Starter:
         """
         self._command = command
         self._forkserver = ForkServer() if fork else None
+        self._killed = False
+
+    @property
+    def imports_first(self) -> bool:
+        """Whether a start may take as long as the imports of libraries."""
+        return self._forkserver is not None
 
     async def start(
         self, phase: Phase, environment: Mapping[str, str], log: IO[bytes], *, ranks: int, gpus: Sequence[str]
-    ) -> Child:
-        """Start a job that writes to `log`, and ends when its standard input does. Raises OSError."""
+    ) -> Child | None:
+        """Start a job that writes to `log` and ends when its standard input does; None after `kill`. Raises OSError."""
         if self._forkserver is not None and ranks == 1 and not gpus and not PHASES[phase].reads_sources:
             forked = await self._forkserver.fork(phase, environment, log)
             if forked is not None:
                 return forked
+        if self._killed:
+            return None
         return await asyncio.create_subprocess_exec(
             *self._command,
             phase.value,
@@ -61,6 +82,12 @@ class Starter:
             env=environment,
             start_new_session=True,  # Ctrl-C in the terminal is for this process alone
         )
+
+    def kill(self) -> None:
+        """Start no more, and nothing that waits for its libraries to be imported."""
+        self._killed = True
+        if self._forkserver is not None:
+            self._forkserver.kill()
 
     async def close(self) -> None:
         """Leave no process behind."""

@@ -4,7 +4,9 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import NoReturn
 
 from compression_pipeline.config import Phase
@@ -20,10 +22,17 @@ class ForkedRank:
         """Forks it. Raises OSError where there can be no more processes."""
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
         self.returncode: int | None = None
-        if self.pid == 0:
-            _become_rank(phase, environment)
+        # A signal that came before the child has set the handlers back would only be noted in its copy of the launcher.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _RESET)
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                _become_rank(phase, environment, before)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with suppress(ProcessLookupError, PermissionError):  # the child does it, too, whichever comes first
+            os.setpgid(self.pid, self.pid)
 
     def poll(self) -> int | None:
         """The exit code (negative: signal) once it has ended."""
@@ -48,13 +57,14 @@ class ForkedRank:
         return self.returncode
 
 
-def _become_rank(phase: Phase, environment: Mapping[str, str]) -> NoReturn:
-    """What `subprocess` and Python's start would have done, then the rank's work."""
+def _become_rank(phase: Phase, environment: Mapping[str, str], mask: Iterable[int]) -> NoReturn:
+    """What `subprocess` and Python's start would have done, then the rank's work. `mask`: signals to be blocked."""
     try:
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         for number in _RESET:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with open(os.devnull, "rb") as null:  # noqa: PTH123 (a descriptor is wanted)
             os.dup2(null.fileno(), 0)
         os.environ.clear()
@@ -62,5 +72,8 @@ def _become_rank(phase: Phase, environment: Mapping[str, str]) -> NoReturn:
         if torch := sys.modules.get("torch"):  # imported under another OMP_NUM_THREADS
             torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
         importlib.import_module("compression_pipeline.worker").work([phase.value])
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(1)  # `work` does not return

@@ -32,7 +32,7 @@ def preload(phase: Phase, config: str) -> None:
 
     What cannot be imported here cannot be imported by the job, whose log then says why.
     """
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(BaseException):
         job = PHASES[phase].job.model_validate_json(config)
         program = importlib.import_module(f"compression_pipeline.phases.{PHASES[phase].program.value}")
         if isinstance(job, EngineJob):
@@ -80,7 +80,11 @@ class _Server:
             # Only the thread that forks goes on in the child, and whatever lock another one held stays locked.
             self._reply({"refused": f"{threads} threads run"})
             return
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no more processes, or no memory
+            self._reply({"refused": str(error)})
+            return
         if pid == 0:
             os.close(file)
             self._become_job(request, stdin, log)

@@ -341,7 +341,10 @@ def test_all_that_a_job_is_told_of_its_artifact_enters_the_fingerprint() -> None
     filled_in_by_backends = {"source_roots", "aside"}
     of_students = {"dtype"}
     # One that has all that only some students have: a shape that is searched, and layers that are ranked by a task.
-    small = {"name": "small", "prune": {"target": {"ratio": 2}, "importance": {"depth": "Task"}}}
+    small = {
+        "name": "small",
+        "prune": {"target": {"tokensPerSecond": 9, "rank": "Task"}, "importance": {"depth": "Task"}},
+    }
     watched = {"steps": 100, "taskInterval": 50}
     for step in planned(students=[small], evaluate=EVALUATE, distill=watched).steps:
         told = set(PHASES[step.phase].job.model_fields) - set(JobConfig.model_fields) - filled_in_by_backends

@@ -99,7 +99,7 @@ def test_what_cannot_be_started_fails_with_a_sentence(tmp_path: Path) -> None:
         here, run = Local(tmp_path, command=("/nonexistent/python",)), a_run()
         job = a_job(run)
         await here.backend.create(run, job)
-        ended = await here.job(run, job.name)
+        ended = await here.until(run, job.name, lambda j: not j.alive)
         assert ended and ended.ended_as is ExitClass.TRANSIENT and not ended.alive
         assert ended.message == "cannot start /nonexistent/python: No such file or directory"
 
