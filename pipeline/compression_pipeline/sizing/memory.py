@@ -67,8 +67,8 @@ def training_memory(
     parameters = trained.parameters + _projections(trained, teacher, needs)
     state = (3 if size == 2 else 2) * _F32
     activations = _activations(trained, tokens, sequence_length, size, on_gpu, isolated=isolated)
-    if isolated:  # the mask, a byte each, and the bias that all layers of both models share
-        activations += tokens * sequence_length * (1 + size)
+    if isolated:  # the bias that all layers of both models share
+        activations += tokens * sequence_length * size
     if teacher is not None:
         activations += _states(teacher, tokens, size, needs)
     return Memory(
