@@ -41,7 +41,9 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences for one forward pass; all tensors are [sequences, sequence length], int64, on the engine's device."""
+    """Sequences for one forward pass; all tensors are [sequences, sequence length], on the engine's device; int64, but
+    for the weights.
+    """
 
     tokens: torch.Tensor
     positions: torch.Tensor

@@ -55,9 +55,7 @@ class ShuffledText:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Sequence `index` of all epochs and the token after it: [sequence length + 1], int64."""
-        number, place = divmod(index, self.sequences_per_epoch)
-        epoch = self._of(number)
-        start = int(epoch.sequences[place]) * self.sequence_length
+        epoch, start = self._place(index)
         found = self._read(self._tokens, epoch, start, self.sequence_length + 1)
         return torch.from_numpy(found.astype(numpy.int64))
 
@@ -70,17 +68,19 @@ class ShuffledText:
         """Of each token that follows one of sequence `index`, 1 if it is learned: [sequence length], uint8."""
         if self._mask is None:
             return torch.ones(self.sequence_length, dtype=torch.uint8)
-        number, place = divmod(index, self.sequences_per_epoch)
-        epoch = self._of(number)
-        start = int(epoch.sequences[place]) * self.sequence_length
+        epoch, start = self._place(index)
         return torch.from_numpy(self._read(self._mask, epoch, start + 1, self.sequence_length))
 
     def positions(self, index: int) -> torch.Tensor:
         """The place of each token of sequence `index` in what the sequence has of its document: [sequence length]."""
+        epoch, start = self._place(index)
+        return torch.cat([torch.arange(size) for _, size in self._pieces(epoch, start, self.sequence_length)])
+
+    def _place(self, index: int) -> tuple[_Epoch, int]:
+        """The epoch of sequence `index`, and where among its tokens the sequence begins."""
         number, place = divmod(index, self.sequences_per_epoch)
         epoch = self._of(number)
-        start = int(epoch.sequences[place]) * self.sequence_length
-        return torch.cat([torch.arange(size) for _, size in self._pieces(epoch, start, self.sequence_length)])
+        return epoch, int(epoch.sequences[place]) * self.sequence_length
 
     def _of(self, number: int) -> _Epoch:
         if self._epoch is None or self._epoch.number != number:

@@ -12,8 +12,8 @@ def describe(writers: Mapping[str, IndexedWriter], *, end_of_document: int, voca
     """`data/statistics.json`: for each split, documents, tokens and how long documents are.
 
     Where not all tokens are learned, `learned` says how many are. Lengths are in tokens and count the end-of-document
-    token. `histogram` has one bin for each power of two: the number
-    of documents of `from` to `to` tokens, both included.
+    token. `histogram` has one bin for each power of two: the number of documents of `from` to `to` tokens,
+    both included.
     """
     return {
         "endOfDocument": end_of_document,
