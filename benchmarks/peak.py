@@ -1,5 +1,6 @@
 """The most memory that some work takes, of tensors alone."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_of(work: Callable[[], object], device: torch.device) -> int:
-    """Most bytes of tensors that were there at once while `work` ran, beyond those that were there before."""
-    if device.type == "cuda":
+def peak_of(work: Callable[[], object], device: torch.device | None = None) -> int:
+    """Most bytes of tensors, and of what operations need meanwhile, that were there at once while `work` ran, beyond
+    those that were there before. `device`: a CPU if not given.
+    """
+    gc.collect()  # what went before would be given back meanwhile
+    if device is not None and device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()

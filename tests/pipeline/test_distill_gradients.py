@@ -49,9 +49,21 @@ def batch_of_random_text() -> Any:
     return Batch(tokens[:, :-1].contiguous(), torch.arange(32).expand(4, -1), tokens[:, 1:].contiguous())
 
 
+def learned(student: Any, teacher: Any, objective: Any, batch: Any, expected: torch.Tensor) -> dict[str, Any]:
+    """The student's parameters after a step's backward pass, whose loss is as expected."""
+    from compression_pipeline.megatron.distillation import DistillationLoss, combine
+
+    model = combine(student, teacher, objective)
+    model.train()
+    loss = DistillationLoss(model, objective)
+    value = loss.reduce(loss.forward(model, batch), batch)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    return dict(model.named_parameters())
+
+
 @pytest.mark.usefixtures("chunks")
 def test_several_losses_are_those_of_two_plain_passes(tmp_path: Path, engine: Runtime) -> None:
-    from compression_pipeline.megatron.distillation import DistillationLoss, combine
     from compression_pipeline.megatron.objective import Objective
 
     store, batch = pruned_store(tmp_path), batch_of_random_text()
@@ -87,13 +99,7 @@ def test_several_losses_are_those_of_two_plain_passes(tmp_path: Path, engine: Ru
     names = [name for name, _ in plain.named_parameters()]
     gradients = torch.autograd.grad(expected, list(plain.parameters()))
 
-    model = combine(student, teacher, objective)
-    model.train()
-    loss = DistillationLoss(model, objective)
-    value = loss.reduce(loss.forward(model, batch), batch)
-    value.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
-    found = dict(model.named_parameters())
+    found = learned(student, teacher, objective, batch, expected)
     for name, gradient in zip(names, gradients, strict=True):
         torch.testing.assert_close(found[name].grad, gradient, rtol=1e-3, atol=1e-6)
 
@@ -126,7 +132,6 @@ def test_the_sum_is_that_of_whole_signals(
     masked: bool,
 ) -> None:
     """What is Dynamic too, whose gradients must wait for all values; and where some tokens count nothing."""
-    from compression_pipeline.megatron.distillation import DistillationLoss, combine
     from compression_pipeline.megatron.objective import Objective
 
     monkeypatch.setitem(LOSSES, "Interested", Interested)
@@ -159,13 +164,7 @@ def test_the_sum_is_that_of_whole_signals(
     for parameter, _ in projections:
         parameter.grad = None
 
-    model = combine(student, teacher, objective)
-    model.train()
-    loss = DistillationLoss(model, objective)
-    value = loss.reduce(loss.forward(model, batch), batch)
-    value.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
-    found = dict(model.named_parameters())
+    found = learned(student, teacher, objective, batch, expected)
     pairs = [(found[name].grad, parameter.grad) for name, parameter in plain.named_parameters()]
     for mine, theirs in [*pairs, *((parameter.grad, before) for parameter, before in projections)]:
         assert (mine is None) == (theirs is None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from allocating import peak_of
+from benchmarks.peak import peak_of
 from engine_models import architecture
 from hypothesis import given
 from hypothesis import strategies as st

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from allocating import peak_of
+from benchmarks.peak import peak_of
 from engine_models import architecture, randomize
 from interested import Interested
 from stores import context, save_text
