@@ -219,7 +219,8 @@ class _Job:
         # Pods that fail by themselves stay; only those that somebody removed are not there to tell.
         ran = self.said.running.since is not None
         if self.said.failed.holds and ran and not failures and not any(pod.alive or pod.exit_code for pod in self.pods):
-            return "a pod vanished"
+            known = sorted(slot for slot, uid in self.first.items() if uid is not None)
+            return f"pod {', '.join(known)} disappeared" if known else "a pod disappeared"
         return ""
 
     @property

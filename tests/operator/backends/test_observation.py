@@ -77,7 +77,7 @@ def last(case: str, name: str = "") -> ObservedJob:
         ),
         ("init-failed", "pod init-failed-master-0: init container broken ended with code 3"),
         ("evicted", "pod evicted-master-0: EvictionByEvictionAPI: Eviction API: evicting"),
-        ("deleted", "a pod vanished"),
+        ("deleted", "pod deleted-master-0 disappeared"),
         ("no-secret", 'pod no-secret-master-0: CreateContainerConfigError: secret "none" not found'),
     ],
 )
@@ -254,7 +254,8 @@ def test_a_pod_that_vanished_and_was_made_anew_ends_the_attempt() -> None:
 def test_pods_that_vanished_while_nobody_looked() -> None:
     job, _ = running()
     assert observe(failed(job)).ended_as is None, "its pods may not be known yet"
-    assert observe(failed(job), later=60).ended_as is ExitClass.INTERRUPTED
+    found = observe(failed(job), later=60)
+    assert (found.ended_as, found.message) == (ExitClass.INTERRUPTED, "a pod disappeared")
 
 
 def test_a_job_that_never_had_pods_says_what_the_training_operator_said() -> None:
