@@ -58,7 +58,7 @@ def transformer_config(architecture: Architecture, runtime: Runtime) -> "Transfo
         use_cpu_initialization=not runtime.on_gpu,
         perform_initialization=False,
         deterministic_mode=runtime.on_gpu and runtime.deterministic,
-        bias_activation_fusion=False,
+        bias_activation_fusion=architecture.activation is Activation.SWIGLU,  # by `swiglu`: see `runtime`
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,

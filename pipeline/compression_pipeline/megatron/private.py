@@ -135,6 +135,15 @@ def torchs_adamw() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def fused_swiglu(swiglu: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Megatron's MLPs without biases take this SwiGLU inside this block, where they would take a fused one."""
+    from megatron.core.transformer import mlp
+
+    with mock.patch.object(mlp, "bias_swiglu_impl", lambda inner, *_: swiglu(inner)):
+        yield
+
+
 def shards(part: "DistributedOptimizer") -> Iterator[tuple[nn.Parameter, int, Tensor]]:
     """Per parameter that this rank has a piece of: it, where the piece starts in it, and the piece's master weights."""
     for parameter in part.model_param_gbuf_map:

@@ -29,6 +29,7 @@ from compression_pipeline.errors import TransientError, UserError
 from compression_pipeline.store.system import processors
 
 from . import foundation, private
+from .swiglu import swiglu
 
 GROUP_TIMEOUT = timedelta(hours=2)
 """How long a rank waits for another one in a collective before it gives up by itself.
@@ -129,6 +130,7 @@ def runtime(
         stack.enter_context(foundation.alone())
         import_megatron(gpu)
         stack.enter_context(_gpu_settings(device, deterministic) if gpu else private.cpu_adaptations())
+        stack.enter_context(private.fused_swiglu(swiglu))
         stack.enter_context(_process_group(device, rank, world_size))
         groups = stack.enter_context(_groups(layout))
         _seed(seed, gpu)

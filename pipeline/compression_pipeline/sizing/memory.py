@@ -102,9 +102,9 @@ def _activations(
         attention += (
             queries * size + (queries + keys) * composed + 2 * _F32 * (model.attention_heads + model.query_groups)
         )
-    # Gated: what the first matrix gave (both halves), silu of one, a copy of the other, their product.
+    # Gated: what the first matrix gave (both halves), and the product (`megatron/swiglu.py`).
     # Squared ReLU: the ReLU and its square.
-    inner = (5 if model.activation is Activation.SWIGLU else 2) * ffn * size
+    inner = (3 if model.activation is Activation.SWIGLU else 2) * ffn * size
     rotations = 4 * sequence_length * model.rotary_dim * size  # sine and cosine, for queries and keys
     layer = tokens * (2 * norm + attention + inner) + rotations
     return model.layers * layer + tokens * (norm + _INT64)
