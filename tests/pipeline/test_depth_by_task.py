@@ -12,7 +12,7 @@ from manifests import a_run
 from pages import Page
 from safetensors.torch import load_file
 from stores import DATA, TEACHER, common, context, make_store
-from task_folders import fetch_task
+from task_folders import DEFINITION, fetch, fetch_task
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from compression_operator.core.plan import PlannedStep, plan
@@ -102,6 +102,11 @@ def test_a_student_loses_the_block_without_which_it_scores_best(
     assert run(3, "2").manifest.metrics["scoresReused"] == ["ActivationMagnitude", "Task"]
     more = ASKED.model_copy(update={"tasks": [TaskConfig(name="calls", limit=9)]})
     assert run(3, "3", evaluate=more).manifest.metrics["scoresReused"] == ["ActivationMagnitude"]
+    (tmp_path / "own" / "others.yaml").write_text(DEFINITION.replace("task: calls", "task: others"))
+    beside = fetch(tmp_path, {}, {"name": "others"})
+    moved = ASKED.model_copy(update={"tasks": [ASKED.tasks[0].model_copy(update={"source": "file:own"})]})
+    again = run(3, "5", tasks=f"tasks-{beside.key}", evaluate=moved)
+    assert f"tasks-{beside.key}" != tasks and again.manifest.metrics["scoresReused"] == ["ActivationMagnitude", "Task"]
     with pytest.raises(UserError, match=r"needs a task of evaluate\.tasks"):
         run(3, "4", tasks=None, evaluate=None)
 

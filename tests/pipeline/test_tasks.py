@@ -171,6 +171,16 @@ def test_a_reply_is_the_most_likely_one_whatever_the_checkpoint_prefers(model: P
     assert reply() == plain
 
 
+def test_each_task_has_a_digest_that_no_other_task_bears_on(tmp_path: Path) -> None:
+    write_task(tmp_path / "own")
+    alone = fetch(tmp_path, {}).digests
+    (tmp_path / "own" / "others.yaml").write_text(DEFINITION.replace("task: calls", "task: others"))
+    both = fetch(tmp_path, {"shots": 2}, {"name": "others"}).digests
+    assert alone.keys() == {"calls"} and both["calls"] == alone["calls"] != both["others"]
+    write_task(tmp_path / "own", questions=QUESTIONS[1:])
+    assert fetch(tmp_path, {}).digests["calls"] != alone["calls"]
+
+
 def test_the_key_is_the_content_of_definition_and_questions(tmp_path: Path) -> None:
     write_task(tmp_path / "own")
     key = fetch(tmp_path, {}).key

@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import Field
 
 from compression_pipeline.config import LEARNED, Record, ResolvedSource, ResolvedText, Share
+from compression_pipeline.config.results import TASK_DIGESTS
+from compression_pipeline.config.tasks import MOST_TASKS
 
 WHOLE: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 """A list that has one owner, the operator. As a map it would cost the API server a fifth more for each write of a
@@ -35,7 +37,8 @@ class Resolved(Record):
 
 
 class ResolvedTasks(Record):
-    """What the tasks turned out to be; the keys of all evaluations rest on it."""
+    """What the tasks turned out to be; the keys of all that asks them rest on it."""
 
     key: str = Field(description="Key of the artifact with the tasks' definitions and questions.")
     harness: str = Field(description="Version of lm-eval.")
+    digests: dict[str, str] = Field(default={}, max_length=MOST_TASKS, description=TASK_DIGESTS)

@@ -32,7 +32,7 @@ from .recording import (
     recorder_of_scores,
     validation_losses,
 )
-from .step_spec import Configuration, Discovery, PhaseSteps
+from .step_spec import Asked, Configuration, Discovery, PhaseSteps
 
 TEXT_LIMIT = 1000
 """Characters of a student's sample, and of its losses in words, in the status."""
@@ -116,6 +116,22 @@ def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Pre
 def _only_watches(configuration: Configuration) -> frozenset[str]:
     distill = configuration["distill"]
     return frozenset() if distill and distill.best_task else frozenset({"tasks", "scoring", "dtype"})
+
+
+def _asks(*fields: str) -> Callable[[Configuration], Asked]:
+    """The tasks of these fields of the job."""
+    return lambda configuration: {
+        field: configuration[field].by_content for field in fields if configuration[field] is not None
+    }
+
+
+def _asks_for_the_best(configuration: Configuration) -> Asked:
+    """Of the tasks that watch a distillation the one that chooses the weights."""
+    distill, scoring = configuration["distill"], configuration["scoring"]
+    if not distill or not distill.best_task or not scoring:
+        return {}
+    best = [task for task in scoring.tasks if task.name == distill.best_task]
+    return {"scoring": scoring.model_copy(update={"tasks": best}).by_content}
 
 
 def _asked(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
@@ -220,6 +236,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
                 read=lambda status: status.tasks,
                 forget=lambda status: status.model_copy(update={"tasks": None}),
                 key=lambda found: found.key,
+                parts=lambda found: found.digests,
             ),
         ),
         PhaseSteps(
@@ -239,6 +256,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             wanted=lambda spec: any(student.prune.searches for student in spec.students),
             students=lambda spec, discovered: [student for student in spec.students if student.prune.searches],
             measures_choose=lambda configuration: True,
+            asks=_asks("evaluate", "ranked_by"),
             depends_on_device=True,
             finds_shape=True,
             student_figures={"candidates": lambda result, step: result.candidates},
@@ -248,6 +266,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             inputs=_teachers,
             of_student=lambda spec, student: {**_tasks(spec.depth_task(student)), **_searched_shape(spec, student)},
             configuration=_pruned,
+            asks=_asks("evaluate"),
             # Importance measured in another arithmetic may choose another student.
             depends_on_device=True,
             student_figures={
@@ -264,6 +283,7 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             of_student=lambda spec, student: _tasks(spec.watched_tasks(student)),
             configuration=_distilled,
             watches=_only_watches,
+            asks=_asks_for_the_best,
             measures_choose=_chosen_by_loss,
             student_figures={
                 "validation_loss": validation_losses,

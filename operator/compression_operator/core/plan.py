@@ -19,6 +19,7 @@ from compression_pipeline.config import (
     JobConfig,
     Phase,
     Precision,
+    digest,
     fingerprint,
     measuring,
 )
@@ -26,7 +27,7 @@ from compression_pipeline.config import (
 from .jobs import Job
 from .names import job_name
 from .phase_steps import STEPS
-from .step_spec import Discovered, PhaseSteps
+from .step_spec import Asked, Discovered, PhaseSteps
 
 NOTHING_DISCOVERED: Discovered = MappingProxyType({})
 
@@ -305,12 +306,14 @@ class _Builder:
         """Fingerprint of the step and key of its artifact; none of either while the inputs aren't known."""
         watched = steps.watches(configuration)
         shaping = {role: step for role, step in inputs.items() if role not in watched}
-        keys = {role: key for role, step in shaping.items() if (key := self._keys[step]) is not None}
+        asked = steps.asks(configuration)
+        keys = {role: key for role, step in shaping.items() if (key := self._key_of(step, asked)) is not None}
         if len(keys) < len(shaping) or self._maker == "":
             return None, None
         measuring_alone = frozenset[str]() if steps.measures_choose(configuration) else MEASURES
         apart = measuring_alone | watched
-        blocks = {_in_camel_case(field): block for field, block in configuration.items() if field not in apart}
+        shaped_by = {**configuration, **asked}
+        blocks = {_in_camel_case(field): block for field, block in shaped_by.items() if field not in apart}
         if PHASES[steps.phase].reads_sources:
             blocks["sources"] = self._sources.get(steps.files) or None
             blocks["maker"] = self._maker  # all later keys rest on this one
@@ -323,3 +326,11 @@ class _Builder:
         mark = measuring(key, measures)
         kept = self._kept.get(name, mark)
         return (mark, key) if kept == mark else (kept, kept)
+
+    def _key_of(self, step: str, asked: Asked) -> str | None:
+        """Key of what is read of another step's artifact: of the tasks, where some are asked alone, that of these."""
+        key, discovery, found = self._keys[step], STEPS[self.steps[step].phase].discovery, self._discovered.get(step)
+        names = {task.name for block in asked.values() for task in block.tasks}
+        parts: Mapping[str, str] = discovery.parts(found) if discovery and found else {}
+        read = {name: parts[name] for name in names & parts.keys()}
+        return digest(read) if key is not None and names and read.keys() == names else key

@@ -99,7 +99,8 @@ def _with_teacher_losses(
 
 def record_tasks(status: CompressionRunStatus, result: TasksResult) -> CompressionRunStatus:
     """The status with the tasks that were found."""
-    return status.model_copy(update={"tasks": ResolvedTasks(key=result.key, harness=result.harness)})
+    found = ResolvedTasks(key=result.key, harness=result.harness, digests=result.digests)
+    return status.model_copy(update={"tasks": found})
 
 
 def recorder_of_scores(field: str) -> Callable[[CompressionRunStatus, EvaluateResult | None], CompressionRunStatus]:

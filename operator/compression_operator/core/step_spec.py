@@ -6,13 +6,16 @@ from typing import Any
 
 from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import CompressionRunStatus, Step, StudentStatus
-from compression_pipeline.config import Phase, Precision, Record
+from compression_pipeline.config import EvaluateConfig, Phase, Precision, Record
 
 Configuration = Mapping[str, Any]
 """By field of the phase's job: what shapes the artifact. All of it enters fingerprints."""
 
 Figures = Mapping[str, Callable[[Any, Step], Any]]
 """By field of StudentStatus: its value, from the phase's result and the step that has just succeeded."""
+
+Asked = Mapping[str, EvaluateConfig]
+"""By field of the phase's job: how tasks are asked."""
 
 Discovered = Mapping[str, Record]
 """By step: what it has found that other steps are planned by, as the status keeps it."""
@@ -48,6 +51,8 @@ class Discovery:
     """The status without it."""
     key: Callable[[Any], str | None] = lambda found: None
     """Key of the step's artifact, if its job names it by what it finds."""
+    parts: Callable[[Any], Mapping[str, str]] = lambda found: {}
+    """Keys of parts of it by their names, for what reads some of them alone. Empty where they were not told."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,10 @@ class PhaseSteps:
     """Whether what it measures decides what it makes, so that how it measures is a part of the key."""
     watches: Callable[[Configuration], frozenset[str]] = lambda configuration: frozenset()
     """Fields and roles of its job that are for those who watch it, and shape nothing: no part of any key."""
+    asks: Callable[[Configuration], Asked] = lambda configuration: {}
+    """Tasks whose scores decide what it makes. The key has these, in place of what the job is told in these fields, and
+    of the artifact with the tasks their parts alone.
+    """
     depends_on_device: bool = False
     """Whether the device's arithmetic shapes the artifact although no setting says which."""
     arithmetic: Callable[[Configuration, Precision], str] = lambda configuration, precision: precision

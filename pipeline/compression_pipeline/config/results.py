@@ -132,11 +132,18 @@ class ExportResult(StepResult):
     )
 
 
+TASK_DIGESTS = (
+    "By task: digest of its definition, its questions and the version of lm-eval. What a task decides depends on its "
+    "own digest. Empty if the image is of an older version."
+)
+
+
 class TasksResult(StepResult):
     """What tasks reports."""
 
     key: str = Field(description="Key of the artifact, made from the content of the tasks: artifacts/tasks-<key>.")
     harness: str = Field(description="Version of lm-eval.")
+    digests: dict[str, str] = Field(default={}, description=TASK_DIGESTS)
 
     @property
     def found_key(self) -> str:

@@ -102,6 +102,11 @@ class EvaluateConfig(ConfigModel):
         default=8, ge=1, le=4096, description="Number of sequences that are scored at once. More take more memory."
     )
 
+    @property
+    def by_content(self) -> "EvaluateConfig":
+        """How tasks are asked, without where they are from: what they are is told by digests of their content."""
+        return self.model_copy(update={"tasks": [task.model_copy(update={"source": None}) for task in self.tasks]})
+
 
 class TaskScore(Record):
     """What a model scored in a task."""

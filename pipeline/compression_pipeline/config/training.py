@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ConfigModel, Operational, Rule, Unordered, cel_format, cel_indivisible, indivisible
+from .base import ConfigModel, Operational, Rule, cel_format, cel_indivisible, indivisible
 from .losses import CHOSEN_BY_AUTO, ON_LOGITS, LogitsKL, LossField, is_balanced, is_clear, twice
 from .tasks import MOST_TASKS
 
@@ -224,8 +224,7 @@ class DistillConfig(TrainingConfig):
     tasks: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
         Field(max_length=MOST_TASKS),
-        Operational(unless="best_task"),
-        Unordered(),
+        Operational(),
     ] = Field(
         default=[],
         description="Names of the tasks of evaluate.tasks that are scored every taskInterval steps. Default: all.",
@@ -240,8 +239,9 @@ class DistillConfig(TrainingConfig):
         "the step with the lowest validation loss (measured every validationInterval steps and after the last). The "
         "name of a task: those with the best score in it (measured every taskInterval steps and after the last); of "
         "equal scores the lower validation loss, then the earlier step. With a task, a change of taskInterval, "
-        "tasks, export.dtype, evaluate.tasks or evaluate.batchSize distils again. Default: the weights after the last "
-        "step. status.students[].bestStep and bestScore show which weights were kept.",
+        "export.dtype, evaluate.batchSize or of that task in evaluate.tasks distils again; a change of other tasks "
+        "does not. Default: the weights after the last step. status.students[].bestStep and bestScore show which "
+        "weights were kept.",
     )
 
     export_every: Annotated[int | None, Operational()] = Field(

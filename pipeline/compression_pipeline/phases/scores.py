@@ -125,16 +125,21 @@ def key_of(
         "aggregation": prune.importance.aggregation if METHODS[method].aggregates else None,
         "samples": _samples(prune, METHODS[method]),
         "dropped": swept_for(cut) if METHODS[method].sweeps else None,
-        "evaluate": job.evaluate if METHODS[method].asks else None,
+        "evaluate": job.evaluate.by_content if METHODS[method].asks and job.evaluate is not None else None,
         "sequence_length": job.sequence_length,
         "document_attention": None if job.document_attention is DocumentAttention.SHARED else job.document_attention,
         "engine": job.engine if job.engine != DEFAULT_ENGINE else None,
         "precision": engine.precision.value,
     }
-    read = {"data": job.data, "teacher": job.teacher}
-    if METHODS[method].asks and job.tasks is not None:
-        read = {"teacher": job.teacher, "tasks": job.tasks}
-    return fingerprint(SCORES, how, {role: context.store.open(name).content for role, name in read.items()})
+    read = {"teacher": context.store.open(job.teacher).content}
+    if METHODS[method].asks and job.evaluate is not None and job.tasks is not None:
+        from compression_pipeline.tasks.fetching import digest_of, read_definitions  # lm-eval takes seconds to import
+
+        definitions = read_definitions(context.store.open(job.tasks).path)
+        read |= {f"tasks.{task.name}": digest_of(definitions.get(task.name)) for task in job.evaluate.tasks}
+    else:
+        read["data"] = context.store.open(job.data).content
+    return fingerprint(SCORES, how, read)
 
 
 def _samples(prune: PruneConfig, method: Method) -> int | None:

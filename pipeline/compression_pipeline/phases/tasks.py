@@ -44,13 +44,14 @@ def run(job: TasksJob, context: Context) -> TasksResult:
         with context.store.draft("tasks", key) as draft:
             for name in (DEFINITIONS, DATA):
                 shutil.move(folder / name, draft.path / name)
-            result = TasksResult(key=key, harness=harness_version())
+            result = TasksResult(key=key, harness=harness_version(), digests=fetched.digests)
             artifact = draft.publish(
                 config=job.to_json(),
                 inputs={task.name: task.source or "lm-eval" for task in job.evaluate.tasks},
                 result=result.to_json(),
             )
-    found = context.store.use(artifact).result(TasksResult).model_copy(update={"cached": cached})
+    told = {"cached": cached, "digests": fetched.digests}  # which an artifact of an older version doesn't tell
+    found = context.store.use(artifact).result(TasksResult).model_copy(update=told)
     watched = [source.watched() for source in sources.values()]
     published = Published(artifact=artifact.name, watched=[one for one in watched if one])
     context.store.record_published(job.fingerprint, published)

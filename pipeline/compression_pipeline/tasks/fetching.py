@@ -39,6 +39,11 @@ class Fetched:
         """Digest of all that scores rest on: definitions, questions, and the version of lm-eval."""
         return digest({"phase": "tasks", "harness": harness.harness_version(), "tasks": self.definitions})
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """By task: `digest_of` it."""
+        return {name: digest_of(told) for name, told in self.definitions.items()}
+
     def own(self, task: TaskConfig, source: LocalSource, where: str) -> None:
         """Take a task of the user's own. Raises PhaseError."""
         files = {file.name: file for file in source.task_files()}
@@ -265,6 +270,11 @@ def _table(content: bytes, kind: str, where: str) -> pa.Table:
 def _lines(text: str) -> list[Any]:
     # Not splitlines: U+2028 and its like may stand in a JSON string.
     return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def digest_of(definition: Any) -> str:
+    """Of all that scores in one task rest on. `definition`: as `read_definitions` gives it."""
+    return digest({"harness": harness.harness_version(), "task": definition})
 
 
 def write_definitions(fetched: Fetched) -> None:

@@ -151,6 +151,61 @@ def test_tasks_that_only_watch_a_distillation_make_nothing_anew_and_those_that_c
     assert "distill-width" in changed(chosen, planned(evaluate=EVALUATE, distill=chooses, export={"dtype": "float16"}))
 
 
+CHOOSES = {"steps": 100, "taskInterval": 50, "keepBest": "hellaswag"}
+
+
+def chosen(*tasks: dict[str, Any], digests: dict[str, str], key: str = "t", **spec: Any) -> Plan:
+    """A plan with a student whose weights hellaswag chooses, one whose layers it chooses and one whose shape."""
+    students: list[dict[str, Any]] = [
+        {"name": "width", "prune": {"hiddenSize": 64}},
+        {"name": "depth", "prune": {"layers": 2, "importance": {"depth": "Task"}}},
+        {"name": "small", "prune": {"target": {"ratio": 2, "rank": "Task"}}},
+    ]
+    found = {"prepare": resolved(), "tasks": ResolvedTasks(key=key * 32, harness="0.4.13", digests=digests)}
+    asked = manifest(evaluate={"tasks": [*tasks]}, students=students, **({"distill": CHOOSES} | spec)).spec
+    return plan(asked, discovered=found)
+
+
+def test_what_a_task_chooses_depends_on_that_task_alone() -> None:
+    one, found = {"name": "hellaswag"}, {"hellaswag": "a" * 32}
+    before = chosen(one, digests=found)
+    making = {name for name in marks(before) if name.startswith(("search", "prune", "distill", "export"))}
+    more = chosen(one, {"name": "arc_easy"}, digests={**found, "arc_easy": "b" * 32}, key="u")
+    assert not changed(before, more) & making, "another task is none of theirs"
+    assert "evaluate-width" in changed(before, more), "it is asked all the same"
+    moved = chosen({**one, "source": "pvc://data/tasks"}, digests=found, key="u")
+    assert not changed(before, moved) & making, "the same task from another place"
+    other = chosen(one, digests={"hellaswag": "c" * 32}, key="u")
+    whose = {"search-small", "prune-depth", "distill-width", "export-width"}
+    assert whose <= changed(before, other), "other questions choose others"
+    assert "prune-width" not in changed(before, other)
+    assert whose <= changed(before, chosen({**one, "limit": 7}, digests=found, key="u")), "so do fewer of them"
+    listed = chosen(one, digests=found, distill={**CHOOSES, "tasks": ["hellaswag"]})
+    assert not changed(before, listed), "what else is scored on the way chooses nothing"
+
+
+def test_tasks_of_an_image_that_told_no_digests_are_one_whole() -> None:
+    one = {"name": "hellaswag"}
+    before = chosen(one, digests={})
+    assert "distill-width" in changed(before, chosen(one, {"name": "arc_easy"}, digests={}, key="u"))
+
+
+def test_an_edit_of_another_task_distils_no_student_again() -> None:
+    two = {"tasks": [{"name": "hellaswag"}, {"name": "arc_easy", "limit": 100}]}
+    world = World(manifest(evaluate=two, distill=CHOOSES))
+    world.drive()
+    made = {name: world.made[name] for name in world.made if name.startswith(("prune", "distill", "export"))}
+    assert world.status.phase is RunPhase.SUCCEEDED and made
+    world.edit(evaluate={"tasks": [{"name": "hellaswag"}, {"name": "arc_easy", "limit": 7}]})
+    world.drive()
+    assert world.status.phase is RunPhase.SUCCEEDED
+    assert world.made["tasks"] == world.made["evaluate-width"] == 2
+    assert {name: world.made[name] for name in made} == made
+    world.edit(evaluate={"tasks": [{"name": "hellaswag", "limit": 7}, {"name": "arc_easy", "limit": 7}]})
+    world.drive()
+    assert world.made["distill-width"] == 2 * made["distill-width"]
+
+
 def test_no_training_begins_before_the_tasks_are_found() -> None:
     """A misspelt task must not show when a GPU is taken."""
     world = World(manifest(evaluate=EVALUATE))

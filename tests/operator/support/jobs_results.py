@@ -78,7 +78,9 @@ def result(job: Job) -> dict[str, Any]:
         case Phase.TASKS:
             assert isinstance(job.config, TasksJob)
             own = [] if job.config.cache is Cache.STORE else [key]
-            return {"key": digest([job.config.evaluate.to_json(), *own]), "harness": "0.4.13"}
+            asked = job.config.evaluate
+            digests = {task.name: digest([task.name, task.source, *own]) for task in asked.tasks}
+            return {"key": digest([asked.to_json(), *own]), "harness": "0.4.13", "digests": digests}
         case Phase.BASELINE | Phase.BASELINE_CORRECTED | Phase.EVALUATE:
             return {"tasks": [], "precision": "FP32"}
         case phase:  # what it requires beside these are numbers, or it needs a case of its own
