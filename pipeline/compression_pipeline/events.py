@@ -25,6 +25,11 @@ class Events:
         self._stream = stream
         self._silent = silent
         self._redactor = Redactor.of()
+        self._noted: dict[str, Any] = {}
+
+    def note(self, **fields: Any) -> None:
+        """What every line of progress tells from now on."""
+        self._noted |= fields
 
     def progress(
         self,
@@ -47,7 +52,7 @@ class Events:
             loss=loss,
             tokensPerSecond=tokens_per_second,
             etaSeconds=eta,
-            **{to_camel(name): value for name, value in extra.items()},
+            **{to_camel(name): value for name, value in {**self._noted, **extra}.items()},
         )
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:

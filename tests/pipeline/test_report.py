@@ -181,6 +181,18 @@ def test_each_distillation_is_told_and_no_other(
     assert told == [(whose, steps) for whose, (steps, _) in expected.items()]
 
 
+def test_the_newest_export_on_the_way_is_told_with_its_folder(tmp_path: Path, report: Callable[[Run], Page]) -> None:
+    run = Run(tmp_path).write()
+    resource = run.resource()
+    resource["spec"]["distill"]["exportEvery"] = 50
+    steps = {step["name"]: step for step in resource["status"]["steps"]}
+    steps["distill-width"]["progress"] = {"step": 120, "totalSteps": 120, "exportedStep": 100}
+    run.run_yaml.write_text(yaml.safe_dump(resource))
+    text = " ".join(report(run).text.split())
+    width, depth = (f"work/{steps[name]['fingerprint']}/exports" for name in ("distill-width", "distill-depth"))
+    assert f"{width} (newest: after step 100), {depth} of the store" in text
+
+
 def test_students_of_a_cluster_load_from_the_store(tmp_path: Path, report: Callable[[Run], Page]) -> None:
     run = Run(tmp_path).write()
     file = tmp_path / "run.yaml"

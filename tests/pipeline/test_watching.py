@@ -4,6 +4,9 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from meeting import Meeting
 from pruned import PRUNED, pruned_store
 from safetensors.torch import load_file
 from stores import DATA, TEACHER, Recorder, common, context
@@ -18,6 +22,7 @@ from task_folders import fetch_task
 
 from compression_pipeline.artifact import Store
 from compression_pipeline.config import (
+    CONFIG_VARIABLE,
     DistillConfig,
     DistillJob,
     DistillResult,
@@ -31,6 +36,7 @@ from compression_pipeline.config import (
 from compression_pipeline.engines.history import History, ValidationEntry
 from compression_pipeline.errors import Interrupted, PhaseError
 from compression_pipeline.phases import distill as phase
+from compression_pipeline.phases.snapshots import is_whole
 
 DISTILLED = "2" * 32
 NAME = f"distill-{DISTILLED}"
@@ -152,8 +158,10 @@ def test_checkpoints_on_the_way_load_and_change_nothing(store: Store, monkeypatc
     folder = store.work_folder(DISTILLED) / "exports"
     half = folder / "step-00000001.tmp"
     half.mkdir(parents=True)
-    distilled(store, None, **settings)
+    _, events = distilled(store, None, **settings)
     _, weights = outcome(store)
+    told = [(seen["step"], seen.get("exportedStep")) for seen in events.seen if seen["event"] == "progress"]
+    assert told == [(1, None), (2, 1), (3, 2), (4, 3), (5, 4)], "the newest of them is a part of the progress"
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000004"]
     newest = folder / "step-00000004"
     assert "after step 4 of 5" in (newest / "README.md").read_text()
@@ -177,6 +185,55 @@ def test_checkpoints_on_the_way_load_and_change_nothing(store: Store, monkeypatc
     with pytest.raises(PhaseError, match="space"):
         distilled(store, None, **settings)
     assert list(folder.iterdir()) == []
+
+
+KILLED_AMID_AN_EXPORT = """
+import os, runpy, signal
+from compression_pipeline.phases import snapshots
+
+write = snapshots.write_checkpoint
+
+def half(tensors, student, folder, **told):
+    write(tensors, student, folder, **told)
+    if folder.name.startswith("step-00000004"):
+        file = folder / "model.safetensors"
+        os.truncate(file, file.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+snapshots.write_checkpoint = half
+runpy.run_module("compression_pipeline.worker", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_kill_amid_an_export_leaves_nothing_under_its_name_and_the_export_is_made_again(
+    store: Store, tmp_path: Path
+) -> None:
+    settings = {"export_every": 2, "checkpoint_interval": 3, "log_interval": 1}
+    undisturbed = Store(tmp_path / "undisturbed")
+    shutil.copytree(store.root, undisturbed.root)
+    meeting = Meeting(1)
+    environment = os.environ | meeting.environment | {"RANK": "0", "LOCAL_RANK": "0"}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AMID_AN_EXPORT, "distill"],
+        env=environment | {CONFIG_VARIABLE: json.dumps(job(store, None, **settings).to_json())},
+        capture_output=True,
+        check=False,
+    )
+    meeting.close()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    folder = store.work_folder(DISTILLED) / "exports"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004.tmp"]
+
+    again, events = context(store, DISTILLED, attempt=2)
+    phase.run(job(store, None, attempt=2, **settings), again)
+    told = [(seen["step"], seen["exportedStep"]) for seen in events.seen if seen["event"] == "progress"]
+    assert told == [(4, 2), (5, 4)], "it went on from step 3"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000002", "step-00000004"]
+    distilled(undisturbed, None, **settings)
+    expected = undisturbed.work_folder(DISTILLED) / "exports"
+    for name in ("step-00000002", "step-00000004"):
+        assert is_whole(folder / name)
+        assert same(*(load_file(exports / name / "model.safetensors") for exports in (folder, expected)))
 
 
 def test_what_is_only_watched_shapes_nothing() -> None:

@@ -25,6 +25,11 @@ class Progress(Record):
         max_length=MOST_TASKS,
         description="Newest score in each task of distill.taskInterval.",
     )
+    exported_step: int | None = Field(
+        default=None,
+        description="Step of the newest export that distill.exportEvery asked for: "
+        "work/<fingerprint>/exports/step-<step> of the store.",
+    )
     eta_seconds: int | None = Field(default=None, description="Estimated seconds left, at the current throughput.")
     time: datetime | None = Field(default=None, description="Time the job reported this progress.")
 

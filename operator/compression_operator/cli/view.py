@@ -211,7 +211,7 @@ class LiveView:
     def _message(self, run: CompressionRun, step: Step, word: str) -> str:
         if word == "running":
             note = attempt_note(run, step, self._resumed)
-            return step.message or note or _documents_words(step.progress) or _scores_words(step.progress)
+            return step.message or note or ", ".join(_told_by(step.progress))
         return step.message if word in ("failed", "retry", "skipped", "starting") else ""
 
 
@@ -229,6 +229,16 @@ def _scores_words(progress: Progress | None) -> str:
     return ", ".join(f"{name} {score:.3f}" for name, score in (scores or {}).items())
 
 
+def _export_words(progress: Progress | None) -> str:
+    step = progress.exported_step if progress else None
+    return f"exported step {step:,}" if step is not None else ""
+
+
+def _told_by(progress: Progress | None) -> list[str]:
+    """What some phases tell of their progress beside what has a column."""
+    return [said for words in (_documents_words, _scores_words, _export_words) if (said := words(progress))]
+
+
 def _progress_words(progress: Progress) -> list[str]:
     return [
         f"{progress.step}/{progress.total_steps}",
@@ -236,5 +246,6 @@ def _progress_words(progress: Progress) -> list[str]:
         _scores_words(progress),
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "",
         _documents_words(progress),
+        _export_words(progress),
         f"ETA {duration(progress.eta_seconds)}" if progress.eta_seconds is not None else "",
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from compression_operator.api.attempts import Progress
 from compression_operator.core.steps import seconds
@@ -39,7 +40,7 @@ def event_time(event: dict[str, Any]) -> datetime | None:
     return time if time.tzinfo is not None else None
 
 
-_PROGRESS = ("step", "totalSteps", "loss", "tokensPerSecond", "documentsPerSecond", "scores", "etaSeconds")
+_PROGRESS = tuple(to_camel(name) for name in Progress.model_fields if name != "time")
 
 
 def event_progress(event: dict[str, Any]) -> Progress | None:

@@ -4,7 +4,6 @@ They lie in the attempt's folder as Hugging Face checkpoints in float32, so that
 are the best so far, and the best up to each checkpoint that is kept: who resumes there may find no better ones.
 """
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,9 @@ from compression_pipeline.engines import State
 from compression_pipeline.engines.history import History, ValidationEntry
 
 from .observer import Observer
-from .snapshots import is_of, is_whole, lineage, name_of, write_snapshot
+from .snapshots import is_of, is_whole, lineage, name_of, step_of, write_snapshot
 
 FOLDER = "best"
-_NAME = re.compile(r"step-(\d{8})")
 
 
 class BestWeights(Observer):
@@ -74,14 +72,14 @@ class BestWeights(Observer):
         task = self._job.distill.best_task
         needed = {best.step for until in (None, *ends) if (best := history.best(task, until)) is not None}
         for folder in self._all():
-            if (step := _step(folder)) is not None and step not in needed:
+            if (step := step_of(folder)) is not None and step not in needed:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _found(self, step: int, history: History) -> Path | None:
         """For rank 0; says why weights of this step are not taken."""
         of, why = lineage(self._job.fingerprint, history, step), "gone"
         for folder in self._all():
-            if _step(folder) != step:
+            if step_of(folder) != step:
                 continue
             if not is_of(folder, of):
                 why = "those of an earlier course of this training"
@@ -97,8 +95,3 @@ class BestWeights(Observer):
         attempts = self._context.store.earlier_attempts(self._job.fingerprint)
         folders = [self._context.folder, *(folder for folder in attempts if folder != self._context.folder)]
         return [path for folder in folders if (folder / FOLDER).is_dir() for path in (folder / FOLDER).iterdir()]
-
-
-def _step(folder: Path) -> int | None:
-    match = _NAME.fullmatch(folder.name)
-    return int(match[1]) if match else None

@@ -7,6 +7,7 @@ twice alike, has another training from there on: it takes nothing for its own th
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,11 +23,18 @@ from compression_pipeline.huggingface.writer import write_checkpoint
 from compression_pipeline.store.files import sha256, sync
 
 RECORD = "training.json"
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 def name_of(step: int) -> str:
     """Name of the folder of the weights after a step."""
     return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step whose weights the folder's name says that it has; None of another name, e.g. of one half-written."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else None
 
 
 def lineage(fingerprint: str, history: History, step: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Progress(Record):
 
     step: int | None = None
     total_steps: int | None = None
+    exported_step: int | None = None
 
 
 class Failure(Record):

@@ -4,6 +4,7 @@ from datetime import timedelta
 from io import StringIO
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_cli import REPORT, Bench
@@ -95,17 +96,29 @@ def test_the_live_table_tells_what_a_job_waits_for() -> None:
     assert "waits for job b/finetune/1" in out.getvalue() and "resumed" not in out.getvalue()
 
 
-def test_a_step_that_reads_text_shows_its_documents() -> None:
+@pytest.mark.parametrize(
+    ("told", "live", "plain"),
+    [
+        ({"documents_per_second": 1234.4}, "1,234 documents/s", "1,234 documents/s"),
+        ({"exported_step": 2500}, "exported step 2,500", "exported step 2,500"),
+        (
+            {"scores": {"calls": 0.25}, "exported_step": 20},
+            "calls 0.250, exported step 20",
+            "calls 0.250, 5,000 tokens/s, exported step 20",
+        ),
+    ],
+)
+def test_a_step_shows_what_its_phase_alone_tells(told: dict[str, Any], live: str, plain: str) -> None:
     from rich.console import Console
 
     run, step = running()
-    progress = Progress(step=30, total_steps=100, tokens_per_second=5000.0, documents_per_second=1234.4)
+    progress = Progress.model_validate({"step": 30, "total_steps": 100, "tokens_per_second": 5000.0, **told})
     step = step.model_copy(update={"progress": progress})
     run = run.model_copy(update={"status": run.status.model_copy(update={"steps": [step]})})
     out, lines = StringIO(), StringIO()
     view = LiveView(Console(file=out, width=140), now=now, cached=lambda _: False, resumed=lambda _: False)
     view.update(run)
     view.close()
-    assert "1,234 documents/s" in out.getvalue()
+    assert live in out.getvalue()
     PlainView(lines, now=now, cached=lambda _: False, resumed=lambda _: False).update(run)
-    assert "finetune: 30/100, 5,000 tokens/s, 1,234 documents/s" in lines.getvalue()
+    assert "finetune: 30/100, " in lines.getvalue() and plain in lines.getvalue()

@@ -21,6 +21,7 @@ from compression_pipeline.report import words
 from compression_pipeline.report.ancestry import Ancestry
 from compression_pipeline.report.charts import COLOURS, Figures, Level, LineChart, Series, line_chart
 from compression_pipeline.report.data import Measured, RunData, StudentData
+from compression_pipeline.report.resource import Progress
 
 from . import training
 from .base import Fact, Panel, PhaseReport, Spec
@@ -92,7 +93,7 @@ def _facts(run: RunData) -> Iterator[Fact]:
         yield f"Distillation{whose}", f"{said}. Loss: {_losses(settings, theirs)}"
         if every := settings.get("exportEvery"):
             folders = [
-                f"work/{step.fingerprint}/exports"
+                f"work/{step.fingerprint}/exports{_newest(step.progress)}"
                 for student in theirs
                 for step in student.steps
                 if step.phase == Phase.DISTILL and step.fingerprint
@@ -108,6 +109,11 @@ def _facts(run: RunData) -> Iterator[Fact]:
             yield f"Best of {student.name}", f"the weights after step {result.best_step:,} are kept ({_won(result)})"
         if isinstance(result, DistillResult) and result.extended_steps:
             yield f"Extension of {student.name}", f"{result.extended_steps:,} steps more, because it missed accept"
+
+
+def _newest(progress: Progress) -> str:
+    """Of the exports on the way the newest that was told of, in words."""
+    return f" (newest: after step {progress.exported_step:,})" if progress.exported_step is not None else ""
 
 
 def _won(result: DistillResult) -> str:
