@@ -22,11 +22,13 @@ from compression_pipeline.events import Events
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.importance import Samples, measure, scorers
+from compression_pipeline.megatron import attention
 from compression_pipeline.megatron.attention import FusedAttention
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.validation import validation_loss
 from compression_pipeline.phases.ranking import Calibration
+from compression_pipeline.text import isolation
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData
 from compression_pipeline.text.isolation import mask_of, positions_in
 
@@ -139,6 +141,29 @@ def test_importance_is_measured_on_documents_alone(model: Any) -> None:
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(shared, expected, rtol=1e-3)
+
+
+def test_the_bias_is_made_once_for_all_layers_and_blocks(
+    text: Path, engine: Runtime, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.Size] = []
+    original = isolation.as_bias
+
+    def counted(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        made.append(mask.shape)
+        return original(mask, dtype)
+
+    monkeypatch.setattr(isolation, "as_bias", counted)
+    monkeypatch.setattr(attention, "as_bias", counted)
+    data = ValidationData(text, sequence_length=LENGTH, samples=6, attention=ISOLATED)
+    validation_loss(model, data, engine, Context(Store(text), Events(silent=True), text), batch_size=4)
+    assert len(made) == 2, "of two passes"
+    batch = data.batch(range(4), engine.device)
+    samples = Samples([(batch.tokens, batch.positions)], held_out=[batch], dropped=1)
+    for depth in ("BlockInfluence", "LMLoss"):
+        made.clear()
+        measure(model, architecture(), samples, scorers(ImportanceConfig(depth=depth), [Axis.LAYERS]))
+        assert len(made) == 1, depth
 
 
 @pytest.mark.usefixtures("shared_engine")

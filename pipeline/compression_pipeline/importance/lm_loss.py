@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compression_pipeline.sizing.sweep import blocks_of
+from compression_pipeline.text.isolation import bias_for
 
 from .base import Measurement, Samples, sum_over_ranks
 from .blocks import block_table, note_of, resumed
@@ -39,8 +40,9 @@ class LMLoss(Measurement):
             if number < begun:
                 continue
             entering: list[Tensor | None] = [None] * count
+            bias = bias_for(model, batch.mask)  # of all blocks
             with _watched(model, entering):
-                losses = model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
+                losses = model(batch.tokens, batch.positions, bias, labels=batch.labels)
             if number > begun or not skipped:  # a pass that was begun has these in its sums
                 sums[0] += _sum(losses, batch)
                 sums[-1] += losses.numel() if batch.weights is None else batch.weights.double().sum()
@@ -51,11 +53,7 @@ class LMLoss(Measurement):
                     entering[:first] = [None] * first
                 with _only(model, first + length):
                     losses = model(
-                        batch.tokens,
-                        batch.positions,
-                        batch.mask,
-                        labels=batch.labels,
-                        decoder_input=entering[first],
+                        batch.tokens, batch.positions, bias, labels=batch.labels, decoder_input=entering[first]
                     )
                 sums[index] += _sum(losses, batch)
                 done += 1

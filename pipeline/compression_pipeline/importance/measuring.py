@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 
 from compression_pipeline.config import AggregationConfig, Architecture
-from compression_pipeline.text.isolation import mask_of
+from compression_pipeline.text.isolation import bias_for, mask_of
 
 from .aggregation import PUBLISHED
 from .base import Batches, Estimator, Measurement, Samples, Scores
@@ -48,7 +48,7 @@ def _estimated(
     try:
         with _without_logits(model):
             for tokens, positions in batches:
-                model(tokens, positions, mask_of(positions))
+                model(tokens, positions, bias_for(model, mask_of(positions)))
         return {axis: estimator.scores() for axis, estimator in estimators.items()}
     finally:
         for estimator in estimators.values():

@@ -1,6 +1,6 @@
 """Knowledge distillation by ModelOpt's Megatron plugin: a student that runs its teacher along."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -72,6 +72,10 @@ class StudentAlone:
     @property
     def training(self) -> bool:
         return self._model.training
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """All of the combined model's."""
+        return self._model.parameters()
 
     def eval(self) -> None:
         """Put the student into eval mode."""

@@ -19,6 +19,7 @@ from compression_pipeline.huggingface import conversion
 from compression_pipeline.importance import Choice, Samples, Scores, measure, scorers
 from compression_pipeline.sizing import training_flops
 from compression_pipeline.text.batches import Batch, ValidationData, ValidationLoss
+from compression_pipeline.text.isolation import bias_for
 
 from .alone import on_rank_0
 from .model import build
@@ -123,7 +124,8 @@ class MegatronEngine:
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return cast("Tensor", model.eval()(batch.tokens, batch.positions, batch.mask)).float()
+            bias = bias_for(model, batch.mask)
+            return cast("Tensor", model.eval()(batch.tokens, batch.positions, bias)).float()
 
     def measure(
         self,

@@ -9,6 +9,7 @@ from torch.nn.functional import one_hot
 from compression_pipeline.context import Context
 from compression_pipeline.errors import Interrupted
 from compression_pipeline.text.batches import ValidationData, ValidationLoss
+from compression_pipeline.text.isolation import bias_for
 
 from .runtime import Runtime
 
@@ -43,7 +44,7 @@ def validation_loss(
                     continue
                 indices = range(first, min(first + batch_size, len(data)))
                 batch = data.batch(indices, runtime.device)
-                found = model(batch.tokens, batch.positions, batch.mask, labels=batch.labels)
+                found = model(batch.tokens, batch.positions, bias_for(model, batch.mask), labels=batch.labels)
                 losses = cast("torch.Tensor", found).double()
                 counted = torch.ones_like(losses) if batch.weights is None else batch.weights.double()
                 # [sequences, sources]; not index_add_, whose order of additions on a GPU is not always the same.

@@ -5,7 +5,9 @@ its sequence has of its own document up to itself, and positions count from 0 in
 the documents, so an end-of-document token in the midst of a text is none.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Protocol
 
 import numpy
 import torch
@@ -45,7 +47,13 @@ def as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf)
 
 
-def bias_for(model: torch.nn.Module, mask: torch.Tensor | None) -> torch.Tensor | None:
+class HasParameters(Protocol):
+    """A model, as far as its type is asked."""
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
+
+def bias_for(model: HasParameters, mask: torch.Tensor | None) -> torch.Tensor | None:
     """The one bias that all layers of a model share, in its type, and those of a teacher that it runs along. Of a mask
     of booleans each layer would make its own, and keep it for the backward pass.
     """
