@@ -20,7 +20,7 @@ from compression_pipeline.machine import die_with_parent
 from .documents import Document, Long, Marked, Spans
 from .indexed import token_type
 from .parts import LONG, parts
-from .tokenizer import CannotEncode, TeacherTokenizer, encodings_of, ids_of
+from .tokenizer import CannotEncode, TeacherTokenizer, encodings_of, stored, tokens_of
 from .words import WordEncoder, pattern_of
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 BATCH_CHARACTERS = 512 * 1024
 BATCH_DOCUMENTS = 4096
-WORTHWHILE = 2 * 1024 * 1024
-"""Characters that a process has encoded before it looks how words can be kept, which takes as long as half of them."""
+WORTHWHILE = 512 * 1024
+"""Characters that a process has encoded before it looks how words can be kept, which takes about as long."""
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,8 @@ class Encoder:
             hashes = [] if batch.hash is None else [batch.hash]
         else:
             hashes = [held.hash([text]) for text in batch.texts] if held else []
-        end = [] if batch.part else [self._end]
+        end = b"" if batch.part else stored([self._end], self._dtype)
+        size = self._dtype.itemsize
         sides: tuple[list[bytes], list[bytes]] = ([], [])
         masks: tuple[list[bytes], list[bytes]] = ([], [])
         lengths: tuple[list[int], list[int]] = ([], [])
@@ -119,11 +120,11 @@ class Encoder:
             encoded = self._encode(batch)
         except CannotEncode as error:
             raise CannotEncode(batch.first + error.number, error.reason) from error
-        for number, (ids, offsets) in enumerate(encoded):
+        for number, (found, offsets) in enumerate(encoded):
             side = int(held is not None and held.takes(hashes[number]))
-            stored = ids + end if ids else ids
-            sides[side].append(np.array(stored, dtype=self._dtype).tobytes())
-            lengths[side].append(len(stored))
+            tokens = found + end if found else found
+            sides[side].append(tokens)
+            lengths[side].append(len(tokens) // size)
             if batch.learned is not None:
                 mask = learned(offsets, batch.learned[number])
                 masks[side].append(mask + mask[-1:] if end else mask)
@@ -134,20 +135,22 @@ class Encoder:
         done = replace(batch, texts=[], learned=None)
         return EncodedBatch(kept, out, sum(map(sum, lengths)), min(hashes, default=None), done)
 
-    def _encode(self, batch: Batch) -> Iterator[tuple[list[int], Sequence[tuple[int, int]]]]:
+    def _encode(self, batch: Batch) -> Iterator[tuple[bytes, Sequence[tuple[int, int]]]]:
         """The tokens of each text and, if only a part is learned, which characters each is of. Raises CannotEncode."""
         if batch.learned is not None:
-            return ((found.ids, found.offsets) for found in encodings_of(self._backend, batch.texts, offsets=True))
+            marked = encodings_of(self._backend, batch.texts, offsets=True)
+            return ((stored(found.ids, self._dtype), found.offsets) for found in marked)
         if self._pattern is not None and self._characters >= WORTHWHILE:
-            words = WordEncoder(self._backend, self._pattern)
+            words = WordEncoder(self._backend, self._pattern, self._dtype)
             if words.agrees(batch.texts):
                 self._words = words
             else:
                 logger.warning("texts do not have the tokens of their words, so words are not kept: this takes longer")
             self._pattern = None
         self._characters += sum(map(len, batch.texts))
-        ids = self._words.ids(batch.texts) if self._words else ids_of(self._backend, batch.texts)
-        return ((found, ()) for found in ids)
+        if self._words:
+            return ((found, ()) for found in self._words.tokens(batch.texts))
+        return ((found, ()) for found in tokens_of(self._backend, batch.texts, self._dtype))
 
 
 def learned(offsets: Sequence[tuple[int, int]], spans: Spans) -> bytes:

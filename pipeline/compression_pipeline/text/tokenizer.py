@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
     from tokenizers.normalizers import Normalizer
@@ -26,6 +28,16 @@ class CannotEncode(Exception):
 def ids_of(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:
     """The tokens of each text. Raises CannotEncode."""
     return [found.ids for found in encodings_of(tokenizer, texts)]
+
+
+def tokens_of(tokenizer: "Tokenizer", texts: list[str], dtype: np.dtype[Any]) -> list[bytes]:
+    """The tokens of each text, as they are stored. Raises CannotEncode."""
+    return [stored(ids, dtype) for ids in ids_of(tokenizer, texts)]
+
+
+def stored(ids: list[int], dtype: np.dtype[Any]) -> bytes:
+    """Tokens as they are stored, in this type."""
+    return np.array(ids, dtype).tobytes()
 
 
 def encodings_of(tokenizer: "Tokenizer", texts: list[str], *, offsets: bool = False) -> "list[Encoding]":
