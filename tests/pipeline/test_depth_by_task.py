@@ -90,8 +90,8 @@ def test_a_student_loses_the_block_without_which_it_scores_best(
     for first, length, value in rows:
         [found], _ = score(without(folder, int(first) - 1, int(length)), tokenizer, store.open(tasks).path, ASKED)
         assert value == found.score and found.samples == 8, (first, length)
-    best = max((value, -first) for first, length, value in rows if length == 2)
-    result, dropped = made.result(PruneResult), -int(best[1])
+    best = max((value, first) for first, length, value in rows if length == 2)
+    result, dropped = made.result(PruneResult), int(best[1])
     assert result.kept_layers == [layer for layer in range(1, 5) if layer not in (dropped, dropped + 1)]
     assert result.block_score == best[0] and made.manifest.inputs["tasks"] == tasks
     chosen = json.loads((made.path / "chosen.json").read_text())

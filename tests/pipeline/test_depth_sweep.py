@@ -86,7 +86,9 @@ def test_lengths_and_the_best_block() -> None:
     assert block_lengths(8, 3) == [1, 2, 3, 4]
     assert block_lengths(1, None) == []
     blocks = torch.tensor([[0, 0, 1.0], [1, 2, 3.0], [2, 2, 2.0], [3, 2, 2.0], [1, 1, 0.5]], dtype=torch.float64)
-    assert best_block(blocks, 2) == range(1, 3)  # of equals the first
+    assert best_block(blocks, 2) == range(2, 4)  # of equals the later
+    scores = torch.tensor([[0, 0, 0.5], [1, 1, 0.25], [2, 1, 0.4], [3, 1, 0.4], [4, 1, 0.3]], dtype=torch.float64)
+    assert best_block(scores, 1, higher_is_better=True) == range(2, 3)
 
 
 def asked(**importance: Any) -> dict[str, Any]:

@@ -110,6 +110,29 @@ def test_a_batch_of_prompts_alone_is_worth_nothing(tmp_path: Path, engine: Runti
         ValidationData(tmp_path, sequence_length=LENGTH, samples=5)
 
 
+def test_steps_of_prompts_alone_are_counted_before_the_first(tmp_path: Path, engine: Runtime) -> None:
+    store = make_store(tmp_path)
+    folder = store.open(DATA).data
+    masked(folder)
+    mask = numpy.fromfile(folder / "train.mask", numpy.uint8)
+    mask[37 * 20 :] = 0  # of the documents, each of 37 tokens, all but 20 are prompts alone
+    mask.tofile(folder / "train.mask")
+    settings = SETTINGS.model_copy(update={"global_batch_size": 2, "micro_batch_size": 2, "steps": 12})
+    data = TrainingData(folder, settings, engine, sequence_length=LENGTH)
+    weights = [torch.cat([w for one in data.batches(step) if (w := one.weights) is not None]) for step in range(12)]
+    silent = sum(not found.any() for found in weights)
+    assert 0 < silent < 12
+    assert data.remarks(12)[-1].startswith(f"{silent} of 12 steps learn nothing, because their global batch holds")
+    assert len(data.remarks(12)) == 1
+    told, events = context(store)
+    correct(job_in(store, settings=settings), told, engine)
+    warnings = [seen["message"] for seen in events.seen if seen["event"] == "warning"]
+    assert len([said for said in warnings if "steps learn nothing" in said]) == 1
+    (folder / "train.mask").write_bytes(bytes(len(mask)))
+    with pytest.raises(UserError, match=r"^12 of 12 steps learn nothing.*raise globalBatchSize"):
+        TrainingData(folder, settings, engine, sequence_length=LENGTH).remarks(12)
+
+
 def test_the_loss_of_a_correction_is_the_mean_over_the_learned(text: Path, engine: Runtime, model: Any) -> None:
     loss, found = LanguageModelLoss(), list[float]()
     for micro in (8, 2):

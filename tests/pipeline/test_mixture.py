@@ -114,8 +114,8 @@ class TestTraining:
 
     def test_a_small_source_is_repeated_and_that_is_said(self, text: Path, engine: Runtime) -> None:
         data = training_data(text, engine)
-        assert data.repetitions(20) == []  # 8 sequences of 4: two epochs
-        [said] = data.repetitions(100)
+        assert data.remarks(20) == []  # 8 sequences of 4: two epochs
+        [said] = data.remarks(100)
         assert said.startswith("file:2 is repeated for 10.0 epochs, and beyond 4 repeated text teaches less and less")
         assert data.passes(20).tokens == 20 * 8 * LENGTH
         assert data.passes(20).unique_tokens == (112 + 40 + 4) * LENGTH

@@ -153,7 +153,8 @@ class ImportanceConfig(ConfigModel):
         default="BlockInfluence",
         description="Method for layers. BlockInfluence ranks them by how much each changes its input. LMLoss drops "
         "the contiguous block without which the loss on held-out text is lowest. That is the validation text, so "
-        "validation losses favour its choice slightly. Task drops the one without which the score in a task is best.",
+        "validation losses favour its choice slightly. Task drops the one without which the score in a task is best; "
+        "of equal scores, which are many where questions are few, the later block, as in the papers.",
     )
     depth_samples: int | None = Field(
         default=None,

@@ -63,7 +63,8 @@ class Choice:
 def choose(scores: Scores, teacher: Architecture, prune: PruneConfig) -> Choice:
     """Pick the highest scores on every axis that `prune` makes smaller.
 
-    Ties go to the lower index, so the choice is a function of the scores alone.
+    Ties go to the lower index, and between blocks of layers the later is dropped, so the choice is a function of the
+    scores alone.
     """
     return Choice(
         hidden=_top(scores["hidden"], prune.hidden_size, teacher.hidden_size),
@@ -141,7 +142,10 @@ def higher_is_better(scores: Scores) -> bool:
 
 
 def best_block(blocks: Tensor, length: int, *, higher_is_better: bool = False) -> range:
-    """The block of this length without which the model is best, counted from 0; of equals the first."""
+    """The block of this length without which the model is best, counted from 0.
+
+    Of equals the later, as both papers drop later layers: a score over few questions knows many equals.
+    """
     sign = -1 if higher_is_better else 1
-    first, _, _ = min(blocks[blocks[:, 1] == length].tolist(), key=lambda row: (sign * row[2], row[0]))
+    first, _, _ = min(blocks[blocks[:, 1] == length].tolist(), key=lambda row: (sign * row[2], -row[0]))
     return range(int(first) - 1, int(first) - 1 + length)

@@ -163,7 +163,7 @@ class _Loop:
 
     def run(self) -> History:
         settings, first = self._settings, 0
-        for sentence in self._data.repetitions(settings.steps):
+        for sentence in self._data.remarks(settings.steps):
             self._context.events.warning(sentence)
         if settings.warmup_steps >= settings.steps:
             self._context.events.warning(

@@ -25,6 +25,9 @@ from .indexed import IndexedText
 from .isolation import mask_of, positions_in
 from .shuffled import MixedText, too_short
 
+MOST_LOOKED_AT = 100_000
+"""Steps whose batches are looked at before a training begins, which takes some seconds."""
+
 
 class Place(Protocol):
     """A rank's share of the batches: `data_rank` of `data_size`, on `device`."""
@@ -126,9 +129,29 @@ class TrainingData:
         """How often so many steps go through the text."""
         return Passes.over(self._shares, sequence_length=self.sequence_length, sequences=self._sequences(steps))
 
-    def repetitions(self, steps: int) -> list[str]:
-        """What there is to say of sources that so many steps go through too often (`repetitions`)."""
-        return repetitions(self._shares, sequence_length=self.sequence_length, sequences=self._sequences(steps))
+    def remarks(self, steps: int) -> list[str]:
+        """What there is to say of so many steps: of sources that they go through too often (`repetitions`), and of
+        steps that learn nothing. Raises UserError where none learns anything.
+        """
+        sequences = self._sequences(steps)
+        said = repetitions(self._shares, sequence_length=self.sequence_length, sequences=sequences)
+        return [*said, *self._silent(steps)]
+
+    def _silent(self, steps: int) -> list[str]:
+        """Of global batches that are prompts alone: their loss is 0, and no weight learns of them."""
+        looked, size = min(steps, MOST_LOOKED_AT), self._global_batch_size
+        if not self._text.masked:
+            return []
+        batches = (range(step * size, (step + 1) * size) for step in range(looked))
+        silent = sum(not any(self._text.learned(index).any() for index in batch) for batch in batches)
+        of = f"{looked:,} steps" if looked == steps else f"the first {looked:,} steps"
+        said = (
+            f"{silent:,} of {of} learn nothing, because their global batch holds prompts alone (dataset.promptColumn): "
+            "raise globalBatchSize, raise dataset.sequenceLength above the longest prompt, or shorten the prompts"
+        )
+        if silent == steps:
+            raise UserError(said)
+        return [said] if silent else []
 
     def _sequences(self, steps: int) -> int:
         return steps * self._global_batch_size

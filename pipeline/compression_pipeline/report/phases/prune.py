@@ -120,7 +120,7 @@ def _best_blocks(found: Importance) -> Figures | None:
     rows: list[tuple[str, str, str]] = []
     sign = -1 if found.higher_is_better else 1
     for length, points in found.blocks.items():
-        first, loss = min(points, key=lambda point: (sign * point[1], point[0]))
+        first, loss = min(points, key=lambda point: (sign * point[1], -point[0]))  # as chosen
         layers = f"layer {first}" if length == 1 else f"layers {first} to {first + length - 1}"
         change = "" if found.whole is None else f", {loss - found.whole:+.4f} against the whole teacher"
         rows.append((_layers_of(length), f"{loss:.4f}", f"without {layers}{change}"))
