@@ -89,7 +89,7 @@ def test_a_source_without_a_mask_is_learned_whole(tmp_path: Path, engine: Runtim
     for number in (0, 1):
         save_text(tmp_path / str(number), 1300, 400, seed=number)
     masked(tmp_path / "1")
-    mixture.write(tmp_path, [Part(tmp_path / str(number), f"file:{number}", 0.5) for number in (0, 1)])
+    mixture.write(tmp_path, [Part(tmp_path / str(number), 0.5) for number in (0, 1)])
     [batch] = training_data(tmp_path, engine, micro=8).batches(0)
     assert batch.weights is not None
     shares = (batch.weights > 0).float().mean(1)

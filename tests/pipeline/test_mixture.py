@@ -38,9 +38,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     for number, tokens in enumerate(TOKENS):
         save_text(folder / str(number), tokens, 10 * LENGTH + 1, seed=number)
-    parts = [Part(folder / str(n), f"file:{n}", weight) for n, weight in enumerate(WEIGHTS)]
+    parts = [Part(folder / str(n), weight) for n, weight in enumerate(WEIGHTS)]
     mixture.write(folder, parts)
-    assert list(mixture.parts(folder)) == parts
+    named = [replace(part, source=f"dataset.sources[{n}]") for n, part in enumerate(parts)]
+    assert list(mixture.parts(folder)) == named
     return folder
 
 
@@ -87,7 +88,7 @@ def test_a_sample_has_nothing_twice_and_begins_with_the_smaller_ones(
 
 class TestTraining:
     def test_the_sources_have_their_shares(self, tmp_path: Path, engine: Runtime) -> None:
-        parts = [Part(tmp_path / str(n), "", weight) for n, weight in enumerate(WEIGHTS)]
+        parts = [Part(tmp_path / str(n), weight) for n, weight in enumerate(WEIGHTS)]
         for number, part in enumerate(parts):  # of which every token says where it is from
             part.folder.mkdir()
             writer = IndexedWriter(part.folder / "train", numpy.dtype(numpy.uint16))
@@ -116,13 +117,13 @@ class TestTraining:
         data = training_data(text, engine)
         assert data.remarks(20) == []  # 8 sequences of 4: two epochs
         [said] = data.remarks(100)
-        assert said.startswith("file:2 is repeated for 10.0 epochs, and beyond 4 repeated text teaches less and less")
+        assert said.startswith("dataset.sources[2] is repeated for 10.0 epochs, and beyond 4 repeated text")
         assert data.passes(20).tokens == 20 * 8 * LENGTH
         assert data.passes(20).unique_tokens == (112 + 40 + 4) * LENGTH
 
     def test_a_source_that_is_too_short_is_named(self, text: Path, engine: Runtime) -> None:
         settings = FinetuneConfig(steps=20, global_batch_size=8, seed=3)
-        with pytest.raises(UserError, match="65 training tokens of file:2 are less than one sequence of 65"):
+        with pytest.raises(UserError, match=r"65 training tokens of dataset.sources\[2\] are less than one"):
             TrainingData(text, settings, engine, sequence_length=65)
 
 

@@ -50,7 +50,10 @@ def test_each_source_is_tokenized_as_it_would_be_alone(corpora: Preparation) -> 
     result = corpora.take(several(corpora, ONE, TWO))
     assert result.resolved_dataset is None
     folder = data(corpora, result)
-    assert [(part.source, part.weight) for part in mixture.parts(folder)] == [("file:one", 0.75), ("file:two", 0.25)]
+    found = [(part.source, part.weight) for part in mixture.parts(folder)]
+    assert found == [("dataset.sources[0]", 0.75), ("dataset.sources[1]", 0.25)]
+    told = (folder / "mixture.json").read_text() + (folder / "statistics.json").read_text()
+    assert "file:" not in told, "another run may find the same texts in other places"
     alone = [corpora.run("file:one"), corpora.run("file:two", textColumn="body", validationFraction=0.2)]
     for part, told, single in zip(mixture.parts(folder), result.resolved_sources, alone, strict=True):
         own = data(corpora, single)

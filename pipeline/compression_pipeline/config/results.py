@@ -52,7 +52,7 @@ BY_SOURCE = "The same losses over the text of each of several sources; the other
 class SourceLosses(Record):
     """Validation losses over the text of one of several sources."""
 
-    source: str
+    source: str = Field(description="Field of the manifest that names it, e.g. dataset.sources[1].")
     teacher: float
     corrected: float | None = None
     pruned: float | None = None

@@ -315,13 +315,10 @@ def _make(
         found = [describe(made.writers, **sizes) for made in tokenized]
         statistics = found[0]
         if job.dataset.sources:
-            parts = [
-                mixture.Part(folder, text.told.source, text.told.weight)
-                for folder, text in zip(folders, texts, strict=True)
-            ]
-            mixture.write(data, parts)
-            sources = [{"source": part.source, **one} for part, one in zip(parts, found, strict=True)]
-            statistics = {"sources": sources}
+            mixture.write(
+                data, [mixture.Part(folder, text.told.weight) for folder, text in zip(folders, texts, strict=True)]
+            )
+            statistics = {"sources": found}
         (data / "statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
         _check_unchanged(teacher, model_files)
         for source, text_files in files:

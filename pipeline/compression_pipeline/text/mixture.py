@@ -6,7 +6,7 @@ A folder of tokenized text has one text (`train.bin`, `validation.bin`), or seve
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,28 @@ class Part:
 
     folder: Path
     """Where its `train.bin` and `validation.bin` are."""
-    source: str
-    """As the manifest names it; empty for the only one."""
     weight: float
+    source: str = ""
+    """The field of the manifest that names it; empty for the only one. Not the place that the field names: another run
+    finds the same texts in other places, and takes what was made of them.
+    """
 
 
 def parts(folder: Path) -> tuple[Part, ...]:
     """The texts of a folder, in the manifest's order. Raises OSError, ValueError, KeyError."""
     file = folder / FILE
     if not file.exists():
-        return (Part(folder, "", 1.0),)
+        return (Part(folder, 1.0),)
     listed: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return tuple(Part(folder / one["folder"], one["source"], float(one["weight"])) for one in listed)
+    return tuple(
+        Part(folder / one["folder"], float(one["weight"]), f"dataset.sources[{number}]")
+        for number, one in enumerate(listed)
+    )
 
 
 def write(folder: Path, texts: Sequence[Part]) -> None:
     """Write `mixture.json` for texts that lie below `folder`."""
-    listed = [{**asdict(text), "folder": text.folder.relative_to(folder).as_posix()} for text in texts]
+    listed = [{"folder": text.folder.relative_to(folder).as_posix(), "weight": text.weight} for text in texts]
     (folder / FILE).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
 
 
