@@ -92,6 +92,7 @@ from .sequences import (
 )
 from .shapes import CACHED_TOKENS, Candidate, Found, Search, Shape, Sizes, served_bytes
 from .sources import DatasetConfig, DocumentAttention, DocumentFormat, TeacherConfig, TextConfig, WeightedSource
+from .stages import Stage, stages, stages_fault
 from .students import student_architecture, student_faults
 from .targets import MOST_CANDIDATES, Ranking, SearchedAxis, SizeBounds, TargetConfig
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
@@ -188,6 +189,7 @@ __all__ = [
     "Sizes",
     "SourceLosses",
     "SourcesJob",
+    "Stage",
     "StepResult",
     "TargetConfig",
     "TaskConfig",
@@ -229,6 +231,8 @@ __all__ = [
     "semantic_fields",
     "sequence_fault",
     "served_bytes",
+    "stages",
+    "stages_fault",
     "student_architecture",
     "student_faults",
     "text_fault",

@@ -76,15 +76,28 @@ class Architecture(Record):
     @property
     def parameters(self) -> int:
         """Number of parameters, tied embeddings counted once."""
+        tables = 1 if self.tied_embeddings else 2
+        return self.layers * self.layer_parameters + tables * self.embedding_parameters + self.norm_parameters
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer."""
         h, d = self.hidden_size, self.head_dim
         q, kv = self.attention_heads * d, self.query_groups * d
         attention = h * (q + 2 * kv) + q * h
         attention += (q + 2 * kv) if self.qkv_bias else 0
         attention += 2 * d if self.qk_norm else 0
-        norm = 2 * h if self.normalization.biased else h
-        layer = attention + self.ffn_matrices * h * self.ffn_hidden_size + 2 * norm
-        embeddings = self.vocabulary_size * h * (1 if self.tied_embeddings else 2)
-        return self.layers * layer + embeddings + norm
+        return attention + self.ffn_matrices * h * self.ffn_hidden_size + 2 * self.norm_parameters
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the embedding, and of the output layer."""
+        return self.vocabulary_size * self.hidden_size
+
+    @property
+    def norm_parameters(self) -> int:
+        """Of one norm of the residual stream."""
+        return 2 * self.hidden_size if self.normalization.biased else self.hidden_size
 
     @property
     def ffn_matrices(self) -> int:

@@ -6,14 +6,16 @@ up projection's.
 Rotary embeddings rotate halves on both sides, so no rows are permuted within a head.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from compression_pipeline.config import Architecture
+from compression_pipeline.config import Architecture, Stage, stages
 from compression_pipeline.errors import UserError
 
 from .files import inspect
@@ -24,6 +26,7 @@ MEGATRON_FINAL_NORM = "decoder.final_layernorm"
 QKV = "self_attention.linear_qkv"
 FC1 = "mlp.linear_fc1.weight"
 MEGATRON_OUTPUT = "output_layer.weight"
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 
 def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, architecture: Architecture) -> Tensor:
@@ -56,10 +59,18 @@ def _whole_tensors(architecture: Architecture) -> Iterator[tuple[str, str]]:
     yield "mlp.down_proj.weight", "mlp.linear_fc2.weight"
 
 
-def to_megatron(architecture: Architecture, tensor: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) in Megatron's layout; `tensor` gives Hugging Face's by name, and is asked for each once."""
-    yield MEGATRON_EMBEDDING, tensor(EMBEDDING)
-    for layer in range(architecture.layers):
+def to_megatron(
+    architecture: Architecture, tensor: Callable[[str], Tensor], stage: Stage | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) in Megatron's layout; `tensor` gives Hugging Face's by name, and is asked for each once.
+
+    `stage`: what it has alone; None: all.
+    """
+    (whole,) = stages(architecture, 1)
+    stage = stage or whole
+    if stage.has_embedding(tied=architecture.tied_embeddings):
+        yield MEGATRON_EMBEDDING, tensor(EMBEDDING)
+    for layer in stage.layers:
         source, target = layer_prefix(layer), f"decoder.layers.{layer}."
         for theirs, ours in _whole_tensors(architecture):
             yield target + ours, tensor(source + theirs)
@@ -71,6 +82,8 @@ def to_megatron(architecture: Architecture, tensor: Callable[[str], Tensor]) -> 
             yield target + FC1, torch.cat((tensor(f"{source}mlp.gate_proj.weight"), tensor(up)))
         else:
             yield target + FC1, tensor(up)
+    if not stage.last:
+        return
     for kind in kinds(biased=architecture.normalization.biased):
         yield f"{MEGATRON_FINAL_NORM}.{kind}", tensor(f"{FINAL_NORM}.{kind}")
     if not architecture.tied_embeddings:
@@ -106,6 +119,28 @@ def megatron_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors}
 
 
+def stage_of(model: Any) -> Stage:
+    """Which part of a whole model a GPTModel is."""
+    layers = model.decoder.layers
+    start = layers[0].layer_number - 1
+    return Stage(range(start, start + len(layers)), first=model.pre_process, last=model.post_process)
+
+
+def named_weights(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """A GPTModel's parameters by their names in a whole one.
+
+    Megatron counts a stage's layers from 0, and calls it an output layer what the last of several stages has as its
+    copy of a tied embedding.
+    """
+    stage = stage_of(model)
+    copied = model.share_embeddings_and_output_weights and not stage.first
+    for name, parameter in model.named_parameters():
+        if copied and name == MEGATRON_OUTPUT:
+            yield MEGATRON_EMBEDDING, parameter
+        else:
+            yield _LAYER.sub(lambda found: f"decoder.layers.{stage.layers[int(found[1])]}.", name, count=1), parameter
+
+
 class CheckpointReader:
     """Tensors of a checkpoint by name, read one at a time: a model is never in memory twice."""
 
@@ -120,8 +155,8 @@ class CheckpointReader:
         return self._open[self.files.tensors[name].file].get_tensor(name)
 
 
-def load_into(model: nn.Module, architecture: Architecture, folder: Path) -> None:
-    """Fill a GPTModel (or anything with Megatron's parameter names) from a Hugging Face checkpoint.
+def load_into(model: Any, architecture: Architecture, folder: Path) -> None:
+    """Fill a GPTModel, or the stage of one, from a Hugging Face checkpoint, of which no more is read.
 
     Values are converted to the dtype of the parameters they fill. Raises UserError where the checkpoint is damaged or
     isn't of `architecture`'s sizes.
@@ -129,9 +164,9 @@ def load_into(model: nn.Module, architecture: Architecture, folder: Path) -> Non
     reader = CheckpointReader(folder)
     if expected_shapes(reader.files.architecture) != expected_shapes(architecture):
         raise UserError(f"{folder}: the checkpoint has other sizes than expected; run the phase that made it again")
-    parameters = dict(model.named_parameters())
+    parameters = dict(named_weights(model))
     with torch.no_grad():
-        for name, tensor in to_megatron(architecture, reader):
+        for name, tensor in to_megatron(architecture, reader, stage_of(model)):
             parameter = parameters.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
                 found = "nothing" if parameter is None else list(parameter.shape)

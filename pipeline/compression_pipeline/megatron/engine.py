@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,12 +19,15 @@ from compression_pipeline.huggingface import conversion
 from compression_pipeline.importance import Choice, Samples, Scores, measure, scorers
 from compression_pipeline.sizing import training_flops
 from compression_pipeline.text.batches import Batch, ValidationData, ValidationLoss
-from compression_pipeline.text.isolation import bias_for
 
+from . import stages
 from .alone import on_rank_0
 from .model import build
 from .modelopt import import_modelopt
 from .runtime import Runtime, free, import_megatron, runtime
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
 
 Value = TypeVar("Value")
 
@@ -100,19 +103,16 @@ class MegatronEngine:
         conversion.load_into(model, architecture, folder)
 
     def read(self, architecture: Architecture, folder: Path) -> State:
-        if not self._runtime.leads_data_group:
+        if self.rank:
             return {}
         return dict(conversion.to_megatron(architecture, conversion.CheckpointReader(folder)))
 
     def fill(self, model: Any, state: State, dtype: torch.dtype) -> None:
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if self._runtime.leads_data_group:
-                    parameter.copy_(state[name].to(dtype))
-                dist.broadcast(parameter, group=self._runtime.data_group, group_src=0)
+            stages.distribute(state, dict(conversion.named_weights(model)), dtype, self._runtime)
 
     def state(self, model: Any) -> State:
-        return dict(model.named_parameters())
+        return stages.collect(dict(conversion.named_weights(model)), self._runtime)
 
     def tensors(self, state: State, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
         return conversion.to_huggingface(architecture, lambda name: state[name].detach())
@@ -123,9 +123,8 @@ class MegatronEngine:
         return validation_loss(model, data, self._runtime, self._context, batch_size=sequences_per_pass)
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            bias = bias_for(model, batch.mask)
-            return cast("Tensor", model.eval()(batch.tokens, batch.positions, bias)).float()
+        found = stages.forward(model.eval(), batch, self._runtime)
+        return stages.from_last(found, (*batch.tokens.shape, model.vocab_size), self._runtime)
 
     def measure(
         self,
@@ -162,17 +161,19 @@ class MegatronEngine:
         objective = Objective.of(losses, of, small, self._runtime, seed=training.settings.seed)
         model = combine(student, teacher, objective)
         state: dict[str, Tensor] = {}
+
+        def weights(optimizer: "Optimizer") -> State:
+            return stages.collect(of_student(optimizer.weights().items()), self._runtime)
+
         history = self._train(
             model,
             training,
             loss=DistillationLoss(model, objective),
             measured=StudentAlone(model),
-            weights=lambda: of_student(model.named_parameters()),
+            weights=lambda: stages.collect(of_student(conversion.named_weights(model)), self._runtime),
             flops_per_token=training_flops(small, length, of),
-            finished=lambda optimizer: state.update(of_student(optimizer.weights().items())),
-            on_step=lambda step, history, optimizer: training.on_step(
-                step, history, lambda: of_student(optimizer.weights().items())
-            ),
+            finished=lambda optimizer: state.update(weights(optimizer)),
+            on_step=lambda step, history, optimizer: training.on_step(step, history, lambda: weights(optimizer)),
         )
         return history, state
 

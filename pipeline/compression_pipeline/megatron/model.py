@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as functional
 
-from compression_pipeline.config import Activation, Architecture, Normalization, sequence_fault
+from compression_pipeline.config import (
+    Activation,
+    Architecture,
+    Normalization,
+    Stage,
+    sequence_fault,
+    stages,
+    stages_fault,
+)
 from compression_pipeline.errors import UserError
 
 from .runtime import Runtime
@@ -33,9 +41,11 @@ def transformer_config(architecture: Architecture, runtime: Runtime) -> "Transfo
 
     activations = {Activation.SWIGLU: functional.silu, Activation.SQUARED_RELU: squared_relu}
     normalizations = {Normalization.RMS_NORM: "RMSNorm", Normalization.LAYER_NORM_1P: "LayerNorm"}
+    split = stages(architecture, runtime.layout.pipeline)
     return TransformerConfig(
         tensor_model_parallel_size=runtime.layout.tensor,
         pipeline_model_parallel_size=runtime.layout.pipeline,
+        pipeline_model_parallel_layout=[_parts(stage) for stage in split] if len(split) > 1 else None,
         context_parallel_size=runtime.layout.context,
         num_layers=architecture.layers,
         hidden_size=architecture.hidden_size,
@@ -65,26 +75,38 @@ def transformer_config(architecture: Architecture, runtime: Runtime) -> "Transfo
     )
 
 
+def _parts(stage: Stage) -> list[str]:
+    """What a stage has, in Megatron's words."""
+    return ["embedding"] * stage.first + ["decoder"] * len(stage.layers) + ["loss"] * stage.last
+
+
 def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int) -> "GPTModel":
-    """A model on the runtime's device and in its type, its weights uninitialised, to be loaded from a checkpoint.
+    """A model, or this rank's stage of it, on the runtime's device and in its type; its weights, uninitialised, are to
+    be loaded from a checkpoint.
 
     Megatron's local layer spec with torch's fused attention; the vocabulary is not padded, so shapes are those of the
     Hugging Face checkpoint. Call it with `attention_mask=None`, or with what `isolation.bias_for` makes of a mask.
 
     Raises:
-        UserError: the RoPE scaling is of a kind that isn't known, or the sequences are longer than the teacher knows.
+        UserError: the RoPE scaling is of a kind that isn't known, the sequences are longer than the teacher knows, or
+            there are fewer layers than pipeline stages.
     """
     fault = sequence_fault(architecture, sequence_length)
     if fault:
         raise UserError(fault)
+    if fault := stages_fault(architecture, runtime.layout.pipeline):
+        raise UserError(f"parallelism.pipeline: {fault}")
     from megatron.core.models.gpt import GPTModel
 
+    stage = stages(architecture, runtime.layout.pipeline)[runtime.stage]
     frequencies = rope_frequencies(architecture)
     model = GPTModel(
         config=transformer_config(architecture, runtime),
-        transformer_layer_spec=_layers(architecture),  # type: ignore[arg-type]  # a block's are taken as well
+        transformer_layer_spec=_layers(architecture, len(stage.layers)),  # type: ignore[arg-type]  # a block's are taken as well
         vocab_size=architecture.vocabulary_size,
         max_sequence_length=sequence_length,
+        pre_process=stage.first,
+        post_process=stage.last,
         share_embeddings_and_output_weights=architecture.tied_embeddings,
         position_embedding_type="rope",
         rotary_percent=architecture.rotary_fraction,
@@ -96,8 +118,8 @@ def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int)
     return model.to(device=runtime.device, dtype=runtime.dtype)
 
 
-def _layers(architecture: Architecture) -> "TransformerBlockSubmodules":
-    """The parts of all layers, each named: Megatron would choose norms by what it finds in the image."""
+def _layers(architecture: Architecture, count: int) -> "TransformerBlockSubmodules":
+    """The parts of so many layers, each named: Megatron would choose norms by what it finds in the image."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -113,7 +135,7 @@ def _layers(architecture: Architecture) -> "TransformerBlockSubmodules":
     if architecture.qk_norm:
         attention.q_layernorm = attention.k_layernorm = WrappedTorchNorm
     attention.core_attention = FusedAttention
-    return TransformerBlockSubmodules(layer_specs=[spec] * architecture.layers, layer_norm=ModuleSpec(norm))
+    return TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=ModuleSpec(norm))
 
 
 def rope_frequencies(architecture: Architecture) -> torch.Tensor:

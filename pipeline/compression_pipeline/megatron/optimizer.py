@@ -17,6 +17,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from compression_pipeline.config import TrainingConfig
+from compression_pipeline.huggingface.conversion import named_weights
 
 from . import private
 from .runtime import Runtime
@@ -46,7 +47,7 @@ class Optimizer:
             use_distributed_optimizer=True,
         )
         self._settings, self._runtime = settings, runtime
-        self._names = {parameter: name for name, parameter in model.module.named_parameters()}
+        self._names = {parameter: name for name, parameter in named_weights(model.module)}
         with private.torchs_adamw():
             self._chained = cast("ChainedOptimizer", get_megatron_optimizer(config, cast("Any", [model])))
         self._parts = [cast("DistributedOptimizer", part) for part in self._chained.chained_optimizers]
@@ -99,7 +100,8 @@ class Optimizer:
                     (parameter.numel(),),
                     (start,),
                     None,
-                    replica_id=(0, 0, 0),
+                    # The last stage's copy of a tied embedding is trained as the first one's is.
+                    replica_id=(0, 0, int(getattr(parameter, "shared", False))),
                 )
         return state
 

@@ -56,10 +56,10 @@ class Runtime:
     """The ranks that hold this part of the model: sums over tokens are summed over them."""
     tensor_group: dist.ProcessGroup
     """The ranks that hold the other shards of these matrices, of the vocabulary too."""
-    first_stage: bool
-    """Whether this rank has the embedding."""
-    last_stage: bool
-    """Whether this rank has the output layer, and so the loss."""
+    pipeline_group: dist.ProcessGroup
+    """The ranks of the other stages of this copy, in their order."""
+    stage: int
+    """Which pipeline stage this rank computes, counted from 0."""
     device: torch.device
     dtype: torch.dtype
     """Type of parameters and arithmetic: bfloat16 or float32. Optimizer state and master weights are float32."""
@@ -76,6 +76,16 @@ class Runtime:
     def data_size(self) -> int:
         """Copies of the model."""
         return self.layout.data
+
+    @property
+    def first_stage(self) -> bool:
+        """Whether this rank has the embedding."""
+        return self.stage == 0
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether this rank has the output layer, and so the loss."""
+        return self.stage == self.layout.pipeline - 1
 
     @property
     def leads_data_group(self) -> bool:
@@ -245,8 +255,8 @@ def _groups(layout: ParallelLayout) -> Iterator[dict[str, Any]]:
             "data_rank": parallel_state.get_data_parallel_rank(),
             "data_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
             "tensor_group": parallel_state.get_tensor_model_parallel_group(),
-            "first_stage": parallel_state.is_pipeline_first_stage(),
-            "last_stage": parallel_state.is_pipeline_last_stage(),
+            "pipeline_group": parallel_state.get_pipeline_model_parallel_group(),
+            "stage": parallel_state.get_pipeline_model_parallel_rank(),
         }
     finally:
         parallel_state.destroy_model_parallel()

@@ -1,6 +1,6 @@
 """Validation loss: the same tokens and the same mean in every phase, so that all figures compare."""
 
-from typing import TYPE_CHECKING, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,16 +9,16 @@ from torch.nn.functional import one_hot
 from compression_pipeline.context import Context
 from compression_pipeline.errors import Interrupted
 from compression_pipeline.text.batches import ValidationData, ValidationLoss
-from compression_pipeline.text.isolation import bias_for
 
+from . import stages
 from .runtime import Runtime
 
-if TYPE_CHECKING:
-    from megatron.core.models.gpt import GPTModel
+STOPS = 4
+"""Passes of each stage between two questions whether any rank was told to stop: the stages idle before each."""
 
 
 def validation_loss(
-    model: "GPTModel", data: ValidationData, runtime: Runtime, context: Context, *, batch_size: int
+    model: Any, data: ValidationData, runtime: Runtime, context: Context, *, batch_size: int
 ) -> ValidationLoss:
     """Mean loss per token in nats over all sequences of each source of `data`, shared among the ranks; of the tokens
     that are learned, where not all are. Every rank gets it.
@@ -26,7 +26,8 @@ def validation_loss(
     Sums are taken in float64. The model is put into eval mode meanwhile.
 
     Args:
-        model: a GPTModel (unwrapped) that returns losses [sequences, sequence length] where it is given labels.
+        model: a GPTModel (unwrapped), or this rank's stage of one, that returns losses [sequences, sequence length]
+            where it is given labels.
         batch_size: sequences in one forward pass.
 
     Raises:
@@ -34,27 +35,30 @@ def validation_loss(
     """
     training = model.training
     model.eval()
+    between = STOPS * runtime.layout.pipeline if runtime.layout.pipeline > 1 else 1
     totals = torch.zeros(2, len(data.sources), dtype=torch.float64, device=runtime.device)
     try:
-        with torch.no_grad():
-            for start in range(0, len(data), runtime.data_size * batch_size):
+        for number, start in enumerate(range(0, len(data), runtime.data_size * batch_size)):
+            if number % between == 0:
                 _stop_together(runtime, context)
-                first = start + runtime.data_rank * batch_size
-                if first >= len(data):
-                    continue
-                indices = range(first, min(first + batch_size, len(data)))
-                batch = data.batch(indices, runtime.device)
-                found = model(batch.tokens, batch.positions, bias_for(model, batch.mask), labels=batch.labels)
-                losses = cast("torch.Tensor", found).double()
-                counted = torch.ones_like(losses) if batch.weights is None else batch.weights.double()
-                # [sequences, sources]; not index_add_, whose order of additions on a GPU is not always the same.
-                texts = torch.tensor(data.texts_of(indices), device=runtime.device)
-                of_source = one_hot(texts, len(data.sources)).double()
-                totals[0] += (losses if batch.weights is None else losses * counted).sum(dim=1) @ of_source
-                totals[1] += counted.sum(dim=1) @ of_source
+            first = start + runtime.data_rank * batch_size
+            if first >= len(data):
+                continue
+            indices = range(first, min(first + batch_size, len(data)))
+            batch = data.batch(indices, runtime.device)
+            found = stages.forward(model, batch, runtime, labels=batch.labels)
+            if found is None:
+                continue
+            losses = found.double()
+            counted = torch.ones_like(losses) if batch.weights is None else batch.weights.double()
+            # [sequences, sources]; not index_add_, whose order of additions on a GPU is not always the same.
+            texts = torch.tensor(data.texts_of(indices), device=runtime.device)
+            of_source = one_hot(texts, len(data.sources)).double()
+            totals[0] += (losses if batch.weights is None else losses * counted).sum(dim=1) @ of_source
+            totals[1] += counted.sum(dim=1) @ of_source
     finally:
         model.train(training)
-    dist.all_reduce(totals, group=runtime.data_group)
+    dist.all_reduce(totals)  # the ranks of a last stage alone have any
     return data.loss((totals[0] / totals[1]).tolist())
 
 

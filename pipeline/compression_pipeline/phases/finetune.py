@@ -45,10 +45,11 @@ def correct(job: FinetuneJob, context: Context, engine: Engine) -> FinetuneResul
     )
     history = engine.train(model, training)
     result = _result(history, validation)
+    weights = engine.state(model)
     if engine.rank == 0:
         with context.store.draft("finetune", job.artifact_key) as draft:
             write_checkpoint(
-                engine.tensors(engine.state(model), architecture),
+                engine.tensors(weights, architecture),
                 architecture,
                 draft.path / "model",
                 template=teacher.model,

@@ -1,5 +1,6 @@
 """Weights that exist are measured, not made again: what only measures is no part of their key."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -106,13 +107,18 @@ def loaded(engine: Engine, architecture: Architecture, folder: Path, *, sequence
 def check_loss(
     engine: Engine, state: Callable[[], State], architecture: Architecture, loss: float, *, whose: str
 ) -> None:
-    """Refuse a model, untouched so far, whose validation loss is no number. See `check_sound`."""
-    check_sound(
-        lambda: engine.tensors(state(), architecture),
-        loss,
-        whose=whose,
-        what="its validation loss",
-        precision=engine.precision,
+    """Refuse a model, untouched so far, whose validation loss is no number; every rank calls it. See `check_sound`."""
+    if math.isfinite(loss):
+        return
+    weights = state()
+    engine.on_rank_0(
+        lambda tick: check_sound(
+            lambda: engine.tensors(weights, architecture),
+            loss,
+            whose=whose,
+            what="its validation loss",
+            precision=engine.precision,
+        )
     )
 
 
