@@ -6,96 +6,29 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.peak import peak_of
-from engine_models import architecture, randomize
+from engine_models import architecture
 from interested import Interested
-from stores import context, save_text
+from training_bench import LENGTH, LLAMA, NARROW, NEMOTRON, QWEN, TIED, Bench, settings
 
-from compression_pipeline.artifact import Store
 from compression_pipeline.config import (
     Architecture,
     DistillConfig,
     DocumentAttention,
     FinetuneConfig,
     Precision,
+    Recomputation,
     resolved_losses,
 )
 from compression_pipeline.config.losses import LOSSES
-from compression_pipeline.engines import Training
-from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.sizing import Memory, find_gpu, training_memory
-from compression_pipeline.text.batches import TrainingData, ValidationData
 
-LENGTH = 128
 TOLERANCE = 0.15
-
-LLAMA: dict[str, Any] = {
-    "layers": 4,
-    "hidden_size": 192,
-    "ffn_hidden_size": 512,
-    "attention_heads": 6,
-    "query_groups": 2,
-    "head_dim": 32,
-    "vocabulary_size": 1024,
-}
-NEMOTRON = LLAMA | {"family": "Nemotron", "activation": "SquaredReLU", "normalization": "LayerNorm1P"}
-NEMOTRON |= {"rotary_fraction": 0.5}
-QWEN = LLAMA | {"family": "Qwen3", "qk_norm": True}
-TIED = LLAMA | {"tied_embeddings": True, "qkv_bias": True, "family": "Qwen2"}
-NARROW = {"hidden_size": 128, "ffn_hidden_size": 320}
-
-
-class Bench:
-    """Real trainings of two steps by the engine, in a store of their own."""
-
-    def __init__(self, folder: Path, runtime: Runtime) -> None:
-        self.attention, self.length = DocumentAttention.SHARED, LENGTH
-        store = Store(folder)
-        self._context, _ = context(store)
-        self._engine = MegatronEngine(runtime, self._context)
-        save_text(folder / "text", 20_000, 2_000)
-        self._text = folder / "text"
-
-    def peak(
-        self, trained: Architecture, settings: FinetuneConfig | DistillConfig, teacher: Architecture | None
-    ) -> int:
-        return peak_of(lambda: self._train(trained, settings, teacher))
-
-    def _train(
-        self, trained: Architecture, settings: FinetuneConfig | DistillConfig, teacher: Architecture | None
-    ) -> None:
-        training = Training(
-            fingerprint="0" * 32,
-            settings=settings,
-            architecture=trained,
-            data=TrainingData(
-                self._text, settings, self._engine, sequence_length=self.length, attention=self.attention
-            ),
-            validation=ValidationData(self._text, sequence_length=self.length, samples=2, attention=self.attention),
-            check=lambda loss, state: None,
-        )
-        model = self._model(trained)
-        if teacher is None:
-            self._engine.train(model, training)
-        else:
-            assert isinstance(settings, DistillConfig)
-            losses = resolved_losses(settings.losses, teacher, trained)
-            self._engine.distill(model, self._model(teacher), training, of=teacher, losses=losses)
-
-    def _model(self, of: Architecture) -> Any:
-        model = self._engine.build(of, sequence_length=self.length)
-        randomize(model)
-        return model
 
 
 @pytest.fixture
 def bench(tmp_path: Path, engine: Runtime) -> Bench:
     return Bench(tmp_path, engine)
-
-
-def settings(kind: type[Any], micro: int, **more: Any) -> Any:
-    return kind(steps=2, warmup_steps=0, global_batch_size=2 * micro, micro_batch_size=micro, **more)
 
 
 def planned(trained: Architecture, micro: int, precision: Precision = Precision.FP32, **more: Any) -> Memory:
@@ -111,6 +44,17 @@ def test_a_training(bench: Bench, shape: dict[str, Any], micro: int) -> None:
     model = architecture(**shape)
     measured = bench.peak(model, settings(FinetuneConfig, micro), None)
     assert planned(model, micro).total == pytest.approx(measured, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("what", [Recomputation.SELECTIVE, Recomputation.FULL])
+def test_a_training_that_recomputes(bench: Bench, what: Recomputation) -> None:
+    """It takes what is planned for it, and that is not what is planned for one that keeps all."""
+    teacher, student = architecture(**LLAMA), architecture(**LLAMA | NARROW)
+    chosen = settings(DistillConfig, 8, activation_recomputation=what)
+    measured = bench.peak(student, chosen, teacher)
+    told = {"teacher": teacher, "losses": chosen.losses}
+    assert planned(student, 8, **told, recomputation=what).total == pytest.approx(measured, rel=TOLERANCE)
+    assert planned(student, 8, **told).total != pytest.approx(measured, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from compression_pipeline.config import Record
+from compression_pipeline.config import Recomputation, Record
 
 
 class PlannedMemory(Record):
@@ -26,6 +26,11 @@ class PlannedTraining(Record):
     flops: float = Field(description="Floating-point operations of all steps, those of the teacher included.")
     memory_per_gpu: PlannedMemory = Field(
         description="Bytes on one GPU, or of one rank on CPU. CUDA's context, NCCL's buffers and fragments come on top."
+    )
+    recomputation: Recomputation = Field(
+        default=Recomputation.NONE,
+        description="What the backward pass is expected to compute again: of Auto, the first of None, Selective and "
+        "Full that fits the GPU, and None if the GPU is not known.",
     )
     store_bytes: int = Field(description="Bytes in the store while it runs: artifacts of the student and checkpoints.")
     gpu: str | None = Field(default=None, description="GPU that the node selector names by nvidia.com/gpu.product.")

@@ -15,16 +15,8 @@ from compression_operator.api.resolved import Resolved
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
-from compression_operator.core.sizes import (
-    NOTHING_FOUND,
-    Hardware,
-    PlannedSearch,
-    Sizes,
-    chosen,
-    found_by_searches,
-    run_sizes,
-    searches,
-)
+from compression_operator.core.searches import NOTHING_FOUND, PlannedSearch, found_by_searches, searches
+from compression_operator.core.sizes import Hardware, Sizes, chosen, run_sizes
 from compression_operator.local import machine
 from compression_operator.local.workdir import Workdir, to_yaml
 from compression_pipeline.config import PHASES, Architecture, Record, human_bytes, quantity_bytes
@@ -259,7 +251,8 @@ def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
     print_table(out, ("model", "layers", "hidden", "FFN", "heads", "KV heads", "parameters", "ratio"), rows)
     print("\nper GPU (of one rank if a phase runs on CPU):")
     rows = [[name, f"{one.ranks}", *_memory(one)] for name, one in sizes.trainings.items()]
-    headings = ("training", "ranks", "weights", "gradients", "optimizer", "teacher", "activations", "logits", "sum")
+    memory = ("weights", "gradients", "optimizer", "teacher", "activations", "logits", "sum")
+    headings = ("training", "ranks", *memory, "recomputes")
     print_table(out, headings, rows)
     print()
     rows = [
@@ -287,3 +280,4 @@ def _memory(one: PlannedTraining) -> Iterator[str]:
     of = one.memory_per_gpu
     for size in (of.weights, of.gradients, of.optimizer, of.teacher, of.activations, of.logits, of.total):
         yield human_bytes(size)
+    yield one.recomputation.words

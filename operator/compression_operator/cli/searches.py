@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compression_operator.core.sizes import Hardware, PlannedSearch
+from compression_operator.core.searches import PlannedSearch
+from compression_operator.core.sizes import Hardware
 from compression_pipeline.config import Candidate, human_bytes
 
 from .common import console

@@ -96,7 +96,16 @@ from .stages import Stage, stages, stages_fault
 from .students import student_architecture, student_faults
 from .targets import MOST_CANDIDATES, Ranking, SearchedAxis, SizeBounds, TargetConfig
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
-from .training import VALIDATION_LOSS, DistillConfig, FinetuneConfig, Precision, TrainingConfig, ValidationConfig
+from .training import (
+    LEAST_FIRST,
+    VALIDATION_LOSS,
+    DistillConfig,
+    FinetuneConfig,
+    Precision,
+    Recomputation,
+    TrainingConfig,
+    ValidationConfig,
+)
 
 __all__ = [
     "ASKING",
@@ -106,6 +115,7 @@ __all__ = [
     "ENGINES",
     "FORMER_NAMES",
     "LEARNED",
+    "LEAST_FIRST",
     "METHODS",
     "MOST_CANDIDATES",
     "PHASES",
@@ -173,6 +183,7 @@ __all__ = [
     "PruneResult",
     "PrunedHeads",
     "Ranking",
+    "Recomputation",
     "Record",
     "ReportJob",
     "ReportResult",

@@ -29,6 +29,32 @@ class Precision(StrEnum):
                 return "bfloat16 on a GPU, float32 on a CPU"
 
 
+class Recomputation(StrEnum):
+    """What the backward pass computes again, so that it need not be kept from the forward pass."""
+
+    AUTO = "Auto"  # the least that lets the training fit the GPU
+    NONE = "None"
+    SELECTIVE = "Selective"
+    FULL = "Full"
+
+    @property
+    def words(self) -> str:
+        """What is computed again, for who reads a plan or a log."""
+        match self:
+            case Recomputation.NONE:
+                return "nothing"
+            case Recomputation.SELECTIVE:
+                return "MLPs"
+            case Recomputation.FULL:
+                return "layers"
+            case Recomputation.AUTO:
+                return "what the GPU needs"
+
+
+LEAST_FIRST = (Recomputation.NONE, Recomputation.SELECTIVE, Recomputation.FULL)
+"""What can be recomputed, the quickest first: each needs less memory than the one before."""
+
+
 _PARTIAL = "%d is not divisible by microBatchSize (%d)"
 _WARMS_TOO_LONG = "%d must be less than steps (%d), at most: %d; the default applies if it is not set"
 
@@ -103,6 +129,12 @@ class TrainingConfig(ConfigModel):
         default=False,
         description="Whether to use deterministic GPU kernels, for bit-exact resume. Training on CPU "
         "is always deterministic.",
+    )
+    activation_recomputation: Annotated[Recomputation, Operational()] = Field(
+        default=Recomputation.AUTO,
+        description="What the backward pass computes again instead of keeping it: None; Selective, the MLPs; or Full, "
+        "whole layers, which takes least memory and about a fifth more time. Auto takes the first of these with which "
+        "the training fits the GPU, and None on CPU. The result is the same.",
     )
     checkpoint_interval: Annotated[int, Operational()] = Field(
         default=100, ge=1, le=10_000_000, description="Steps between checkpoints."

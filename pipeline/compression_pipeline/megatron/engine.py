@@ -11,7 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from compression_pipeline.config import Architecture, Axis, EngineJob, ImportanceConfig, LossConfig, Precision
+from compression_pipeline.config import (
+    Architecture,
+    Axis,
+    EngineJob,
+    ImportanceConfig,
+    LossConfig,
+    Precision,
+    Recomputation,
+)
 from compression_pipeline.context import Context
 from compression_pipeline.engines import State, Training
 from compression_pipeline.engines.history import History
@@ -27,6 +35,7 @@ from .modelopt import import_modelopt
 from .runtime import Runtime, free, import_megatron, runtime
 
 if TYPE_CHECKING:
+    from .device_memory import Planned
     from .optimizer import Optimizer
 
 Value = TypeVar("Value")
@@ -146,14 +155,22 @@ class MegatronEngine:
         return model
 
     def train(self, model: Any, training: Training) -> History:
+        from .device_memory import planned
         from .training import LanguageModelLoss
 
-        flops = training_flops(training.architecture, training.data.sequence_length)
-        return self._train(model, training, loss=LanguageModelLoss(), measured=model, flops_per_token=flops)
+        return self._train(
+            model,
+            training,
+            planned=planned(training, self._runtime),
+            loss=LanguageModelLoss(),
+            measured=model,
+            flops_per_token=training_flops(training.architecture, training.data.sequence_length),
+        )
 
     def distill(
         self, student: Any, teacher: Any, training: Training, *, of: Architecture, losses: Sequence[LossConfig]
     ) -> tuple[History, State]:
+        from .device_memory import planned
         from .distillation import DistillationLoss, StudentAlone, combine, of_student
         from .objective import Objective
 
@@ -168,6 +185,7 @@ class MegatronEngine:
         history = self._train(
             model,
             training,
+            planned=planned(training, self._runtime, teacher=of, losses=losses),
             loss=DistillationLoss(model, objective),
             measured=StudentAlone(model),
             weights=lambda: stages.collect(of_student(conversion.named_weights(model)), self._runtime),
@@ -182,24 +200,38 @@ class MegatronEngine:
         model: Any,
         training: Training,
         *,
+        planned: "Planned",
         measured: Any,
         weights: Callable[[], State] | None = None,
         **told: Any,
     ) -> History:
-        """`measured`: what the validation loss is of; `weights`: its own, if they are not all of the model's."""
+        """`planned`: its memory; `measured`: what the validation loss is of; `weights`: its own, if they are not all of
+        the model's.
+        """
         from .checkpoint import Checkpoints
+        from .device_memory import explained
+        from .recomputation import recompute
         from .training import train
 
-        settings, data = training.settings, training.data
-        return train(
-            model,
-            settings=settings,
-            data=data,
-            validate=lambda: self.validate(measured, training.validation, sequences_per_pass=data.micro_batch_size),
-            check=lambda loss: training.check(loss, weights or (lambda: self.state(model))),
-            runtime=self._runtime,
-            context=self._context,
-            extension=training.extension,
-            checkpoints=Checkpoints(self._context, training.fingerprint, self._runtime, keep=settings.keep_checkpoints),
-            **told,
-        )
+        settings, data, again = training.settings, training.data, planned.recomputation
+        recompute(model, again)
+        if again is not Recomputation.NONE:
+            asked = settings.activation_recomputation
+            self._context.events.info(
+                f"the backward pass computes {again.words} again (activationRecomputation: {asked})"
+            )
+        with explained(planned):
+            return train(
+                model,
+                settings=settings,
+                data=data,
+                validate=lambda: self.validate(measured, training.validation, sequences_per_pass=data.micro_batch_size),
+                check=lambda loss: training.check(loss, weights or (lambda: self.state(model))),
+                runtime=self._runtime,
+                context=self._context,
+                extension=training.extension,
+                checkpoints=Checkpoints(
+                    self._context, training.fingerprint, self._runtime, keep=settings.keep_checkpoints
+                ),
+                **told,
+            )

@@ -6,16 +6,18 @@ The control plane imports it too.
 from .candidates import candidate, importance_flops, search_flops
 from .flops import forward_flops, training_flops
 from .gpus import GPUS, Gpu, find_gpu
-from .memory import Memory, logits_memory, training_memory
+from .memory import USABLE, Memory, least_recomputation, logits_memory, training_memory
 
 __all__ = [
     "GPUS",
+    "USABLE",
     "Gpu",
     "Memory",
     "candidate",
     "find_gpu",
     "forward_flops",
     "importance_flops",
+    "least_recomputation",
     "logits_memory",
     "search_flops",
     "training_flops",

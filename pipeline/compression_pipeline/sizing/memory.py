@@ -1,18 +1,32 @@
 """Memory of one rank while it trains, by what it is of, for the engine as it is.
 
 Megatron's data parallelism: every rank has all weights and all float32 gradients, and a share of the optimizer's state
-(`megatron/optimizer.py`). Nothing is computed again in the backward pass, so all that it needs is kept. The attention
-never holds its scores (`megatron/attention.py`); on a GPU this holds for BF16 alone.
+(`megatron/optimizer.py`). What the backward pass needs is kept, but for what it computes again
+(`megatron/recomputation.py`). The attention never holds its scores (`megatron/attention.py`); on a GPU this holds for
+BF16 alone.
 
 The figures are sums of tensors. What a device needs beside them (CUDA's context, NCCL's buffers, fragments) is not
 among them. `tests/pipeline/test_memory.py` holds them against what torch's allocator was asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from compression_pipeline.config import Activation, Architecture, Chunks, LossConfig, Needs, Normalization, Precision
+from compression_pipeline.config import (
+    LEAST_FIRST,
+    Activation,
+    Architecture,
+    Chunks,
+    LossConfig,
+    Needs,
+    Normalization,
+    Precision,
+    Recomputation,
+)
 from compression_pipeline.config.chunks import PART, even
+
+USABLE = 0.94
+"""Share of a GPU's memory that is there for tensors; CUDA's context, NCCL's buffers and fragments take the rest."""
 
 _F32 = 4
 _INT64 = 8
@@ -51,6 +65,7 @@ def training_memory(
     teacher: Architecture | None = None,
     losses: Sequence[LossConfig] = (),
     isolated: bool = False,
+    recomputation: Recomputation = Recomputation.NONE,
 ) -> Memory:
     """What a rank needs to train a model.
 
@@ -60,13 +75,16 @@ def training_memory(
         teacher: of a distillation; None where the next token alone is learnt.
         losses: of a distillation, rules resolved.
         isolated: whether documents in a sequence do not see each other.
+        recomputation: what the backward pass computes again; not Auto.
     """
     size = 2 if precision is Precision.BF16 else _F32
     tokens = micro_batch_size * sequence_length
     needs = [loss.needs(teacher, trained) for loss in losses] if teacher is not None else []
     parameters = trained.parameters + _projections(trained, teacher, needs)
     state = (3 if size == 2 else 2) * _F32
-    activations = _activations(trained, tokens, sequence_length, size, on_gpu, isolated=isolated)
+    activations = _activations(
+        trained, tokens, sequence_length, size, on_gpu, isolated=isolated, recomputation=recomputation
+    )
     if isolated:  # the bias that all layers of both models share
         activations += tokens * sequence_length * size
     if teacher is not None:
@@ -85,8 +103,30 @@ def training_memory(
     )
 
 
+def least_recomputation(asked: Recomputation, memory: Callable[..., Memory], room: int | None) -> Recomputation:
+    """What is recomputed: what is asked for, and for Auto the first with which a step's `memory` fits.
+
+    Args:
+        memory: `training_memory`, of which only `recomputation` is left to be given.
+        room: bytes of the GPU; None on CPU, or where it isn't known. Where nothing fits, it is the one that needs
+            least.
+    """
+    if asked is not Recomputation.AUTO:
+        return asked
+    if room is None:
+        return Recomputation.NONE
+    return next((one for one in LEAST_FIRST if memory(recomputation=one).total <= room * USABLE), LEAST_FIRST[-1])
+
+
 def _activations(
-    model: Architecture, tokens: int, sequence_length: int, size: int, on_gpu: bool, *, isolated: bool
+    model: Architecture,
+    tokens: int,
+    sequence_length: int,
+    size: int,
+    on_gpu: bool,
+    *,
+    isolated: bool,
+    recomputation: Recomputation,
 ) -> int:
     """Saved for the backward pass, but for the logits. Each is [tokens, width]."""
     h, ffn = model.hidden_size, model.ffn_hidden_size
@@ -107,7 +147,14 @@ def _activations(
     inner = (3 if model.activation is Activation.SWIGLU else 2) * ffn * size
     rotations = 4 * sequence_length * model.rotary_dim * size  # sine and cosine, for queries and keys
     layer = tokens * (2 * norm + attention + inner) + rotations
-    return model.layers * layer + tokens * (norm + _INT64)
+    ends = tokens * (norm + _INT64)
+    match recomputation:
+        case Recomputation.SELECTIVE:  # one MLP at a time
+            return model.layers * (layer - tokens * inner) + tokens * inner + ends
+        case Recomputation.FULL:  # what goes into each layer, and one layer at a time
+            return model.layers * tokens * h * size + layer + ends
+        case _:
+            return model.layers * layer + ends
 
 
 def _norm(model: Architecture, width: int, size: int, on_gpu: bool) -> int:

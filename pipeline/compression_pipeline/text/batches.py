@@ -122,7 +122,7 @@ class TrainingData:
         self.micro_batches = self._share // self.micro_batch_size
         self._global_batch_size = global_batch_size
         self._place = place
-        self._isolated = attention is DocumentAttention.ISOLATED
+        self.isolated = attention is DocumentAttention.ISOLATED
         self._positions = torch.arange(sequence_length, device=place.device)
 
     def passes(self, steps: int) -> Passes:
@@ -187,7 +187,7 @@ class TrainingData:
             labels=sequences[:, 1:].contiguous(),
             weights=None if weights is None else weights.to(self._place.device, non_blocking=True),
         )
-        return isolated(batch, [self._text.positions(index) for index in indices]) if self._isolated else batch
+        return isolated(batch, [self._text.positions(index) for index in indices]) if self.isolated else batch
 
 
 def isolated(batch: Batch, positions: Sequence[torch.Tensor]) -> Batch:

@@ -16,7 +16,7 @@ from compression_operator.core.events_diff import events_between
 from compression_operator.core.plan import plan
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes, with_sizes
-from compression_pipeline.config import ResolvedSource
+from compression_pipeline.config import Recomputation, ResolvedSource
 from compression_pipeline.sizing import GPUS
 
 ARCHITECTURE: dict[str, Any] = {
@@ -78,11 +78,23 @@ def test_the_node_selector_names_the_gpu() -> None:
     labelled = {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}
     found = distillation(a_run(jobTemplate=labelled))
     assert found.gpu == "H100" and found.gpu_hours
-    [warning] = found.warnings
-    assert (
-        warning.startswith("distill-width needs about 91.3 GB") and "H100 has 85.5 GB; lower microBatchSize" in warning
-    )
+    assert found.recomputation is Recomputation.SELECTIVE and not found.warnings
     assert distillation(a_run(jobTemplate=labelled, phases={"distill": {"nodeSelector": {}}})).gpu is None
+
+
+def test_what_does_not_fit_is_told_with_what_would() -> None:
+    labelled = {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}
+
+    def of(what: str) -> PlannedTraining:
+        return distillation(a_run(jobTemplate=labelled, distill={"steps": 100, "activationRecomputation": what}))
+
+    assert of("Auto") == of("Selective")
+    [warning] = of("None").warnings
+    assert warning.startswith("distill-width needs about") and (
+        "H100 has 85.5 GB; set activationRecomputation: Full, lower microBatchSize" in warning
+    )
+    kept, mlps, layers = (of(what).memory_per_gpu.activations for what in ("None", "Selective", "Full"))
+    assert kept > 1.5 * mlps > 3 * layers
 
 
 def test_what_activations_do_not_decide_wants_other_gpus() -> None:

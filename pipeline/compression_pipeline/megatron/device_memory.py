@@ -1,0 +1,78 @@
+"""What a training's memory is planned to be on this device, and what is said where it did not suffice."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from compression_pipeline.config import Architecture, LossConfig, Recomputation, human_bytes
+from compression_pipeline.engines import Training
+from compression_pipeline.errors import UserError
+from compression_pipeline.sizing import Memory, least_recomputation, training_memory
+
+from .runtime import Runtime
+
+LARGER = "use GPUs with more memory"
+REMEDIES = {
+    "weights": LARGER,
+    "gradients": LARGER,
+    "optimizer": "use more GPUs, which share the optimizer's state",
+    "teacher": LARGER,
+    "activations": "lower microBatchSize or dataset.sequenceLength",
+    "logits": "lower microBatchSize or dataset.sequenceLength",
+}
+"""By component, as `Memory` names them: what lowers it."""
+RECOMPUTE = "set activationRecomputation: Full"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a training step is planned to need."""
+
+    recomputation: Recomputation
+    memory: Memory
+
+
+def planned(
+    training: Training, runtime: Runtime, *, teacher: Architecture | None = None, losses: Sequence[LossConfig] = ()
+) -> Planned:
+    """The memory of a training on this device, and what it is to recompute for that (`activationRecomputation`)."""
+    memory = partial(
+        training_memory,
+        training.architecture,
+        micro_batch_size=training.data.micro_batch_size,
+        sequence_length=training.data.sequence_length,
+        precision=runtime.precision,
+        copies=runtime.data_size,
+        on_gpu=runtime.on_gpu,
+        teacher=teacher,
+        losses=losses,
+        isolated=training.data.isolated,
+    )
+    room = torch.cuda.get_device_properties(runtime.device).total_memory if runtime.on_gpu else None
+    found = least_recomputation(training.settings.activation_recomputation, memory, room)
+    return Planned(found, memory(recomputation=found))
+
+
+@contextlib.contextmanager
+def explained(plan: Planned) -> Iterator[None]:
+    """Where the device's memory does not suffice inside this block, say what took most of it, and what to do.
+
+    Raises:
+        UserError: torch could not allocate.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        memory = plan.memory
+        largest = max(REMEDIES, key=lambda name: getattr(memory, name))
+        remedy = REMEDIES[largest]
+        if largest == "activations" and plan.recomputation is not Recomputation.FULL:
+            remedy = f"{RECOMPUTE}, or {remedy}"
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"the GPU is out of memory ({said}); a step is planned to need {human_bytes(memory.total)}, of which "
+            f"{largest} are {human_bytes(getattr(memory, largest))}: {remedy}"
+        ) from error
