@@ -26,7 +26,7 @@ MEGATRON_FINAL_NORM = "decoder.final_layernorm"
 QKV = "self_attention.linear_qkv"
 FC1 = "mlp.linear_fc1.weight"
 MEGATRON_OUTPUT = "output_layer.weight"
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 
 
 def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, architecture: Architecture) -> Tensor:
