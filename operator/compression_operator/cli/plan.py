@@ -15,8 +15,9 @@ from compression_operator.api.resolved import Resolved
 from compression_operator.api.run import CompressionRun
 from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, PlannedStep, discovered_in, maker_of, plan
+from compression_operator.core.room import chosen
 from compression_operator.core.searches import NOTHING_FOUND, PlannedSearch, found_by_searches, searches
-from compression_operator.core.sizes import Hardware, Sizes, chosen, run_sizes
+from compression_operator.core.sizes import Hardware, Sizes, run_sizes
 from compression_operator.local import machine
 from compression_operator.local.workdir import Workdir, to_yaml
 from compression_pipeline.config import PHASES, Architecture, Record, human_bytes, quantity_bytes

@@ -29,8 +29,9 @@ from .plan import NOTHING_SPARED, Plan, PlannedStep, discovered_in, phases_that_
 from .problems import REASONS as PROBLEMS
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
+from .room import chosen
 from .schedule import Limits, Schedule, release_time, unwanted_jobs
-from .sizes import chosen, with_sizes
+from .sizes import with_sizes
 from .step_spec import Discovered
 from .steps import deadlines, follow, give_back, lost, planned_step, seconds, unrecognized, with_failures_reset
 from .student_faults import faults_by_student

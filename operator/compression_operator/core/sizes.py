@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from types import MappingProxyType
 
 from compression_operator.api.phase_settings import PhaseSettings
 from compression_operator.api.planned import PlannedMemory, PlannedTraining
@@ -13,7 +12,6 @@ from compression_operator.api.status import CompressionRunStatus
 from compression_pipeline.config import (
     PHASES,
     Architecture,
-    Candidate,
     DistillConfig,
     DocumentAttention,
     ParallelLayout,
@@ -24,8 +22,6 @@ from compression_pipeline.config import (
     human_bytes,
     quantity_bytes,
     resolved_losses,
-    student_architecture,
-    student_faults,
 )
 from compression_pipeline.config import Sizes as ShapeStatus
 from compression_pipeline.sizing import (
@@ -38,6 +34,7 @@ from compression_pipeline.sizing import (
 )
 
 from .plan import Plan, PlannedStep, runs_on_gpus
+from .room import NOTHING_SEARCHED, bytes_stored, searched_in, shapes_of
 
 MFU = 0.4
 """Share of a GPU's peak that a training is assumed to reach."""
@@ -52,8 +49,6 @@ CPU_PROCESS = 1024**3
 """Bytes of a rank that computes on the CPU, besides its tensors."""
 
 FLOAT32, BFLOAT16 = 4, 2
-
-NOTHING_SEARCHED: Mapping[str, Architecture] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -88,14 +83,10 @@ def run_sizes(
     hardware: Hardware,
     searched: Mapping[str, Architecture] = NOTHING_SEARCHED,
 ) -> Sizes:
-    """What the run will need, given its teacher. Students that cannot be made of it are left out. `searched`: shapes
-    that were found for targets; until then the first candidate stands for them.
+    """What the run will need, given its teacher. Students that cannot be made of it are left out. `searched`: see
+    `shapes_of`.
     """
-    shapes = {
-        student.name: searched.get(student.name) or student_architecture(teacher, student.prune)
-        for student in spec.students
-        if not any(student_faults(teacher, student.prune))
-    }
+    shapes = shapes_of(spec, teacher, searched)
     steps = [step for step in planned.steps if step.student is None or step.student in shapes]
     store = {step.name: _stored(step, teacher, shapes) for step in steps}
     trainings = {
@@ -116,7 +107,7 @@ def with_sizes(status: CompressionRunStatus, run: CompressionRun, planned: Plan)
     """
     teacher, trainings, shapes = status.teacher, dict[str, PlannedTraining](), dict[str, ShapeStatus]()
     if teacher is not None and status.resolved is not None:
-        found = {one.name: chosen(one.candidates, teacher) for one in status.students if one.candidates}
+        found = searched_in(status)
         sizes = run_sizes(run.spec, planned, teacher, Hardware(gpus=runs_on_gpus(run)), found)
         trainings = sizes.trainings
         by_target = [one for one in run.spec.students if one.prune.target and one.name in sizes.shapes]
@@ -133,11 +124,6 @@ def with_sizes(status: CompressionRunStatus, run: CompressionRun, planned: Plan)
             ],
         }
     )
-
-
-def chosen(candidates: Sequence[Candidate], teacher: Architecture) -> Architecture:
-    """The student that a search has found the best."""
-    return candidates[0].shape.architecture(teacher)
 
 
 def hours_on(flops: float, gpu: Gpu | None, hardware: Hardware) -> float | None:
@@ -246,9 +232,7 @@ def _stored(step: PlannedStep, teacher: Architecture, shapes: Mapping[str, Archi
     if phase.reads_sources:
         copied = teacher.parameters if "teacher" in step.configuration else 0
         return copied * BFLOAT16, 0  # as checkpoints come
-    student = shapes[step.student].parameters if step.student is not None else 0
-    job = phase.job.sketch(step.configuration)
-    return job.bytes_kept(teacher.parameters, student), job.bytes_of_checkpoints(teacher.parameters, student)
+    return bytes_stored(phase.job.sketch(step.configuration), teacher, shapes.get(step.student or ""))
 
 
 def _beside(name: str, steps: Sequence[PlannedStep], store: Mapping[str, tuple[int, int]]) -> int:

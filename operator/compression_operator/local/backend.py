@@ -27,7 +27,6 @@ from .outcome import ending
 from .processes import ProcessId
 from .running_time import RunningTime
 from .starting import Child, Starter, kill, release
-from .store_probe import is_published
 
 logger = logging.getLogger(__name__)
 
@@ -244,17 +243,7 @@ class LocalBackend:
     def _shortage(self, run: CompressionRun, job: Job) -> str | None:
         store = self._place.store
         store.mkdir(parents=True, exist_ok=True)
-        if is_published(store, job.phase, job.fingerprint):
-            return None  # the job ends in seconds and writes nothing
-        teacher = run.status.teacher.parameter_count if run.status.teacher else 0
-        student = next((s.parameters or 0 for s in run.status.students if s.name == job.student), 0)
-        needed = space.bytes_needed(
-            job.config,
-            source_root=self._place.source_root,
-            teacher=teacher,
-            student=student,
-            aside=self._place.aside,
-        )
+        needed = space.bytes_needed(run, job, store, source_root=self._place.source_root, aside=self._place.aside)
         return space.shortage(store, needed)
 
     def _start_waiting(self) -> None:

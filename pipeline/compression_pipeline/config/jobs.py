@@ -133,17 +133,13 @@ class JobConfig(ConfigModel):
         """
         return 0
 
-    def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
+    def bytes_of_checkpoints(self, teacher: int, student: int, beside: int = 0) -> int:
         """Roughly what lies beside it while the job trains, and goes once it has ended; here, where it trains the
-        teacher.
+        teacher. `beside`: parameters that are trained with the model and are no part of it, as those of losses.
         """
         # One checkpoint more than are kept: the new one is whole before the oldest goes.
         kept = self.training.keep_checkpoints + 1 if self.training is not None else 0
-        return teacher * kept * CHECKPOINTED
-
-    def bytes_written(self, teacher: int, student: int) -> int:
-        """Roughly all that the job writes."""
-        return self.bytes_kept(teacher, student) + self.bytes_of_checkpoints(teacher, student)
+        return (teacher + beside) * kept * CHECKPOINTED
 
 
 class EngineJob(JobConfig):

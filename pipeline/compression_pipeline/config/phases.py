@@ -169,14 +169,14 @@ class DistillJob(EngineJob):
     def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * WEIGHT
 
-    def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
+    def bytes_of_checkpoints(self, teacher: int, student: int, beside: int = 0) -> int:
         # The best weights of each checkpoint that is kept, and those that come next.
         best = (self.distill.keep_checkpoints + 1) * WEIGHT if self.distill.keep_best else 0
         # One intermediate export more than are kept: the new one is whole before the oldest goes.
         width = 4 if self.dtype is ExportDtype.FLOAT32 else 2
         exported = (self.distill.export_keep + 1) * width if self.distill.export_every is not None else 0
         trained = student or teacher
-        return super().bytes_of_checkpoints(trained, 0) + trained * (best + exported)
+        return super().bytes_of_checkpoints(trained, 0, beside) + trained * (best + exported)
 
 
 class EvaluateJob(JobConfig):

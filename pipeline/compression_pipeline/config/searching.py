@@ -43,8 +43,8 @@ class SearchJob(EngineJob):
     def training(self) -> TrainingConfig | None:
         return self.distill
 
-    def bytes_of_checkpoints(self, teacher: int, student: int) -> int:
-        return super().bytes_of_checkpoints(student, 0)
+    def bytes_of_checkpoints(self, teacher: int, student: int, beside: int = 0) -> int:
+        return super().bytes_of_checkpoints(student, 0, beside)
 
     @property
     def scored_by(self) -> EvaluateConfig | None:

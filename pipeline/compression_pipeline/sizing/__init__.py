@@ -6,7 +6,7 @@ The control plane imports it too.
 from .candidates import candidate, importance_flops, search_flops
 from .flops import forward_flops, training_flops
 from .gpus import GPUS, Gpu, find_gpu
-from .memory import USABLE, Memory, least_recomputation, logits_memory, training_memory
+from .memory import USABLE, Memory, least_recomputation, logits_memory, loss_parameters, training_memory
 
 __all__ = [
     "GPUS",
@@ -19,6 +19,7 @@ __all__ = [
     "importance_flops",
     "least_recomputation",
     "logits_memory",
+    "loss_parameters",
     "search_flops",
     "training_flops",
     "training_memory",

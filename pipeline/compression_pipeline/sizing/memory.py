@@ -80,7 +80,7 @@ def training_memory(
     size = 2 if precision is Precision.BF16 else _F32
     tokens = micro_batch_size * sequence_length
     needs = [loss.needs(teacher, trained) for loss in losses] if teacher is not None else []
-    parameters = trained.parameters + _projections(trained, teacher, needs)
+    parameters = trained.parameters + (loss_parameters(losses, teacher, trained) if teacher is not None else 0)
     state = (3 if size == 2 else 2) * _F32
     activations = _activations(
         trained, tokens, sequence_length, size, on_gpu, isolated=isolated, recomputation=recomputation
@@ -166,10 +166,13 @@ def _norm(model: Architecture, width: int, size: int, on_gpu: bool) -> int:
     return 2 * width * _F32 + width * size + _F32
 
 
-def _projections(student: Architecture, teacher: Architecture | None, needs: Sequence[Needs]) -> int:
-    """Parameters of the losses that compare states of two widths."""
-    if teacher is None or teacher.hidden_size == student.hidden_size:
+def loss_parameters(losses: Sequence[LossConfig], teacher: Architecture, student: Architecture) -> int:
+    """Parameters of the losses, rules resolved, that compare states of two widths: they are trained with the student,
+    and stand in its checkpoints.
+    """
+    if teacher.hidden_size == student.hidden_size:
         return 0
+    needs = [loss.needs(teacher, student) for loss in losses]
     count = sum(len(each.hidden) + each.embeddings for each in needs)
     return count * student.hidden_size * teacher.hidden_size
 

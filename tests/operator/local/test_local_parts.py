@@ -14,6 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_jobs import a_job, a_run
 
+from compression_operator.api.run import CompressionRun
+from compression_operator.api.status import CompressionRunStatus, TeacherStatus
+from compression_operator.core.plan import plan
+from compression_operator.core.sizes import Hardware, run_sizes
 from compression_operator.joblog.lines import LineReader, ProgressReader, describe, duration, last_line, parse_event
 from compression_operator.local import disk_space as space
 from compression_operator.local import machine, processes
@@ -253,18 +257,35 @@ def test_a_process_of_this_machine_is_found_by_its_environment(tmp_path: Path) -
 
 
 def test_the_space_that_a_step_takes(tmp_path: Path) -> None:
-    run = a_run()
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "text.txt").write_bytes(bytes(500))
+    sizes = {"layers": 4, "hiddenSize": 128, "ffnHiddenSize": 256, "attentionHeads": 4, "queryGroups": 2, "headDim": 32}
+    told = {"family": "Llama", "vocabularySize": 512, "parameterCount": 1, **sizes}
+    teacher = TeacherStatus.model_validate(told)
+    store = tmp_path / "store"
 
-    def needed(phase: Phase) -> int:
-        config = a_job(run, phase).config
-        return space.bytes_needed(config, source_root=tmp_path, teacher=100, student=60) - space.FLOOR
+    def at(run: CompressionRun) -> CompressionRun:
+        return run.model_copy(update={"status": CompressionRunStatus(teacher=teacher)})
 
-    assert needed(Phase.PREPARE) == 1500
-    assert needed(Phase.FINETUNE) == 100 * (4 + 3 * 14), "a model, two checkpoints kept and one being written"
-    assert needed(Phase.DISTILL) == 60 * (4 + 3 * 14)
+    def needed(phase: Phase, run: CompressionRun) -> int:
+        return space.bytes_needed(run, a_job(run, phase), store, source_root=tmp_path) - space.FLOOR
+
+    run = at(a_run())
+    planned = run_sizes(run.spec, plan(run.spec, gpus=False), teacher, Hardware(gpus=False))
+    width = planned.shapes["width"].parameters
+    assert needed(Phase.PREPARE, a_run()) == 1500 and needed(Phase.FINETUNE, a_run()) == 0, "what is not known yet"
+    all_of_it = teacher.parameters * (4 + 3 * 14)
+    assert needed(Phase.FINETUNE, run) == all_of_it, "a model, two checkpoints kept and one being written"
+    assert needed(Phase.DISTILL, run) == width * (4 + 3 * 14) == sum(planned.store["distill-width"]), "as planned"
+    losses = [{"type": "LogitsKL"}, {"type": "HiddenStates"}, {"type": "Embeddings"}]
+    states = at(a_run(distill={"steps": 10, "globalBatchSize": 4, "losses": losses}))
+    projections = 5 * 64 * 128  # of four pairs of layers and the embeddings: in checkpoints, and not exported
+    assert needed(Phase.DISTILL, states) == needed(Phase.DISTILL, run) + projections * 3 * 14
+    left = store / "work" / ("0123456789abcdef" * 2) / "1" / "checkpoints"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(bytes(700))
+    assert needed(Phase.FINETUNE, run) == all_of_it - 700, "what an attempt has left is room that is taken already"
     assert not space.shortage(tmp_path, 1)
     own = space.shortage(tmp_path, 10**18) or ""
     assert own.startswith(f"{tmp_path} has ") and own.endswith("or keep the store on another disk with --store")
