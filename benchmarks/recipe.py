@@ -1,6 +1,6 @@
 """The papers' claims at the demo's scale: which of them show, and by how much.
 
-    python benchmarks/recipe.py                      # minutes on 2 cores; writes docs/recipe.md and its plot
+    python benchmarks/recipe.py                      # 45 minutes on 2 busy cores; writes docs/recipe.md and its plot
     python benchmarks/recipe.py --full               # more seeds, longer trainings
 
 A claim says that one way to make a student ends at a lower validation loss than another; each is an entry in

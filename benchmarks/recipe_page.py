@@ -3,11 +3,11 @@
 import platform
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from recipe_claims import Arm, Finding, Outcome, Setting, spread
+from recipe_claims import BLOCK, MORE, PUBLISHED, SCRATCH_LONG, Arm, Finding, Outcome, Setting, spread
 
 MEANING = (
     "Do the papers' claims show with a teacher that two CPU cores can compress? Each line compares two ways to make a "
@@ -57,6 +57,8 @@ def document(
             f"{taught.teacher:.3f}. Losses are means over {setting.validation} held-out sequences."
         ),
         "",
+        _paragraph(" ".join(_remarks(made))),
+        "",
         "| Student | Parameters | After pruning | After training |",
         "|---|--:|--:|--:|",
         *(
@@ -68,6 +70,26 @@ def document(
         f"{platform.machine()}, torch {torch.__version__.partition('+')[0]}, float32 on CPU.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _remarks(made: Mapping[Arm, Sequence[Outcome]]) -> Iterator[str]:
+    """What the figures do not say of themselves."""
+    yield (
+        "No seed bears on a student straight after pruning by importance, so a line before training is one "
+        "measurement, whatever its spread."
+    )
+    if BLOCK in made:
+        yield (
+            "The block is chosen by the loss on the held-out text that the students are then judged by, which favours "
+            "it."
+        )
+    if SCRATCH_LONG in made and PUBLISHED in made:
+        ends = min(one.trained for one in made[SCRATCH_LONG])
+        if ends > max(one.pruned for one in made[PUBLISHED]):
+            yield (
+                f"Random weights with {MORE} times the tokens end above the loss that the pruned student has before "
+                f"any training: so the factor, 40 in the papers, is above {MORE} here. It was not measured further."
+            )
 
 
 def _paragraph(text: str) -> str:

@@ -36,6 +36,19 @@ def test_every_claim_is_measured_and_told(tmp_path: Path, scripts: None) -> None
     assert (tmp_path / "docs" / "images" / "recipe.svg").read_text().count("<circle") == len(CLAIMS)
 
 
+@pytest.mark.parametrize(("scratch", "told"), [((6.0, 6.1), True), ((6.0, 5.0), False)])
+def test_the_page_says_what_its_figures_do_not(scratch: tuple[float, float], told: bool, scripts: None) -> None:
+    from recipe_claims import CLAIMS, PUBLISHED, SCRATCH_LONG, Finding, Outcome, Setting
+    from recipe_page import document
+
+    claim = next(claim for claim in CLAIMS if claim.worse is SCRATCH_LONG)
+    made = {PUBLISHED: [Outcome(5.2, 4.5, 4.3, 9)] * 2, SCRATCH_LONG: [Outcome(7.6, end, 4.3, 9) for end in scratch]}
+    found = [Finding(claim, [4.5, 4.5], scratch)]
+    page = " ".join(document(Setting(), 9, found, made, "python benchmarks/recipe.py").split())
+    assert "a line before training is one measurement" in page and "The block is chosen" not in page
+    assert ("is above 4 here" in page) == told, "the pruned student has 5.2 before any training"
+
+
 @pytest.mark.slow
 def test_the_strongest_claim_shows_at_the_size_of_the_page(tmp_path: Path) -> None:
     """What a run of the recipe's own sizes ends at: the phases may be changed, and this has to stay."""
