@@ -2,148 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from compression_pipeline.config import (
-    ASKING,
-    VALIDATION_LOSS,
-    AcceptConfig,
-    DistillConfig,
-    PruneConfig,
-    Ranking,
-    Rule,
-)
+from compression_pipeline.config import ASKING, VALIDATION_LOSS, Ranking, Rule
+from compression_pipeline.config.base import cel_format
 
 if TYPE_CHECKING:
-    from .spec import CompressionRunSpec, Student
+    from .spec import CompressionRunSpec
 
-_UNMEASURED = "a task that evaluate.tasks does not measure; add it there"
-
-_UNSCORED = "a task to score the student by; add one to evaluate.tasks, or remove taskInterval"
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first task there is."""
-
-
-_Named: TypeAlias = "str | _First"
-
-
-def task_rules() -> tuple[Rule, ...]:
-    """The rules of CompressionRunSpec that tasks are measured which it names."""
-    return (
-        _of_run("accept", f"names {_UNMEASURED}", lambda spec: _of_gate(spec.accept), _cel_gate("self.accept")),
-        _of_students(
-            f"accept of one of them names {_UNMEASURED}",
-            lambda student: _of_gate(student.accept),
-            _cel_gate("student.accept"),
-        ),
-        _of_run(
-            "distill.taskInterval",
-            f"needs {_UNSCORED}",
-            lambda spec: _of_interval(spec.distill),
-            _cel_interval("self.distill"),
-        ),
-        _of_students(
-            f"distill.taskInterval of one of them needs {_UNSCORED}",
-            lambda student: _of_interval(student.distill),
-            _cel_interval("student.distill"),
-        ),
-        _of_run(
-            "distill",
-            f"tasks or keepBest names {_UNMEASURED}",
-            lambda spec: _of_distillation(spec.distill),
-            _cel_distillation("self.distill"),
-        ),
-        _of_students(
-            f"distill.tasks or distill.keepBest of one of them names {_UNMEASURED}",
-            lambda student: _of_distillation(student.distill),
-            _cel_distillation("student.distill"),
-        ),
-        _of_students(
-            f"prune.importance.depth of one of them is {' or '.join(ASKING)}, by {_UNMEASURED}, or name one of these "
-            "in depthTask",
-            lambda student: _of_depth(student.prune),
-            f"!(student.prune.importance.depth in {ASKING}) || {_cel_or_first('student.prune.importance.depthTask')}",
-        ),
-        _of_students(
-            f"prune.target.rank of one of them is {Ranking.TASK.value}, by {_UNMEASURED}, or name one of these in "
-            "rankTask",
-            lambda student: _of_rank(student.prune),
-            f"!has(student.prune.target) || student.prune.target.rank != '{Ranking.TASK.value}' || "
-            f"{_cel_or_first('student.prune.target.rankTask')}",
-        ),
-    )
-
-
-def _of_run(path: str, sentence: str, named: Callable[[CompressionRunSpec], Iterator[_Named]], cel: str) -> Rule:
-    return Rule.of(path, sentence, lambda spec: _measures(spec, named(spec)), cel)
-
-
-def _of_students(sentence: str, named: Callable[[Student], Iterator[_Named]], cel: str) -> Rule:
-    return Rule.of(
-        "students",
-        sentence,
-        lambda spec: all(_measures(spec, named(student)) for student in spec.students),
-        f"self.students.all(student, {cel})",
-    )
-
-
-def _measures(spec: CompressionRunSpec, named: Iterator[_Named]) -> bool:
-    measured = {task.name for task in spec.evaluate.tasks} if spec.evaluate else set[str]()
-    return all(name in measured if isinstance(name, str) else bool(measured) for name in named)
-
-
-def _of_gate(accept: AcceptConfig | None) -> Iterator[_Named]:
-    yield from (gate.name for gate in accept.tasks) if accept else ()
-
-
-def _of_interval(distill: DistillConfig | None) -> Iterator[_Named]:
-    yield from [_First()] if distill and distill.task_interval is not None else []
-
-
-def _of_distillation(distill: DistillConfig | None) -> Iterator[_Named]:
-    if distill is None:
-        return
-    yield from distill.tasks
-    yield from [distill.best_task] if distill.best_task else []
-
-
-def _of_depth(prune: PruneConfig) -> Iterator[_Named]:
-    if prune.importance.depth in ASKING:
-        yield prune.importance.depth_task or _First()
-
-
-def _of_rank(prune: PruneConfig) -> Iterator[_Named]:
-    if prune.target is not None and prune.target.rank == Ranking.TASK:
-        yield prune.target.rank_task or _First()
-
+_UNMEASURED = "names %s, which evaluate.tasks does not measure; add it there"
 
 _CEL_TASKS = "has(self.evaluate) && has(self.evaluate.tasks)"
 
 
-def _cel_measured(name: str) -> str:
+@dataclass(frozen=True)
+class _Names:
+    """A field that names tasks, of the spec or of a student. CEL is given the owner."""
+
+    path: str
+    names: Callable[[Any], Iterable[str]]
+    all_measured: Callable[[str], str]
+    """CEL: whether it names measured tasks alone."""
+    first_unmeasured: Callable[[str], str]
+    """CEL: the first other one that it names."""
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """A field that is of no use without any task, of the spec or of a student."""
+
+    path: str
+    why: str
+    """After the field: what it asks for, and what to do."""
+    needs: Callable[[Any], bool]
+    cel: Callable[[str], str]
+
+
+def _measured(name: str) -> str:
     return f"({_CEL_TASKS} && self.evaluate.tasks.exists(task, task.name == {name}))"
 
 
-def _cel_or_first(field: str) -> str:
-    return f"({_CEL_TASKS} && self.evaluate.tasks.exists(task, !has({field}) || task.name == {field}))"
-
-
-def _cel_gate(accept: str) -> str:
-    return f"(!has({accept}) || !has({accept}.tasks) || {accept}.tasks.all(gate, {_cel_measured('gate.name')}))"
-
-
-def _cel_interval(distill: str) -> str:
-    return f"(!has({distill}) || !has({distill}.taskInterval) || {_CEL_TASKS} && size(self.evaluate.tasks) > 0)"
-
-
-def _cel_distillation(distill: str) -> str:
-    best = f"{distill}.keepBest"
-    return (
-        f"(!has({distill}) || (!has({distill}.tasks) || {distill}.tasks.all(name, {_cel_measured('name')})) && "
-        f"(!has({best}) || {best} == '{VALIDATION_LOSS}' || {_cel_measured(best)}))"
+def _one(path: str, name: Callable[[Any], str | None], guard: Callable[[str], str]) -> _Names:
+    """A field that names one task, if it does. `guard`: CEL for whether it does, without `has` of itself."""
+    return _Names(
+        path,
+        lambda owner: filter(None, [name(owner)]),
+        lambda owner: f"!({guard(owner)} && has({owner}.{path})) || {_measured(f'{owner}.{path}')}",
+        lambda owner: f"{owner}.{path}",
     )
+
+
+_OF_BOTH = (
+    _Names(
+        "accept.tasks",
+        lambda owner: (gate.name for gate in owner.accept.tasks) if owner.accept else (),
+        lambda owner: (
+            f"!has({owner}.accept) || !has({owner}.accept.tasks) || "
+            f"{owner}.accept.tasks.all(gate, {_measured('gate.name')})"
+        ),
+        lambda owner: f"{owner}.accept.tasks.filter(gate, !{_measured('gate.name')})[0].name",
+    ),
+    _Names(
+        "distill.tasks",
+        lambda owner: owner.distill.tasks if owner.distill else (),
+        lambda owner: (
+            f"!has({owner}.distill) || !has({owner}.distill.tasks) || "
+            f"{owner}.distill.tasks.all(name, {_measured('name')})"
+        ),
+        lambda owner: f"{owner}.distill.tasks.filter(name, !{_measured('name')})[0]",
+    ),
+    _one(
+        "distill.keepBest",
+        lambda owner: owner.distill and owner.distill.best_task,
+        lambda owner: (
+            f"has({owner}.distill) && has({owner}.distill.keepBest) && {owner}.distill.keepBest != '{VALIDATION_LOSS}'"
+        ),
+    ),
+    _Needs(
+        "distill.taskInterval",
+        "needs a task to score the student by; add one to evaluate.tasks, or remove taskInterval",
+        lambda owner: owner.distill is not None and owner.distill.task_interval is not None,
+        lambda owner: f"has({owner}.distill) && has({owner}.distill.taskInterval)",
+    ),
+)
+
+
+def _ranks_by_task(student: Any) -> bool:
+    # By value: a rule may be asked of words that nothing has parsed yet.
+    return student.prune.target is not None and student.prune.target.rank == Ranking.TASK
+
+
+_RANKED = "a task, and evaluate.tasks measures none; add one there"
+
+_OF_STUDENTS = (
+    _one(
+        "prune.importance.depthTask",
+        lambda owner: owner.prune.importance.depth_task if owner.prune.importance.depth in ASKING else None,
+        lambda owner: f"{owner}.prune.importance.depth in {ASKING}",
+    ),
+    _Needs(
+        "prune.importance.depth",
+        f"ranks layers by {_RANKED}",
+        lambda owner: owner.prune.importance.depth in ASKING and owner.prune.importance.depth_task is None,
+        lambda owner: f"{owner}.prune.importance.depth in {ASKING} && !has({owner}.prune.importance.depthTask)",
+    ),
+    _one(
+        "prune.target.rankTask",
+        lambda owner: owner.prune.target.rank_task if _ranks_by_task(owner) else None,
+        lambda owner: f"has({owner}.prune.target) && {owner}.prune.target.rank == '{Ranking.TASK.value}'",
+    ),
+    _Needs(
+        "prune.target.rank",
+        f"ranks candidates by {_RANKED}",
+        lambda owner: _ranks_by_task(owner) and owner.prune.target.rank_task is None,
+        lambda owner: (
+            f"has({owner}.prune.target) && {owner}.prune.target.rank == '{Ranking.TASK.value}' && "
+            f"!has({owner}.prune.target.rankTask)"
+        ),
+    ),
+)
+
+
+def task_rules() -> Iterator[Rule]:
+    """The rules of CompressionRunSpec that tasks are measured which it names."""
+    for field in _OF_BOTH:
+        yield _of_run(field)
+    for field in (*_OF_BOTH, *_OF_STUDENTS):
+        yield _of_students(field)
+
+
+def _of_run(field: _Names | _Needs) -> Rule:
+    def check(spec: CompressionRunSpec) -> str | None:
+        return _fault(spec, spec, field)
+
+    if isinstance(field, _Needs):
+        return Rule(field.path, check, cel=_cel_served(field, "self"), sentence=field.why)
+    message = cel_format(_UNMEASURED, field.first_unmeasured("self"))
+    return Rule(field.path, check, cel=field.all_measured("self"), message=message)
+
+
+def _of_students(field: _Names | _Needs) -> Rule:
+    """Of what students bring; a CEL rule can't blame an item of a list, so it names it."""
+
+    def check(spec: CompressionRunSpec) -> str | None:
+        for student in spec.students:
+            if (fault := _fault(spec, student, field)) is not None:
+                return f"{field.path} of student {student.name} {fault}"
+        return None
+
+    told = f"{field.path} of student %s "
+    if isinstance(field, _Needs):
+        holds, sentence = _cel_served(field, "student"), cel_format(told + field.why, "student.name")
+    else:
+        holds = field.all_measured("student")
+        sentence = cel_format(told + _UNMEASURED, "student.name", field.first_unmeasured("student"))
+    return Rule(
+        "students",
+        check,
+        cel=f"self.students.all(student, {holds})",
+        message=f"self.students.filter(student, !({holds})).map(student, {sentence})[0]",
+    )
+
+
+def _fault(spec: CompressionRunSpec, owner: Any, field: _Names | _Needs) -> str | None:
+    measured = {task.name for task in spec.evaluate.tasks} if spec.evaluate else set[str]()
+    if isinstance(field, _Needs):
+        return field.why if field.needs(owner) and not measured else None
+    return next((_UNMEASURED % name for name in field.names(owner) if name not in measured), None)
+
+
+def _cel_served(field: _Needs, owner: str) -> str:
+    return f"!({field.cel(owner)}) || {_CEL_TASKS} && size(self.evaluate.tasks) > 0"
