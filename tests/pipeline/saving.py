@@ -14,10 +14,11 @@ from compression_pipeline.config import FinetuneConfig
 from compression_pipeline.context import Context
 from compression_pipeline.engines.history import History
 from compression_pipeline.megatron.checkpoint import Checkpoints
+from compression_pipeline.megatron.loss_function import LanguageModelLoss
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.optimizer import Optimizer
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.megatron.training import LanguageModelLoss, data_parallel
+from compression_pipeline.megatron.training import data_parallel
 from compression_pipeline.text.batches import Batch
 
 FINGERPRINT = "a" * 32

@@ -28,9 +28,9 @@ from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.importance import Samples, measure, scorers
 from compression_pipeline.losses import weighted_sum
 from compression_pipeline.megatron.engine import MegatronEngine
+from compression_pipeline.megatron.loss_function import LanguageModelLoss
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.megatron.training import LanguageModelLoss
 from compression_pipeline.megatron.validation import validation_loss
 from compression_pipeline.phases import distill
 from compression_pipeline.text import mixture

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import save_model
+from pruned import PRUNED
 from safetensors.torch import load_file
-from sharing import run_phases
-from stores import DATA, TEACHER, common, make_store
+from sharing import run
+from stores import DATA, TEACHER, common, make_store, publish
 
 from compression_pipeline.artifact import Store
 
@@ -24,6 +26,8 @@ SETTINGS: dict[str, Any] = {
 LAYOUTS = {"1": (1, 1), "2": (2, 2), "2x2": (2, 4)}
 """(stages, ranks)."""
 KINDS = "llama3", "qwen2-tied"
+MOVED = {"llama3": ("2", "1"), "qwen2-tied": ("1", "2x2")}
+"""Layouts that a training begins and ends in."""
 
 
 def job(store: Store, step: str, stages: int, ranks: int, **fields: Any) -> dict[str, Any]:
@@ -37,6 +41,23 @@ def job(store: Store, step: str, stages: int, ranks: int, **fields: Any) -> dict
         "validation": {"samples": 11},
         **fields,
     }
+
+
+STATES: dict[str, Any] = {"type": "HiddenStates", "balance": "Dynamic"}
+LOSSES: dict[str, list[dict[str, Any]]] = {
+    "logits": [{"type": "LogitsKL", "temperature": 2.0}, {"type": "CrossEntropy", "weight": 0.1}],
+    # Layers on the same stage, on different ones, and where one stage ends; the embeddings, on the first.
+    "states": [
+        {"type": "LogitsKL"},
+        {
+            **STATES,
+            "layerMap": [{"student": 1, "teacher": 4}, {"student": 3, "teacher": 2}, {"student": 2, "teacher": 3}],
+        },
+        {"type": "Embeddings", "balance": "Dynamic"},
+    ],
+}
+"""What is minimized, by a word."""
+STUDENT: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 12}
 
 
 def published(store: Store, phase: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -70,12 +91,49 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
         for layout, (stages, ranks) in LAYOUTS.items():
             store = found[kind, layout] = make_store(tmp_path_factory.mktemp(kind), kind, num_hidden_layers=5)
             told = job(store, "finetune", stages, ranks, finetune=SETTINGS)
-            runs.append({"phase": "finetune", "ranks": ranks, "job": told})
-    run_phases(runs)
+            runs.append({"ranks": ranks, "phase": {"name": "finetune", "job": told}})
+    for kind, (first, then) in MOVED.items():
+        # Killed after a checkpoint, whatever rank it is; what goes on is split otherwise.
+        store = found[kind, "moved"] = make_store(tmp_path_factory.mktemp(kind), kind, num_hidden_layers=5)
+        settings = {**SETTINGS, "checkpointInterval": 2}
+        for attempt, layout in ((1, first), (2, then)):
+            stages, ranks = LAYOUTS[layout]
+            told = job(store, "finetune", stages, ranks, attempt=attempt, finetune=settings)
+            course = {"killed_at": 3} if attempt == 1 else {"first": 2}
+            runs.append({"ranks": ranks, "phase": {"name": "finetune", "job": told, **course}, "fails": attempt == 1})
+    run(runs)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["2", "2x2", "moved"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_teacher_is_corrected_as_by_one_rank(kind: str, layout: str, finetuned: dict[tuple[str, str], Store]) -> None:
+    assert_alike(finetuned[kind, layout], finetuned[kind, "1"], "finetune")
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Store]:
+    """Narrower students of three layers of a teacher of five, in each layout."""
+    found: dict[tuple[str, str], Store] = {}
+    runs: list[dict[str, Any]] = []
+    for losses, kind in (("logits", "qwen2-tied"), ("states", "llama3")):
+        for layout, (stages, ranks) in LAYOUTS.items():
+            store = found[losses, layout] = make_store(tmp_path_factory.mktemp(losses), kind, num_hidden_layers=5)
+            publish(store, PRUNED, lambda path, kind=kind: save_model(path / "model", kind, seed=1, **STUDENT))
+            settings = {**SETTINGS, "losses": LOSSES[losses]}
+            told = job(store, "distill-width", stages, ranks, pruned=PRUNED, distill=settings)
+            runs.append({"ranks": ranks, "phase": {"name": "distill", "job": told}})
+    run(runs)
     return found
 
 
 @pytest.mark.parametrize("layout", ["2", "2x2"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_teacher_is_corrected_as_by_one_rank(kind: str, layout: str, finetuned: dict[tuple[str, str], Store]) -> None:
-    assert_alike(finetuned[kind, layout], finetuned[kind, "1"], "finetune")
+@pytest.mark.parametrize("losses", LOSSES)
+def test_a_student_is_distilled_as_by_one_rank(
+    losses: str, layout: str, distilled: dict[tuple[str, str], Store]
+) -> None:
+    store, reference = distilled[losses, layout], distilled[losses, "1"]
+    assert_alike(store, reference, "distill")
+    proofs = [load_file(of.open("distill-" + "0" * 32).path / "reference.safetensors") for of in (store, reference)]
+    for name, expected in proofs[1].items():
+        torch.testing.assert_close(proofs[0][name], expected, rtol=1e-4, atol=1e-4)

@@ -28,10 +28,11 @@ from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface import conversion
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.megatron.checkpoint import Checkpoints
+from compression_pipeline.megatron.loss_function import LanguageModelLoss
 from compression_pipeline.megatron.model import build
 from compression_pipeline.megatron.optimizer import Optimizer
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.megatron.training import LanguageModelLoss, train
+from compression_pipeline.megatron.training import train
 from compression_pipeline.sizing import training_flops
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationLoss
 

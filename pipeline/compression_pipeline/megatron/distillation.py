@@ -1,15 +1,18 @@
 """Knowledge distillation by ModelOpt's Megatron plugin: a student that runs its teacher along."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compression_pipeline.huggingface.conversion import stage_of
 from compression_pipeline.text.batches import Batch
 from compression_pipeline.text.isolation import bias_for
 
 from . import private
+from .loss_function import Shapes
 from .modelopt import modelopt
 from .objective import Objective
 
@@ -32,10 +35,15 @@ def combine(student: Any, teacher: Any, objective: Objective) -> Any:
         )
 
         objective.attach(student, teacher)
-        criterion: Any = {("output_layer", "output_layer"): objective}
+        stage = stage_of(student)
+        criterion: Any = {("output_layer", "output_layer"): objective} if stage.last else {}
         mode: Any = [("kd_loss", {"teacher_model": teacher, "criterion": criterion, "loss_balancer": None})]
-        model: Any = mtd.convert(student, mode=mode)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "No distillation loss criterion")  # only the last stage has one
+            model: Any = mtd.convert(student, mode=mode)
         adjust_distillation_model_for_mcore(model, DistillationConfig(skip_lm_loss=True, criterion=criterion))
+        if not (stage.first and stage.last):
+            private.between_stages(model, objective.packed, objective.unpacked)
     return model
 
 
@@ -51,6 +59,11 @@ class DistillationLoss:
         """`model`: what `combine` made with `objective`; the engine calls it wrapped, the loss looks into it."""
         self._model = model
         self._objective = objective
+
+    def shapes(self, received: Shapes, sent: Shapes) -> tuple[Shapes, Shapes]:
+        """Those of both models' hidden states and of what else is compared."""
+        comes, goes = self._objective.widths
+        return [(*shape[:-1], comes) for shape in received], [(*shape[:-1], goes) for shape in sent]
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Run teacher and student; what they made stays in the model, ModelOpt's hooks keep it."""
@@ -76,6 +89,15 @@ class StudentAlone:
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """All of the combined model's."""
         return self._model.parameters()
+
+    @property
+    def config(self) -> Any:
+        """The student's."""
+        return self._model.config
+
+    def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
+        """What the student's pipeline stage received."""
+        private.student_input(self._model, tensors)
 
     def eval(self) -> None:
         """Put the student into eval mode."""

@@ -156,7 +156,7 @@ class MegatronEngine:
 
     def train(self, model: Any, training: Training) -> History:
         from .device_memory import planned
-        from .training import LanguageModelLoss
+        from .loss_function import LanguageModelLoss
 
         return self._train(
             model,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compression_pipeline.config import Architecture, Chunks, LossConfig, Needs
+from compression_pipeline.huggingface.conversion import stage_of
 from compression_pipeline.losses import (
     Head,
     Heads,
@@ -26,12 +27,18 @@ from compression_pipeline.losses import (
 from .private import Criterion, replace_output_layer
 from .runtime import Runtime
 
+_EMBEDDINGS = 0
+"""The embedding among the layers, which are counted from 1."""
+
 
 class Objective(Criterion):
     """The criterion of a distillation in ModelOpt's sense, which gives the loss as a scalar.
 
     What its losses need it captures by hooks, and only while a training step's forward pass runs (`captured`).
     Meanwhile the output layers compute nothing: they and the losses are computed together, chunk by chunk (`Heads`).
+
+    Of several pipeline stages the last one computes it. What is captured on the others travels along with the hidden
+    states of both models, and the gradients travel back (`packed`, `unpacked`).
     """
 
     def __init__(
@@ -55,7 +62,7 @@ class Objective(Criterion):
             built = [build_loss(loss, teacher, student) for loss in losses]
         chunks = Chunks.of(student.vocabulary_size, on_gpu=runtime.on_gpu)
         made = cls(losses, built, [loss.needs(teacher, student) for loss in losses], chunks)
-        return made.to(device=runtime.device, dtype=runtime.dtype)
+        return made.to(device=runtime.device, dtype=runtime.dtype) if runtime.last_stage else made
 
     def attach(self, student: Any, teacher: Any) -> None:
         """Hang hooks into two GPTModels for what is compared.
@@ -72,6 +79,21 @@ class Objective(Criterion):
         embeddings = any(needs.embeddings for needs in self._needs)
         self._student.attach(student, {mine for mine, _ in pairs}, embeddings=embeddings)
         self._teacher.attach(teacher, {theirs for _, theirs in pairs}, embeddings=embeddings)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Channels of what a pipeline stage receives, and of what it sends."""
+        received, sent = zip(self._student.widths, self._teacher.widths, strict=True)
+        return sum(received), sum(sent)
+
+    def packed(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """What a stage sends, [sequence, batch, width]: what both models gave, and all that was captured so far."""
+        return torch.cat([*self._student.sent(student), *self._teacher.sent(teacher)], dim=-1)
+
+    def unpacked(self, received: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes into both models, of what a stage received; the rest of it counts as captured here."""
+        mine, theirs = received.split([self._student.widths[0], self._teacher.widths[0]], dim=-1)
+        return self._student.received(mine), self._teacher.received(theirs)
 
     @contextlib.contextmanager
     def captured(self, labels: Tensor, weights: Tensor | None = None) -> Iterator[None]:
@@ -138,28 +160,57 @@ class _Seen:
 
 
 class _Taps:
-    """Hooks in one model, and what they saw last. While they are open it makes no logits."""
+    """Hooks in one model, or in this rank's stage of it, and what they saw last. While they are open it makes no
+    logits.
+    """
 
     def __init__(self) -> None:
         self.open = False
         self._head: Head | None = None
-        self._hidden: dict[int, Tensor] = {}
-        self._embeddings: Tensor | None = None
+        self._states: dict[int, Tensor] = {}
 
     def attach(self, model: Any, layers: set[int], *, embeddings: bool) -> None:
         """Hang hooks into the output layer, and those layers of these numbers, counted from 1, that this rank has."""
-        replace_output_layer(model, self._see_head)
+        self._stage, self._width = stage_of(model), model.config.hidden_size
+        self._wanted = sorted(layers | {_EMBEDDINGS} if embeddings else layers)
+        if self._stage.last:
+            replace_output_layer(model, self._see_head)
         for layer in model.decoder.layers:
             if layer.layer_number in layers:
                 layer.register_forward_hook(self._see_layer)
-        if embeddings:
+        if embeddings and self._stage.first:
             model.embedding.register_forward_hook(self._see_embeddings)
 
     def taken(self) -> _Seen:
         """What was seen; it is forgotten here."""
-        seen = _Seen(cast("Head", self._head), self._hidden, self._embeddings)
-        self._head, self._hidden, self._embeddings = None, {}, None
-        return seen
+        states, self._states = self._states, {}
+        head, self._head = cast("Head", self._head), None
+        return _Seen(head, states, states.pop(_EMBEDDINGS, None))
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Channels of what the stage receives, and of what it sends."""
+        layers = self._stage.layers
+        received, sent = ((1 + len(self._before(layer))) * self._width for layer in (layers.start, layers.stop))
+        return received, sent
+
+    def received(self, tensor: Tensor) -> Tensor:
+        """Split what the stage before has `sent` into the states that it counts, which are seen now, and its output."""
+        hidden, *states = tensor.split(self._width, dim=-1)
+        layer = self._stage.layers.start
+        self._states = dict(zip(self._before(layer), states, strict=True))
+        if layer in self._wanted:
+            self._states[layer] = hidden
+        return hidden
+
+    def sent(self, output: Tensor) -> list[Tensor]:
+        """The stage's output, and the states that were seen up to here; they are forgotten."""
+        states, self._states = self._states, {}
+        return [output, *(states[layer] for layer in self._before(self._stage.layers.stop))]
+
+    def _before(self, layer: int) -> list[int]:
+        """The states that go along with the output of this layer, which is none of them."""
+        return [wanted for wanted in self._wanted if wanted < layer]
 
     def _see_head(self, hidden: Tensor, weight: Tensor) -> bool:
         if self.open:
@@ -168,8 +219,8 @@ class _Taps:
 
     def _see_layer(self, layer: Any, inputs: Any, output: tuple[Tensor, Any]) -> None:
         if self.open:
-            self._hidden[layer.layer_number] = output[0]
+            self._states[layer.layer_number] = output[0]
 
     def _see_embeddings(self, embedding: Any, inputs: Any, output: Tensor) -> None:
         if self.open:
-            self._embeddings = output
+            self._states[_EMBEDDINGS] = output

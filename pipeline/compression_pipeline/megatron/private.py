@@ -217,6 +217,34 @@ def student_forward(model: Any, *arguments: Any, **named: Any) -> Tensor:
         return type(model).forward(model, *arguments, **named)
 
 
+def student_input(model: Any, tensors: list[Tensor | None]) -> None:
+    """Give a combined model's student alone what its pipeline stage received."""
+    type(model).set_input_tensor(model, tensors)
+
+
+def between_stages(
+    model: Any, packed: Callable[[Tensor, Tensor], Tensor], unpacked: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> None:
+    """Let a combined model's pipeline stage send what `packed` makes of its student's and its teacher's output, and
+    give them what `unpacked` makes of what it received. ModelOpt's own stages pass these outputs alone.
+    """
+    teacher = model.teacher_model
+
+    def set_input_tensor(tensors: list[Tensor | None]) -> None:
+        [received] = tensors
+        mine, theirs = (None, None) if received is None else unpacked(received)
+        student_input(model, [mine])
+        teacher.set_input_tensor([theirs])
+
+    def forward(*arguments: Any, **named: Any) -> Tensor:
+        with torch.no_grad():
+            taught = teacher.eval()(*arguments, **named)
+        learnt = student_forward(model, *arguments, **named)
+        return learnt if model.post_process else packed(learnt, taught)
+
+    model.set_input_tensor, model.forward = set_input_tensor, forward
+
+
 def replace_output_layer(model: Any, instead: Callable[[Tensor, Tensor], bool]) -> None:
     """Ask `instead` whenever a GPTModel calls its output layer: hidden states [sequence, batch, hidden size] and the
     layer's weight, which may be the embedding's. Where it says yes, there are no logits: the hidden states pass.

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,9 @@ from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.errors import Diverged, Interrupted, PhaseError
 from compression_pipeline.sizing import find_gpu
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationLoss
-from compression_pipeline.text.isolation import bias_for
 
 from .checkpoint import Checkpoints
+from .loss_function import LossFunction
 from .optimizer import Optimizer
 from .runtime import Runtime
 
@@ -36,31 +36,6 @@ if TYPE_CHECKING:
 
 SILENCE_SECONDS = 60.0
 """Longest time of training without a line of progress, whatever logInterval says."""
-
-
-class LossFunction(Protocol):
-    """What is minimized, in the two halves that Megatron's schedules know."""
-
-    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """The model's output for a batch (`model` may be wrapped: call it, don't look inside)."""
-        ...
-
-    def reduce(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The scalar loss of that output: the mean over the batch's tokens, by their weights (`Batch.weights`)."""
-        ...
-
-
-class LanguageModelLoss:
-    """Mean cross entropy of the next token, in nats."""
-
-    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Losses of all tokens, [sequences, sequence length]."""
-        return model(batch.tokens, batch.positions, bias_for(model, batch.mask), labels=batch.labels)
-
-    def reduce(self, output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Their mean, over the tokens that are learned."""
-        losses = output.float()
-        return losses.mean() if batch.weights is None else (losses * batch.weights).mean()
 
 
 @dataclass(frozen=True)
@@ -237,6 +212,7 @@ class _Loop:
             seq_length=self._data.sequence_length,
             micro_batch_size=self._data.micro_batch_size,
             forward_only=False,
+            adjust_tensor_shapes_fn=self._loss.shapes if self._runtime.layout.pipeline > 1 else None,
         )
         norm = self.optimizer.gradient_norm()
         losses = [result["loss"] for result in results]
