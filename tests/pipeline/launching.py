@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,17 @@ class Launch:
         (folder / "site" / "sitecustomize.py").write_text(_SITE)
 
     def __call__(
-        self, phase: str, *, attempt: int = 1, environment: dict[str, str] | None = None, **job: Any
+        self,
+        phase: str,
+        *,
+        attempt: int = 1,
+        environment: dict[str, str] | None = None,
+        command: Sequence[str] = ("-m", "compression_pipeline", "prune"),
+        **job: Any,
     ) -> Launched:
-        """`phase`: source of a module with `run(job, context)`; `here` in it is this launch's folder."""
+        """`phase`: source of a module with `run(job, context)`; `here` in it is this launch's folder. `command`: what
+        Python runs.
+        """
         told = {
             "run": "r",
             "step": "prune-width",
@@ -105,7 +114,7 @@ class Launch:
             "OMP_NUM_THREADS": "1",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "compression_pipeline", "prune"],
+            [sys.executable, *command],
             env=os.environ | own | (environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -106,6 +106,26 @@ def test_sigterm_reaches_the_rank_and_its_checkpoint_is_waited_for(launch: Launc
     assert launched.termination["message"] == "was told to stop (SIGTERM)"
 
 
+@pytest.mark.parametrize("told", ["os.kill(os.getpid(), signal.SIGTERM)", "sys.stdin.read()"])
+def test_who_is_told_to_stop_while_inputs_are_checked_starts_no_rank(launch: Launch, told: str) -> None:
+    checks = f"""
+import os, signal, sys
+from compression_pipeline.launcher import main as launcher
+launcher._Launcher._check_inputs = lambda self, adoption: {told}
+launcher.Ranks = None  # who started any would fail
+sys.exit(launcher.main(["prune"]))
+"""
+    with_parent = {"COMPRESSION_EXIT_WITH_PARENT": "1"}
+    launched = launch("", command=("-c", checks), environment=with_parent)
+    if "stdin" in told and launched.process.stdin is not None:
+        launched.process.stdin.close()
+        launched.process.stdin = None
+    assert launched.wait() == 143, launched.errors
+    assert launched.termination["class"] == "Interrupted"
+    assert launched.termination["message"] in ("was told to stop (SIGTERM)", "the process that started it is gone")
+    assert not launch.heartbeat.exists()
+
+
 def test_a_rank_that_finishes_in_spite_of_sigterm_is_done(launch: Launch) -> None:
     launched = launch(
         """

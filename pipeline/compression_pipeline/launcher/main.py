@@ -212,6 +212,10 @@ class _Launcher:
                 raise Interrupted(self._signals.reason)
 
     def _run_ranks(self, heartbeat: Heartbeat) -> Termination:
+        """Raises Interrupted where the job was told to stop before it has started any."""
+        self._signals.wait(0)  # whether the parent is gone is not told by a signal
+        if self._signals.reason is not None:
+            raise Interrupted(self._signals.reason)
         adopt_orphans()
         for _ in range(PORT_RETRIES):
             folder = self._outcome_folder()
