@@ -74,6 +74,18 @@ test-own-cluster: $(STAMP) ## Of these the few that have clusters of their own, 
 test-slow: $(STAMP) ## What takes too long for every change, and is in no other: a claim of the recipe at its full size
 	$(PYTEST) -m slow $(or $(TESTS),tests/benchmarks)
 
+.PHONY: gpu-wheels
+gpu-wheels: $(UV) ## Download what a machine with a GPU, Python 3.12 and torch, but no network, lacks: 40 MB in .whl/
+	$(VENV)/uv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--only-binary=:all: --implementation cp --python-version 3.12 --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest .whl --requirement requirements/gpu.txt
+
+.PHONY: gpu-check
+gpu-check: ## What only a GPU can show, in six minutes, on such a machine: OUT=folder (default out/gpu), GPU_ARGS="--part step"
+	@test ! -d .whl || python3 -m pip install --quiet --disable-pip-version-check --no-index --no-deps --upgrade \
+		--target out/gpu-site .whl/*.whl
+	@PYTHONPATH=out/gpu-site python3 benchmarks/gpu_check.py --output $(or $(OUT),out/gpu) $(GPU_ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
@@ -100,6 +112,9 @@ lock: $(UV) ## Pin requirements/*.in anew (hashes, no index addresses)
 	@for use in operator pipeline dev uv; do \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 			--no-header --no-annotate --output-file requirements/$$use.txt requirements/$$use.in || exit 1; done
+	@$(UV) pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --no-deps --constraints requirements/dev.txt \
+		--output-file requirements/gpu.txt requirements/gpu.in
 
 .PHONY: clean
 clean: ## Remove what the demo made

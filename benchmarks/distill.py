@@ -53,7 +53,15 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; default: both")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
-    job = DistillJob(
+    job = job_of(chosen)
+    with runtime(job) as current:
+        report = measure(job, chosen, current)
+    sys.stdout.write(json.dumps(report) + "\n" if chosen.json else table(report))
+
+
+def job_of(chosen: argparse.Namespace, **settings: Any) -> DistillJob:
+    """A distillation of the chosen sizes; `settings` are of its phase."""
+    return DistillJob(
         run="benchmark",
         step="distill",
         attempt=1,
@@ -64,12 +72,9 @@ def main() -> None:
         teacher="",
         pruned="",
         sequence_length=chosen.sequence,
-        distill=DistillConfig(steps=1, warmup_steps=0, micro_batch_size=chosen.micro_batch),
+        distill=DistillConfig(steps=1, warmup_steps=0, micro_batch_size=chosen.micro_batch, **settings),
         validation=ValidationConfig(),
     )
-    with runtime(job) as current:
-        report = measure(job, chosen, current)
-    sys.stdout.write(json.dumps(report) + "\n" if chosen.json else table(report))
 
 
 def table(report: dict[str, Any]) -> str:
@@ -108,7 +113,7 @@ def measure(job: DistillJob, chosen: argparse.Namespace, current: Runtime) -> di
         steps = {
             name: plain(teacher, student, job, current, batches)
             if name == "kl_div"
-            else combined(teacher, student, job, current, batches, value if name != "chunked" else None)
+            else Combined(teacher, student, job, current, batches, value if name != "chunked" else None)
             for name, value in values.items()
         }
         found["step"] = in_turn(steps, chosen.rounds, tokens, current)
@@ -198,10 +203,10 @@ def data(chosen: argparse.Namespace, current: Runtime) -> list[Any]:
 def random_model(shape: Architecture, current: Runtime, length: int, seed: int) -> Any:
     """A GPTModel with the same random weights every time."""
     model = build(shape, current, sequence_length=length)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(current.device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.02
+            noise = torch.randn(parameter.shape, generator=generator, device=current.device) * 0.02
             parameter.copy_(noise + 1 if "norm" in name else noise)
     return model
 
@@ -254,62 +259,67 @@ class OfHeads(Criterion):
         return self._value(self._seen.pop("student"), self._seen.pop("teacher"), self._labels)
 
 
-def combined(
-    teacher: Architecture,
-    student: Architecture,
-    job: DistillJob,
-    current: Runtime,
-    batches: list[Any],
-    value: Value | None,
-) -> Step:
+class Combined:
     """A step of the distill phase; with `value` as its loss, if there is one."""
-    from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from compression_pipeline.megatron.distillation import DistillationLoss, combine
-    from compression_pipeline.megatron.objective import Objective
-    from compression_pipeline.megatron.optimizer import Optimizer
-    from compression_pipeline.megatron.training import data_parallel
+    def __init__(
+        self,
+        teacher: Architecture,
+        student: Architecture,
+        job: DistillJob,
+        current: Runtime,
+        batches: list[Any],
+        value: Value | None = None,
+    ) -> None:
+        from compression_pipeline.megatron.distillation import DistillationLoss, combine
+        from compression_pipeline.megatron.objective import Objective
+        from compression_pipeline.megatron.optimizer import Optimizer
+        from compression_pipeline.megatron.recomputation import recompute
+        from compression_pipeline.megatron.training import data_parallel
 
-    length, settings = job.sequence_length, job.distill
-    big, small = random_model(teacher, current, length, 1).eval(), random_model(student, current, length, 2)
-    objective: Any = (
-        Objective.of(settings.losses, teacher, student, current, seed=settings.seed)
-        if value is None
-        else OfHeads(value)
-    )
-    model = combine(small, big, objective)
-    wrapped = data_parallel(model)
-    wrapped.train()
-    optimizer = Optimizer(wrapped, settings, current)
-    loss = DistillationLoss(model, objective)
+        self._length, self._settings, self._batches = job.sequence_length, job.distill, batches
+        big = random_model(teacher, current, self._length, 1).eval()
+        small = random_model(student, current, self._length, 2)
+        self.objective: Any = (
+            Objective.of(self._settings.losses, teacher, student, current, seed=self._settings.seed)
+            if value is None
+            else OfHeads(value)
+        )
+        self.model = combine(small, big, self.objective)
+        recompute(self.model, self._settings.activation_recomputation)
+        self._wrapped = data_parallel(self.model)
+        self._wrapped.train()
+        self.optimizer = Optimizer(self._wrapped, self._settings, current)
+        self.loss = DistillationLoss(self.model, self.objective)
 
-    def forward(iterator: Any, module: torch.nn.Module) -> Any:
+    def __call__(self) -> float:
+        """Train one step; returns the loss."""
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        self._wrapped.zero_grad_buffer()
+        self.optimizer.zero_gradients()
+        iterator: Any = iter(self._batches)
+        results = get_forward_backward_func()(
+            forward_step_func=self._forward,
+            data_iterator=iterator,
+            model=self._wrapped,
+            num_microbatches=len(self._batches),
+            seq_length=self._length,
+            micro_batch_size=self._settings.micro_batch_size,
+            forward_only=False,
+        )
+        norm = self.optimizer.gradient_norm()
+        self.optimizer.step(self._settings.learning_rate, norm)
+        return sum(float(result["loss"]) for result in results) / len(results)
+
+    def _forward(self, iterator: Any, module: torch.nn.Module) -> Any:
         batch = next(iterator)
 
         def reduce(output: torch.Tensor) -> Any:
-            value = loss.reduce(output, batch)
+            value = self.loss.reduce(output, batch)
             return value, {"loss": value.detach().clone()}
 
-        return loss.forward(module, batch), reduce
-
-    def step() -> float:
-        wrapped.zero_grad_buffer()
-        optimizer.zero_gradients()
-        iterator: Any = iter(batches)
-        results = get_forward_backward_func()(
-            forward_step_func=forward,
-            data_iterator=iterator,
-            model=wrapped,
-            num_microbatches=len(batches),
-            seq_length=length,
-            micro_batch_size=settings.micro_batch_size,
-            forward_only=False,
-        )
-        norm = optimizer.gradient_norm()
-        optimizer.step(settings.learning_rate, norm)
-        return sum(float(result["loss"]) for result in results) / len(results)
-
-    return step
+        return self.loss.forward(module, batch), reduce
 
 
 def synchronize(current: Runtime) -> None:

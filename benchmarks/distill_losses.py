@@ -21,12 +21,14 @@ LIGER_CHUNK = 256
 
 
 def losses(on_gpu: bool) -> dict[str, Value]:
-    """By name."""
+    """By name; on a GPU Liger's kernel, too."""
+    kernel: dict[str, Value] = {"liger_kernel": _ligers_kernel()} if on_gpu else {}
     return {
         "kl_div": _kl_div,
         "modelopt": _modelopts(),
         "fused": _fused,
         "liger": _ligers(),
+        **kernel,
         "chunked": lambda student, teacher, labels: _chunked(student, teacher, labels, on_gpu=on_gpu),
     }
 
@@ -81,5 +83,17 @@ def _ligers() -> Value:
     def value(student: Head, teacher: Head, labels: Tensor) -> Tensor:
         hidden, target = student.hidden.flatten(0, 1), teacher.hidden.flatten(0, 1)
         return loss(hidden, student.weight, target, teacher.weight.detach(), labels.flatten())
+
+    return value
+
+
+def _ligers_kernel() -> Value:
+    from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
+
+    loss = LigerFusedLinearJSD(jsd_beta=0.0)
+
+    def value(student: Head, teacher: Head, labels: Tensor) -> Tensor:
+        hidden, target = student.hidden.flatten(0, 1), teacher.hidden.flatten(0, 1)
+        return loss(hidden, student.weight, target, teacher.weight.detach())
 
     return value

@@ -64,16 +64,17 @@ def compare(chosen: argparse.Namespace, current: Runtime) -> dict[str, Any]:
     """Medians over all rounds, of every variant."""
     architecture = llama(chosen, chosen.hidden, chosen.ffn)
     model = build(architecture, current, sequence_length=chosen.sequence).eval()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(current.device).manual_seed(0)
+
+    def on_device(*shape: int) -> torch.Tensor:
+        return torch.randint(chosen.vocabulary, shape, generator=generator, device=current.device)
+
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            noise = torch.randn(parameter.shape, generator=generator, device=current.device)
+            parameter.copy_(noise * 0.02)
     positions = torch.arange(chosen.sequence, device=current.device).expand(chosen.batch, -1)
-    shape = (chosen.batch, chosen.sequence)
-    batches = [
-        (torch.randint(chosen.vocabulary, shape, generator=generator).to(current.device), positions)
-        for _ in range(chosen.passes)
-    ]
+    batches = [(on_device(chosen.batch, chosen.sequence), positions) for _ in range(chosen.passes)]
 
     def forward(*, logits: bool) -> None:
         model.post_process = logits

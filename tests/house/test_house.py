@@ -163,7 +163,7 @@ def test_the_source_roots_are_no_packages() -> None:
     assert not (PIPELINE.parent / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("name", ["operator", "pipeline", "dev", "uv"])
+@pytest.mark.parametrize("name", ["operator", "pipeline", "dev", "uv", "gpu"])
 def test_locks_have_hashes_and_no_addresses(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     assert not re.search(r"https?://|--index|--find-links", text)
