@@ -21,7 +21,7 @@ from stores import DATA, TEACHER, context, make_store
 from tests.support.waiting import until
 
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import CONFIG_VARIABLE, ExitClass, FinetuneConfig, FinetuneJob
+from compression_pipeline.config import CONFIG_VARIABLE, ExitClass, FinetuneConfig, FinetuneJob, Parallelism
 from compression_pipeline.context import LAUNCH_VARIABLE
 from compression_pipeline.megatron.runtime import Runtime
 
@@ -47,10 +47,12 @@ def job_in(store: Store, attempt: int, **fields: Any) -> FinetuneJob:
 class Ranks:
     """The processes of one attempt, their output in files."""
 
-    def __init__(self, store: Store, folder: Path, attempt: int, count: int, hold_at: int | None) -> None:
+    def __init__(
+        self, store: Store, folder: Path, attempt: int, count: int, hold_at: int | None, split: dict[str, int]
+    ) -> None:
         self.hold = Hold(folder / f"hold-{attempt}-{hold_at}", hold_at) if hold_at else None
         held = self.hold.environment if self.hold else {}
-        job = job_in(store, attempt, processes_per_node=count)
+        job = job_in(store, attempt, processes_per_node=count, parallelism=Parallelism(**split))
         self.logs = [folder / f"attempt-{attempt}-rank-{rank}.log" for rank in range(count)]
         self.meeting = Meeting(count)
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -95,11 +97,11 @@ Start = Callable[..., Ranks]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Any:
-    """Starts the ranks of an attempt: (store, attempt, count); whatever still runs at the end is killed."""
+    """Starts the ranks of an attempt: (store, attempt, count, split); whatever still runs at the end is killed."""
     started: list[Ranks] = []
 
-    def begin(store: Store, attempt: int, count: int, *, hold_at: int | None = None) -> Ranks:
-        started.append(Ranks(store, tmp_path, attempt, count, hold_at))
+    def begin(store: Store, attempt: int, count: int, *, hold_at: int | None = None, **split: int) -> Ranks:
+        started.append(Ranks(store, tmp_path, attempt, count, hold_at, split))
         return started[-1]
 
     yield begin
@@ -138,22 +140,28 @@ def test_a_killed_process_loses_nothing_that_was_saved(tmp_path: Path, start: St
     assert published(store) == published(reference)
 
 
-def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(tmp_path: Path, start: Start, engine: Runtime) -> None:
+@pytest.mark.parametrize(("split", "victim"), [({}, 0), ({"pipeline": 2}, 1)], ids=["copies", "stages"])
+def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(
+    split: dict[str, int], victim: int, tmp_path: Path, start: Start, engine: Runtime
+) -> None:
     store, reference = make_store(tmp_path / "disturbed"), make_store(tmp_path / "undisturbed")
 
-    undisturbed = start(reference, 1, 2)
+    undisturbed = start(reference, 1, 2, **split)
     assert undisturbed.wait() == [0, 0], undisturbed.output()
     assert not list(reference.root.glob("work/*/*b*"))  # all is in rank 0's folder
 
-    killed = start(store, 1, 2, hold_at=11)
+    killed = start(store, 1, 2, hold_at=11, **split)
     killed.wait_for_step(11)
-    killed.processes[0].send_signal(signal.SIGKILL)
-    # A peer's death is a passing fault, noticed by itself.
-    assert killed.wait() == [-signal.SIGKILL, ExitClass.TRANSIENT.code], killed.output()
+    killed.processes[victim].send_signal(signal.SIGKILL)
+    assert killed.hold
+    killed.hold.release()
+    # A peer's death is a passing fault, noticed by itself, also by who waits for what a stage computes.
+    codes = [-signal.SIGKILL if rank == victim else ExitClass.TRANSIENT.code for rank in range(2)]
+    assert killed.wait() == codes, killed.output()
     alone = Store(tmp_path / "alone")
     shutil.copytree(store.root, alone.root)
 
-    stopped = start(store, 2, 2, hold_at=16)
+    stopped = start(store, 2, 2, hold_at=16, **split)
     stopped.wait_for_step(16)
     # One rank is told; both stop after the same step.
     stopped.processes[1].send_signal(signal.SIGTERM)
@@ -165,13 +173,13 @@ def test_two_ranks_killed_and_stopped_end_as_undisturbed_ones(tmp_path: Path, st
     assert len({line.split(": ", 1)[1] for line in lines}) == 1
     assert stopped.first_step() == 8  # from the checkpoint of step 7
 
-    resumed = start(store, 3, 2)
+    resumed = start(store, 3, 2, **split)
     assert resumed.wait() == [0, 0], resumed.output()
     assert resumed.first_step() > 16
     assert published(store) == published(reference)
 
-    # One rank goes on from what two have saved: from the same state, though not to the last bit, since sums are taken
-    # in another order.
+    # One rank goes on from what two have saved, whichever part each had: from the same state, though not to the last
+    # bit, since sums are taken in another order.
     finish(alone, 2, engine)
     found, expected = published(alone)[0]["train"], published(reference)[0]["train"]
     assert found[:7] == expected[:7]
