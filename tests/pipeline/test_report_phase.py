@@ -90,7 +90,7 @@ def test_a_change_is_never_of_the_corrected_teachers_score(copy: Store) -> None:
     scored(copy, CORRECTED, TEACHER, 0.3)
     made = reported(copy, baseline=None, corrected=CORRECTED)
     card, page = (made.path / CARD).read_text(), Page((made.path / PAGE).read_text()).text
-    assert "corrected" in card and "0.300" in card and "0.300" in page
+    assert "| corrected teacher |" in card and "0.300" in card and "0.300" in page
     assert "%" not in card.partition("**Tasks.**")[2].partition("\n\n**")[0].partition("| calls")[2]
     assert "calls (acc, 100 questions): " not in page
 

@@ -263,7 +263,12 @@ def test_the_manifest_asks_a_task_as_often_as_it_was_where_layers_and_candidates
 
     for own in (None, 30):
         assert limit(None, None, own) == limit(20, None, own) == limit(None, 20, own) == own
-    assert limit(20, 20, None) == 20
+    assert limit(20, 20, None) is None, "a number that neither of the two goes by is nobody's"
+    told = EvaluateConfig(tasks=[TaskConfig(name="calls", limit=20)])
+    prune = PruneConfig(layers=2, importance=ImportanceConfig(depth="Task", depth_samples=20))
+    pruned = made.job.model_copy(update={"prune": prune, "evaluate": told})
+    spec = spec_of(replace(ancestry, made={**ancestry.made, Phase.PRUNE: replace(made, job=pruned)}), job(store))
+    assert spec["evaluate"] == {"tasks": [{"name": "calls"}]}
 
 
 def test_it_stands_on_its_own(exported: tuple[ExportResult, Artifact]) -> None:

@@ -161,6 +161,11 @@ def _reachable(world: World) -> Iterator[Rule]:
         yield _no_task_is(scheme, world)
 
 
+def is_of_clusters(sentence: str) -> bool:
+    """Whether a fault of a local run says that only clusters have such a source."""
+    return any(rule.sentence == sentence for rule in _reachable(World.LOCAL))
+
+
 def _elsewhere(role: Role, scheme: SourceScheme, world: World) -> str:
     """The sentence that a source of this kind is not for this world."""
     others = forms(role, world.value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from compression_operator.api.faults import Fault, InvalidManifest
 from compression_operator.api.manifest import load
-from compression_operator.api.rules import World
+from compression_operator.api.rules import World, is_of_clusters
 from compression_operator.api.run import SOURCES_ANNOTATION, TASK_SOURCES_ANNOTATION, CompressionRun
 from compression_operator.core.student_faults import faults_by_student
 from compression_operator.local.source_files import local_files, local_path, signature
@@ -80,8 +80,18 @@ def load_local(file: Path, overrides: Sequence[str]) -> CompressionRun:
 
 
 def load_run(file: Path, arguments: argparse.Namespace) -> CompressionRun:
-    """The manifest as a cluster or this machine judges it (`--cluster`, `--set`). Raises InvalidManifest."""
-    return load(file, World.CLUSTER, arguments.set) if arguments.cluster else load_local(file, arguments.set)
+    """The manifest as a cluster or this machine judges it (`--cluster`, `--set`). Raises InvalidManifest, which names
+    --cluster where the manifest is for one.
+    """
+    if arguments.cluster:
+        return load(file, World.CLUSTER, arguments.set)
+    try:
+        return load_local(file, arguments.set)
+    except InvalidManifest as error:
+        if not any(is_of_clusters(fault.message) for fault in error.faults):
+            raise
+        hint = Fault(str(file), "", "is for a cluster: add --cluster to judge it by the rules of clusters")
+        raise InvalidManifest([*error.faults, hint]) from None
 
 
 def faults_of_students(

@@ -125,7 +125,10 @@ class PruneJob(EngineJob):
 
     @property
     def scored_by(self) -> EvaluateConfig | None:
-        return self.evaluate if self.searched is None else None  # the search tells, which asks the same
+        if self.evaluate is None or self.searched is not None:
+            return None  # the search tells, which asks the same
+        given = self.prune.importance.depth_samples is not None
+        return self.evaluate.asked_in_full() if given else self.evaluate
 
     def bytes_kept(self, teacher: int, student: int) -> int:
         return (student or teacher) * WEIGHT

@@ -54,7 +54,11 @@ class SearchJob(EngineJob):
             (self.ranked_by, self.prune.target is not None and self.prune.target.rank_samples is not None),
         )
         # Both may ask the same task. The number of questions that prune gives is not the task's own, which comes last.
-        asked = [one for one, given in sorted(given_in_prune, key=lambda of: not of[1]) if one is not None]
+        asked = [
+            one.asked_in_full() if given else one
+            for one, given in sorted(given_in_prune, key=lambda of: not of[1])
+            if one is not None
+        ]
         if not asked and generation is None:
             return None
         tasks = {task.name: task for one in asked for task in one.tasks}

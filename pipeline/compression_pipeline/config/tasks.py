@@ -102,6 +102,10 @@ class EvaluateConfig(ConfigModel):
         default=8, ge=1, le=4096, description="Number of sequences that are scored at once. More take more memory."
     )
 
+    def asked_in_full(self) -> "EvaluateConfig":
+        """Without numbers of questions: those that who asks gives are not the tasks' own."""
+        return self.model_copy(update={"tasks": [task.model_copy(update={"limit": None}) for task in self.tasks]})
+
     @property
     def by_content(self) -> "EvaluateConfig":
         """How tasks are asked, without where they are from: what they are is told by digests of their content."""

@@ -40,6 +40,28 @@ def test_validate_tells_the_faults_of_all_files(tmp_path: Path, capsys: pytest.C
     assert [line.partition(":")[0] for line in told.err.splitlines()] == [str(file) for file in wrong]
 
 
+def test_a_manifest_that_is_for_a_cluster_is_told_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(tmp_path)
+    bench.write(
+        teacher={"model": "pvc://models/llama"},
+        dataset={"source": "hf://a/b"},
+        storage={"persistentVolumeClaim": {"claimName": "store"}},
+    )
+    for command in ("validate", "plan"):
+        assert bench.call(command, bench.file) == 2
+        assert capsys.readouterr().err.splitlines() == [
+            f"{bench.file}: spec.teacher.model: pvc:// is for clusters; local runs use hf://owner/name or file:path",
+            f"{bench.file}: is for a cluster: add --cluster to judge it by the rules of clusters",
+        ]
+    assert bench.call("validate", "--cluster", bench.file) == 2
+    assert "spec.distill.globalBatchSize" in capsys.readouterr().err, "these ask for eight GPUs"
+    bench.write()
+    assert bench.call("validate", bench.file, "--set", "maxParallelJobs=0") == 2
+    assert "--cluster" not in capsys.readouterr().err
+
+
 def test_arithmetic_that_needs_a_gpu_is_refused_where_there_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from compression_pipeline.report.words import bounds, score_text
 
 from .base import Fact, Panel, PhaseReport, Spec
 
-TEACHERS = ((Phase.BASELINE, "teacher"), (Phase.BASELINE_CORRECTED, "corrected"))
+TEACHERS = ((Phase.BASELINE, "teacher"), (Phase.BASELINE_CORRECTED, "corrected teacher"))
 
 SAME = "the same batch and lengths for all"
 
