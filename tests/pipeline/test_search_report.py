@@ -46,6 +46,9 @@ def test_scores_are_shown_with_their_intervals_beside_the_teachers() -> None:
     sizes, scores, losses, table = panels(found)
     assert isinstance(sizes, LineChart) and sizes.title == "Score of the candidates" and "0.800" in sizes.note
     assert len(sizes.lines) == 2, "one computed no number"
+    assert [mark.text for mark in sizes.marks] == ["1, chosen", "2"] and not sizes.labels, "each by its point"
+    assert all(0 < at < 100 for mark in sizes.marks for at in (mark.x, mark.y))
+    assert sizes.description == "1, chosen: 0.620; 2: 0.600"
     assert isinstance(scores, Intervals)
     [(asked, bars)] = scores.rows
     assert asked == "hellaswag (acc_norm, 1,000 questions)"

@@ -60,6 +60,16 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A name above a point, per cent from the left and from the bottom."""
+
+    x: float
+    y: float
+    text: str
+    colour: int
+
+
+@dataclass(frozen=True)
 class Line:
     """A drawn series: SVG path data of the line and of its dots, and what a reader without eyes is told."""
 
@@ -83,6 +93,7 @@ class LineChart:
     y_ticks: Sequence[Tick]
     labels: Sequence[Label]
     description: str
+    marks: Sequence[Mark] = ()
 
     def names(self, size: str) -> list[Label]:
         """The labels, moved apart for a plot of this size."""
@@ -231,8 +242,10 @@ def line_chart(
     levels: Sequence[Level] = (),
     name_lines: bool = True,
     highest: float | None = None,
+    scattered: bool = False,
 ) -> LineChart | None:
-    """A line chart of `series` and horizontal `levels`; None where no series has a finite point.
+    """A line chart of `series` and horizontal `levels`; None where no series has a finite point. `scattered`: each
+    series is one point, which has its name above it.
 
     Values above `highest` are drawn at the upper edge; hints and description tell them as they are.
     """
@@ -250,6 +263,9 @@ def line_chart(
     left, right = min(xs), max(max(xs), min(xs) + 1)
     margin = (max(ys) - min(ys)) * 0.06 or abs(ys[0]) * 0.05 or 1.0
     bottom, top = min(ys) - margin, max(ys) + margin
+    if scattered:  # names need room
+        aside = (right - left) * 0.1
+        left, right, top = left - aside, right + aside, top + 2 * margin
     ceiling = math.inf if highest is None else highest
 
     def along(x: float) -> float:
@@ -270,7 +286,7 @@ def line_chart(
         )
         for s in kept
     ]
-    named = [Label(up(s.points[-1][1]) * 100, s.label, s.colour) for s in kept] if name_lines else []
+    named = [Label(up(s.points[-1][1]) * 100, s.label, s.colour) for s in kept] if name_lines and not scattered else []
     named += [Label(up(level.value) * 100, level.label, None) for level in levels]
     return LineChart(
         title=title,
@@ -282,9 +298,12 @@ def line_chart(
         y_ticks=[Tick(up(y) * 100, text) for y, text in _told(ticks(bottom, top))],
         labels=named,
         description="; ".join(
-            [f"{s.label}: from {s.points[0][1]:.3f} to {s.points[-1][1]:.3f}" for s in kept]
+            [f"{s.label}: {'' if scattered else f'from {s.points[0][1]:.3f} to '}{s.points[-1][1]:.3f}" for s in kept]
             + [f"{level.label}: {level.value:.3f}" for level in levels]
         ),
+        marks=[Mark(along(x) * 100, up(y) * 100, s.label, s.colour) for s in kept for x, y in s.points[-1:]]
+        if scattered
+        else [],
     )
 
 

@@ -51,13 +51,13 @@ def _sizes_and_losses(found: SearchResult, colour: int) -> LineChart | None:
     note = (
         f"nats per token on held-out text after {_after(found)}, by size; the teacher's is {loss(found.teacher_loss)}"
     )
-    return line_chart("Loss of the candidates", points, note=note, x_label="parameters")
+    return line_chart("Loss of the candidates", points, note=note, x_label="parameters", scattered=True)
 
 
 def _sizes_and_scores(found: SearchResult, whole: TaskScore, colour: int) -> LineChart | None:
     points = _points(found, lambda one: one.score, colour)
     note = f"{whole.name} ({whole.measure}) after {_after(found)}, by size; the teacher's is {whole.score:.3f}"
-    return line_chart("Score of the candidates", points, note=note, x_label="parameters")
+    return line_chart("Score of the candidates", points, note=note, x_label="parameters", scattered=True)
 
 
 def _scores(found: SearchResult, whole: TaskScore, colour: int) -> Intervals:
