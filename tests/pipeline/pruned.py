@@ -19,12 +19,16 @@ NARROW = {"hidden_size": 32, "ffn_hidden_size": 64}
 def pruned_store(root: Path, kind: str = "llama3", sizes: Mapping[str, int] = NARROW, **fields: Any) -> Store:
     """A store with data, a teacher, and a student of these sizes pruned out of it."""
     store = make_store(root, kind, **fields)
+    prune.run(prune_job(store, sizes), context(store, "1" * 32)[0])
+    return store
+
+
+def prune_job(store: Store, sizes: Mapping[str, int] = NARROW) -> PruneJob:
+    """Make `PRUNED`."""
     student = PruneConfig.model_validate({**sizes, "divisor": 16, "calibration_samples": 8})
-    job = PruneJob(
+    return PruneJob(
         **common(store, "prune-width", "1" * 32), data=DATA, teacher=TEACHER, sequence_length=32, prune=student
     )
-    prune.run(job, context(store, "1" * 32)[0])
-    return store
 
 
 def distill_job(store: Store, settings: DistillConfig, attempt: int = 1, **fields: Any) -> DistillJob:

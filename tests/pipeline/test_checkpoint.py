@@ -240,7 +240,7 @@ def test_any_layout_reads_what_any_other_wrote(written: list[int], read: list[in
 
 
 @pytest.mark.parametrize(
-    "manifest", ["", "[]", "{}", '{"format": 2, "files": 3}', json.dumps({"format": 2, "files": {"x": {}}})], ids=str
+    "manifest", ["", "[]", "{}", '{"format": 3, "files": 3}', json.dumps({"format": 3, "files": {"x": {}}})], ids=str
 )
 def test_a_manifest_of_any_sort_of_nonsense_is_a_damaged_checkpoint(
     tmp_path: Path, engine: Runtime, manifest: str

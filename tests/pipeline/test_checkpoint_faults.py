@@ -19,7 +19,7 @@ from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.megatron.shards import Foreign, Missing, Unreadable
 
 
-@pytest.mark.parametrize("stated", [{}, {"format": 1}, {"format": 3}], ids=str)
+@pytest.mark.parametrize("stated", [{}, {"format": 1}, {"format": 2}, {"format": 4}], ids=str)
 def test_a_checkpoint_of_another_version_stays_for_whoever_can_read_it(
     tmp_path: Path, engine: Runtime, stated: dict[str, int]
 ) -> None:
@@ -34,7 +34,7 @@ def test_a_checkpoint_of_another_version_stays_for_whoever_can_read_it(
     kept, events = checkpoints(tmp_path, engine, attempt=2, keep=1)
     assert load(kept, trained).step == 1
     assert len(events.seen) == 2
-    assert all(f"in format {stated.get('format', 1)}, this version reads 2)" in said["message"] for said in events.seen)
+    assert all(f"in format {stated.get('format', 1)}, this version reads 3)" in said["message"] for said in events.seen)
     save(kept, trained, 2)
     assert names(tmp_path) == [f"{one}/checkpoints/step-0000000{step}" for one, step in ((1, 8), (1, 9), (2, 2))]
     newest = kept.newest()

@@ -235,8 +235,8 @@ def test_phases_of_one_rank_have_one_whatever_they_are_told(phase: Phase) -> Non
     assert command(phase, rendezvous)[1:] == ["-m", "compression_pipeline.worker", phase.value]
 
 
-@pytest.mark.parametrize("field", ["tensor", "pipeline", "context"])
-def test_a_job_that_splits_its_model_is_refused_before_a_rank_is_started(field: str) -> None:
+@pytest.mark.parametrize("field", ["pipeline", "context"])
+def test_a_job_that_splits_its_model_so_is_refused_before_a_rank_is_started(field: str) -> None:
     job = JOB.model_copy(update={"parallelism": Parallelism(**{field: 2})})
     with pytest.raises(UserError, match=rf"^parallelism\.{field}: 2 is not supported yet; leave it at 1"):
         Rendezvous.of(Phase.PRUNE, job, {})

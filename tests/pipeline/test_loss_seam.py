@@ -5,32 +5,41 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import cel
 import exporting
 import pytest
 import torch
-from engine_models import architecture
+from checkpoints import save_model
 from exporting import DISTILLED, EXPORTED, student_store
 from finetuning import Stopping
 from manifests import a_run, judged, told
 from pages import Page
+from pruned import PRUNED, distill_job
 from pydantic import Field, ValidationError
 from safetensors.torch import load_file
-from stores import common, context
+from stores import common, context, make_store, publish
 from tests.support.schemas import schema_made_anew
 
 from compression_operator.api.schema import structural_schema
 from compression_pipeline.artifact import Store
-from compression_pipeline.config import Architecture, DistillConfig, DistillJob, LossConfig, Needs
+from compression_pipeline.config import (
+    Architecture,
+    DistillConfig,
+    DistillJob,
+    LogitsKL,
+    LossConfig,
+    Needs,
+    Parallelism,
+)
 from compression_pipeline.config.losses import LOSSES
 from compression_pipeline.config.members import LENIENT
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface.conversion import megatron_shapes
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.losses import Loss, Signals
+from compression_pipeline.losses.logits_kl import LogitsKLLoss
 from compression_pipeline.megatron.objective import Objective
 from compression_pipeline.megatron.runtime import Runtime
 from compression_pipeline.phases import distill as phase
@@ -238,22 +247,29 @@ def test_it_is_no_part_of_the_student_and_card_and_report_tell_it(tmp_path: Path
     )
 
 
-@pytest.mark.parametrize(
-    ("losses", "refused"), [(BOTH[:1], True), ([{"type": "CrossEntropy"}], True), (BOTH[1:], False)]
-)
-def test_a_loss_that_would_be_wrong_on_a_shard_of_the_vocabulary_is_not_computed(
-    engine: Runtime, losses: list[dict[str, Any]], refused: bool
+class OwnKL(LogitsKL):
+    """One that does not sum over the vocabulary by its words."""
+
+    implementation: ClassVar[str] = f"{__name__}:OwnKLLoss"
+
+
+class OwnKLLoss(LogitsKLLoss):
+    """The half of it that computes."""
+
+    splits_vocabulary = False
+
+
+def test_a_loss_that_would_be_wrong_on_a_part_of_the_vocabulary_is_refused_before_an_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = architecture()
-    objective = Objective.of(job(*losses).distill.losses, sizes, sizes, engine, seed=1)
-    part = SimpleNamespace(
-        config=SimpleNamespace(tensor_model_parallel_size=2),
-        decoder=SimpleNamespace(layers=[]),
-        embedding=torch.nn.Identity(),
-        output_layer=torch.nn.Identity(),
-    )
-    if not refused:
-        objective.attach(part, part)
-        return
-    with pytest.raises(NotImplementedError, match=r"Loss is wrong on a part of the vocabulary; use tensor parallel 1"):
-        objective.attach(part, part)
+    monkeypatch.setitem(LOSSES, "OwnKL", OwnKL)
+    monkeypatch.setattr(phase, "start_engine", lambda *_, **__: pytest.fail("an engine was started"))
+    store = make_store(tmp_path)
+    publish(store, PRUNED, lambda path: save_model(path / "model"))
+    for losses in (BOTH, [{"type": "OwnKL"}]):
+        settings = DistillConfig.model_validate({"steps": 100, "losses": losses})
+        words = (
+            "an engine was started" if losses is BOTH else "OwnKL needs the logits of all words on one rank; set paral"
+        )
+        with pytest.raises((UserError, pytest.fail.Exception), match=words):
+            phase.run(distill_job(store, settings, parallelism=Parallelism(tensor=2)), context(store, DISTILLED)[0])

@@ -70,9 +70,9 @@ def test_the_most_ranks_that_a_batch_splits_over(split: Parallelism, limit: int,
 
 
 @given(SPLITS)
-def test_only_data_parallel_layouts_are_supported(split: Parallelism) -> None:
+def test_what_is_not_there_yet_is_refused(split: Parallelism) -> None:
     fault = split.unsupported
-    assert (fault is None) == (split.per_copy == 1)
+    assert (fault is None) == (split.pipeline == split.context == 1)
     if fault is not None:
         assert getattr(split, fault[0]) > 1
         assert fault[1].startswith(f"{getattr(split, fault[0])} is not supported yet; leave it at 1")
@@ -82,14 +82,10 @@ RANKS = 4
 SCRIPT = """
     import json, os, sys, traceback
     import torch.distributed as dist
-    from engine_models import architecture, finetune_job
-    from compression_pipeline.config import LogitsKL, Parallelism
-    from compression_pipeline.megatron.model import build
-    from compression_pipeline.megatron.objective import Objective
+    from engine_models import finetune_job
+    from compression_pipeline.config import Parallelism
     from compression_pipeline.megatron.runtime import GROUP_TIMEOUT, runtime
     import megatron.core.models.gpt
-
-    SHAPE = architecture()
 
     def places(current):
         assert (current.rank, current.world_size) == (dist.get_rank(), dist.get_world_size())
@@ -99,13 +95,6 @@ SCRIPT = """
         groups = map(dist.get_process_group_ranks, groups)
         return [current.data_rank, current.data_size, *groups, current.first_stage, current.last_stage]
 
-    def refusal(current):
-        student, teacher = (build(SHAPE, current, sequence_length=16) for _ in range(2))
-        try:
-            Objective.of([LogitsKL()], SHAPE, SHAPE, current, seed=1).attach(student, teacher)
-        except NotImplementedError as error:
-            return f"{student.output_layer.weight.shape[0]} of {SHAPE.vocabulary_size}: {error}"
-
     def run():
         found = {}
         for split, port in json.loads(os.environ["SPLITS"]).items():
@@ -113,8 +102,6 @@ SCRIPT = """
             parallelism = Parallelism(**({} if split == "data" else {split: 2}))
             with runtime(finetune_job(parallelism=parallelism)) as current:
                 found[split] = places(current)
-                if split == "tensor":
-                    found["refused"] = refusal(current)
                 dist.barrier()
         return found
 
@@ -164,9 +151,3 @@ def test_a_runtime_has_the_groups_of_its_layout(
     told: dict[int, dict[str, Any]], split: str, expected: list[Any]
 ) -> None:
     assert [told[rank][split] for rank in range(RANKS)] == expected
-
-
-def test_a_loss_that_is_wrong_on_a_part_of_the_vocabulary_is_refused(told: dict[int, dict[str, Any]]) -> None:
-    """Megatron splits the output layer in two; the KL over half of the words would be a plausible number."""
-    refusal = "160 of 320: LogitsKLLoss is wrong on a part of the vocabulary; use tensor parallel 1, not 2"
-    assert {of_rank["refused"] for of_rank in told.values()} == {refusal}

@@ -1,17 +1,20 @@
 """`spec.phases` of a CompressionRun: settings of each phase's jobs."""
 
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, create_model
 
 from compression_pipeline.config import (
     PHASES,
     ConfigModel,
+    Parallelism,
     ParallelLayout,
     Phase,
     PhaseSpec,
+    Rule,
 )
+from compression_pipeline.config.base import cel_format, nearest_divisors
 
 from .pods import (
     LabelValue,
@@ -20,6 +23,10 @@ from .pods import (
     Toleration,
     Untyped,
 )
+
+MOST_PER_NODE = 64
+CEL_PER_NODE = "({0}.gpusPerNode > 0 ? {0}.gpusPerNode : {0}.processesPerNode)"
+"""`PhaseSettings.per_node` as CEL, of the settings that it is formatted with."""
 
 
 class PhaseSettings(ConfigModel):
@@ -39,7 +46,10 @@ class PhaseSettings(ConfigModel):
     )
     gpu_resource: Resource | None = Field(default=None, description="Replaces jobTemplate.gpuResource for this phase.")
     processes_per_node: int = Field(
-        default=1, ge=1, le=64, description="Ranks of one pod if it has no GPUs. Ignored if gpusPerNode is above 0."
+        default=1,
+        ge=1,
+        le=MOST_PER_NODE,
+        description="Ranks of one pod if it has no GPUs. Ignored if gpusPerNode is above 0.",
     )
     resources: Resources | None = Field(
         default=None,
@@ -94,9 +104,63 @@ class PhaseSettings(ConfigModel):
     )
 
     @property
+    def split(self) -> Parallelism:
+        """How a model is split over the ranks."""
+        return Parallelism()
+
+    @property
+    def per_node(self) -> int:
+        """Ranks of a pod: one for each GPU, without GPUs processesPerNode."""
+        return self.gpus_per_node or self.processes_per_node
+
+    @property
     def layout(self) -> ParallelLayout:
-        """The ranks of the phase's jobs on a cluster: one for each GPU, without GPUs processesPerNode of a pod."""
-        return ParallelLayout(nodes=self.nodes, per_node=self.gpus_per_node or self.processes_per_node)
+        """The ranks of the phase's jobs on a cluster. Raises ValueError where the rules do not hold."""
+        return self.split.over(nodes=self.nodes, per_node=self.per_node)
+
+
+_UNSHARED = "%d does not divide the %d GPUs of a node (gpusPerNode; without GPUs processesPerNode), nearest: "
+
+
+def _within_a_node(settings: "TrainingSettings") -> str | None:
+    tensor, ranks = settings.parallelism.tensor, settings.per_node
+    return _UNSHARED % (tensor, ranks) + nearest_divisors(ranks, tensor) if ranks % tensor else None
+
+
+def _cel_within_a_node() -> tuple[str, str]:
+    """`_within_a_node` as CEL: the rule and its sentence."""
+    tensor = "self.parallelism.tensor"
+    divisors = f"{list(range(1, MOST_PER_NODE + 1))}.filter(n, {CEL_PER_NODE.format('self')} % n == 0"
+    below, above = f"{divisors} && n <= {tensor})", f"{divisors} && n > {tensor})"
+    told = (tensor, CEL_PER_NODE.format("self"), f"{below}[{below}.size() - 1]")
+    alone, both = cel_format(f"{_UNSHARED}%d", *told), cel_format(f"{_UNSHARED}%d or %d", *told, f"{above}[0]")
+    holds = f"{tensor} < 1 || {CEL_PER_NODE.format('self')} % {tensor} == 0"
+    return holds, f"{above}.size() == 0 ? {alone} : {both}"
+
+
+class TrainingSettings(PhaseSettings):
+    """How the jobs of a phase run that trains."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "parallelism.tensor",
+            _within_a_node,
+            cel=_cel_within_a_node()[0],
+            message=_cel_within_a_node()[1],
+            where="cluster",
+        ),
+    )
+
+    parallelism: Parallelism = Field(
+        default=Parallelism(),
+        description="How a copy of teacher and student is split over GPUs, where it does not fit on one. The GPUs that "
+        "are left over hold further copies, which share the batch. It changes the result by rounding only. A local run "
+        "with fewer GPUs than a copy takes splits it over those that there are.",
+    )
+
+    @property
+    def split(self) -> Parallelism:
+        return self.parallelism
 
 
 class SingleProcessSettings(PhaseSettings):
@@ -129,7 +193,7 @@ class SettingsByPhase(ConfigModel):
 
 def _settings_field(spec: PhaseSpec) -> tuple[type[PhaseSettings], Any]:
     """The field of PhaseSettingsByPhase that holds the settings of the phase: its type and default."""
-    general = PhaseSettings if spec.trains else SingleProcessSettings
+    general = TrainingSettings if spec.trains else SingleProcessSettings
     gpus = copy(general.model_fields["gpus_per_node"])
     gpus.default = spec.gpus
     if not spec.gpus:

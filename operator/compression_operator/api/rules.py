@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from compression_pipeline.config import PHASES, Rule, TrainingConfig
+from compression_pipeline.config import PHASES, Parallelism, Rule, TrainingConfig
 from compression_pipeline.config.base import cel_format, cel_indivisible, indivisible
 from compression_pipeline.config.schemes import Role, SourceScheme, forms, unreachable_from
 
+from .phase_settings import CEL_PER_NODE
 from .task_rules import task_rules
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ def _unsplit_template(phase: str, of_student: bool = False) -> str:
 
 def _unsplit(spec: CompressionRunSpec, phase: str, training: TrainingConfig | None) -> bool:
     """Whether a batch of whole micro-batches (anything else is told elsewhere) does not split over its ranks."""
+    settings = spec.phases.of(phase)
     if training is None or training.global_batch_size % training.micro_batch_size:
+        return False
+    if not settings.split.fits(nodes=settings.nodes, per_node=settings.per_node):
         return False
     return training.global_batch_size % (training.micro_batch_size * spec.phases.of(phase).layout.data) != 0
 
@@ -99,14 +103,24 @@ def _unsplit_sentence(spec: CompressionRunSpec, phase: str, training: TrainingCo
 
 def _cel_copies(phase: str) -> str:
     """`PhaseSettings.layout.data` as CEL, which cannot ask it."""
+    return f"{_cel_ranks(phase)} / {_cel_split(phase)}"
+
+
+def _cel_ranks(phase: str) -> str:
     settings = f"self.phases.{phase}"
-    per_node = f"({settings}.gpusPerNode > 0 ? {settings}.gpusPerNode : {settings}.processesPerNode)"
-    return f"{settings}.nodes * {per_node}"
+    return f"({settings}.nodes * {CEL_PER_NODE.format(settings)})"
+
+
+def _cel_split(phase: str) -> str:
+    """`Parallelism.per_copy` as CEL."""
+    return f"({' * '.join(f'self.phases.{phase}.parallelism.{field}' for field in Parallelism.model_fields)})"
 
 
 def _cel_splits(phase: str, training: str) -> str:
     batch, micro, count = f"{training}.globalBatchSize", f"{training}.microBatchSize", _cel_copies(phase)
-    out_of_bounds = f"{batch} < 1 || {micro} < 1 || {count} < 1"  # which the schema tells already
+    ranks, split = _cel_ranks(phase), _cel_split(phase)
+    # Which the schema tells already, or the rule of how a copy is split.
+    out_of_bounds = f"{batch} < 1 || {micro} < 1 || {ranks} < 1 || {split} < 1 || {ranks} % {split} != 0"
     return f"!has({training}) || {out_of_bounds} || {batch} % {micro} != 0 || {batch} % ({micro} * {count}) == 0"
 
 

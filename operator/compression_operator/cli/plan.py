@@ -251,7 +251,7 @@ def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
     ]
     print_table(out, ("model", "layers", "hidden", "FFN", "heads", "KV heads", "parameters", "ratio"), rows)
     print("\nper GPU (of one rank if a phase runs on CPU):")
-    rows = [[name, f"{one.ranks}", *_memory(one)] for name, one in sizes.trainings.items()]
+    rows = [[name, _ranks(one), *_memory(one)] for name, one in sizes.trainings.items()]
     memory = ("weights", "gradients", "optimizer", "teacher", "activations", "logits", "sum")
     headings = ("training", "ranks", *memory, "recomputes")
     print_table(out, headings, rows)
@@ -275,6 +275,10 @@ def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
 def _dimensions(one: Architecture) -> tuple[int, ...]:
     heads = (one.attention_heads, one.query_groups)
     return one.layers, one.hidden_size, one.ffn_hidden_size, *heads, one.parameters
+
+
+def _ranks(one: PlannedTraining) -> str:
+    return f"{one.ranks} (tensor {one.tensor})" if one.tensor > 1 else f"{one.ranks}"
 
 
 def _memory(one: PlannedTraining) -> Iterator[str]:

@@ -111,7 +111,8 @@ class Plan:
                 "store": BACKEND_FILLS_IN,
                 "grace_period_seconds": settings.termination_grace_period_seconds,
                 "rendezvous_timeout_seconds": settings.rendezvous_timeout_seconds,
-                "processes_per_node": settings.layout.per_node,
+                "processes_per_node": settings.per_node,
+                "parallelism": settings.split,
                 **step.configuration,
                 **artifacts,
             }

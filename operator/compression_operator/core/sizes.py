@@ -156,6 +156,7 @@ def _planned(
         sequence_length=length,
         precision=training.precision if training.precision is not Precision.AUTO else arithmetic(on_gpu),
         copies=layout.data,
+        tensor=layout.tensor,
         on_gpu=on_gpu,
         teacher=taught,
         losses=losses,
@@ -169,6 +170,7 @@ def _planned(
     planned = PlannedTraining(
         parameters=trained.parameters,
         ranks=layout.ranks,
+        tensor=layout.tensor,
         tokens=tokens,
         flops=flops,
         memory_per_gpu=PlannedMemory(total=memory.total, **asdict(memory)),
@@ -182,8 +184,12 @@ def _planned(
 
 
 def _layout(settings: PhaseSettings, hardware: Hardware) -> ParallelLayout:
-    """The ranks of a phase's jobs; a machine without GPUs is one node."""
-    return settings.layout if hardware.gpus else ParallelLayout(nodes=1, per_node=settings.processes_per_node)
+    """The ranks of a phase's jobs; a machine without GPUs is one node, and splits a copy over what it has."""
+    if hardware.gpus:
+        return settings.layout
+    ranks = settings.processes_per_node
+    split = settings.split.within(ranks)
+    return split.over(nodes=1, per_node=ranks // split.per_copy * split.per_copy)
 
 
 def arithmetic(on_gpu: bool) -> Precision:
@@ -201,12 +207,14 @@ def _gpu_warnings(step: PlannedStep, planned: PlannedTraining, gpu: Gpu | None) 
     if gpu is None or needed.total <= gpu.memory * USABLE:
         return []
     fixed = needed.total - needed.activations - needed.logits
-    keep = "" if planned.recomputation is Recomputation.FULL else "set activationRecomputation: Full, "
-    advice = f"{keep}lower microBatchSize or dataset.sequenceLength, or use larger GPUs"
+    ways = [] if planned.recomputation is Recomputation.FULL else ["set activationRecomputation: Full"]
+    ways += ["lower microBatchSize or dataset.sequenceLength"]
     if fixed > gpu.memory * USABLE:
         smallest = fixed - needed.optimizer * (1 - 1 / 64)
-        more = "more GPUs, which share the optimizer's state, or " if smallest < gpu.memory * USABLE else ""
-        advice = f"use {more}larger ones"
+        ways = ["use more GPUs, which share the optimizer's state"] if smallest < gpu.memory * USABLE else []
+    if step.settings.split.tensor < step.settings.per_node:
+        ways.append(f"raise phases.{step.phase}.parallelism.tensor, so that GPUs of a node share the weights")
+    advice = ", or ".join([*ways, "use larger GPUs"])
     return [
         f"{step.name} needs about {human_bytes(needed.total)} on each GPU, and {gpu.name} has "
         f"{human_bytes(gpu.memory)}; {advice}"

@@ -34,3 +34,14 @@ def _faults(
     cut = found or student_architecture(teacher, student.prune)
     for field, sentence in loss_faults(losses, teacher, cut, engine=spec.engine):
         yield f"{whose}.{field}", sentence
+    yield from _layout_faults(spec, teacher, cut)
+
+
+def _layout_faults(spec: CompressionRunSpec, teacher: Architecture, student: Architecture) -> Iterator[tuple[str, str]]:
+    """What of `phases.<phase>.parallelism` does not fit the models that the phase trains."""
+    trained = {"finetune": {"the teacher's": teacher}} if spec.finetune is not None else {}
+    trained["distill"] = {"the teacher's": teacher, "the student's": student}
+    for phase, models in trained.items():
+        for whose, model in models.items():
+            for field, sentence in spec.phases.of(phase).split.faults(model, whose):
+                yield f"spec.phases.{phase}.parallelism.{field}", sentence

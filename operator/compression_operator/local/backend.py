@@ -315,7 +315,7 @@ class LocalBackend:
         filled: dict[str, Any] = {
             "run_uid": waiting.run.metadata.uid or None,
             "store": str(self._place.store.absolute()),
-            "processes_per_node": ranks,
+            **concurrency.layout(job, ranks),
             "threads": threads,
         }
         if PHASES[job.phase].reads_sources:

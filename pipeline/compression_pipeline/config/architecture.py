@@ -99,6 +99,11 @@ class Architecture(Record):
         """Of one norm of the residual stream."""
         return 2 * self.hidden_size if self.normalization.biased else self.hidden_size
 
+    def shared_by(self, ranks: int) -> "Architecture":
+        """The sizes of what one of so many ranks has that share its matrices; they must divide its widths."""
+        shared = ("attention_heads", "query_groups", "ffn_hidden_size", "vocabulary_size")
+        return self.model_copy(update={name: getattr(self, name) // ranks for name in shared})
+
     @property
     def ffn_matrices(self) -> int:
         """Matrices of hidden_size x ffn_hidden_size in a feed-forward block: up, down and, if it is gated, the gate."""

@@ -5,19 +5,46 @@ and over `context` ranks along the sequence. The ranks that are left over are da
 part of the global batch.
 """
 
-from typing import Self
+from collections.abc import Iterator
+from math import gcd
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from .base import ConfigModel, nearest_divisors
+from .architecture import Architecture
+from .base import ConfigModel, Rule, cel_format, nearest_divisors
+
+_NOT_YET = "%d is not supported yet; leave it at 1"
+
+
+def _not_yet(field: str) -> Rule:
+    def check(split: "Parallelism") -> str | None:
+        return _NOT_YET % size if (size := getattr(split, field)) > 1 else None
+
+    return Rule(field, check, cel=f"self.{field} <= 1", message=cel_format(_NOT_YET, f"self.{field}"))
 
 
 class Parallelism(ConfigModel):
     """How one copy of the model is split. The default is not at all: all ranks are data parallel."""
 
-    tensor: int = Field(default=1, ge=1, description="Ranks that share each matrix of a layer.")
-    pipeline: int = Field(default=1, ge=1, description="Stages of consecutive layers, each on ranks of its own.")
-    context: int = Field(default=1, ge=1, description="Ranks that share each sequence.")
+    unsupported_fields: ClassVar[tuple[str, ...]] = ("pipeline", "context")
+    """What no phase can do yet."""
+
+    rules: ClassVar[tuple[Rule, ...]] = tuple(_not_yet(field) for field in unsupported_fields)
+
+    tensor: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Number of GPUs of one node that share each matrix, and the vocabulary. It must divide the node's "
+        "GPUs, and the key/value heads, query heads, ffnHiddenSize and vocabulary of teacher and student.",
+    )
+    pipeline: int = Field(
+        default=1, ge=1, le=64, description="Number of stages of consecutive layers. Only 1 is supported yet."
+    )
+    context: int = Field(
+        default=1, ge=1, le=64, description="Number of GPUs that share each sequence. Only 1 is supported yet."
+    )
 
     @property
     def per_copy(self) -> int:
@@ -38,10 +65,35 @@ class Parallelism(ConfigModel):
     @property
     def unsupported(self) -> tuple[str, str] | None:
         """The field that asks for what no phase can do yet, and a sentence that says what to do."""
-        for field in Parallelism.model_fields:
-            if (size := getattr(self, field)) > 1:
-                return field, f"{size} is not supported yet; leave it at 1, so that every rank holds the whole model"
+        for rule in type(self).rules:
+            if sentence := rule.check(self):
+                return rule.path, sentence
         return None
+
+    def fits(self, *, nodes: int, per_node: int) -> bool:
+        """Whether so many nodes of so many ranks hold whole copies."""
+        return self.fault(nodes * per_node) is None
+
+    def faults(self, model: Architecture, whose: str) -> Iterator[tuple[str, str]]:
+        """The fields that do not fit a model, with sentences that name values that do. `whose`: such as
+        "the teacher's".
+        """
+        widths = {
+            "key/value heads": model.query_groups,
+            "query heads": model.attention_heads,
+            "channels of the feed-forward block": model.ffn_hidden_size,
+            "tokens of the vocabulary": model.vocabulary_size,
+        }
+        wrong = [f"{size} {what}" for what, size in widths.items() if size % self.tensor]
+        if wrong:
+            nearest = nearest_divisors(gcd(*widths.values()), self.tensor)
+            yield "tensor", f"{self.tensor} does not divide {whose} {' and '.join(wrong)}, nearest: {nearest}"
+
+    def within(self, ranks: int) -> "Parallelism":
+        """The same where that many ranks hold a copy; else one that they do hold, of fewer parts."""
+        if self.per_copy <= ranks:
+            return self
+        return Parallelism(tensor=max(n for n in range(1, ranks + 1) if self.tensor % n == 0))
 
     def over(self, *, nodes: int, per_node: int) -> "ParallelLayout":
         """The layout of a job of so many nodes and processes on each. Raises ValueError where it does not fit."""
@@ -80,6 +132,12 @@ class ParallelLayout(Parallelism):
     def data(self) -> int:
         """Copies of the model, each of which takes its part of the global batch."""
         return self.ranks // self.per_copy
+
+    @property
+    def words(self) -> str:
+        """How the ranks share the work, for who reads the job's first lines."""
+        copies = "one copy" if self.data == 1 else f"{self.data} copies"
+        return f"{copies} of the model, each over {self.per_copy} ranks: tensor {self.tensor}, pipeline {self.pipeline}"
 
     @property
     def per_stage(self) -> int:

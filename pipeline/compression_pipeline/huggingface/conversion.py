@@ -20,6 +20,7 @@ from compression_pipeline.errors import UserError
 
 from .files import inspect
 from .names import EMBEDDING, FINAL_NORM, OUTPUT, expected_shapes, kinds, layer_prefix
+from .splitting import WHOLE, Share
 
 MEGATRON_EMBEDDING = "embedding.word_embeddings.weight"
 MEGATRON_FINAL_NORM = "decoder.final_layernorm"
@@ -154,19 +155,26 @@ class CheckpointReader:
     def __call__(self, name: str) -> Tensor:
         return self._open[self.files.tensors[name].file].get_tensor(name)
 
+    def part(self, name: str, share: Share) -> Tensor:
+        """What a rank has of a tensor; no more is read."""
+        if share.ranks == 1:
+            return self(name)
+        return share.read(name, self._open[self.files.tensors[name].file].get_slice(name))
 
-def load_into(model: Any, architecture: Architecture, folder: Path) -> None:
+
+def load_into(model: Any, architecture: Architecture, folder: Path, share: Share = WHOLE) -> None:
     """Fill a GPTModel, or the stage of one, from a Hugging Face checkpoint, of which no more is read.
 
-    Values are converted to the dtype of the parameters they fill. Raises UserError where the checkpoint is damaged or
-    isn't of `architecture`'s sizes.
+    Values are converted to the dtype of the parameters they fill. `share`: the model has that part of each tensor
+    alone, and no more is read. Raises UserError where the checkpoint is damaged or isn't of `architecture`'s sizes.
     """
     reader = CheckpointReader(folder)
     if expected_shapes(reader.files.architecture) != expected_shapes(architecture):
         raise UserError(f"{folder}: the checkpoint has other sizes than expected; run the phase that made it again")
     parameters = dict(named_weights(model))
     with torch.no_grad():
-        for name, tensor in to_megatron(architecture, reader, stage_of(model)):
+        part = architecture.shared_by(share.ranks)
+        for name, tensor in to_megatron(part, lambda name: reader.part(name, share), stage_of(model)):
             parameter = parameters.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
                 found = "nothing" if parameter is None else list(parameter.shape)

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .words import WHOLE, Words
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -21,6 +23,8 @@ class Signals:
     """[sequence, batch, hidden size]."""
     labels: Tensor | None = None
     """The text's next tokens, [sequence, batch]."""
+    words: Words = WHOLE
+    """Those that the logits are of: with tensor parallelism a part of the vocabulary."""
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -37,7 +41,9 @@ class Loss(nn.Module, ABC):
     """
 
     splits_vocabulary: ClassVar[bool] = False
-    """Whether it is right where a rank has the logits of a part of the vocabulary alone (tensor parallelism)."""
+    """Whether it is right where a rank has the logits of a part of the vocabulary alone (tensor parallelism): it sums
+    over the vocabulary by `Signals.words` alone, and has no parameters that logits go through.
+    """
 
     @abstractmethod
     def forward(self, student: Signals, teacher: Signals) -> Tensor:

@@ -6,9 +6,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-Rule = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
-"""(student's log-probabilities, the teacher's, whether the gradient is wanted) -> the loss of each row, and its
-gradient for the student's logits. Both arguments are the rule's own: it may overwrite them.
+from .words import WHOLE, Words
+
+Rule = Callable[[Tensor, Tensor, Words, bool], tuple[Tensor, Tensor | None]]
+"""(student's log-probabilities, the teacher's, of which words they are, whether the gradient is wanted) -> the loss of
+each row, and its gradient for the student's logits. The first two are the rule's own: it may overwrite them.
 """
 
 
@@ -18,31 +20,31 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, student: Tensor, teacher: Tensor, rule: Rule, temperature: float) -> Tensor:
+    def forward(context: Any, student: Tensor, teacher: Tensor, rule: Rule, temperature: float, words: Words) -> Tensor:
         """Logits [..., vocabulary]; returns [...], in float32 or what is wider."""
-        logs_teacher, logs_student = _logs(teacher, temperature), _logs(student, temperature)
-        loss, gradient = rule(logs_student, logs_teacher, context.needs_input_grad[0])
+        logs_teacher, logs_student = _logs(teacher, temperature, words), _logs(student, temperature, words)
+        loss, gradient = rule(logs_student, logs_teacher, words, context.needs_input_grad[0])
         if gradient is not None:
             gradient = gradient if temperature == 1 else gradient.div_(temperature)
             context.save_for_backward(gradient.to(student.dtype))
         return loss
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         """d loss / d student logits; the teacher gets none."""
         (gradient,) = context.saved_tensors
         # Not `gradient * scale`: of bfloat16 and float32 that makes a float32 of the logits' size.
-        return torch.mul(gradient, gradients[0].unsqueeze(-1), out=torch.empty_like(gradient)), None, None, None
+        return torch.mul(gradient, gradients[0].unsqueeze(-1), out=torch.empty_like(gradient)), None, None, None, None
 
 
-def _logs(logits: Tensor, temperature: float) -> Tensor:
+def _logs(logits: Tensor, temperature: float, words: Words) -> Tensor:
     """Log-probabilities, in float32 or what is wider."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     if temperature == 1:  # a division copies the largest tensors there are
-        return torch.log_softmax(logits, dim=-1, dtype=wide)
-    return torch.log_softmax(logits.to(wide) / temperature, dim=-1)
+        return words.log_softmax(logits, wide)
+    return words.log_softmax(logits.to(wide) / temperature, wide)
 
 
-def fused(student: Tensor, teacher: Tensor, rule: Rule, temperature: float = 1) -> Tensor:
-    """Loss of each row of logits by `rule`: [..., vocabulary] twice -> [...], float32."""
-    return cast("Tensor", _Fused.apply(student, teacher, rule, temperature))
+def fused(student: Tensor, teacher: Tensor, rule: Rule, temperature: float = 1, words: Words = WHOLE) -> Tensor:
+    """Loss of each row of logits of these words by `rule`: [..., words] twice -> [...], float32."""
+    return cast("Tensor", _Fused.apply(student, teacher, rule, temperature, words))

@@ -5,7 +5,7 @@ both models' logits, in which the gradient takes the student's place, and one gr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from compression_pipeline.config import Chunks
 from compression_pipeline.config.chunks import PART, even
 
 from .base import Loss, Signals
+from .words import WHOLE, Words
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Head:
     hidden: Tensor
     """[sequence, batch, hidden size]."""
     weight: Tensor
-    """[vocabulary, hidden size]."""
+    """[vocabulary, hidden size], or of the words that this rank has (`Heads.words`)."""
 
     def logits(self) -> Tensor:
         """All of them, [sequence, batch, vocabulary]."""
@@ -38,8 +39,20 @@ class Heads:
     `per_token`.
     """
 
-    def __init__(self, losses: Sequence[Loss], student: Head, teacher: Head, labels: Tensor, chunks: Chunks) -> None:
-        """`labels`: the text's next tokens, [sequence, batch]."""
+    def __init__(
+        self,
+        losses: Sequence[Loss],
+        student: Head,
+        teacher: Head,
+        labels: Tensor,
+        chunks: Chunks,
+        words: Words = WHOLE,
+    ) -> None:
+        """`labels`: the text's next tokens, [sequence, batch]; `words`: those that both output layers give.
+
+        Where others have other words, the gradient of the hidden states is what comes from these alone.
+        """
+        self._words = words
         self._losses = losses
         self._parameters = [parameter for loss in losses for parameter in loss.parameters()]
         self._student, self._teacher, self._labels, self._chunks = student, teacher, labels, chunks
@@ -85,7 +98,10 @@ class Heads:
             for first in range(start, chunk.stop, self._chunks.block):
                 block = slice(first, min(first + self._chunks.block, chunk.stop))
                 rows = slice(block.start - start, block.stop - start)
-                signals = Signals(logits[rows, None], labels=labels[block, None]), Signals(target[rows, None])
+                signals = (
+                    Signals(logits[rows, None], labels=labels[block, None], words=self._words),
+                    Signals(target[rows, None], words=self._words),
+                )
                 if weights is None or gradients is None:
                     values[:, block] = self._losses_of(*signals)
                 else:
@@ -104,7 +120,7 @@ class Heads:
         """The losses of a block, [losses, tokens]. Their weighted sum's gradient overwrites the student's logits."""
         with torch.enable_grad():
             leaf = student.logits.detach().requires_grad_()
-            values = self._losses_of(Signals(leaf, labels=student.labels), teacher)
+            values = self._losses_of(replace(student, logits=leaf), teacher)
             total = (values * weights).sum()
         found, *others = torch.autograd.grad(total, [leaf, *self._parameters])
         student.logits.copy_(found)

@@ -11,8 +11,10 @@ from .base import Loss, Signals, wide
 class LogitsMSELoss(Loss):
     """Squared difference of the logits per token, a mean over the vocabulary."""
 
+    splits_vocabulary = True
+
     def __init__(self, config: LogitsMSE, teacher: Architecture, student: Architecture) -> None:
         super().__init__()
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
-        return (wide(student.logits) - teacher.logits).square().mean(dim=-1)
+        return student.words.mean((wide(student.logits) - teacher.logits).square())

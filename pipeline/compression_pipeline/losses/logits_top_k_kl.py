@@ -13,10 +13,13 @@ from .logits_kl import forward_kl
 class LogitsTopKKLLoss(Loss):
     """KL(teacher || student) per token in nats, both renormalized over the teacher's top k. As ModelOpt's."""
 
+    splits_vocabulary = True
+
     def __init__(self, config: LogitsTopKKL, teacher: Architecture, student: Architecture) -> None:
         super().__init__()
         self._temperature, self._top_k = config.temperature, config.top_k
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
-        likeliest, tokens = teacher.logits.topk(self._top_k, dim=-1)
-        return fused(student.logits.gather(-1, tokens), likeliest, forward_kl, self._temperature)
+        likeliest, tokens = teacher.words.likeliest(teacher.logits, self._top_k)
+        # Every rank has all k of them.
+        return fused(student.words.of(student.logits, tokens), likeliest, forward_kl, self._temperature)

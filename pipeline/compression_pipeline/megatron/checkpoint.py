@@ -46,8 +46,10 @@ Done = TypeVar("Done")
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 NAME = re.compile(r"step-(\d{8,})")
-FORMAT = 2
-"""Version of the files; the first was torch's, whose index is a pickle, and its manifest stated no number."""
+FORMAT = 3
+"""Version of the files. The first was torch's, whose index is a pickle, and its manifest stated no number; the second
+kept moments as flat tensors, which only ranks with the same matrices could read.
+"""
 _NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What parsing raises for content that is not what was written."""
 

@@ -46,6 +46,7 @@ def planned(
         sequence_length=training.data.sequence_length,
         precision=runtime.precision,
         copies=runtime.data_size,
+        tensor=runtime.layout.tensor,
         on_gpu=runtime.on_gpu,
         teacher=teacher,
         losses=losses,

@@ -24,8 +24,6 @@ def combine(student: Any, teacher: Any, objective: Objective) -> Any:
     dicts (so from checkpoints), and not trainable (so without optimizer state). While training, the student computes
     no language-model loss: it would only be thrown away. Parameters of the losses are among the model's: trained and
     in checkpoints.
-
-    Raises NotImplementedError where a loss can't be computed on this parallel layout.
     """
     with modelopt():
         import modelopt.torch.distill as mtd

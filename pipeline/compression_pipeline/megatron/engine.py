@@ -1,7 +1,7 @@
 """Megatron-Core and ModelOpt as an `Engine`."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +28,7 @@ from compression_pipeline.importance import Choice, Samples, Scores, measure, sc
 from compression_pipeline.sizing import training_flops
 from compression_pipeline.text.batches import Batch, ValidationData, ValidationLoss
 
-from . import stages
+from . import gathering, stages
 from .alone import on_rank_0
 from .model import build
 from .modelopt import import_modelopt
@@ -109,7 +109,7 @@ class MegatronEngine:
         return build(architecture, place, sequence_length=sequence_length)
 
     def load(self, model: Any, architecture: Architecture, folder: Path) -> None:
-        conversion.load_into(model, architecture, folder)
+        conversion.load_into(model, architecture, folder, self._runtime.share)
 
     def read(self, architecture: Architecture, folder: Path) -> State:
         if self.rank:
@@ -118,10 +118,14 @@ class MegatronEngine:
 
     def fill(self, model: Any, state: State, dtype: torch.dtype) -> None:
         with torch.no_grad():
-            stages.distribute(state, dict(conversion.named_weights(model)), dtype, self._runtime)
+            stages.distribute(state, dict(conversion.named_weights(model)), dtype, self._runtime, gated=_gated(model))
 
     def state(self, model: Any) -> State:
-        return stages.collect(dict(conversion.named_weights(model)), self._runtime)
+        return self._whole(model, conversion.named_weights(model))
+
+    def _whole(self, model: Any, weights: Iterable[tuple[str, Tensor]]) -> State:
+        """What all ranks have of these weights, on rank 0."""
+        return stages.collect(gathering.whole(weights, self._runtime, gated=_gated(model)), self._runtime)
 
     def tensors(self, state: State, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
         return conversion.to_huggingface(architecture, lambda name: state[name].detach())
@@ -133,6 +137,8 @@ class MegatronEngine:
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         found = stages.forward(model.eval(), batch, self._runtime)
+        if found is not None:
+            found = gathering.all_words(found, self._runtime)
         return stages.from_last(found, (*batch.tokens.shape, model.vocab_size), self._runtime)
 
     def measure(
@@ -180,7 +186,7 @@ class MegatronEngine:
         state: dict[str, Tensor] = {}
 
         def weights(optimizer: "Optimizer") -> State:
-            return stages.collect(of_student(optimizer.weights().items()), self._runtime)
+            return self._whole(model, of_student(optimizer.weights().items()).items())
 
         history = self._train(
             model,
@@ -188,7 +194,7 @@ class MegatronEngine:
             planned=planned(training, self._runtime, teacher=of, losses=losses),
             loss=DistillationLoss(model, objective),
             measured=StudentAlone(model),
-            weights=lambda: stages.collect(of_student(conversion.named_weights(model)), self._runtime),
+            weights=lambda: self._whole(model, of_student(conversion.named_weights(model)).items()),
             flops_per_token=training_flops(small, length, of),
             finished=lambda optimizer: state.update(weights(optimizer)),
             on_step=lambda step, history, optimizer: training.on_step(step, history, lambda: weights(optimizer)),
@@ -235,3 +241,7 @@ class MegatronEngine:
                 ),
                 **told,
             )
+
+
+def _gated(model: Any) -> bool:
+    return model.config.gated_linear_unit

@@ -19,6 +19,7 @@ from compression_pipeline.config import (
     stages_fault,
 )
 from compression_pipeline.errors import UserError
+from compression_pipeline.huggingface.splitting import megatron_dimension_of
 
 from .runtime import Runtime
 
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
-def transformer_config(architecture: Architecture, runtime: Runtime) -> "TransformerConfig":
+def transformer_config(architecture: Architecture, runtime: Runtime, sequence_length: int) -> "TransformerConfig":
     """Megatron's configuration of a model of this architecture.
 
     No dropout, and no fusions that need Transformer Engine or Apex. Weights are left uninitialised: they always come
-    from a checkpoint.
+    from a checkpoint. Ranks that share matrices share the tokens between them, too, where their number divides.
     """
     from megatron.core.activations import squared_relu
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -44,6 +45,7 @@ def transformer_config(architecture: Architecture, runtime: Runtime) -> "Transfo
     split = stages(architecture, runtime.layout.pipeline)
     return TransformerConfig(
         tensor_model_parallel_size=runtime.layout.tensor,
+        sequence_parallel=runtime.layout.tensor > 1 and sequence_length % runtime.layout.tensor == 0,
         pipeline_model_parallel_size=runtime.layout.pipeline,
         pipeline_model_parallel_layout=[_parts(stage) for stage in split] if len(split) > 1 else None,
         context_parallel_size=runtime.layout.context,
@@ -101,7 +103,7 @@ def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int)
     stage = stages(architecture, runtime.layout.pipeline)[runtime.stage]
     frequencies = rope_frequencies(architecture)
     model = GPTModel(
-        config=transformer_config(architecture, runtime),
+        config=transformer_config(architecture, runtime, sequence_length),
         transformer_layer_spec=_layers(architecture, len(stage.layers)),  # type: ignore[arg-type]  # a block's are taken as well
         vocab_size=architecture.vocabulary_size,
         max_sequence_length=sequence_length,
@@ -115,25 +117,38 @@ def build(architecture: Architecture, runtime: Runtime, *, sequence_length: int)
     # Megatron's own scaling knows one parameter of Llama 3.1's four.
     model.rotary_pos_emb.inv_freq = frequencies.to(runtime.device)
     # Norms are made in float32 whatever the configuration says.
-    return model.to(device=runtime.device, dtype=runtime.dtype)
+    model.to(device=runtime.device, dtype=runtime.dtype)
+    _mark_shared(model)
+    return model
+
+
+def _mark_shared(model: "GPTModel") -> None:
+    """Tell Megatron of which parameters each rank has another part, as it does itself where it fills them: the norm of
+    all gradients counts the others once.
+    """
+    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+
+    for name, parameter in model.named_parameters():
+        dimension = megatron_dimension_of(name)
+        if dimension is not None and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, True, dimension, 1)
 
 
 def _layers(architecture: Architecture, count: int) -> "TransformerBlockSubmodules":
     """The parts of so many layers, each named: Megatron would choose norms by what it finds in the image."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.torch_norm import WrappedTorchNorm
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
     from .attention import FusedAttention
-    from .norms import LayerNorm1P
+    from .norms import LayerNorm1P, RMSNorm
 
-    norm: Any = LayerNorm1P if architecture.normalization is Normalization.LAYER_NORM_1P else WrappedTorchNorm
+    norm: Any = LayerNorm1P if architecture.normalization is Normalization.LAYER_NORM_1P else RMSNorm
     spec = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_norm, normalization="RMSNorm")
     parts, attention = spec.submodules, spec.submodules.self_attention.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     if architecture.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = WrappedTorchNorm
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     attention.core_attention = FusedAttention
     return TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=ModuleSpec(norm))
 

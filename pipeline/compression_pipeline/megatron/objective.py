@@ -16,6 +16,7 @@ from compression_pipeline.losses import (
     Heads,
     Loss,
     Signals,
+    Words,
     build_loss,
     dynamic_factor,
     is_dynamic,
@@ -24,7 +25,7 @@ from compression_pipeline.losses import (
     weighted_sum,
 )
 
-from .private import Criterion, replace_output_layer
+from .private import Criterion, all_tokens, replace_output_layer, to_words_of_rank
 from .runtime import Runtime
 
 _EMBEDDINGS = 0
@@ -42,12 +43,17 @@ class Objective(Criterion):
     """
 
     def __init__(
-        self, settings: Sequence[LossConfig], losses: Sequence[Loss], needs: Sequence[Needs], chunks: Chunks
+        self,
+        settings: Sequence[LossConfig],
+        losses: Sequence[Loss],
+        needs: Sequence[Needs],
+        chunks: Chunks,
+        words: Words,
     ) -> None:
         """Use `of`."""
         super().__init__()
         self.losses = nn.ModuleList(losses)
-        self._settings, self._needs, self._chunks = list(settings), list(needs), chunks
+        self._settings, self._needs, self._chunks, self._words = list(settings), list(needs), chunks, words
         self._student, self._teacher = _Taps(), _Taps()
         self._labels: Tensor | None = None
         self._weights: Tensor | None = None
@@ -60,21 +66,13 @@ class Objective(Criterion):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = [build_loss(loss, teacher, student) for loss in losses]
-        chunks = Chunks.of(student.vocabulary_size, on_gpu=runtime.on_gpu)
-        made = cls(losses, built, [loss.needs(teacher, student) for loss in losses], chunks)
+        words = Words.of_rank(student.vocabulary_size, runtime.tensor_group)
+        chunks = Chunks.of(student.vocabulary_size // runtime.share.ranks, on_gpu=runtime.on_gpu)
+        made = cls(losses, built, [loss.needs(teacher, student) for loss in losses], chunks, words)
         return made.to(device=runtime.device, dtype=runtime.dtype) if runtime.last_stage else made
 
     def attach(self, student: Any, teacher: Any) -> None:
-        """Hang hooks into two GPTModels for what is compared.
-
-        Raises NotImplementedError where a loss would be wrong on the part of the vocabulary that a rank has.
-        """
-        parts = student.config.tensor_model_parallel_size
-        for loss, needs in zip(self.losses, self._needs, strict=True):
-            if (needs.logits or needs.labels) and parts > 1 and not loss.splits_vocabulary:
-                raise NotImplementedError(
-                    f"{type(loss).__name__} is wrong on a part of the vocabulary; use tensor parallel 1, not {parts}"
-                )
+        """Hang hooks into two GPTModels for what is compared."""
         pairs = [pair for needs in self._needs for pair in needs.hidden]
         embeddings = any(needs.embeddings for needs in self._needs)
         self._student.attach(student, {mine for mine, _ in pairs}, embeddings=embeddings)
@@ -117,14 +115,17 @@ class Objective(Criterion):
         if not per_token:
             return weighted_sum(self._settings, list(beside.values()), of_tokens)
         losses = [cast("Loss", self.losses[n]) for n in per_token]
-        heads = Heads(losses, mine.head, theirs.head, labels, self._chunks)
+        heads = Heads(losses, mine.head, theirs.head, labels, self._chunks, self._words)
         return self._sum(heads, per_token, beside, token_share(labels.numel(), of_tokens))
 
     def _beside(self, student: "_Seen", teacher: "_Seen", labels: Tensor) -> dict[int, Tensor]:
         """What losses that compare more than logits and labels give for every token, by their places in the sum."""
         places = [n for n, needs in enumerate(self._needs) if not needs.per_token]
         whole = any(self._needs[n].logits or self._needs[n].labels for n in places)
-        signals = student.signals(labels, whole=whole), teacher.signals(None, whole=whole)
+        signals = (
+            student.signals(labels, self._words, whole=whole),
+            teacher.signals(None, self._words, whole=whole),
+        )
         return {n: self.losses[n](*signals) for n in places}
 
     def _sum(self, heads: Heads, places: Sequence[int], beside: Mapping[int, Tensor], share: Tensor | float) -> Tensor:
@@ -153,10 +154,10 @@ class _Seen:
     hidden: Mapping[int, Tensor]
     embeddings: Tensor | None
 
-    def signals(self, labels: Tensor | None, *, whole: bool) -> Signals:
-        """For losses that take the batch as a whole; with all logits where one needs them."""
+    def signals(self, labels: Tensor | None, words: Words, *, whole: bool) -> Signals:
+        """For losses that take the batch as a whole; with all logits of these words where one needs them."""
         logits = self.head.logits() if whole else self.head.hidden[..., :0]
-        return Signals(logits, self.hidden, self.embeddings, labels)
+        return Signals(logits, self.hidden, self.embeddings, labels, words)
 
 
 class _Taps:
@@ -171,7 +172,7 @@ class _Taps:
 
     def attach(self, model: Any, layers: set[int], *, embeddings: bool) -> None:
         """Hang hooks into the output layer, and those layers of these numbers, counted from 1, that this rank has."""
-        self._stage, self._width = stage_of(model), model.config.hidden_size
+        self._stage, self._config = stage_of(model), model.config
         self._wanted = sorted(layers | {_EMBEDDINGS} if embeddings else layers)
         if self._stage.last:
             replace_output_layer(model, self._see_head)
@@ -183,7 +184,8 @@ class _Taps:
 
     def taken(self) -> _Seen:
         """What was seen; it is forgotten here."""
-        states, self._states = self._states, {}
+        states = {layer: all_tokens(state, self._config) for layer, state in self._states.items()}
+        self._states = {}
         head, self._head = cast("Head", self._head), None
         return _Seen(head, states, states.pop(_EMBEDDINGS, None))
 
@@ -191,12 +193,12 @@ class _Taps:
     def widths(self) -> tuple[int, int]:
         """Channels of what the stage receives, and of what it sends."""
         layers = self._stage.layers
-        received, sent = ((1 + len(self._before(layer))) * self._width for layer in (layers.start, layers.stop))
-        return received, sent
+        received, sent = (1 + len(self._before(layer)) for layer in (layers.start, layers.stop))
+        return received * self._config.hidden_size, sent * self._config.hidden_size
 
     def received(self, tensor: Tensor) -> Tensor:
         """Split what the stage before has `sent` into the states that it counts, which are seen now, and its output."""
-        hidden, *states = tensor.split(self._width, dim=-1)
+        hidden, *states = tensor.split(self._config.hidden_size, dim=-1)
         layer = self._stage.layers.start
         self._states = dict(zip(self._before(layer), states, strict=True))
         if layer in self._wanted:
@@ -214,7 +216,7 @@ class _Taps:
 
     def _see_head(self, hidden: Tensor, weight: Tensor) -> bool:
         if self.open:
-            self._head = Head(hidden, weight)
+            self._head = Head(to_words_of_rank(hidden, self._config), weight)
         return self.open
 
     def _see_layer(self, layer: Any, inputs: Any, output: tuple[Tensor, Any]) -> None:

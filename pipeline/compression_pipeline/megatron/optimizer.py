@@ -2,8 +2,8 @@
 
 Its checkpoint is ours. Megatron's own formats assume the Adam of Transformer Engine or Apex: with torch's they fail on
 its `step` tensors, or give all parameters one and the same, which then counts once per parameter. Here every rank
-writes its piece of each parameter's moments as a slice of one flat tensor per parameter, so that another number of
-ranks can read them.
+writes its piece of each parameter's moments as rectangles of a tensor of the parameter's whole shape, so that any other
+layout of ranks can read them.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -19,7 +18,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from compression_pipeline.config import TrainingConfig
 from compression_pipeline.huggingface.conversion import named_weights
 
-from . import private
+from . import private, shards
 from .runtime import Runtime
 
 if TYPE_CHECKING:
@@ -47,7 +46,9 @@ class Optimizer:
             use_distributed_optimizer=True,
         )
         self._settings, self._runtime = settings, runtime
+        self._model = model.module
         self._names = {parameter: name for name, parameter in named_weights(model.module)}
+        self._own_names = {parameter: name for name, parameter in model.module.named_parameters()}
         with private.torchs_adamw():
             self._chained = cast("ChainedOptimizer", get_megatron_optimizer(config, cast("Any", [model])))
         self._parts = [cast("DistributedOptimizer", part) for part in self._chained.chained_optimizers]
@@ -79,30 +80,23 @@ class Optimizer:
                 group["weight_decay"] = self._settings.weight_decay * group["wd_mult"]
         self._chained.step_with_ready_grads()
 
-    def sharded_state(self) -> dict[str, ShardedTensor]:
+    def sharded_state(self) -> list[shards.Part]:
         """This rank's pieces of moments and master weights, for saving or to be loaded into.
 
         Moments that don't exist before the first step are made (zeros). Where a parameter is float32 it is its own
         master weight, and the model's state has it.
         """
-        state: dict[str, ShardedTensor] = {}
+        state: list[shards.Part] = []
+        described = cast("Any", self._model).sharded_state_dict()
         for parameter, start, master, moments in self._shards():
             tensors = {name: moments[name] for name in MOMENTS}
             if parameter.dtype is not torch.float32:
                 tensors["master"] = master.detach()
-            for name, tensor in tensors.items():
-                key = f"optimizer.{name}.{self._names[parameter]}"
-                state[key] = ShardedTensor(
-                    key,
-                    tensor,
-                    tensor.dtype,
-                    tuple(tensor.shape),
-                    (parameter.numel(),),
-                    (start,),
-                    None,
-                    # The last stage's copy of a tied embedding is trained as the first one's is.
-                    replica_id=(0, 0, int(getattr(parameter, "shared", False))),
-                )
+            for place in shards.parts_of(described[self._own_names[parameter]]):
+                # The gate and the up projection are two parts of one parameter.
+                first = (place.tensor.data_ptr() - parameter.data_ptr()) // parameter.element_size()
+                for name, tensor in tensors.items():
+                    state += place.pieces(f"optimizer.{name}.{place.key}", tensor.flatten(), start - first)
         return state
 
     def resume(self, step: int) -> None:
@@ -111,7 +105,8 @@ class Optimizer:
             moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=master.device)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights whole, by the model's names, in float32: the masters where the model's own are rounded.
+        """What this rank has of the trained weights, by their names in the whole model, in float32: the masters where
+        the model's own are rounded.
 
         Every rank calls it, and where the model's weights are float32 every rank has them; masters are put together in
         the main memory of the rank alone that leads its data group.

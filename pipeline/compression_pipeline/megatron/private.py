@@ -245,6 +245,29 @@ def between_stages(
     model.set_input_tensor, model.forward = set_input_tensor, forward
 
 
+def all_tokens(states: Tensor, config: Any) -> Tensor:
+    """[sequence, batch, width] of what a layer gave, which is of this rank's part of the tokens where the sequence is
+    parallel. Every rank of a tensor group goes on to the same with them.
+    """
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+    if not config.sequence_parallel:
+        return states
+    return gather_from_sequence_parallel_region(states, tensor_parallel_output_grad=False)
+
+
+def to_words_of_rank(hidden: Tensor, config: Any) -> Tensor:
+    """What goes into an output layer, of all tokens; the gradients that come from each rank's words are summed."""
+    from megatron.core.tensor_parallel import (
+        copy_to_tensor_model_parallel_region,
+        gather_from_sequence_parallel_region,
+    )
+
+    if config.sequence_parallel:
+        return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
+    return copy_to_tensor_model_parallel_region(hidden) if config.tensor_model_parallel_size > 1 else hidden
+
+
 def replace_output_layer(model: Any, instead: Callable[[Tensor, Tensor], bool]) -> None:
     """Ask `instead` whenever a GPTModel calls its output layer: hidden states [sequence, batch, hidden size] and the
     layer's weight, which may be the embedding's. Where it says yes, there are no logits: the hidden states pass.

@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from compression_pipeline.config import JobConfig, ParallelLayout, Precision
 from compression_pipeline.errors import TransientError, UserError
+from compression_pipeline.huggingface.splitting import Share
 from compression_pipeline.store.system import processors
 
 from . import foundation, private
@@ -56,6 +57,8 @@ class Runtime:
     """The ranks that hold this part of the model: sums over tokens are summed over them."""
     tensor_group: dist.ProcessGroup
     """The ranks that hold the other shards of these matrices, of the vocabulary too."""
+    share: Share
+    """Which part of each of them this rank holds."""
     pipeline_group: dist.ProcessGroup
     """The ranks of the other stages of this copy, in their order."""
     stage: int
@@ -136,10 +139,12 @@ def runtime(
         dtype = _dtype(precision, gpu)
         if tell is not None:
             tell(foundation.described(device, dtype, threads))
+            if layout.per_copy > 1:
+                tell(layout.words)
         stack.enter_context(_threads(threads))
         stack.enter_context(foundation.alone())
         import_megatron(gpu)
-        stack.enter_context(_gpu_settings(device, deterministic) if gpu else private.cpu_adaptations())
+        stack.enter_context(_gpu_settings(device, layout, deterministic) if gpu else private.cpu_adaptations())
         stack.enter_context(private.fused_swiglu(swiglu))
         stack.enter_context(_process_group(device, rank, world_size))
         groups = stack.enter_context(_groups(layout))
@@ -201,7 +206,10 @@ def import_megatron(gpu: bool) -> None:
 
 
 @contextlib.contextmanager
-def _gpu_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
+def _gpu_settings(device: torch.device, layout: ParallelLayout, deterministic: bool) -> Iterator[None]:
+    if layout.tensor > 1:
+        # One queue: what ranks send each other starts before the product that hides it. CUDA reads it as it begins.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     torch.cuda.set_device(device)
     # Read by cuBLAS when it is first used, so it is early enough here.
     if deterministic:
@@ -255,6 +263,7 @@ def _groups(layout: ParallelLayout) -> Iterator[dict[str, Any]]:
             "data_rank": parallel_state.get_data_parallel_rank(),
             "data_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
             "tensor_group": parallel_state.get_tensor_model_parallel_group(),
+            "share": Share(parallel_state.get_tensor_model_parallel_rank(), layout.tensor),
             "pipeline_group": parallel_state.get_pipeline_model_parallel_group(),
             "stage": parallel_state.get_pipeline_model_parallel_rank(),
         }

@@ -8,6 +8,7 @@ for the library would hold all of it in memory a second time.
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,42 @@ class Part:
     """The part; it shares its memory with what it is taken from, so copying into it loads it."""
     mine: bool
     """Whether this rank is the one of those that hold the same part to write it."""
+    mine_of_copy: bool = True
+    """Whether it is the one of those that do so in its copy of the model."""
+
+    def pieces(self, key: str, values: Tensor, start: int) -> "Iterator[Part]":
+        """What belongs to this part of values that are flat and begin at number `start` of it, or before it, and may go
+        on after it: rectangles, which any other layout of ranks can read. Nobody else of this copy has them.
+        """
+        first, last = max(start, 0), min(start + values.numel(), self.tensor.numel())
+        for offset, shape in _rectangles(tuple(self.tensor.shape), first, last):
+            begin = sum(at * math.prod(self.tensor.shape[n + 1 :]) for n, at in enumerate(offset)) - start
+            piece = values[begin : begin + math.prod(shape)].view(shape)
+            place = tuple(map(sum, zip(self.offset, offset, strict=True)))
+            yield Part(key, self.whole, place, piece, self.mine_of_copy, self.mine_of_copy)
+
+
+def _rectangles(shape: tuple[int, ...], first: int, last: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(offset, shape) of rectangles that are together the numbers from `first` to before `last` of a tensor that is
+    written out row by row; each is consecutive there.
+    """
+    if first >= last:
+        return
+    if len(shape) == 1:
+        yield (first,), (last - first,)
+        return
+    row = math.prod(shape[1:])
+    rows = range(-(-first // row), last // row)  # those that are whole
+    if rows.start > rows.stop:  # it begins and ends in one row
+        parts = [(rows.stop, first % row, last % row)]
+    else:
+        parts = [(rows.start - 1, first % row, row)] if first % row else []
+        if rows:
+            yield (rows.start, *(0 for _ in shape[1:])), (len(rows), *shape[1:])
+        parts += [(rows.stop, 0, last % row)]
+    for number, begin, end in parts:
+        for offset, size in _rectangles(shape[1:], begin, end):
+            yield (number, *offset), (1, *size)
 
 
 def parts_of(state: Any) -> list[Part]:
@@ -67,13 +104,18 @@ def parts_of(state: Any) -> list[Part]:
 
 def _found(state: Any) -> Iterator[Part]:
     match state:
+        case Part():
+            yield state
         case ShardedTensorFactory():
             yield from _found(state.build())
         case ShardedTensor(data=torch.Tensor() as data, flattened_range=None):
             tensor = data.detach()
             tensor = tensor.view((1,) * state.prepend_axis_num + tuple(tensor.shape))
+            *others, _ = state.replica_id if isinstance(state.replica_id, tuple) else (state.replica_id,)
             mine = is_main_replica(state.replica_id)
-            yield Part(state.key, tuple(state.global_shape), tuple(state.global_offset), tensor, mine)
+            yield Part(
+                state.key, tuple(state.global_shape), tuple(state.global_offset), tensor, mine, not any(others)
+            )  # the last of its numbers counts the copies
         case Mapping():
             for value in state.values():
                 yield from _found(value)

@@ -1,10 +1,12 @@
 """What passes between pipeline stages outside of training: activations of a forward pass, and weights.
 
 Training's own traffic is Megatron's (`megatron.core.pipeline_parallel`). Weights are moved tensor by tensor, over the
-ranks of the first copy of the model; so no device ever holds more than its stage and one tensor.
+ranks of the first copy of the model; so no device ever holds more than its stage and one tensor. Where ranks share the
+matrices of a stage, the first of them sends and receives whole ones (`gathering`).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from compression_pipeline.text.batches import Batch
 from compression_pipeline.text.isolation import bias_for
 
+from . import gathering
 from .runtime import Runtime
 
 
@@ -29,6 +32,8 @@ def forward(model: Any, batch: Batch, runtime: Runtime, *, labels: Tensor | None
 
         neighbours = P2PCommunicator(runtime.pipeline_group, model.config)
         sequences, length = batch.tokens.shape
+        if model.config.sequence_parallel:
+            length //= runtime.share.ranks
         model.set_input_tensor(
             neighbours.recv_forward([(length, sequences, model.config.hidden_size)], runtime.first_stage)
         )
@@ -69,19 +74,29 @@ def collect(mine: Mapping[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
 
 
 def distribute(
-    state: Mapping[str, Tensor], weights: Mapping[str, Tensor], dtype: torch.dtype, runtime: Runtime
+    state: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    runtime: Runtime,
+    *,
+    gated: bool,
 ) -> None:
     """Fill every stage's `weights` in every copy with rank 0's `state`, rounded to `dtype`. Every rank calls it; both
-    are by the names of the whole model.
+    are by the names of the whole model. `gated`: whether there is a gate (`splitting.joined`).
     """
+    place = partial(gathering.place, runtime=runtime, gated=gated)
     if _of_first_copy(runtime):
         for stage, names in enumerate(_told(list(weights), runtime)):
             for name in names:
                 if runtime.rank == 0:
                     rounded = state[name].to(dtype)
-                    weights[name].copy_(rounded) if stage == 0 else _send(rounded, stage, runtime)
+                    place(name, weights[name], rounded) if stage == 0 else _send(rounded, stage, runtime)
                 elif stage == runtime.stage:
-                    weights[name].copy_(_received(weights[name].shape, dtype, 0, runtime))
+                    shape = gathering.whole_shape(name, weights[name].shape, runtime)
+                    place(name, weights[name], _received(shape, dtype, 0, runtime))
+    elif runtime.data_rank == 0:
+        for name, weight in weights.items():
+            place(name, weight, None)
     for weight in weights.values():
         dist.broadcast(weight, group=runtime.data_group, group_src=0)
 

@@ -26,6 +26,7 @@ from compression_pipeline.engines.history import History, ValidationEntry, metri
 from compression_pipeline.errors import UserError
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.huggingface.writer import write_checkpoint
+from compression_pipeline.losses import tensor_faults
 from compression_pipeline.phases import measuring
 from compression_pipeline.phases.best import BestWeights
 from compression_pipeline.phases.intermediate import IntermediateExports
@@ -56,8 +57,12 @@ def run(job: DistillJob, context: Context) -> DistillResult:
             f"{teacher.vocabulary_size:,}; prune the student out of this teacher"
         )
     faults = loss_faults(settings.losses, teacher, student, engine=job.engine)
-    if said := "; ".join(f"distill.{field}: {sentence}" for field, sentence in faults):
-        raise UserError(said)
+    measuring.check_layout(job, {"the teacher's": teacher, "the student's": student})
+    sentences = [f"distill.{field}: {sentence}" for field, sentence in faults]
+    if not sentences and job.parallelism.tensor > 1:
+        sentences += tensor_faults(resolved_losses(settings.losses, teacher, student), teacher, student)
+    if sentences:
+        raise UserError("; ".join(sentences))
     with start_engine(
         job, context, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
     ) as engine:

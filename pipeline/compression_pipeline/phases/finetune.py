@@ -19,6 +19,8 @@ def run(job: FinetuneJob, context: Context) -> FinetuneResult:
         Interrupted: told to stop; another attempt goes on from the checkpoint.
     """
     settings = job.finetune
+    teacher = read_architecture(context.store.open(job.teacher).model)
+    measuring.check_layout(job, {"the teacher's": teacher})
     with start_engine(
         job, context, precision=settings.precision, deterministic=settings.deterministic, seed=settings.seed
     ) as engine:

@@ -20,7 +20,7 @@ from compression_pipeline.config import (
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model, State
 from compression_pipeline.engines.soundness import check_sound
-from compression_pipeline.errors import Interrupted
+from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.store.published import Published
 from compression_pipeline.text.batches import ValidationData, ValidationLoss, sequences_per_pass
@@ -37,6 +37,13 @@ def made_before(job: FinetuneJob | DistillJob, context: Context, engine: Engine,
     # What a volume shows to one node it may not show to another yet.
     there = engine.agree(engine.rank == 0 and context.sound(context.store.find(name)) is not None)
     return context.store.open(name) if there else None
+
+
+def check_layout(job: FinetuneJob | DistillJob, models: Mapping[str, Architecture]) -> None:
+    """Raises UserError where a model does not split as the job asks. `models`: by whose sizes they are."""
+    for whose, architecture in models.items():
+        for field, sentence in job.parallelism.faults(architecture, whose):
+            raise UserError(f"parallelism.{field}: {sentence}")
 
 
 def own(

@@ -66,6 +66,7 @@ def training_memory(
     losses: Sequence[LossConfig] = (),
     isolated: bool = False,
     recomputation: Recomputation = Recomputation.NONE,
+    tensor: int = 1,
 ) -> Memory:
     """What a rank needs to train a model.
 
@@ -76,14 +77,18 @@ def training_memory(
         losses: of a distillation, rules resolved.
         isolated: whether documents in a sequence do not see each other.
         recomputation: what the backward pass computes again; not Auto.
+        tensor: ranks that share each matrix, and the tokens between matrices; it divides the widths of both models.
     """
     size = 2 if precision is Precision.BF16 else _F32
     tokens = micro_batch_size * sequence_length
     needs = [loss.needs(teacher, trained) for loss in losses] if teacher is not None else []
-    parameters = trained.parameters + (loss_parameters(losses, teacher, trained) if teacher is not None else 0)
+    # From here on what this rank has; `losses_memory` asks losses by the whole models.
+    part, taught = trained.shared_by(tensor), teacher and teacher.shared_by(tensor)
+    parameters = part.parameters + (loss_parameters(losses, teacher, trained) if teacher is not None else 0)
     state = (3 if size == 2 else 2) * _F32
+    between = tokens // tensor if sequence_length % tensor == 0 else tokens
     activations = _activations(
-        trained, tokens, sequence_length, size, on_gpu, isolated=isolated, recomputation=recomputation
+        part, tokens, between, sequence_length, size, on_gpu, isolated=isolated, recomputation=recomputation
     )
     if isolated:  # the bias that all layers of both models share
         activations += tokens * sequence_length * size
@@ -93,13 +98,13 @@ def training_memory(
         weights=parameters * size,
         gradients=parameters * _F32,
         optimizer=-(-parameters * state // copies),
-        teacher=teacher.parameters * size if teacher is not None else 0,
+        teacher=taught.parameters * size if taught is not None else 0,
         activations=activations,
-        logits=max(
-            logits_memory(trained, tokens, precision), (tokens + trained.hidden_size) * trained.vocabulary_size * size
-        )
+        logits=max(logits_memory(part, tokens, precision), (tokens + part.hidden_size) * part.vocabulary_size * size)
         if teacher is None
-        else losses_memory(trained, teacher, losses, tokens, size, Chunks.of(trained.vocabulary_size, on_gpu=on_gpu)),
+        else losses_memory(
+            trained, teacher, losses, tokens, size, Chunks.of(part.vocabulary_size, on_gpu=on_gpu), tensor=tensor
+        ),
     )
 
 
@@ -121,6 +126,7 @@ def least_recomputation(asked: Recomputation, memory: Callable[..., Memory], roo
 def _activations(
     model: Architecture,
     tokens: int,
+    between: int,
     sequence_length: int,
     size: int,
     on_gpu: bool,
@@ -128,7 +134,9 @@ def _activations(
     isolated: bool,
     recomputation: Recomputation,
 ) -> int:
-    """Saved for the backward pass, but for the logits. Each is [tokens, width]."""
+    """Saved for the backward pass, but for the logits. Each is [tokens, width]; between the matrices of ranks that
+    share them a rank has `between` tokens alone.
+    """
     h, ffn = model.hidden_size, model.ffn_hidden_size
     queries, keys = model.attention_heads * model.head_dim, model.query_groups * model.head_dim
     norm = _norm(model, h, size, on_gpu)
@@ -146,13 +154,13 @@ def _activations(
     # Squared ReLU: the ReLU and its square.
     inner = (3 if model.activation is Activation.SWIGLU else 2) * ffn * size
     rotations = 4 * sequence_length * model.rotary_dim * size  # sine and cosine, for queries and keys
-    layer = tokens * (2 * norm + attention + inner) + rotations
-    ends = tokens * (norm + _INT64)
+    layer = between * 2 * norm + tokens * (attention + inner) + rotations
+    ends = between * norm + tokens * _INT64
     match recomputation:
         case Recomputation.SELECTIVE:  # one MLP at a time
             return model.layers * (layer - tokens * inner) + tokens * inner + ends
         case Recomputation.FULL:  # what goes into each layer, and one layer at a time
-            return model.layers * tokens * h * size + layer + ends
+            return model.layers * between * h * size + layer + ends
         case _:
             return model.layers * layer + ends
 
@@ -189,27 +197,38 @@ def logits_memory(model: Architecture, tokens: int, precision: Precision) -> int
 
 
 def losses_memory(
-    student: Architecture, teacher: Architecture, losses: Sequence[LossConfig], tokens: int, size: int, chunks: Chunks
+    student: Architecture,
+    teacher: Architecture,
+    losses: Sequence[LossConfig],
+    tokens: int,
+    size: int,
+    chunks: Chunks,
+    *,
+    tensor: int = 1,
 ) -> int:
     """Bytes of output layers and losses while they are computed (`losses/heads.py`), at `size` bytes a number.
 
     A chunk of both models' logits, a block's copies of them, the gradients of the student's output layer, which is
     summed in float32, and of what goes into it. A product is added to the sum in parts, and the backward pass turns the
-    sum into the weights' type where it lies.
+    sum into the weights' type where it lies. Of `tensor` ranks that share the vocabulary
+    each has the states of all tokens.
     """
+    words = student.vocabulary_size // tensor
     on_logits = [loss for loss in losses if loss.logit_copies is not None]
     per_token = [loss for loss in on_logits if loss.needs(teacher, student).per_token]
     product = even(tokens, chunks.product)
     block = min(product, chunks.block)
     needed = 0
     if per_token:
-        needed += student.vocabulary_size * (2 * product * size + _of_losses(per_token, size) * block)
-        gradient = student.vocabulary_size * student.hidden_size
+        needed += words * (2 * product * size + _of_losses(per_token, size) * block)
+        gradient = words * student.hidden_size
         needed += gradient * _F32 + (min(gradient, PART) * size if size != _F32 else 0)
         needed += student.hidden_size * tokens * size
     if len(per_token) < len(on_logits):
         others = [loss for loss in on_logits if loss not in per_token]
-        needed += student.vocabulary_size * tokens * (2 * size + _of_losses(others, size))
+        needed += words * tokens * (2 * size + _of_losses(others, size))
+    if tensor > 1 and on_logits:
+        needed += (student.hidden_size + teacher.hidden_size) * tokens * size
     return needed
 
 

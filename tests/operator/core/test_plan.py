@@ -17,6 +17,7 @@ from compression_pipeline.config import (
     ExportJob,
     FinetuneJob,
     JobConfig,
+    Parallelism,
     Phase,
     Precision,
     PruneJob,
@@ -290,8 +291,8 @@ def test_a_step_without_its_inputs_has_no_fingerprint_though_it_had_one() -> Non
 
 
 def test_a_job_is_told_everything() -> None:
-    spec: dict[str, Any] = {"phases": {"distill": {"gpusPerNode": 4, "nodes": 2, "terminationGracePeriodSeconds": 77}}}
-    steps = planned(**spec)
+    settings = {"gpusPerNode": 4, "nodes": 2, "parallelism": {"tensor": 2}, "terminationGracePeriodSeconds": 77}
+    steps = planned(phases={"distill": settings})
     named = marks(steps)
     distill = steps.get("distill-depth")
     assert distill
@@ -309,6 +310,7 @@ def test_a_job_is_told_everything() -> None:
     assert isinstance(config, DistillJob)
     assert (config.run, config.step, config.student, config.attempt) == ("demo", "distill-depth", "depth", 3)
     assert (config.processes_per_node, config.grace_period_seconds, config.sequence_length) == (4, 77, 64)
+    assert config.parallelism == Parallelism(tensor=2)
     assert (config.data, config.teacher, config.pruned) == (
         "prepare-" + "k" * 32,
         f"finetune-{named['finetune']}",

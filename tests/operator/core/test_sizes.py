@@ -16,6 +16,7 @@ from compression_operator.core.events_diff import events_between
 from compression_operator.core.plan import plan
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes, with_sizes
+from compression_operator.core.student_faults import faults_by_student
 from compression_pipeline.config import Recomputation, ResolvedSource
 from compression_pipeline.sizing import GPUS
 
@@ -91,7 +92,7 @@ def test_what_does_not_fit_is_told_with_what_would() -> None:
     assert of("Auto") == of("Selective")
     [warning] = of("None").warnings
     assert warning.startswith("distill-width needs about") and (
-        "H100 has 85.5 GB; set activationRecomputation: Full, lower microBatchSize" in warning
+        "H100 has 85.5 GB; set activationRecomputation: Full, or lower microBatchSize" in warning
     )
     kept, mlps, layers = (of(what).memory_per_gpu.activations for what in ("None", "Selective", "Full"))
     assert kept > 1.5 * mlps > 3 * layers
@@ -99,9 +100,11 @@ def test_what_does_not_fit_is_told_with_what_would() -> None:
 
 def test_what_activations_do_not_decide_wants_other_gpus() -> None:
     [warning] = distillation(a_run(phases={"distill": {"gpusPerNode": 1}}), gpu=GPUS["H100"]).warnings
-    assert warning.endswith("use more GPUs, which share the optimizer's state, or larger ones")
+    assert warning.endswith("use more GPUs, which share the optimizer's state, or use larger GPUs")
     [warning] = distillation(a_run(), gpu=GPUS["L4"]).warnings
-    assert warning.endswith("use larger ones")
+    assert "; raise phases.distill.parallelism.tensor, so that GPUs of a node share the weights" in warning
+    shared = distillation(a_run(phases={"distill": {"parallelism": {"tensor": 8}}}), gpu=GPUS["L4"])
+    assert not shared.warnings
 
 
 def test_a_pod_s_limit_is_compared_with_what_it_needs() -> None:
@@ -188,3 +191,29 @@ NOT_KNOWN = ("many", ".", "1ki", "1e999")
 )
 def test_other_quantities(text: str | int, found: int | None) -> None:
     assert quantity_bytes(text) == found
+
+
+def test_gpus_that_share_matrices_have_a_part_of_each_model() -> None:
+    """A layout is not told of what is made: the keys of its steps are the same."""
+    plain, split = (a_run(phases={"distill": {"parallelism": {"tensor": tensor}}}) for tensor in (1, 4))
+    alone, shared = (distillation(run, gpu=GPUS["H100"]) for run in (plain, split))
+    assert (alone.tensor, shared.tensor, shared.ranks) == (1, 4, 8)
+    for part in ("weights", "gradients", "teacher"):
+        assert getattr(shared.memory_per_gpu, part) == pytest.approx(getattr(alone.memory_per_gpu, part) / 4, rel=0.001)
+    # Two copies of four GPUs in place of eight: each GPU has as much of the optimizer's state as before.
+    assert shared.memory_per_gpu.optimizer == pytest.approx(alone.memory_per_gpu.optimizer, rel=0.001)
+    assert shared.recomputation is Recomputation.NONE
+    assert [step.key for step in plan(plain.spec).steps] == [step.key for step in plan(split.spec).steps]
+
+
+def test_a_layout_that_the_models_do_not_divide_by_is_a_fault_of_its_field() -> None:
+    teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
+    wrong = a_run(
+        finetune={"steps": 100, "warmupSteps": 1},
+        phases={
+            "finetune": {"gpusPerNode": 16, "parallelism": {"tensor": 16}},
+            "distill": {"parallelism": {"tensor": 8}},
+        },
+    )
+    said = "16 does not divide the teacher's 8 key/value heads, nearest: 8"
+    assert faults_by_student(wrong.spec, teacher) == {"width": [("spec.phases.finetune.parallelism.tensor", said)]}
