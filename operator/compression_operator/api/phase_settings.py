@@ -134,7 +134,8 @@ def _cel_within_a_node() -> tuple[str, str]:
     below, above = f"{divisors} && n <= {tensor})", f"{divisors} && n > {tensor})"
     told = (tensor, CEL_PER_NODE.format("self"), f"{below}[{below}.size() - 1]")
     alone, both = cel_format(f"{_UNSHARED}%d", *told), cel_format(f"{_UNSHARED}%d or %d", *told, f"{above}[0]")
-    holds = f"{tensor} < 1 || {CEL_PER_NODE.format('self')} % {tensor} == 0"
+    # Of the default of these settings the API server asks before it fills in those of their fields.
+    holds = f"!has(self.parallelism) || {tensor} < 1 || {CEL_PER_NODE.format('self')} % {tensor} == 0"
     return holds, f"{above}.size() == 0 ? {alone} : {both}"
 
 

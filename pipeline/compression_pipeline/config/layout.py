@@ -21,7 +21,8 @@ def _not_yet(field: str) -> Rule:
     def check(split: "Parallelism") -> str | None:
         return _NOT_YET % size if (size := getattr(split, field)) > 1 else None
 
-    return Rule(field, check, cel=f"self.{field} <= 1", message=cel_format(_NOT_YET, f"self.{field}"))
+    # The API server asks of the default of this object, too, before it fills in those of its fields.
+    return Rule(field, check, cel=f"!has(self.{field}) || self.{field} <= 1", message=cel_format(_NOT_YET, f"self.{field}"))
 
 
 class Parallelism(ConfigModel):
