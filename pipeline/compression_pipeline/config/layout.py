@@ -22,7 +22,8 @@ def _not_yet(field: str) -> Rule:
         return _NOT_YET % size if (size := getattr(split, field)) > 1 else None
 
     # The API server asks of the default of this object, too, before it fills in those of its fields.
-    return Rule(field, check, cel=f"!has(self.{field}) || self.{field} <= 1", message=cel_format(_NOT_YET, f"self.{field}"))
+    holds = f"!has(self.{field}) || self.{field} <= 1"
+    return Rule(field, check, cel=holds, message=cel_format(_NOT_YET, f"self.{field}"))
 
 
 class Parallelism(ConfigModel):
