@@ -235,10 +235,17 @@ def test_phases_of_one_rank_have_one_whatever_they_are_told(phase: Phase) -> Non
     assert command(phase, rendezvous)[1:] == ["-m", "compression_pipeline.worker", phase.value]
 
 
-@pytest.mark.parametrize("field", ["pipeline", "context"])
-def test_a_job_that_splits_its_model_so_is_refused_before_a_rank_is_started(field: str) -> None:
-    job = JOB.model_copy(update={"parallelism": Parallelism(**{field: 2})})
-    with pytest.raises(UserError, match=rf"^parallelism\.{field}: 2 is not supported yet; leave it at 1"):
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"context": 2}, r"parallelism\.context: 2 is not supported yet; leave it at 1"),
+        ({"pipeline": 2}, "parallelism: prune computes with whole models; leave it away"),
+        ({"tensor": 2}, "parallelism: prune computes with whole models; leave it away"),
+    ],
+)
+def test_a_job_that_splits_its_model_so_is_refused_before_a_rank_is_started(split: dict[str, int], said: str) -> None:
+    job = JOB.model_copy(update={"parallelism": Parallelism(**split)})
+    with pytest.raises(UserError, match=f"^{said}$"):
         Rendezvous.of(Phase.PRUNE, job, {})
 
 

@@ -23,20 +23,27 @@ SETTINGS: dict[str, Any] = {
     "checkpointInterval": 100,
     "validationInterval": 2,
 }
-LAYOUTS = {"1": (1, 1), "2": (2, 2), "2x2": (2, 4)}
-"""(stages, ranks)."""
+LAYOUTS: dict[str, tuple[dict[str, int], int]] = {
+    "one": ({}, 1),
+    "two": ({"pipeline": 2}, 2),
+    "copies": ({"pipeline": 2}, 4),
+    "matrices": ({"pipeline": 2, "tensor": 2}, 4),
+}
+"""How a copy is split, and over how many ranks."""
+FOUR = {"llama3": "copies", "qwen2-tied": "matrices", "logits": "copies", "states": "matrices"}
+"""What four ranks do beside sharing layers, for each kind of teacher and of loss."""
 KINDS = "llama3", "qwen2-tied"
-MOVED = {"llama3": ("2", "1"), "qwen2-tied": ("1", "2x2")}
+MOVED = {"llama3": ("two", "one"), "qwen2-tied": ("one", "matrices")}
 """Layouts that a training begins and ends in."""
 
 
-def job(store: Store, step: str, stages: int, ranks: int, **fields: Any) -> dict[str, Any]:
+def job(store: Store, step: str, split: dict[str, int], ranks: int, **fields: Any) -> dict[str, Any]:
     return {
         **common(store, step),
         "data": DATA,
         "teacher": TEACHER,
         "sequence_length": 32,
-        "parallelism": {"pipeline": stages},
+        "parallelism": split,
         "processes_per_node": ranks,
         "validation": {"samples": 11},
         **fields,
@@ -77,8 +84,9 @@ def assert_alike(store: Store, reference: Store, phase: str) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
-        # A bias of keys moves all scores of a row alike: its gradient is rounding alone, which Adam makes a step of.
-        atol = SETTINGS["learningRate"] if name.endswith("k_proj.bias") else 2e-5
+        # Adam makes a step of about the learning rate of any gradient, however small: of what is rounding alone, too,
+        # as of a bias of keys, which moves all scores of a row alike.
+        atol = SETTINGS["learningRate"] * (1 if name.endswith("k_proj.bias") else 0.1)
         torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=atol)
 
 
@@ -88,27 +96,29 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
     found: dict[tuple[str, str], Store] = {}
     runs: list[dict[str, Any]] = []
     for kind in KINDS:
-        for layout, (stages, ranks) in LAYOUTS.items():
+        for layout in ("one", "two", FOUR[kind]):
+            split, ranks = LAYOUTS[layout]
             store = found[kind, layout] = make_store(tmp_path_factory.mktemp(kind), kind, num_hidden_layers=5)
-            told = job(store, "finetune", stages, ranks, finetune=SETTINGS)
+            told = job(store, "finetune", split, ranks, finetune=SETTINGS)
             runs.append({"ranks": ranks, "phase": {"name": "finetune", "job": told}})
     for kind, (first, then) in MOVED.items():
         # Killed after a checkpoint, whatever rank it is; what goes on is split otherwise.
         store = found[kind, "moved"] = make_store(tmp_path_factory.mktemp(kind), kind, num_hidden_layers=5)
         settings = {**SETTINGS, "checkpointInterval": 2}
         for attempt, layout in ((1, first), (2, then)):
-            stages, ranks = LAYOUTS[layout]
-            told = job(store, "finetune", stages, ranks, attempt=attempt, finetune=settings)
+            split, ranks = LAYOUTS[layout]
+            told = job(store, "finetune", split, ranks, attempt=attempt, finetune=settings)
             course = {"killed_at": 3} if attempt == 1 else {"first": 2}
             runs.append({"ranks": ranks, "phase": {"name": "finetune", "job": told, **course}, "fails": attempt == 1})
     run(runs)
     return found
 
 
-@pytest.mark.parametrize("layout", ["2", "2x2", "moved"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "layout"), [(kind, layout) for kind in KINDS for layout in ("two", FOUR[kind], "moved")]
+)
 def test_a_teacher_is_corrected_as_by_one_rank(kind: str, layout: str, finetuned: dict[tuple[str, str], Store]) -> None:
-    assert_alike(finetuned[kind, layout], finetuned[kind, "1"], "finetune")
+    assert_alike(finetuned[kind, layout], finetuned[kind, "one"], "finetune")
 
 
 @pytest.fixture(scope="module")
@@ -117,22 +127,24 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str],
     found: dict[tuple[str, str], Store] = {}
     runs: list[dict[str, Any]] = []
     for losses, kind in (("logits", "qwen2-tied"), ("states", "llama3")):
-        for layout, (stages, ranks) in LAYOUTS.items():
+        for layout in ("one", "two", FOUR[losses]):
+            split, ranks = LAYOUTS[layout]
             store = found[losses, layout] = make_store(tmp_path_factory.mktemp(losses), kind, num_hidden_layers=5)
             publish(store, PRUNED, lambda path, kind=kind: save_model(path / "model", kind, seed=1, **STUDENT))
             settings = {**SETTINGS, "losses": LOSSES[losses]}
-            told = job(store, "distill-width", stages, ranks, pruned=PRUNED, distill=settings)
+            told = job(store, "distill-width", split, ranks, pruned=PRUNED, distill=settings)
             runs.append({"ranks": ranks, "phase": {"name": "distill", "job": told}})
     run(runs)
     return found
 
 
-@pytest.mark.parametrize("layout", ["2", "2x2"])
-@pytest.mark.parametrize("losses", LOSSES)
+@pytest.mark.parametrize(
+    ("losses", "layout"), [(losses, layout) for losses in LOSSES for layout in ("two", FOUR[losses])]
+)
 def test_a_student_is_distilled_as_by_one_rank(
     losses: str, layout: str, distilled: dict[tuple[str, str], Store]
 ) -> None:
-    store, reference = distilled[losses, layout], distilled[losses, "1"]
+    store, reference = distilled[losses, layout], distilled[losses, "one"]
     assert_alike(store, reference, "distill")
     proofs = [load_file(of.open("distill-" + "0" * 32).path / "reference.safetensors") for of in (store, reference)]
     for name, expected in proofs[1].items():

@@ -23,6 +23,7 @@ class PlannedTraining(Record):
     parameters: int = Field(description="Parameters of the model that is trained.")
     ranks: int = Field(description="GPUs of the job, or its processes on CPU.")
     tensor: int = Field(default=1, description="GPUs, or processes, that share each matrix of one copy of the models.")
+    pipeline: int = Field(default=1, description="Stages that the layers of one copy of the models are split over.")
     tokens: int = Field(description="Tokens of all steps, but for accept.extendSteps.")
     flops: float = Field(description="Floating-point operations of all steps, those of the teacher included.")
     memory_per_gpu: PlannedMemory = Field(

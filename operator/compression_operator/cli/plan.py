@@ -278,7 +278,8 @@ def _dimensions(one: Architecture) -> tuple[int, ...]:
 
 
 def _ranks(one: PlannedTraining) -> str:
-    return f"{one.ranks} (tensor {one.tensor})" if one.tensor > 1 else f"{one.ranks}"
+    split = [f"{name} {size}" for name, size in (("tensor", one.tensor), ("pipeline", one.pipeline)) if size > 1]
+    return f"{one.ranks} ({', '.join(split)})" if split else f"{one.ranks}"
 
 
 def _memory(one: PlannedTraining) -> Iterator[str]:

@@ -149,6 +149,7 @@ def _planned(
     losses = resolved_losses(training.losses, teacher, trained) if isinstance(training, DistillConfig) else []
     gpu = (hardware.gpu or named_gpu(spec, settings)) if on_gpu else None
 
+    micro_batches = max(1, training.global_batch_size // (training.micro_batch_size * layout.data))
     memory_of = partial(
         training_memory,
         trained,
@@ -157,6 +158,8 @@ def _planned(
         precision=training.precision if training.precision is not Precision.AUTO else arithmetic(on_gpu),
         copies=layout.data,
         tensor=layout.tensor,
+        pipeline=layout.pipeline,
+        micro_batches=micro_batches,
         on_gpu=on_gpu,
         teacher=taught,
         losses=losses,
@@ -171,6 +174,7 @@ def _planned(
         parameters=trained.parameters,
         ranks=layout.ranks,
         tensor=layout.tensor,
+        pipeline=layout.pipeline,
         tokens=tokens,
         flops=flops,
         memory_per_gpu=PlannedMemory(total=memory.total, **asdict(memory)),
@@ -179,8 +183,23 @@ def _planned(
         gpu=gpu.name if gpu else None,
         gpu_hours=hours_on(flops, gpu, hardware),
     )
-    warnings = [*_gpu_warnings(step, planned, gpu), *_pod_warnings(step, planned, layout.per_node, on_gpu=on_gpu)]
+    warnings = [
+        *_gpu_warnings(step, planned, gpu),
+        *_pod_warnings(step, planned, layout.per_node, on_gpu=on_gpu),
+        *_idle_warnings(step, layout.pipeline, micro_batches),
+    ]
     return planned.model_copy(update={"warnings": warnings})
+
+
+def _idle_warnings(step: PlannedStep, stages: int, micro_batches: int) -> Sequence[str]:
+    if micro_batches >= stages:
+        return []
+    passes = f"{micro_batches} micro-batch{'es' if micro_batches > 1 else ''}"
+    idle = (stages - 1) / (micro_batches + stages - 1)
+    return [
+        f"{step.name} has {passes} in each copy for {stages} pipeline stages, so each stage idles {idle:.0%} of the "
+        f"time; lower microBatchSize or phases.{step.phase}.parallelism.pipeline, or raise globalBatchSize"
+    ]
 
 
 def _layout(settings: PhaseSettings, hardware: Hardware) -> ParallelLayout:

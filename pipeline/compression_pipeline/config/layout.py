@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from .architecture import Architecture
 from .base import ConfigModel, Rule, cel_format, nearest_divisors
+from .stages import stages_fault
 
 _NOT_YET = "%d is not supported yet; leave it at 1"
 
@@ -29,7 +30,7 @@ def _not_yet(field: str) -> Rule:
 class Parallelism(ConfigModel):
     """How one copy of the model is split. The default is not at all: all ranks are data parallel."""
 
-    unsupported_fields: ClassVar[tuple[str, ...]] = ("pipeline", "context")
+    unsupported_fields: ClassVar[tuple[str, ...]] = ("context",)
     """What no phase can do yet."""
 
     rules: ClassVar[tuple[Rule, ...]] = tuple(_not_yet(field) for field in unsupported_fields)
@@ -42,7 +43,12 @@ class Parallelism(ConfigModel):
         "GPUs, and the key/value heads, query heads, ffnHiddenSize and vocabulary of teacher and student.",
     )
     pipeline: int = Field(
-        default=1, ge=1, le=64, description="Number of stages of consecutive layers. Only 1 is supported yet."
+        default=1,
+        ge=1,
+        le=64,
+        description="Number of stages of consecutive layers, each on GPUs of its own, on any node. Layers that do not "
+        "divide are split as evenly as can be. At most the layers of teacher and student; a stage idles "
+        "the less, the more micro-batches a copy has.",
     )
     context: int = Field(
         default=1, ge=1, le=64, description="Number of GPUs that share each sequence. Only 1 is supported yet."
@@ -90,12 +96,15 @@ class Parallelism(ConfigModel):
         if wrong:
             nearest = nearest_divisors(gcd(*widths.values()), self.tensor)
             yield "tensor", f"{self.tensor} does not divide {whose} {' and '.join(wrong)}, nearest: {nearest}"
+        if too_many := stages_fault(model, self.pipeline, whose):
+            yield "pipeline", too_many
 
     def within(self, ranks: int) -> "Parallelism":
         """The same where that many ranks hold a copy; else one that they do hold, of fewer parts."""
         if self.per_copy <= ranks:
             return self
-        return Parallelism(tensor=max(n for n in range(1, ranks + 1) if self.tensor % n == 0))
+        tensor = max(n for n in range(1, ranks + 1) if self.tensor % n == 0)
+        return Parallelism(tensor=tensor, pipeline=min(self.pipeline, ranks // tensor))
 
     def over(self, *, nodes: int, per_node: int) -> "ParallelLayout":
         """The layout of a job of so many nodes and processes on each. Raises ValueError where it does not fit."""

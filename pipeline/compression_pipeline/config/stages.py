@@ -31,12 +31,12 @@ class Stage:
         return 1 if model.tied_embeddings and self.first and self.last else self.first + self.last
 
 
-def stages_fault(model: Architecture, count: int) -> str | None:
-    """Why the model does not split over so many stages, and what to do; None if it does."""
+def stages_fault(model: Architecture, count: int, whose: str = "the model's") -> str | None:
+    """Why the model does not split over so many stages, and which number it does; None if it does."""
     if count <= model.layers:
         return None
     layers = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
-    return f"{count} stages are more than the model's {layers}; use {model.layers}, or a model with more layers"
+    return f"{count} stages are more than {whose} {layers}, nearest: {model.layers}"
 
 
 def stages(model: Architecture, count: int) -> tuple[Stage, ...]:

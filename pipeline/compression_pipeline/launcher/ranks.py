@@ -40,6 +40,8 @@ class Rendezvous:
         """Raises UserError for a layout that is not supported yet."""
         if unsupported := job.parallelism.unsupported:
             raise UserError(f"parallelism.{': '.join(unsupported)}")
+        if job.parallelism.per_copy > 1 and not PHASES[phase].trains:
+            raise UserError(f"parallelism: {phase} computes with whole models; leave it away")
         if PHASES[phase].single_process:
             return cls(ParallelLayout(nodes=1, per_node=1))
         nodes = int(environment.get("PET_NNODES", "1"))

@@ -47,6 +47,8 @@ def planned(
         precision=runtime.precision,
         copies=runtime.data_size,
         tensor=runtime.layout.tensor,
+        pipeline=runtime.layout.pipeline,
+        micro_batches=training.data.micro_batches,
         on_gpu=runtime.on_gpu,
         teacher=teacher,
         losses=losses,

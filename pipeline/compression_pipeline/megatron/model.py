@@ -66,6 +66,7 @@ def transformer_config(architecture: Architecture, runtime: Runtime, sequence_le
         attention_dropout=0.0,
         params_dtype=runtime.dtype,
         pipeline_dtype=runtime.dtype,
+        deallocate_pipeline_outputs=True,
         bf16=runtime.dtype is torch.bfloat16,
         use_cpu_initialization=not runtime.on_gpu,
         perform_initialization=False,

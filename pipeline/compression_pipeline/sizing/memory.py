@@ -22,6 +22,7 @@ from compression_pipeline.config import (
     Normalization,
     Precision,
     Recomputation,
+    stages,
 )
 from compression_pipeline.config.chunks import PART, even
 
@@ -67,8 +68,10 @@ def training_memory(
     isolated: bool = False,
     recomputation: Recomputation = Recomputation.NONE,
     tensor: int = 1,
+    pipeline: int = 1,
+    micro_batches: int | None = None,
 ) -> Memory:
-    """What a rank needs to train a model.
+    """What a rank needs to train a model; of several pipeline stages one of that which needs most.
 
     Args:
         precision: BF16 or FP32, not Auto.
@@ -78,34 +81,70 @@ def training_memory(
         isolated: whether documents in a sequence do not see each other.
         recomputation: what the backward pass computes again; not Auto.
         tensor: ranks that share each matrix, and the tokens between matrices; it divides the widths of both models.
+        pipeline: stages, each of which has a part of both models' layers (`config.stages`).
+        micro_batches: of a copy in a step; None: at least as many as there are stages. A stage keeps the activations of
+            as many as there are stages from it to the last.
     """
     size = 2 if precision is Precision.BF16 else _F32
     tokens = micro_batch_size * sequence_length
     needs = [loss.needs(teacher, trained) for loss in losses] if teacher is not None else []
     # From here on what this rank has; `losses_memory` asks losses by the whole models.
     part, taught = trained.shared_by(tensor), teacher and teacher.shared_by(tensor)
-    parameters = part.parameters + (loss_parameters(losses, teacher, trained) if teacher is not None else 0)
     state = (3 if size == 2 else 2) * _F32
     between = tokens // tensor if sequence_length % tensor == 0 else tokens
-    activations = _activations(
-        part, tokens, between, sequence_length, size, on_gpu, isolated=isolated, recomputation=recomputation
-    )
-    if isolated:  # the bias that all layers of both models share
-        activations += tokens * sequence_length * size
-    if teacher is not None:
-        activations += _states(teacher, tokens, size, needs)
-    return Memory(
-        weights=parameters * size,
-        gradients=parameters * _F32,
-        optimizer=-(-parameters * state // copies),
-        teacher=taught.parameters * size if taught is not None else 0,
-        activations=activations,
-        logits=max(logits_memory(part, tokens, precision), (tokens + part.hidden_size) * part.vocabulary_size * size)
-        if teacher is None
-        else losses_memory(
-            trained, teacher, losses, tokens, size, Chunks.of(part.vocabulary_size, on_gpu=on_gpu), tensor=tensor
-        ),
-    )
+    count = min(pipeline, trained.layers, teacher.layers if teacher is not None else trained.layers)
+
+    def of_stage(number: int) -> Memory:
+        stage = stages(trained, count)[number]
+        parameters = stage.parameters(part)
+        at_once = min(count - number, micro_batches or count)
+        activations = _activations(
+            part,
+            tokens,
+            between,
+            sequence_length,
+            size,
+            on_gpu,
+            isolated=isolated,
+            recomputation=recomputation,
+            layers=len(stage.layers),
+            at_once=at_once,
+        )
+        if isolated:  # the bias that all layers of both models share
+            activations += at_once * tokens * sequence_length * size
+        # What comes from the stage before, and what goes to the next.
+        passed = (0 if stage.first else at_once) + (not stage.last)
+        activations += passed * between * size * _passed(trained, teacher, needs)
+        logits, of_teacher = 0, 0
+        if taught is not None and teacher is not None:
+            of_teacher = stages(teacher, count)[number].parameters(taught) * size
+        if stage.last and teacher is None:
+            logits = max(
+                logits_memory(part, tokens, precision), (tokens + part.hidden_size) * part.vocabulary_size * size
+            )
+        elif stage.last and teacher is not None:
+            chunks = Chunks.of(part.vocabulary_size, on_gpu=on_gpu)
+            logits = losses_memory(trained, teacher, losses, tokens, size, chunks, tensor=tensor)
+            parameters += loss_parameters(losses, teacher, trained)
+            activations += _states(teacher, tokens, size, needs)
+        return Memory(
+            weights=parameters * size,
+            gradients=parameters * _F32,
+            optimizer=-(-parameters * state // copies),
+            teacher=of_teacher,
+            activations=activations,
+            logits=logits,
+        )
+
+    return max(map(of_stage, range(count)), key=lambda memory: memory.total)
+
+
+def _passed(trained: Architecture, teacher: Architecture | None, needs: Sequence[Needs]) -> int:
+    """Channels of a token that go from stage to stage at most (`megatron/objective.py`)."""
+    if teacher is None:
+        return trained.hidden_size
+    states = sum(len(each.hidden) + each.embeddings for each in needs)
+    return (1 + states) * (trained.hidden_size + teacher.hidden_size)
 
 
 def least_recomputation(asked: Recomputation, memory: Callable[..., Memory], room: int | None) -> Recomputation:
@@ -133,9 +172,11 @@ def _activations(
     *,
     isolated: bool,
     recomputation: Recomputation,
+    layers: int,
+    at_once: int,
 ) -> int:
-    """Saved for the backward pass, but for the logits. Each is [tokens, width]; between the matrices of ranks that
-    share them a rank has `between` tokens alone.
+    """Saved for the backward passes of `at_once` micro-batches through so many layers, but for the logits. Each is
+    [tokens, width]; between the matrices of ranks that share them a rank has `between` tokens alone.
     """
     h, ffn = model.hidden_size, model.ffn_hidden_size
     queries, keys = model.attention_heads * model.head_dim, model.query_groups * model.head_dim
@@ -158,11 +199,11 @@ def _activations(
     ends = between * norm + tokens * _INT64
     match recomputation:
         case Recomputation.SELECTIVE:  # one MLP at a time
-            return model.layers * (layer - tokens * inner) + tokens * inner + ends
+            return at_once * (layers * (layer - tokens * inner) + ends) + tokens * inner
         case Recomputation.FULL:  # what goes into each layer, and one layer at a time
-            return model.layers * between * h * size + layer + ends
+            return at_once * (layers * between * h * size + ends) + layer
         case _:
-            return model.layers * layer + ends
+            return at_once * (layers * layer + ends)
 
 
 def _norm(model: Architecture, width: int, size: int, on_gpu: bool) -> int:

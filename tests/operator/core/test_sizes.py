@@ -206,6 +206,36 @@ def test_gpus_that_share_matrices_have_a_part_of_each_model() -> None:
     assert [step.key for step in plan(plain.spec).steps] == [step.key for step in plan(split.spec).steps]
 
 
+def test_a_gpu_has_one_stage_of_each_model() -> None:
+    plain, split = (a_run(phases={"distill": {"parallelism": {"pipeline": stages}}}) for stages in (1, 4))
+    alone, staged = (distillation(run, gpu=GPUS["H100"]) for run in (plain, split))
+    assert (alone.pipeline, staged.pipeline, staged.ranks) == (1, 4, 8)
+    for part in ("weights", "gradients", "teacher"):
+        # A quarter but for rounding: layers are whole.
+        assert getattr(staged.memory_per_gpu, part) == pytest.approx(getattr(alone.memory_per_gpu, part) / 4, rel=0.12)
+    assert staged.memory_per_gpu.total < alone.memory_per_gpu.total
+    assert not staged.warnings
+    training = {"steps": 100, "globalBatchSize": 2, "microBatchSize": 1}
+    few = a_run(distill=training, phases={"distill": {"parallelism": {"pipeline": 4}}})
+    [warning] = distillation(few, gpu=GPUS["H100"]).warnings
+    assert warning == (
+        "distill-width has 1 micro-batch in each copy for 4 pipeline stages, so each stage idles 75% of the time; "
+        "lower microBatchSize or phases.distill.parallelism.pipeline, or raise globalBatchSize"
+    )
+
+
+def test_more_stages_than_layers_are_a_fault_of_their_field() -> None:
+    teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
+    wrong = a_run(phases={"distill": {"nodes": 8, "parallelism": {"pipeline": 64}}})
+    sentences = [
+        f"64 stages are more than the {whose}'s {layers} layers, nearest: {layers}"
+        for whose, layers in (("teacher", 32), ("student", 32))
+    ]
+    assert faults_by_student(wrong.spec, teacher) == {
+        "width": [("spec.phases.distill.parallelism.pipeline", sentence) for sentence in sentences]
+    }
+
+
 def test_a_layout_that_the_models_do_not_divide_by_is_a_fault_of_its_field() -> None:
     teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
     wrong = a_run(
