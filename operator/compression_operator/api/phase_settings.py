@@ -165,7 +165,7 @@ class TrainingSettings(PhaseSettings):
 
 
 class SingleProcessSettings(PhaseSettings):
-    """How the jobs of a phase run that does not train: each is one process."""
+    """How the jobs of a phase run that are one process each."""
 
     nodes: int = Field(
         default=1,
@@ -194,7 +194,8 @@ class SettingsByPhase(ConfigModel):
 
 def _settings_field(spec: PhaseSpec) -> tuple[type[PhaseSettings], Any]:
     """The field of PhaseSettingsByPhase that holds the settings of the phase: its type and default."""
-    general = TrainingSettings if spec.trains else SingleProcessSettings
+    several = TrainingSettings if spec.trains else PhaseSettings
+    general = several if spec.trains or spec.spreads else SingleProcessSettings
     gpus = copy(general.model_fields["gpus_per_node"])
     gpus.default = spec.gpus
     if not spec.gpus:

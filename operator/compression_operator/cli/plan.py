@@ -43,6 +43,7 @@ from .common import (
 from .passes import passes_in_words, passes_to_json
 from .searches import print_searches, to_json
 from .tables import hours_in_words, print_table
+from .teacher_logits import logits_in_words, logits_to_json
 
 
 def show_plan(arguments: argparse.Namespace) -> int:
@@ -61,9 +62,10 @@ def show_plan(arguments: argparse.Namespace) -> int:
         planned, resolved = _planned(run, arguments.file, workdir, stored, gpus=hardware.gpus)
     report: dict[str, Any] = {"run": run.metadata.name, "steps": [_step_json(step) for step in planned.steps]}
     report["passes"] = passes_to_json(run.spec, resolved)
+    report["logits"] = logits_to_json(planned)
     if arguments.output is None:
         _print_steps(planned)
-        for line in passes_in_words(run.spec, resolved):
+        for line in (*passes_in_words(run.spec, resolved), *logits_in_words(planned)):
             print(line)
     found, fault = _teacher(run, arguments, stored)
     faults = [Fault(str(arguments.file), "spec.teacher.model", fault)] if fault else []

@@ -14,6 +14,7 @@ from compression_pipeline.config import (
     EvaluateConfig,
     ExportDtype,
     GenerationConfig,
+    LogitsConfig,
     Phase,
     Precision,
     TeacherConfig,
@@ -106,6 +107,23 @@ def _distilled(spec: CompressionRunSpec, student: Student | None, precision: Pre
         "scoring": scoring,
         "dtype": spec.export.dtype if scoring or (distill and distill.export_every is not None) else None,
         "accept": accept and accept.shaping,
+        "validation": spec.validation,
+        "sequence_length": spec.dataset.sequence_length,
+        "engine": _engine(spec),
+        "document_attention": _attention(spec),
+    }
+
+
+def _reads_logits(spec: CompressionRunSpec, student: Student | None) -> dict[str, Phase]:
+    distill = (student and student.distill) or spec.distill
+    return {"logits": Phase.LOGITS} if distill and distill.cached else {}
+
+
+def _written_logits(spec: CompressionRunSpec, student: Student | None, precision: Precision) -> Configuration:
+    distill, accept = (student and student.distill) or spec.distill, (student and student.accept) or spec.accept
+    settled = distill.precision if distill and distill.precision is not Precision.AUTO else precision
+    return {
+        "logits": distill and LogitsConfig.of(distill, accept).model_copy(update={"precision": settled}),
         "validation": spec.validation,
         "sequence_length": spec.dataset.sequence_length,
         "engine": _engine(spec),
@@ -278,9 +296,19 @@ STEPS: Mapping[Phase, PhaseSteps] = {
             },
         ),
         PhaseSteps(
+            Phase.LOGITS,
+            inputs=_teachers,
+            configuration=_written_logits,
+            wanted=lambda spec: any(_reads_logits(spec, student) for student in spec.students),
+            students=lambda spec, discovered: [one for one in spec.students if _reads_logits(spec, one)],
+        ),
+        PhaseSteps(
             Phase.DISTILL,
             inputs=lambda spec: {**_teachers(spec), "pruned": Phase.PRUNE},
-            of_student=lambda spec, student: _tasks(spec.watched_tasks(student)),
+            of_student=lambda spec, student: {
+                **_tasks(spec.watched_tasks(student)),
+                **_reads_logits(spec, student),
+            },
             configuration=_distilled,
             watches=_only_watches,
             asks=_asks_for_the_best,

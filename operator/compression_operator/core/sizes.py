@@ -97,7 +97,8 @@ def run_sizes(
     for name, training in trainings.items():
         trainings[name] = training.model_copy(update={"store_bytes": _beside(name, steps, store)})
     checkpoints = sorted((beside for _, beside in store.values()), reverse=True)
-    peak = sum(kept for kept, _ in store.values()) + sum(checkpoints[: spec.max_parallel_jobs])
+    made = {_what(step): store[step.name][0] for step in steps}
+    peak = sum(made.values()) + sum(checkpoints[: spec.max_parallel_jobs])
     return Sizes(shapes, trainings, store, peak)
 
 
@@ -146,7 +147,8 @@ def _planned(
     settings, length, layout = step.settings, spec.dataset.sequence_length, _layout(step.settings, hardware)
     trained, taught = (teacher, None) if student is None else (student, teacher)
     on_gpu = hardware.gpus and settings.gpus_per_node > 0
-    losses = resolved_losses(training.losses, teacher, trained) if isinstance(training, DistillConfig) else []
+    distill = training if isinstance(training, DistillConfig) else None
+    losses = resolved_losses(distill.losses, teacher, trained) if distill else []
     gpu = (hardware.gpu or named_gpu(spec, settings)) if on_gpu else None
 
     micro_batches = max(1, training.global_batch_size // (training.micro_batch_size * layout.data))
@@ -164,12 +166,13 @@ def _planned(
         teacher=taught,
         losses=losses,
         isolated=spec.dataset.document_attention is DocumentAttention.ISOLATED,
+        likeliest=distill and distill.likeliest,
     )
     room = gpu.memory if gpu is not None else None
     recomputed = least_recomputation(training.activation_recomputation, memory_of, room)
     memory = memory_of(recomputation=recomputed)
     tokens = training.steps * training.global_batch_size * length
-    flops = tokens * training_flops(trained, length, taught)
+    flops = tokens * training_flops(trained, length, None if distill and distill.cached else taught)
     planned = PlannedTraining(
         parameters=trained.parameters,
         ranks=layout.ranks,
@@ -252,6 +255,11 @@ def _pod_warnings(step: PlannedStep, planned: PlannedTraining, ranks: int, *, on
         f"phases.{step.phase}.resources.limits.memory is {limits['memory']} and a pod of {step.name} needs about "
         f"{human_bytes(needed)}; raise it to {-(-needed // 1024**3)}Gi"
     ]
+
+
+def _what(step: PlannedStep) -> tuple[object, ...]:
+    """What the step makes: students may share it, as they do the teacher's logits."""
+    return step.phase, *step.inputs.items(), *sorted((name, repr(value)) for name, value in step.configuration.items())
 
 
 def _stored(step: PlannedStep, teacher: Architecture, shapes: Mapping[str, Architecture]) -> tuple[int, int]:

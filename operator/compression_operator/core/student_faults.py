@@ -30,9 +30,9 @@ def _faults(
     if student.prune.searches and found is None:
         return
     distill, whose = (student.distill, f"{where}.distill") if student.distill else (spec.distill, "spec.distill")
-    losses = distill.losses if distill is not None else []
+    losses, likeliest = (distill.losses, distill.likeliest) if distill is not None else ([], None)
     cut = found or student_architecture(teacher, student.prune)
-    for field, sentence in loss_faults(losses, teacher, cut, engine=spec.engine):
+    for field, sentence in loss_faults(losses, teacher, cut, engine=spec.engine, likeliest=likeliest):
         yield f"{whose}.{field}", sentence
     yield from _layout_faults(spec, teacher, cut)
 

@@ -96,6 +96,7 @@ from .stages import Stage, stages, stages_fault
 from .students import student_architecture, student_faults
 from .targets import MOST_CANDIDATES, Ranking, SearchedAxis, SizeBounds, TargetConfig
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
+from .teacher_logits import LogitsConfig, LogitsJob, LogitsResult
 from .training import (
     LEAST_FIRST,
     VALIDATION_LOSS,
@@ -163,7 +164,10 @@ __all__ = [
     "GenerationFigures",
     "ImportanceConfig",
     "JobConfig",
+    "LogitsConfig",
+    "LogitsJob",
     "LogitsKL",
+    "LogitsResult",
     "LossConfig",
     "Method",
     "NameOf",

@@ -22,6 +22,8 @@ class EngineInfo:
     """What it stands on beside torch: artifacts record the versions."""
     gives_states: bool = True
     """Whether its models give the outputs of layers and embeddings, which some losses compare."""
+    learns_of_likeliest: bool = False
+    """Whether it distils without a teacher, of batches that have its likeliest tokens (`Batch.teacher`)."""
 
 
 DEFAULT_ENGINE = "Megatron"
@@ -32,6 +34,7 @@ ENGINES: dict[str, EngineInfo] = {
         prunes_with="NVIDIA ModelOpt's mcore_minitron",
         trains_with="NVIDIA Megatron-Core and ModelOpt",
         distributions=("megatron-core", "nvidia-modelopt"),
+        learns_of_likeliest=True,
     ),
 }
 

@@ -24,6 +24,7 @@ class PhaseSpec:
     gpus: int = 0  # of each pod of its jobs, unless the manifest says otherwise
     per_student: bool = True  # whether there is a step for each student; otherwise there is one for all
     single_process: bool = False  # whether its jobs are one rank, whatever they are given
+    spreads: bool = False  # whether its work spreads over any number of ranks, without a batch that they share
     trains: bool = False  # whether spec.<phase> is a training, whose global batch splits over the job's ranks
     reads_sources: bool = False
     """Whether it reads the manifest's sources: it alone reaches the Hub and has its token. Its job names the artifact

@@ -24,6 +24,7 @@ from .results import (
 from .searching import SearchJob, SearchResult
 from .sources import DatasetConfig, TeacherConfig
 from .tasks import EvaluateConfig
+from .teacher_logits import LogitsJob, LogitsResult
 from .training import DistillConfig, FinetuneConfig, TrainingConfig, ValidationConfig
 
 WEIGHT = 4
@@ -38,6 +39,7 @@ class Phase(StrEnum):
     FINETUNE = "finetune"
     SEARCH = "search"
     PRUNE = "prune"
+    LOGITS = "logits"
     DISTILL = "distill"
     EXPORT = "export"
     BASELINE = "baseline"
@@ -140,7 +142,7 @@ class DistillJob(EngineJob):
     The reference logits are float32, of the weights rounded to each dtype that an export may have.
     """
 
-    roles = (*JobConfig.roles, "tasks")
+    roles = (*JobConfig.roles, "tasks", "logits")
     blocks: ClassVar[tuple[str, ...]] = ("distill", "validation")
 
     data: str
@@ -151,6 +153,9 @@ class DistillJob(EngineJob):
     validation: ValidationConfig
     accept: AcceptConfig | None = Field(
         default=None, description="The gate, if a student that misses it is trained on."
+    )
+    logits: str | None = Field(
+        default=None, description="Artifact with the teacher's logits (logits'), if they are read in place of it."
     )
     tasks: str | None = Field(default=None, description="Artifact with the tasks (tasks'), if any student is scored.")
     scoring: EvaluateConfig | None = Field(
@@ -282,6 +287,15 @@ PHASES: Mapping[Phase, PhaseSpec] = {
         ),
         PhaseSpec(
             Phase.PRUNE, PruneJob, PruneResult, under_way="Pruning", purpose="prune the teacher into students", gpus=1
+        ),
+        PhaseSpec(
+            Phase.LOGITS,
+            LogitsJob,
+            LogitsResult,
+            under_way="CachingLogits",
+            purpose="write the teacher's logits for distillations with teacherLogits: Cached",
+            gpus=8,
+            spreads=True,
         ),
         PhaseSpec(
             Phase.DISTILL,

@@ -6,7 +6,17 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .base import ConfigModel, Operational, Rule, cel_format, cel_indivisible, indivisible
-from .losses import CHOSEN_BY_AUTO, ON_LOGITS, LogitsKL, LossField, is_balanced, is_clear, twice
+from .cached_logits import MOST_KEPT, TOP_K, TeacherLogits, cached_rules
+from .losses import (
+    CHOSEN_BY_AUTO,
+    OF_LIKELIEST,
+    ON_LOGITS,
+    LogitsKL,
+    LossField,
+    is_balanced,
+    is_clear,
+    twice,
+)
 from .tasks import MOST_TASKS
 
 
@@ -202,6 +212,7 @@ class DistillConfig(TrainingConfig):
             "self.losses.all(loss, loss.balance == 'Fixed') || "
             f"self.losses.exists(loss, loss.balance == 'Fixed' && loss.type in {ON_LOGITS})",
         ),
+        *cached_rules(),
         Rule.of(
             "tasks",
             "are measured every taskInterval steps; set it, or remove tasks",
@@ -288,6 +299,34 @@ class DistillConfig(TrainingConfig):
     export_keep: Annotated[int, Operational()] = Field(
         default=EXPORTS_KEPT, ge=1, le=1000, description="Number of these checkpoints to keep, the newest."
     )
+
+    teacher_logits: TeacherLogits = Field(
+        default=TeacherLogits.LIVE,
+        description="Where the teacher's logits come from. Live: the teacher runs beside the student in every step. "
+        "Cached: the step logits-<student> runs the teacher once over the sequences of the training and writes its "
+        "cachedTopK likeliest tokens after each token, with their log-probabilities and that of all others together. "
+        "Distillations read these, with no teacher in memory: also restarts, other runs in the storage, and students "
+        "that share steps x globalBatchSize, seed, precision and the temperature of LogitsKL. They do not depend on "
+        "micro-batch and ranks. LogitsKL then counts all tokens that are not kept as one. Only for losses that need "
+        f"no more: {', '.join(OF_LIKELIEST)}.",
+    )
+    cached_top_k: int = Field(
+        default=TOP_K,
+        ge=1,
+        le=MOST_KEPT,
+        description="Number of the teacher's likeliest tokens that teacherLogits: Cached keeps after each token, at 5 "
+        "bytes each. status.students[].figures shows their share of the probability, logits.massKept.",
+    )
+
+    @property
+    def cached(self) -> bool:
+        """Whether the teacher's logits are read from an artifact."""
+        return self.teacher_logits == TeacherLogits.CACHED  # rules are asked of what was not read yet, too
+
+    @property
+    def likeliest(self) -> int | None:
+        """Tokens of which it reads what the teacher gives them; None where the teacher itself is there."""
+        return self.cached_top_k if self.cached else None
 
     @property
     def best_task(self) -> str | None:

@@ -201,13 +201,16 @@ class Engine(Protocol):
     def distill(
         self,
         student: Model,
-        teacher: Model,
+        teacher: Model | None,
         training: Training,
         *,
         of: Architecture,
         losses: Sequence[LossConfig],
     ) -> "tuple[History, State]":
         """Train a student to match a teacher, which is of the architecture `of`; history and weights in float32.
+
+        Without a teacher the batches have what is known of its logits (`Batch.teacher`), and the losses need no more
+        (`LossConfig.of_likeliest`); asked of engines that say they do (`EngineInfo.learns_of_likeliest`).
 
         `losses` has no rules any more, but what they chose. Parameters of the losses are trained and checkpointed, and
         no part of the weights. Raises as `train` does.

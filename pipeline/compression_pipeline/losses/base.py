@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from compression_pipeline.teacher_logits import Likeliest
+
 from .words import WHOLE, Words
 
 
@@ -25,6 +27,10 @@ class Signals:
     """The text's next tokens, [sequence, batch]."""
     words: Words = WHOLE
     """Those that the logits are of: with tensor parallelism a part of the vocabulary."""
+    likeliest: Likeliest | None = None
+    """Of a teacher that is not there (`distill.teacherLogits: Cached`): what is known of its logits, which are then of
+    no words. Losses that are `of_likeliest` take it.
+    """
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from compression_pipeline.config import Chunks
 from compression_pipeline.config.chunks import PART, even
+from compression_pipeline.teacher_logits import Likeliest
 
 from .base import Loss, Signals
 from .words import WHOLE, Words
@@ -43,12 +44,13 @@ class Heads:
         self,
         losses: Sequence[Loss],
         student: Head,
-        teacher: Head,
+        teacher: Head | Likeliest,
         labels: Tensor,
         chunks: Chunks,
         words: Words = WHOLE,
     ) -> None:
-        """`labels`: the text's next tokens, [sequence, batch]; `words`: those that both output layers give.
+        """`teacher`: its output layer, or what is known of its logits, [tokens, k]. `labels`: the text's next tokens,
+        [sequence, batch]; `words`: those that both output layers give.
 
         Where others have other words, the gradient of the hidden states is what comes from these alone.
         """
@@ -83,24 +85,28 @@ class Heads:
             gradients: zeros in the shapes of hidden states, output layer and the losses' parameters, to which the
                 gradients of the weighted sum are added.
         """
-        mine, theirs = (head.hidden.detach().flatten(0, 1) for head in (self._student, self._teacher))
-        matrix, reference = self._student.weight.detach(), self._teacher.weight.detach()
+        mine, matrix = self._student.hidden.detach().flatten(0, 1), self._student.weight.detach()
         labels, tokens = self._labels.flatten(), self._labels.numel()
         wide = torch.promote_types(mine.dtype, torch.float32)
         values = torch.empty(len(self._losses), tokens, dtype=wide, device=mine.device)
         most = even(tokens, self._chunks.product)
-        buffers = mine.new_empty(most, len(matrix)), theirs.new_empty(most, len(reference))
+        buffer = mine.new_empty(most, len(matrix))
+        teacher = (
+            _Known(self._teacher)
+            if isinstance(self._teacher, Likeliest)
+            else _Computed(self._teacher, most, self._words)
+        )
         for start in range(0, tokens, most):
             chunk = slice(start, min(start + most, tokens))
-            logits, target = (buffer[: chunk.stop - start] for buffer in buffers)
+            logits = buffer[: chunk.stop - start]
             torch.mm(mine[chunk], matrix.t(), out=logits)
-            torch.mm(theirs[chunk], reference.t(), out=target)
+            teacher.turn_to(chunk)
             for first in range(start, chunk.stop, self._chunks.block):
                 block = slice(first, min(first + self._chunks.block, chunk.stop))
                 rows = slice(block.start - start, block.stop - start)
                 signals = (
                     Signals(logits[rows, None], labels=labels[block, None], words=self._words),
-                    Signals(target[rows, None], words=self._words),
+                    teacher.signals(block),
                 )
                 if weights is None or gradients is None:
                     values[:, block] = self._losses_of(*signals)
@@ -127,6 +133,42 @@ class Heads:
         for gradient, part in zip(of_parameters, others, strict=True):
             gradient.add_(part)
         return values.detach()
+
+
+class _Computed:
+    """A teacher's logits, computed chunk by chunk."""
+
+    def __init__(self, head: Head, most: int, words: Words) -> None:
+        """`most`: tokens of a chunk; `words`: those that the head gives."""
+        self._words = words
+        self._hidden, self._matrix = head.hidden.detach().flatten(0, 1), head.weight.detach()
+        self._buffer = self._hidden.new_empty(most, len(self._matrix))
+        self._start = 0
+
+    def turn_to(self, chunk: slice) -> None:
+        """Compute those of these tokens."""
+        self._start = chunk.start
+        torch.mm(self._hidden[chunk], self._matrix.t(), out=self._buffer[: chunk.stop - chunk.start])
+
+    def signals(self, block: slice) -> Signals:
+        """Of some tokens of the chunk."""
+        rows = slice(block.start - self._start, block.stop - self._start)
+        return Signals(self._buffer[rows, None], words=self._words)
+
+
+class _Known:
+    """What is known of a teacher's logits."""
+
+    def __init__(self, likeliest: Likeliest) -> None:
+        self._likeliest = likeliest
+
+    def turn_to(self, chunk: slice) -> None:
+        """Nothing is computed."""
+
+    def signals(self, block: slice) -> Signals:
+        """Of some tokens."""
+        part = self._likeliest.block(block)
+        return Signals(part.logs[..., :0], likeliest=part)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -7,6 +7,7 @@ from compression_pipeline.config.losses.logits_kl import LogitsKL
 
 from .base import Loss, Signals
 from .fused import fused
+from .others import others_as_one
 from .words import Words
 
 
@@ -30,4 +31,6 @@ class LogitsKLLoss(Loss):
         self._temperature = config.temperature
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
+        if teacher.likeliest is not None:
+            return others_as_one(student.logits, teacher.likeliest, self._temperature)
         return fused(student.logits, teacher.logits, forward_kl, self._temperature, student.words)

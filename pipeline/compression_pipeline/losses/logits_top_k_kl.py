@@ -20,6 +20,10 @@ class LogitsTopKKLLoss(Loss):
         self._temperature, self._top_k = config.temperature, config.top_k
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
-        likeliest, tokens = teacher.words.likeliest(teacher.logits, self._top_k)
+        if teacher.likeliest is not None:
+            known = teacher.likeliest
+            likeliest, tokens = known.logs[..., : self._top_k], known.tokens[..., : self._top_k]
+        else:
+            likeliest, tokens = teacher.words.likeliest(teacher.logits, self._top_k)
         # Every rank has all k of them.
         return fused(student.words.of(student.logits, tokens), likeliest, forward_kl, self._temperature)

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from compression_pipeline.config import Architecture, LossConfig, Recomputation, human_bytes
+from compression_pipeline.config import Architecture, DistillConfig, LossConfig, Recomputation, human_bytes
 from compression_pipeline.engines import Training
 from compression_pipeline.errors import UserError
 from compression_pipeline.sizing import Memory, least_recomputation, training_memory
@@ -39,6 +39,7 @@ def planned(
     training: Training, runtime: Runtime, *, teacher: Architecture | None = None, losses: Sequence[LossConfig] = ()
 ) -> Planned:
     """The memory of a training on this device, and what it is to recompute for that (`activationRecomputation`)."""
+    settings = training.settings
     memory = partial(
         training_memory,
         training.architecture,
@@ -53,9 +54,10 @@ def planned(
         teacher=teacher,
         losses=losses,
         isolated=training.data.isolated,
+        likeliest=settings.likeliest if isinstance(settings, DistillConfig) else None,
     )
     room = torch.cuda.get_device_properties(runtime.device).total_memory if runtime.on_gpu else None
-    found = least_recomputation(training.settings.activation_recomputation, memory, room)
+    found = least_recomputation(settings.activation_recomputation, memory, room)
     return Planned(found, memory(recomputation=found))
 
 

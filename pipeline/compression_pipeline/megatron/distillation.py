@@ -73,6 +73,24 @@ class DistillationLoss:
         return self._model.compute_kd_loss()
 
 
+class CachedLoss:
+    """The engine's loss function of a student whose teacher's logits are in the batches."""
+
+    def __init__(self, student: Any, objective: Objective) -> None:
+        """`student`: a GPTModel, which stays one."""
+        objective.attach(student, None)
+        self._objective = objective
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """Run the student; there are no logits."""
+        with self._objective.captured(batch.labels, batch.weights, batch.teacher):
+            return model(batch.tokens, batch.positions, bias_for(model, batch.mask))
+
+    def reduce(self, output: Tensor, batch: Batch) -> Tensor:
+        """The objective's value for the batch."""
+        return self._objective(None, None)
+
+
 class StudentAlone:
     """A combined model's student as a GPTModel to measure: its forward pass leaves the teacher out."""
 

@@ -174,15 +174,19 @@ class MegatronEngine:
         )
 
     def distill(
-        self, student: Any, teacher: Any, training: Training, *, of: Architecture, losses: Sequence[LossConfig]
+        self, student: Any, teacher: Any | None, training: Training, *, of: Architecture, losses: Sequence[LossConfig]
     ) -> tuple[History, State]:
         from .device_memory import planned
-        from .distillation import DistillationLoss, StudentAlone, combine, of_student
+        from .distillation import CachedLoss, DistillationLoss, StudentAlone, combine, of_student
         from .objective import Objective
 
         small, length = training.architecture, training.data.sequence_length
         objective = Objective.of(losses, of, small, self._runtime, seed=training.settings.seed)
-        model = combine(student, teacher, objective)
+        if teacher is None:
+            model, loss, measured = student, CachedLoss(student, objective), student
+        else:
+            model = combine(student, teacher, objective)
+            loss, measured = DistillationLoss(model, objective), StudentAlone(model)
         state: dict[str, Tensor] = {}
 
         def weights(optimizer: "Optimizer") -> State:
@@ -192,10 +196,10 @@ class MegatronEngine:
             model,
             training,
             planned=planned(training, self._runtime, teacher=of, losses=losses),
-            loss=DistillationLoss(model, objective),
-            measured=StudentAlone(model),
+            loss=loss,
+            measured=measured,
             weights=lambda: self._whole(model, of_student(conversion.named_weights(model)).items()),
-            flops_per_token=training_flops(small, length, of),
+            flops_per_token=training_flops(small, length, of if teacher is not None else None),
             finished=lambda optimizer: state.update(weights(optimizer)),
             on_step=lambda step, history, optimizer: training.on_step(step, history, lambda: weights(optimizer)),
         )

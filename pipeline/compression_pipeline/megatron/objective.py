@@ -24,6 +24,7 @@ from compression_pipeline.losses import (
     token_weights,
     weighted_sum,
 )
+from compression_pipeline.teacher_logits import Likeliest
 
 from .private import Criterion, all_tokens, replace_output_layer, to_words_of_rank
 from .runtime import Runtime
@@ -57,6 +58,7 @@ class Objective(Criterion):
         self._student, self._teacher = _Taps(), _Taps()
         self._labels: Tensor | None = None
         self._weights: Tensor | None = None
+        self._known: Likeliest | None = None
 
     @classmethod
     def of(
@@ -71,12 +73,13 @@ class Objective(Criterion):
         made = cls(losses, built, [loss.needs(teacher, student) for loss in losses], chunks, words)
         return made.to(device=runtime.device, dtype=runtime.dtype) if runtime.last_stage else made
 
-    def attach(self, student: Any, teacher: Any) -> None:
-        """Hang hooks into two GPTModels for what is compared."""
+    def attach(self, student: Any, teacher: Any | None) -> None:
+        """Hang hooks into two GPTModels for what is compared; into one, where batches tell of the other."""
         pairs = [pair for needs in self._needs for pair in needs.hidden]
         embeddings = any(needs.embeddings for needs in self._needs)
         self._student.attach(student, {mine for mine, _ in pairs}, embeddings=embeddings)
-        self._teacher.attach(teacher, {theirs for _, theirs in pairs}, embeddings=embeddings)
+        if teacher is not None:
+            self._teacher.attach(teacher, {theirs for _, theirs in pairs}, embeddings=embeddings)
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -94,12 +97,14 @@ class Objective(Criterion):
         return self._student.received(mine), self._teacher.received(theirs)
 
     @contextlib.contextmanager
-    def captured(self, labels: Tensor, weights: Tensor | None = None) -> Iterator[None]:
+    def captured(self, labels: Tensor, weights: Tensor | None = None, known: Likeliest | None = None) -> Iterator[None]:
         """Capture what both models compute inside this block. `labels`: the batch's next tokens, [batch, sequence];
-        `weights`: what the losses of each count (`Batch.weights`).
+        `weights`: what the losses of each count (`Batch.weights`); `known`: of a teacher that is not there
+        (`Batch.teacher`).
         """
         self._student.open, self._teacher.open = True, True
         self._labels, self._weights = labels.transpose(0, 1), weights
+        self._known = known.by_time() if known is not None else None
         try:
             yield
         finally:
@@ -108,19 +113,21 @@ class Objective(Criterion):
     def forward(self, student: object, teacher: object) -> Tensor:
         """The sum of the losses (`weighted_sum`), of what was captured. What the output layers gave is no logits."""
         mine, theirs, labels = self._student.taken(), self._teacher.taken(), cast("Tensor", self._labels)
-        of_tokens = self._weights
-        self._labels = self._weights = None
+        of_tokens, known = self._weights, self._known
+        self._labels = self._weights = self._known = None
         beside = self._beside(mine, theirs, labels)
         per_token = [n for n in range(len(self._settings)) if n not in beside]
         if not per_token:
             return weighted_sum(self._settings, list(beside.values()), of_tokens)
         losses = [cast("Loss", self.losses[n]) for n in per_token]
-        heads = Heads(losses, mine.head, theirs.head, labels, self._chunks, self._words)
+        heads = Heads(losses, mine.head, known or theirs.head, labels, self._chunks, self._words)
         return self._sum(heads, per_token, beside, token_share(labels.numel(), of_tokens))
 
     def _beside(self, student: "_Seen", teacher: "_Seen", labels: Tensor) -> dict[int, Tensor]:
         """What losses that compare more than logits and labels give for every token, by their places in the sum."""
         places = [n for n, needs in enumerate(self._needs) if not needs.per_token]
+        if not places:
+            return {}
         whole = any(self._needs[n].logits or self._needs[n].labels for n in places)
         signals = (
             student.signals(labels, self._words, whole=whole),

@@ -30,7 +30,7 @@ from compression_pipeline.losses import tensor_faults
 from compression_pipeline.phases import measuring
 from compression_pipeline.phases.best import BestWeights
 from compression_pipeline.phases.intermediate import IntermediateExports
-from compression_pipeline.phases.remembering import Measured, remembered
+from compression_pipeline.phases.teaching import in_words, teaching
 from compression_pipeline.phases.watching import TaskScores
 from compression_pipeline.reference_logits import SEQUENCES, TOKENS, Reference, kept_positions
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, ValidationLoss, sequences_per_pass
@@ -56,11 +56,13 @@ def run(job: DistillJob, context: Context) -> DistillResult:
             f"the student {job.pruned} has {student.vocabulary_size:,} tokens and the teacher {job.teacher} "
             f"{teacher.vocabulary_size:,}; prune the student out of this teacher"
         )
-    faults = loss_faults(settings.losses, teacher, student, engine=job.engine)
+    faults = loss_faults(settings.losses, teacher, student, engine=job.engine, likeliest=settings.likeliest)
     measuring.check_layout(job, {"the teacher's": teacher, "the student's": student})
     sentences = [f"distill.{field}: {sentence}" for field, sentence in faults]
     if not sentences and job.parallelism.tensor > 1:
         sentences += tensor_faults(resolved_losses(settings.losses, teacher, student), teacher, student)
+    if job.logits is not None and job.parallelism.tensor * job.parallelism.pipeline > 1:
+        sentences.append("distill.teacherLogits: Cached is for models that no ranks share; set Live, or parallelism 1")
     if sentences:
         raise UserError("; ".join(sentences))
     with start_engine(
@@ -100,7 +102,7 @@ def distill(
             },
         ),
         tokens_per_second=history.tokens_per_second,
-        losses=describe_losses(job.distill.losses, teacher, student),
+        losses=describe_losses(job.distill.losses, teacher, student) + in_words(job, context),
         extended_steps=history.total_steps - job.distill.steps or None,
         best_step=trained.kept.step if job.distill.keep_best else None,
         best_score=history.scores_at(trained.kept.step).get(job.distill.best_task or ""),
@@ -181,30 +183,18 @@ def _trained(
 ) -> _Trained:
     """Distill; teacher and optimizer go when this returns."""
     settings, length = job.distill, job.sequence_length
-    text, attention = context.store.open(job.data).data, job.document_attention
-    data = TrainingData(text, settings, engine, sequence_length=length, attention=attention)
-    big, small = (
-        measuring.loaded(engine, architecture, context.store.open(name).model, sequence_length=length)
-        for architecture, name in ((teacher, job.teacher), (student, job.pruned))
-    )
-    measured_on = {
-        "teacher": context.store.open(job.teacher).content,
-        "sequences": len(validation),
-        "sequencesPerPass": data.micro_batch_size,
-        "ranks": engine.world_size,
-    }
-    teacher_measured = remembered(
-        context,
-        job.fingerprint,
+    taught = teaching(job, context, engine, teacher, validation)
+    data = TrainingData(
+        context.store.open(job.data).data,
+        settings,
         engine,
-        "teacher-loss",
-        measured_on,
-        lambda: Measured(engine.validate(big, validation, sequences_per_pass=data.micro_batch_size)),
-    ).loss
-    teacher_loss = teacher_measured.loss
-    context.events.metric("teacherLoss", teacher_loss)
-    measuring.check_loss(engine, lambda: engine.state(big), teacher, teacher_loss, whose="the teacher")
+        sequence_length=length,
+        attention=job.document_attention,
+        teacher=taught.logits,
+    )
+    context.events.metric("teacherLoss", taught.loss.loss)
     template = context.store.open(job.pruned).model
+    small = measuring.loaded(engine, student, template, sequence_length=length)
     best = BestWeights(job, context, engine, student, template)
     scores = TaskScores(job, context, engine, student, template)
     exports = IntermediateExports(job, context, engine, student, template)
@@ -222,18 +212,18 @@ def _trained(
         data=data,
         validation=validation,
         check=lambda loss, state: measuring.check_loss(engine, state, student, loss, whose="the pruned student"),
-        extension=extension(job, teacher_loss),
+        extension=extension(job, taught.loss.loss),
         on_step=on_step,
     )
     losses = resolved_losses(settings.losses, teacher, student)
-    history, state = engine.distill(small, big, training, of=teacher, losses=losses)
+    history, state = engine.distill(small, taught.model, training, of=teacher, losses=losses)
     kept = history.validation[-1]
     if settings.keep_best:
         kept, found = best.find(history)
         if found is not None:
             del state  # rank 0 has room for one of them
             state = engine.read(student, found)
-    return _Trained(teacher_measured, history, state, kept, data.passes(history.total_steps))
+    return _Trained(taught.loss, history, state, kept, data.passes(history.total_steps))
 
 
 def extension(job: DistillJob, teacher_loss: float) -> Extension | None:

@@ -12,6 +12,7 @@ from compression_pipeline.config import (
     Architecture,
     DistillJob,
     FinetuneJob,
+    LogitsJob,
     Precision,
     Record,
     SearchJob,
@@ -27,11 +28,13 @@ from compression_pipeline.text.batches import ValidationData, ValidationLoss, se
 
 Result = TypeVar("Result", bound=Record)
 
+_Measuring = FinetuneJob | DistillJob | LogitsJob
+
 WHOSE = {"teacher": "the teacher", "corrected": "the corrected teacher"}
 """What models are called by their role; the others are students."""
 
 
-def made_before(job: FinetuneJob | DistillJob, context: Context, engine: Engine, phase: str) -> Artifact | None:
+def made_before(job: _Measuring, context: Context, engine: Engine, phase: str) -> Artifact | None:
     """The artifact of the step, where this step or one that measures otherwise has made it. Every rank calls it."""
     name = f"{phase}-{job.artifact_key}"
     # What a volume shows to one node it may not show to another yet.
@@ -46,16 +49,14 @@ def check_layout(job: FinetuneJob | DistillJob, models: Mapping[str, Architectur
             raise UserError(f"parallelism.{field}: {sentence}")
 
 
-def own(
-    job: FinetuneJob | DistillJob, context: Context, engine: Engine, made: Artifact, result: type[Result]
-) -> Result | None:
+def own(job: _Measuring, context: Context, engine: Engine, made: Artifact, result: type[Result]) -> Result | None:
     """What this very step has told of the artifact, where it made it; its note, which may be lost, is written again."""
     if _measured_otherwise(made, job):
         return None
     return published_result(job, context, made, result) if engine.rank == 0 else made.result(result)
 
 
-def validation_of(job: FinetuneJob | DistillJob | SearchJob, context: Context) -> ValidationData:
+def validation_of(job: FinetuneJob | DistillJob | LogitsJob | SearchJob, context: Context) -> ValidationData:
     """The sequences that the step measures losses over. Raises UserError where the text is shorter than one."""
     text = context.store.open(job.data).data
     return ValidationData(
@@ -134,9 +135,7 @@ def torch_type(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision is Precision.BF16 else torch.float32
 
 
-def published_result(
-    job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: type[Result]
-) -> Result:
+def published_result(job: _Measuring, context: Context, artifact: Artifact, result: type[Result]) -> Result:
     """The result of the step that has just published, or found that another job was first. For rank 0.
 
     Raises Interrupted where that job measured the same weights otherwise.
@@ -149,11 +148,11 @@ def published_result(
     return found
 
 
-def note(job: FinetuneJob | DistillJob, context: Context, artifact: Artifact, result: Record) -> None:
+def note(job: _Measuring, context: Context, artifact: Artifact, result: Record) -> None:
     """Let a later job of this step find what it measured. For rank 0."""
     told = {name: value for name, value in result.to_json().items() if name not in ("cached", "digest")}
     context.store.record_published(job.fingerprint, Published(artifact=artifact.name, result=told))
 
 
-def _measured_otherwise(artifact: Artifact, job: FinetuneJob | DistillJob) -> bool:
+def _measured_otherwise(artifact: Artifact, job: _Measuring) -> bool:
     return artifact.manifest.config.get("fingerprint", job.fingerprint) != job.fingerprint

@@ -70,6 +70,7 @@ def training_memory(
     tensor: int = 1,
     pipeline: int = 1,
     micro_batches: int | None = None,
+    likeliest: int | None = None,
 ) -> Memory:
     """What a rank needs to train a model; of several pipeline stages one of that which needs most.
 
@@ -84,6 +85,7 @@ def training_memory(
         pipeline: stages, each of which has a part of both models' layers (`config.stages`).
         micro_batches: of a copy in a step; None: at least as many as there are stages. A stage keeps the activations of
             as many as there are stages from it to the last.
+        likeliest: of a distillation whose teacher is not there: tokens of which it reads what the teacher gives them.
     """
     size = 2 if precision is Precision.BF16 else _F32
     tokens = micro_batch_size * sequence_length
@@ -116,7 +118,7 @@ def training_memory(
         passed = (0 if stage.first else at_once) + (not stage.last)
         activations += passed * between * size * _passed(trained, teacher, needs)
         logits, of_teacher = 0, 0
-        if taught is not None and teacher is not None:
+        if taught is not None and teacher is not None and likeliest is None:
             of_teacher = stages(teacher, count)[number].parameters(taught) * size
         if stage.last and teacher is None:
             logits = max(
@@ -124,7 +126,7 @@ def training_memory(
             )
         elif stage.last and teacher is not None:
             chunks = Chunks.of(part.vocabulary_size, on_gpu=on_gpu)
-            logits = losses_memory(trained, teacher, losses, tokens, size, chunks, tensor=tensor)
+            logits = losses_memory(trained, teacher, losses, tokens, size, chunks, tensor=tensor, likeliest=likeliest)
             parameters += loss_parameters(losses, teacher, trained)
             activations += _states(teacher, tokens, size, needs)
         return Memory(
@@ -246,13 +248,14 @@ def losses_memory(
     chunks: Chunks,
     *,
     tensor: int = 1,
+    likeliest: int | None = None,
 ) -> int:
     """Bytes of output layers and losses while they are computed (`losses/heads.py`), at `size` bytes a number.
 
     A chunk of both models' logits, a block's copies of them, the gradients of the student's output layer, which is
     summed in float32, and of what goes into it. A product is added to the sum in parts, and the backward pass turns the
     sum into the weights' type where it lies. Of `tensor` ranks that share the vocabulary
-    each has the states of all tokens.
+    each has the states of all tokens. `likeliest`: of a teacher that is not there, see `training_memory`.
     """
     words = student.vocabulary_size // tensor
     on_logits = [loss for loss in losses if loss.logit_copies is not None]
@@ -261,7 +264,9 @@ def losses_memory(
     block = min(product, chunks.block)
     needed = 0
     if per_token:
-        needed += words * (2 * product * size + _of_losses(per_token, size) * block)
+        models = 2 if likeliest is None else 1
+        needed += tokens * (likeliest or 0) * (_INT64 + _F32)
+        needed += words * (models * product * size + _of_losses(per_token, size) * block)
         gradient = words * student.hidden_size
         needed += gradient * _F32 + (min(gradient, PART) * size if size != _F32 else 0)
         needed += student.hidden_size * tokens * size

@@ -19,6 +19,7 @@ from compression_pipeline.config import DocumentAttention, Passes, Share, Traini
 from compression_pipeline.config.base import nearest_multiples
 from compression_pipeline.errors import UserError
 from compression_pipeline.random_order import permutation
+from compression_pipeline.teacher_logits import CachedLogits, Likeliest
 
 from . import mixture
 from .indexed import IndexedText
@@ -62,6 +63,9 @@ class Batch:
     that are learned, and no pass need know how many the others have.
     """
 
+    teacher: Likeliest | None = None
+    """What is known of the teacher's logits, where they are read (`CachedLogits`): [sequences, tokens, ...]."""
+
     @property
     def mask(self) -> torch.Tensor | None:
         """What must not be seen (`isolation.mask_of`), for Megatron's models; None: nothing but what comes later.
@@ -80,6 +84,29 @@ def _nothing_learned(source: str, samples: int, sequence_length: int) -> str:
     )
 
 
+class TrainingSequences:
+    """The training sequences of a text in the order that a seed draws: number n, whatever the batches are."""
+
+    def __init__(
+        self, folder: Path, seed: int, device: torch.device, *, sequence_length: int, attention: DocumentAttention
+    ) -> None:
+        """Open `folder/train.bin`. Raises UserError where the text is shorter than a sequence."""
+        self.text = MixedText(folder, sequence_length=sequence_length, drawn_for=("training", seed))
+        self._device = device
+        self._isolated = attention is DocumentAttention.ISOLATED
+        self._positions = torch.arange(sequence_length, device=device)
+
+    def batch(self, indices: range) -> Batch:
+        """These sequences, without weights."""
+        sequences = torch.stack([self.text[index] for index in indices]).to(self._device, non_blocking=True)
+        batch = Batch(
+            tokens=sequences[:, :-1].contiguous(),
+            positions=self._positions.expand(len(sequences), -1),
+            labels=sequences[:, 1:].contiguous(),
+        )
+        return isolated(batch, [self.text.positions(index) for index in indices]) if self._isolated else batch
+
+
 class TrainingData:
     """The training sequences of one run, in its order."""
 
@@ -91,6 +118,7 @@ class TrainingData:
         *,
         sequence_length: int,
         attention: DocumentAttention = DocumentAttention.SHARED,
+        teacher: CachedLogits | None = None,
     ) -> None:
         """Open `folder/train.bin`.
 
@@ -98,13 +126,17 @@ class TrainingData:
             settings: steps, seed and batch sizes (see `sequences_per_pass`).
             sequence_length: tokens in one sequence.
             attention: whether documents in a sequence see each other.
+            teacher: its logits of these sequences, for batches to bring along.
 
         Raises:
             UserError: the text is shorter than one batch, or the batch does not divide among the ranks.
         """
         global_batch_size = settings.global_batch_size
-        drawn_for = ("training", settings.seed)
-        self._text = MixedText(folder, sequence_length=sequence_length, drawn_for=drawn_for)
+        self._sequences = TrainingSequences(
+            folder, settings.seed, place.device, sequence_length=sequence_length, attention=attention
+        )
+        self._text = self._sequences.text
+        self._teacher = teacher
         available, needed = self._text.tokens, global_batch_size * sequence_length + 1
         if available < needed:
             raise UserError(
@@ -123,17 +155,16 @@ class TrainingData:
         self._global_batch_size = global_batch_size
         self._place = place
         self.isolated = attention is DocumentAttention.ISOLATED
-        self._positions = torch.arange(sequence_length, device=place.device)
 
     def passes(self, steps: int) -> Passes:
         """How often so many steps go through the text."""
-        return Passes.over(self._shares, sequence_length=self.sequence_length, sequences=self._sequences(steps))
+        return Passes.over(self._shares, sequence_length=self.sequence_length, sequences=self._seen(steps))
 
     def remarks(self, steps: int) -> list[str]:
         """What there is to say of so many steps: of sources that they go through too often (`repetitions`), and of
         steps that learn nothing. Raises UserError where none learns anything.
         """
-        sequences = self._sequences(steps)
+        sequences = self._seen(steps)
         said = repetitions(self._shares, sequence_length=self.sequence_length, sequences=sequences)
         return [*said, *self._silent(steps)]
 
@@ -153,7 +184,7 @@ class TrainingData:
             raise UserError(said)
         return [said] if silent else []
 
-    def _sequences(self, steps: int) -> int:
+    def _seen(self, steps: int) -> int:
         return steps * self._global_batch_size
 
     @property
@@ -180,14 +211,12 @@ class TrainingData:
         return learned * (learned.numel() / max(1, int(learned.sum())))
 
     def _batch(self, indices: range, weights: torch.Tensor | None) -> Batch:
-        sequences = torch.stack([self._text[index] for index in indices]).to(self._place.device, non_blocking=True)
-        batch = Batch(
-            tokens=sequences[:, :-1].contiguous(),
-            positions=self._positions.expand(len(sequences), -1),
-            labels=sequences[:, 1:].contiguous(),
-            weights=None if weights is None else weights.to(self._place.device, non_blocking=True),
+        device = self._place.device
+        return replace(
+            self._sequences.batch(indices),
+            weights=None if weights is None else weights.to(device, non_blocking=True),
+            teacher=None if self._teacher is None else self._teacher[indices].to(device),
         )
-        return isolated(batch, [self._text.positions(index) for index in indices]) if self.isolated else batch
 
 
 def isolated(batch: Batch, positions: Sequence[torch.Tensor]) -> Batch:

@@ -342,12 +342,12 @@ def test_all_that_a_job_is_told_of_its_artifact_enters_the_fingerprint() -> None
     """A field added to a phase's job is either an input, or configuration, or said here to shape nothing."""
     filled_in_by_backends = {"source_roots", "aside"}
     of_students = {"dtype"}
-    # One that has all that only some students have: a shape that is searched, and layers that are ranked by a task.
+    # One that has all that only some students have: a searched shape, layers ranked by a task, a teacher's logits.
     small = {
         "name": "small",
         "prune": {"target": {"tokensPerSecond": 9, "rank": "Task"}, "importance": {"depth": "Task"}},
     }
-    watched = {"steps": 100, "taskInterval": 50}
+    watched = {"steps": 100, "taskInterval": 50, "teacherLogits": "Cached"}
     for step in planned(students=[small], evaluate=EVALUATE, distill=watched).steps:
         told = set(PHASES[step.phase].job.model_fields) - set(JobConfig.model_fields) - filled_in_by_backends
         told -= of_students if step.phase in (Phase.BASELINE, Phase.BASELINE_CORRECTED) else set()

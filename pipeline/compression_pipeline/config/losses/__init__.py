@@ -88,10 +88,26 @@ ON_LOGITS = [name for name, loss in LOSSES.items() if loss.compares_logits]
 """Names of the losses that compare logits, with models of any sizes."""
 
 
+OF_LIKELIEST = [name for name, loss in LOSSES.items() if loss.of_likeliest]
+"""Names of the losses that need no more of the teacher than its likeliest tokens."""
+
+
 def loss_faults(
-    losses: Sequence[LossConfig], teacher: Architecture, student: Architecture, *, engine: str = DEFAULT_ENGINE
+    losses: Sequence[LossConfig],
+    teacher: Architecture,
+    student: Architecture,
+    *,
+    engine: str = DEFAULT_ENGINE,
+    likeliest: int | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """What is wrong with the losses for these models, as (path below `distill`, sentence)."""
+    """What is wrong with the losses for these models, as (path below `distill`, sentence). `likeliest`: tokens of which
+    the teacher's logits are read.
+    """
+    if likeliest is not None and not ENGINES[engine].learns_of_likeliest:
+        yield "teacherLogits", f"the engine {engine} does not read logits; set Live, or use another engine"
+    if likeliest is not None and likeliest > teacher.vocabulary_size:
+        size = teacher.vocabulary_size
+        yield "cachedTopK", f"{likeliest} is more than the {size} tokens of the teacher's vocabulary; lower it"
     for index, loss in enumerate(losses):
         needs = loss.needs(teacher, student)
         if (needs.hidden or needs.embeddings) and not ENGINES[engine].gives_states:
@@ -109,6 +125,7 @@ def loss_faults(
 __all__ = [
     "CHOSEN_BY_AUTO",
     "LOSSES",
+    "OF_LIKELIEST",
     "ON_LOGITS",
     "Balance",
     "LogitsKL",

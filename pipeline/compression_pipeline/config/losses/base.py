@@ -53,12 +53,20 @@ class LossConfig(Member):
     Measured: `tests/pipeline/test_heads.py`.
     """
 
+    of_likeliest: ClassVar[bool] = False
+    """Whether it needs no more of the teacher than its likeliest tokens (`distill.teacherLogits: Cached`)."""
+
     weight: float = Field(default=1, gt=0, le=1e6, description="Weight of this loss in the sum.")
     balance: Balance = Field(
         default=Balance.FIXED,
         description="Fixed adds the loss times its weight. Dynamic first scales all such losses by one factor, in "
         "every sequence, so that they sum to those that compare logits (alpha of arXiv 2407.14679, section 2.4).",
     )
+
+    @property
+    def rest_temperature(self) -> float | None:
+        """The temperature at which it needs the probability of all but the likeliest tokens, if it needs that."""
+        return None
 
     @property
     @abstractmethod

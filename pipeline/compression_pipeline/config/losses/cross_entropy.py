@@ -12,6 +12,7 @@ class CrossEntropy(LossConfig):
 
     implementation: ClassVar[str] = "compression_pipeline.losses.cross_entropy:CrossEntropyLoss"
     logit_copies: ClassVar[int | None] = 3
+    of_likeliest: ClassVar[bool] = True
 
     @property
     def words(self) -> str:

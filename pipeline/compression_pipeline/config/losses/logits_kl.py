@@ -9,6 +9,11 @@ class LogitsKL(TemperedLoss):
     """KL(teacher || student) of the next-token distributions, per token, summed over the vocabulary."""
 
     implementation: ClassVar[str] = "compression_pipeline.losses.logits_kl:LogitsKLLoss"
+    of_likeliest: ClassVar[bool] = True
+
+    @property
+    def rest_temperature(self) -> float:
+        return self.temperature
 
     @property
     def words(self) -> str:

@@ -15,6 +15,7 @@ class LogitsTopKKL(TemperedLoss):
 
     implementation: ClassVar[str] = "compression_pipeline.losses.logits_top_k_kl:LogitsTopKKLLoss"
     logit_copies: ClassVar[int | None] = 1
+    of_likeliest: ClassVar[bool] = True
 
     top_k: int = Field(ge=1, le=1_048_576, description="Number of the teacher's likeliest tokens that are compared.")
 

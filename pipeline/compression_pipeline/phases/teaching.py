@@ -1,0 +1,91 @@
+"""What teaches a student: the teacher itself, or what an earlier step has written of its logits."""
+
+from dataclasses import dataclass
+
+from compression_pipeline.artifact import Artifact
+from compression_pipeline.config import Architecture, DistillJob, LogitsConfig, LogitsResult
+from compression_pipeline.config.members import LENIENT
+from compression_pipeline.context import Context
+from compression_pipeline.engines import Engine, Model
+from compression_pipeline.phases import logits, measuring
+from compression_pipeline.phases.remembering import Measured, remembered
+from compression_pipeline.teacher_logits import CachedLogits
+from compression_pipeline.text.batches import ValidationData, ValidationLoss, sequences_per_pass
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher, for as long as its student is trained."""
+
+    loss: ValidationLoss
+    model: Model | None
+    """None where its logits are read."""
+    logits: CachedLogits | None
+
+
+def teaching(
+    job: DistillJob, context: Context, engine: Engine, teacher: Architecture, validation: ValidationData
+) -> Teaching:
+    """The job's teacher. It is not loaded where its logits are read and its validation loss is known.
+
+    Raises UserError where it computes no numbers.
+    """
+    written = context.store.open(job.logits) if job.logits is not None else None
+    known = _told(written, validation) if written is not None else None
+    if written is not None and known is not None:
+        return Teaching(known, None, _cached(written))
+    model, loss = _loaded(job, context, engine, teacher, validation)
+    if written is None:
+        return Teaching(loss, model, None)
+    del model
+    engine.free()
+    return Teaching(loss, None, _cached(written))
+
+
+def _loaded(
+    job: DistillJob, context: Context, engine: Engine, teacher: Architecture, validation: ValidationData
+) -> tuple[Model, ValidationLoss]:
+    artifact = context.store.open(job.teacher)
+    model = measuring.loaded(engine, teacher, artifact.model, sequence_length=job.sequence_length)
+    per_pass = sequences_per_pass(job.distill, engine)
+    measured_on = {
+        "teacher": artifact.content,
+        "sequences": len(validation),
+        "sequencesPerPass": per_pass,
+        "ranks": engine.world_size,
+    }
+    measured = remembered(
+        context,
+        job.fingerprint,
+        engine,
+        "teacher-loss",
+        measured_on,
+        lambda: Measured(engine.validate(model, validation, sequences_per_pass=per_pass)),
+    ).loss
+    measuring.check_loss(engine, lambda: engine.state(model), teacher, measured.loss, whose="the teacher")
+    return model, measured
+
+
+def _told(written: Artifact, validation: ValidationData) -> ValidationLoss | None:
+    """The teacher's loss over the same sequences, where the step that wrote the logits has measured it."""
+    told = written.result(LogitsResult)
+    if told.validation_sequences != len(validation):
+        return None
+    return ValidationLoss(told.teacher_loss, tuple(one.teacher for one in told.source_losses))
+
+
+def _cached(written: Artifact) -> CachedLogits:
+    of = LogitsConfig.model_validate(written.manifest.config["logits"], **LENIENT)
+    per_part = int(written.manifest.metrics[logits.PER_PART])
+    return CachedLogits(written.path / logits.FOLDER, of, per_part)
+
+
+def in_words(job: DistillJob, context: Context) -> str:
+    """What is read in place of the teacher, for report and card: a clause that goes on behind the losses."""
+    if job.logits is None:
+        return ""
+    told = context.store.open(job.logits).result(LogitsResult)
+    return (
+        f", of the teacher's {told.top_k} likeliest tokens, which have {told.mass_kept:.2%} of its probability; all "
+        "others count as one (teacherLogits: Cached)"
+    )
