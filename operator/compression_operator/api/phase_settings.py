@@ -130,13 +130,38 @@ def _within_a_node(settings: "TrainingSettings") -> str | None:
 def _cel_within_a_node() -> tuple[str, str]:
     """`_within_a_node` as CEL: the rule and its sentence."""
     tensor = "self.parallelism.tensor"
-    divisors = f"{list(range(1, MOST_PER_NODE + 1))}.filter(n, {CEL_PER_NODE.format('self')} % n == 0"
-    below, above = f"{divisors} && n <= {tensor})", f"{divisors} && n > {tensor})"
-    told = (tensor, CEL_PER_NODE.format("self"), f"{below}[{below}.size() - 1]")
-    alone, both = cel_format(f"{_UNSHARED}%d", *told), cel_format(f"{_UNSHARED}%d or %d", *told, f"{above}[0]")
     # Of the default of these settings the API server asks before it fills in those of their fields.
     holds = f"!has(self.parallelism) || {tensor} < 1 || {CEL_PER_NODE.format('self')} % {tensor} == 0"
-    return holds, f"{above}.size() == 0 ? {alone} : {both}"
+    return holds, _cel_nearest(_UNSHARED, tensor, CEL_PER_NODE.format("self"))
+
+
+_UNSTAGED = "%d does not divide the %d GPUs (nodes x gpusPerNode) over parallelism.tensor, nearest: "
+
+
+def _stages_fit(settings: "TrainingSettings") -> str | None:
+    split = settings.parallelism
+    left = Parallelism(tensor=split.tensor).copies(nodes=settings.nodes, per_node=settings.per_node)
+    if left is None or left % split.pipeline == 0:
+        return None
+    return _UNSTAGED % (split.pipeline, left) + nearest_divisors(left, split.pipeline, most=MOST_PER_NODE)
+
+
+def _cel_stages_fit() -> tuple[str, str]:
+    """`_stages_fit` as CEL."""
+    tensor, stages = "self.parallelism.tensor", "self.parallelism.pipeline"
+    ranks = f"self.nodes * {CEL_PER_NODE.format('self')}"
+    left = f"({ranks} / {tensor})"
+    bounds = f"!has(self.parallelism) || {tensor} < 1 || {stages} < 1 || ({ranks}) % {tensor} != 0"
+    return f"{bounds} || {left} % {stages} == 0", _cel_nearest(_UNSTAGED, stages, left)
+
+
+def _cel_nearest(template: str, size: str, number: str) -> str:
+    """The CEL expression for `template` and `nearest_divisors`, of which none above the most of a node is told."""
+    divisors = f"{list(range(1, MOST_PER_NODE + 1))}.filter(n, {number} % n == 0"
+    below, above = f"{divisors} && n <= {size})", f"{divisors} && n > {size})"
+    told = (size, number, f"{below}[{below}.size() - 1]")
+    alone, both = cel_format(f"{template}%d", *told), cel_format(f"{template}%d or %d", *told, f"{above}[0]")
+    return f"{above}.size() == 0 ? {alone} : {both}"
 
 
 class TrainingSettings(PhaseSettings):
@@ -148,6 +173,13 @@ class TrainingSettings(PhaseSettings):
             _within_a_node,
             cel=_cel_within_a_node()[0],
             message=_cel_within_a_node()[1],
+            where="cluster",
+        ),
+        Rule(
+            "parallelism.pipeline",
+            _stages_fit,
+            cel=_cel_stages_fit()[0],
+            message=_cel_stages_fit()[1],
             where="cluster",
         ),
     )

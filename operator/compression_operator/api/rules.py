@@ -90,7 +90,7 @@ def _unsplit(spec: CompressionRunSpec, phase: str, training: TrainingConfig | No
     settings = spec.phases.of(phase)
     if training is None or training.global_batch_size % training.micro_batch_size:
         return False
-    if not settings.split.fits(nodes=settings.nodes, per_node=settings.per_node):
+    if settings.split.copies(nodes=settings.nodes, per_node=settings.per_node) is None:
         return False
     return training.global_batch_size % (training.micro_batch_size * spec.phases.of(phase).layout.data) != 0
 

@@ -75,9 +75,9 @@ def nearest_multiples(value: int, divisor: int, *, most: int | None = None) -> s
     return " or ".join(str(n) for n in (lower, lower + divisor) if n > 0 and (most is None or n <= most))
 
 
-def nearest_divisors(number: int, value: int) -> str:
-    """The divisors of `number` on both sides of `value`: "2 or 4"."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
+def nearest_divisors(number: int, value: int, *, most: int | None = None) -> str:
+    """The divisors of `number` on both sides of `value`, those above `most` left out: "2 or 4"."""
+    divisors = [n for n in range(1, min(number, most or number) + 1) if number % n == 0]
     below, above = [n for n in divisors if n <= value], [n for n in divisors if n > value]
     return " or ".join(str(n) for n in (*below[-1:], *above[:1]))
 

@@ -78,9 +78,10 @@ class Parallelism(ConfigModel):
                 return rule.path, sentence
         return None
 
-    def fits(self, *, nodes: int, per_node: int) -> bool:
-        """Whether so many nodes of so many ranks hold whole copies."""
-        return self.fault(nodes * per_node) is None
+    def copies(self, *, nodes: int, per_node: int) -> int | None:
+        """How many copies so many nodes of so many ranks hold; None where they do not hold whole ones."""
+        ranks = nodes * per_node
+        return None if self.fault(ranks) else ranks // self.per_copy
 
     def faults(self, model: Architecture, whose: str) -> Iterator[tuple[str, str]]:
         """The fields that do not fit a model, with sentences that name values that do. `whose`: such as
