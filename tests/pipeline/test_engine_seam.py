@@ -67,6 +67,9 @@ class Plain:
     def agree(self, value: Any) -> Any:
         return value
 
+    def any_rank(self, value: bool) -> bool:
+        return value
+
     def on_rank_0(self, work: Callable[[Callable[[], None]], Any]) -> Any:
         return work(self._context.stop_if_requested)
 

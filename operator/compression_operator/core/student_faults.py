@@ -3,7 +3,13 @@
 from collections.abc import Iterator, Mapping
 
 from compression_operator.api.spec import CompressionRunSpec, Student
-from compression_pipeline.config import Architecture, loss_faults, student_architecture, student_faults
+from compression_pipeline.config import (
+    Architecture,
+    loss_faults,
+    split_faults,
+    student_architecture,
+    student_faults,
+)
 
 
 def faults_by_student(
@@ -35,6 +41,9 @@ def _faults(
     for field, sentence in loss_faults(losses, teacher, cut, engine=spec.engine, likeliest=likeliest):
         yield f"{whose}.{field}", sentence
     yield from _layout_faults(spec, teacher, cut)
+    if distill is not None:
+        for field, sentence in split_faults(distill, spec.phases.distill.split):
+            yield f"spec.phases.distill.parallelism.{field}", sentence
 
 
 def _layout_faults(spec: CompressionRunSpec, teacher: Architecture, student: Architecture) -> Iterator[tuple[str, str]]:

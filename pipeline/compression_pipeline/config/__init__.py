@@ -5,6 +5,7 @@ The control plane imports nothing else from the pipeline.
 
 from .architecture import Activation, Architecture, Family, Normalization
 from .base import ConfigModel, Operational, Record, Rule
+from .cached_logits import split_faults
 from .chains import chains, fast_enough, timed_at_most
 from .chunks import Chunks
 from .engines import DEFAULT_ENGINE, ENGINES, EngineInfo, EngineName
@@ -246,6 +247,7 @@ __all__ = [
     "semantic_fields",
     "sequence_fault",
     "served_bytes",
+    "split_faults",
     "stages",
     "stages_fault",
     "student_architecture",

@@ -1,9 +1,11 @@
 """Where a distillation has its teacher's logits from, and what that allows of its losses."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from .base import Rule
+from .layout import Parallelism
 from .losses import LOSSES, OF_LIKELIEST, LossConfig
 from .losses.logits_top_k_kl import LogitsTopKKL
 
@@ -49,6 +51,17 @@ def cached_rules() -> tuple[Rule, ...]:
             f"self.cachedTopK > {MOST_KEPT} || self.cachedTopK == {TOP_K}",
         ),
     )
+
+
+def split_faults(distill: "DistillConfig", split: Parallelism) -> Iterator[tuple[str, str]]:
+    """The fields of a layout that do not go with cached logits, each with a sentence."""
+    for field in Parallelism.model_fields:
+        if distill.cached and (size := getattr(split, field)) > 1:
+            yield (
+                field,
+                f"{size} ranks share a model, and teacherLogits: Cached is for ranks that hold it whole; set 1, or "
+                "distill.teacherLogits: Live",
+            )
 
 
 def _compared(loss: LossConfig) -> int:

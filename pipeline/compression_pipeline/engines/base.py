@@ -116,6 +116,10 @@ class Engine(Protocol):
         """Rank 0's value, on every rank."""
         ...
 
+    def any_rank(self, value: bool) -> bool:
+        """Whether it is true on any rank, on every rank."""
+        ...
+
     def on_rank_0(self, work: Callable[[Callable[[], None]], Value]) -> Value:
         """What `work` gives on rank 0, on every rank; the others wait, for however long it takes.
 

@@ -98,6 +98,11 @@ class MegatronEngine:
         dist.broadcast_object_list(told, src=0)
         return told[0]
 
+    def any_rank(self, value: bool) -> bool:
+        shared = torch.tensor(float(value), device=self.device)
+        dist.all_reduce(shared)
+        return shared.item() > 0
+
     def on_rank_0(self, work: Callable[[Callable[[], None]], Value]) -> Value:
         return on_rank_0(work, self._runtime, self._context)
 

@@ -18,6 +18,7 @@ from compression_pipeline.config import (
     loss_faults,
     misses,
     resolved_losses,
+    split_faults,
     won_back,
 )
 from compression_pipeline.context import Context
@@ -61,8 +62,8 @@ def run(job: DistillJob, context: Context) -> DistillResult:
     sentences = [f"distill.{field}: {sentence}" for field, sentence in faults]
     if not sentences and job.parallelism.tensor > 1:
         sentences += tensor_faults(resolved_losses(settings.losses, teacher, student), teacher, student)
-    if job.logits is not None and job.parallelism.tensor * job.parallelism.pipeline > 1:
-        sentences.append("distill.teacherLogits: Cached is for models that no ranks share; set Live, or parallelism 1")
+    layout = split_faults(settings, job.parallelism)
+    sentences += [f"phases.distill.parallelism.{field}: {sentence}" for field, sentence in layout]
     if sentences:
         raise UserError("; ".join(sentences))
     with start_engine(

@@ -76,7 +76,7 @@ def _cached(job: LogitsJob, context: Context, engine: Engine) -> LogitsResult:
             tokens_per_second=rate * job.sequence_length or None,
             eta_seconds=(settings.sequences - done) / rate if rate else None,
         )
-        if engine.agree(context.stop_requested()):
+        if engine.any_rank(context.stop_requested()):
             raise Interrupted("was told to stop (SIGTERM)")
     seconds = time.monotonic() - started
     del model

@@ -236,6 +236,18 @@ def test_more_stages_than_layers_are_a_fault_of_their_field() -> None:
     }
 
 
+def test_cached_logits_are_for_ranks_that_hold_a_whole_model() -> None:
+    teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
+    cached = {"steps": 100, "globalBatchSize": 1152, "teacherLogits": "Cached"}
+    split = {"distill": {"parallelism": {"tensor": 2, "pipeline": 4}}}
+    found = faults_by_student(a_run(distill=cached, phases=split).spec, teacher)["width"]
+    assert [field for field, _ in found] == [f"spec.phases.distill.parallelism.{one}" for one in ("tensor", "pipeline")]
+    assert found[0][1].startswith("2 ranks share a model") and found[0][1].endswith(
+        "set 1, or distill.teacherLogits: Live"
+    )
+    assert not faults_by_student(a_run(distill=cached).spec, teacher)
+
+
 def test_a_layout_that_the_models_do_not_divide_by_is_a_fault_of_its_field() -> None:
     teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
     wrong = a_run(
