@@ -69,7 +69,7 @@ def test_auto_takes_the_least_that_fits() -> None:
     [
         (64, "None", "of which activations are .*: set activationRecomputation: Full, or lower microBatchSize"),
         (64, "Full", "of which .*: lower microBatchSize or dataset.sequenceLength$"),
-        (1, "None", "of which optimizer are .*: use more GPUs, which share the optimizer's state$"),
+        (1, "None", "of which optimizer are .*: use more GPUs, whose copies of the model share the optimizer's state$"),
     ],
 )
 def test_a_gpu_that_is_full_is_told_with_what_is_largest(
@@ -80,7 +80,7 @@ def test_a_gpu_that_is_full_is_told_with_what_is_largest(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has")
 
-    monkeypatch.setattr("compression_pipeline.megatron.training.LanguageModelLoss.forward", full)
+    monkeypatch.setattr("compression_pipeline.megatron.loss_function.LanguageModelLoss.forward", full)
     asked = settings(FinetuneConfig, micro, activation_recomputation=what)
     with pytest.raises(UserError, match=rf"^the GPU is out of memory \(.*GPU 0 has\); .*{told}"):
         Bench(tmp_path, engine).train(architecture(**LLAMA), asked)

@@ -82,7 +82,7 @@ def _extends_by_nothing(spec: CompressionRunSpec, student: Student) -> bool:
 
 def _unsplit_template(phase: str, of_student: bool = False) -> str:
     owner = "distill.globalBatchSize of student %s: " if of_student else ""
-    return f"{owner}%d is not divisible by microBatchSize x ranks (%d x %d, see phases.{phase})"
+    return f"{owner}%d is not divisible by microBatchSize x copies of the model (%d x %d, see phases.{phase})"
 
 
 def _unsplit(spec: CompressionRunSpec, phase: str, training: TrainingConfig | None) -> bool:

@@ -219,8 +219,9 @@ class _Job:
         # Pods that fail by themselves stay; only those that somebody removed are not there to tell.
         ran = self.said.running.since is not None
         if self.said.failed.holds and ran and not failures and not any(pod.alive or pod.exit_code for pod in self.pods):
-            known = sorted(slot for slot, uid in self.first.items() if uid is not None)
-            return f"pod {', '.join(known)} disappeared" if known else "a pod disappeared"
+            there = {pod.slot for pod in self.pods}
+            gone = sorted(slot for slot, uid in self.first.items() if uid is not None and slot not in there)
+            return f"pod{'s' * (len(gone) > 1)} {', '.join(gone)} disappeared" if gone else "a pod disappeared"
         return ""
 
     @property

@@ -33,24 +33,23 @@ def _faults(
     if shape := list(student_faults(teacher, student.prune)):
         yield from ((f"{where}.prune.{field}", sentence) for field, sentence in shape)
         return
+    distill, whose = (student.distill, f"{where}.distill") if student.distill else (spec.distill, "spec.distill")
+    if spec.finetune is not None:
+        yield from _layout_faults(spec, "finetune", teacher, "the teacher's")
+    yield from _layout_faults(spec, "distill", teacher, "the teacher's")
+    if distill is not None:
+        for field, sentence in split_faults(distill, spec.phases.of("distill").split):
+            yield f"spec.phases.distill.parallelism.{field}", sentence
     if student.prune.searches and found is None:
         return
-    distill, whose = (student.distill, f"{where}.distill") if student.distill else (spec.distill, "spec.distill")
     losses, likeliest = (distill.losses, distill.likeliest) if distill is not None else ([], None)
     cut = found or student_architecture(teacher, student.prune)
     for field, sentence in loss_faults(losses, teacher, cut, engine=spec.engine, likeliest=likeliest):
         yield f"{whose}.{field}", sentence
-    yield from _layout_faults(spec, teacher, cut)
-    if distill is not None:
-        for field, sentence in split_faults(distill, spec.phases.distill.split):
-            yield f"spec.phases.distill.parallelism.{field}", sentence
+    yield from _layout_faults(spec, "distill", cut, "the student's")
 
 
-def _layout_faults(spec: CompressionRunSpec, teacher: Architecture, student: Architecture) -> Iterator[tuple[str, str]]:
-    """What of `phases.<phase>.parallelism` does not fit the models that the phase trains."""
-    trained = {"finetune": {"the teacher's": teacher}} if spec.finetune is not None else {}
-    trained["distill"] = {"the teacher's": teacher, "the student's": student}
-    for phase, models in trained.items():
-        for whose, model in models.items():
-            for field, sentence in spec.phases.of(phase).split.faults(model, whose):
-                yield f"spec.phases.{phase}.parallelism.{field}", sentence
+def _layout_faults(spec: CompressionRunSpec, phase: str, model: Architecture, whose: str) -> Iterator[tuple[str, str]]:
+    """What of a phase's `parallelism` does not fit a model that it holds."""
+    for field, sentence in spec.phases.of(phase).split.faults(model, whose):
+        yield f"spec.phases.{phase}.parallelism.{field}", sentence

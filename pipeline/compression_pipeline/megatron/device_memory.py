@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.distributed as dist
 
 from compression_pipeline.config import Architecture, DistillConfig, LossConfig, Recomputation, human_bytes
 from compression_pipeline.engines import Training
@@ -14,11 +15,11 @@ from compression_pipeline.sizing import Memory, least_recomputation, training_me
 
 from .runtime import Runtime
 
-LARGER = "use GPUs with more memory"
+LARGER = "raise parallelism.tensor or parallelism.pipeline of the phase, or use GPUs with more memory"
 REMEDIES = {
     "weights": LARGER,
     "gradients": LARGER,
-    "optimizer": "use more GPUs, which share the optimizer's state",
+    "optimizer": "use more GPUs, whose copies of the model share the optimizer's state",
     "teacher": LARGER,
     "activations": "lower microBatchSize or dataset.sequenceLength",
     "logits": "lower microBatchSize or dataset.sequenceLength",
@@ -56,9 +57,17 @@ def planned(
         isolated=training.data.isolated,
         likeliest=settings.likeliest if isinstance(settings, DistillConfig) else None,
     )
-    room = torch.cuda.get_device_properties(runtime.device).total_memory if runtime.on_gpu else None
+    room = smallest_device(runtime) if runtime.on_gpu else None
     found = least_recomputation(settings.activation_recomputation, memory, room)
     return Planned(found, memory(recomputation=found))
+
+
+def smallest_device(runtime: Runtime) -> int:
+    """Bytes of the GPU that has least of all ranks' GPUs. Ranks that share a model have to recompute the same."""
+    total = torch.cuda.get_device_properties(runtime.device).total_memory
+    shared = torch.tensor(total, device=runtime.device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+    return int(shared.item())
 
 
 @contextlib.contextmanager

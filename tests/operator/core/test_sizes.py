@@ -236,6 +236,18 @@ def test_more_stages_than_layers_are_a_fault_of_their_field() -> None:
     }
 
 
+def test_a_layout_that_does_not_fit_the_teacher_is_told_before_any_shape_is_found() -> None:
+    teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
+    wrong = a_run(
+        finetune={"steps": 100, "globalBatchSize": 1152},
+        phases={"finetune": {"gpusPerNode": 16, "parallelism": {"tensor": 16}}},
+        students=[{"name": "width", "prune": {"target": {"parameters": 4.5e9}}}],
+    )
+    assert [field for field, _ in faults_by_student(wrong.spec, teacher)["width"]] == [
+        "spec.phases.finetune.parallelism.tensor"
+    ]
+
+
 def test_cached_logits_are_for_ranks_that_hold_a_whole_model() -> None:
     teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
     cached = {"steps": 100, "globalBatchSize": 1152, "teacherLogits": "Cached"}
