@@ -24,7 +24,8 @@ from .pods import (
     Untyped,
 )
 
-MOST_PER_NODE = 64
+MOST_PER_NODE, MOST_GPUS = 64, 16
+"""Ranks of a pod, and GPUs."""
 CEL_PER_NODE = "({0}.gpusPerNode > 0 ? {0}.gpusPerNode : {0}.processesPerNode)"
 """`PhaseSettings.per_node` as CEL, of the settings that it is formatted with."""
 
@@ -41,7 +42,7 @@ class PhaseSettings(ConfigModel):
     gpus_per_node: int = Field(
         default=0,
         ge=0,
-        le=16,
+        le=MOST_GPUS,
         description="GPUs of one pod. Each GPU runs one rank. 0 runs on CPU. Local runs use the GPUs of the machine.",
     )
     gpu_resource: Resource | None = Field(default=None, description="Replaces jobTemplate.gpuResource for this phase.")
@@ -117,6 +118,25 @@ class PhaseSettings(ConfigModel):
     def layout(self) -> ParallelLayout:
         """The ranks of the phase's jobs on a cluster. Raises ValueError where the rules do not hold."""
         return self.split.over(nodes=self.nodes, per_node=self.per_node)
+
+    def split_on(self, gpus: int | None) -> Parallelism:
+        """How a model is split over the ranks, on a machine with so many GPUs over those that there are. None: on a
+        cluster, which has what these settings ask for.
+        """
+        return self.split if gpus is None else self.split.within(self._most(gpus))
+
+    def layout_on(self, gpus: int | None, micro_batches: int) -> ParallelLayout:
+        """The ranks of jobs whose copies share so many micro-batches, as `local/concurrency.py` starts them. `gpus`:
+        see `split_on`.
+        """
+        if gpus is None:
+            return self.layout
+        split = self.split_on(gpus)
+        return split.over(nodes=1, per_node=split.most_ranks(self._most(gpus), micro_batches))
+
+    def _most(self, gpus: int) -> int:
+        gpus_per_node = min(self.gpus_per_node, gpus)
+        return gpus_per_node or self.processes_per_node
 
 
 _UNSHARED = "%d does not divide the %d GPUs of a node (gpusPerNode; without GPUs processesPerNode), nearest: "

@@ -28,7 +28,9 @@ DEVICES_ANNOTATION = f"{GROUP}/devices"
 """What a local run found to compute on, `GPU` or `CPU`; it is written and watched likewise. A cluster has what the
 manifest asks for: see `cluster_run`."""
 CPU, GPU = "CPU", "GPU"
-NOTED = (SOURCES_ANNOTATION, TASK_SOURCES_ANNOTATION, DEVICES_ANNOTATION)
+GPUS_ANNOTATION = f"{GROUP}/gpus"
+"""How many GPUs a local run found. Their number changes no artifact, and so the generation stays."""
+NOTED = (SOURCES_ANNOTATION, TASK_SOURCES_ANNOTATION, DEVICES_ANNOTATION, GPUS_ANNOTATION)
 """What only local runs note."""
 
 

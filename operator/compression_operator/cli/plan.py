@@ -10,6 +10,7 @@ from typing import Any
 
 from compression_operator.api.documents import MalformedYaml, read_documents
 from compression_operator.api.faults import Fault, InvalidManifest
+from compression_operator.api.phase_settings import MOST_GPUS
 from compression_operator.api.planned import PlannedTraining
 from compression_operator.api.resolved import Resolved
 from compression_operator.api.run import CompressionRun
@@ -59,7 +60,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
     if arguments.cluster:
         planned = plan(run.spec, maker=maker_of(run))
     else:
-        planned, resolved = _planned(run, arguments.file, workdir, stored, gpus=hardware.gpus)
+        planned, resolved = _planned(run, arguments.file, workdir, stored, gpus=hardware.gpus != 0)
     report: dict[str, Any] = {"run": run.metadata.name, "steps": [_step_json(step) for step in planned.steps]}
     report["passes"] = passes_to_json(run.spec, resolved)
     report["logits"] = logits_to_json(planned)
@@ -91,7 +92,10 @@ def show_plan(arguments: argparse.Namespace) -> int:
 
 def _hardware(arguments: argparse.Namespace) -> Hardware:
     """What is told of it. Raises InvalidManifest for a GPU that isn't known."""
-    gpus = arguments.cluster or arguments.gpu is not None or bool(machine.visible_gpus(os.environ))
+    here = len(machine.visible_gpus(os.environ))
+    if arguments.gpu is not None and not here:
+        here = MOST_GPUS  # a machine that has as many as the manifest asks for
+    gpus = None if arguments.cluster else here
     if arguments.gpu is None:
         return Hardware(gpus=gpus, mfu=arguments.mfu)
     gpu = find_gpu(arguments.gpu)

@@ -64,7 +64,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             workdir,
             manifest,
             sources=digests_of_sources(manifest, root, workdir),
-            gpus=bool(gpus),
+            gpus=len(gpus),
             now=moment,
             uid=str(uuid.uuid4()),
             retry=moment.isoformat(),

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from compression_operator.api.phase_settings import PhaseSettings
-from compression_operator.api.run import CPU, DEVICES_ANNOTATION, CompressionRun
+from compression_operator.api.run import CPU, DEVICES_ANNOTATION, GPUS_ANNOTATION, CompressionRun
 from compression_operator.api.spec import CompressionRunSpec, Student
 from compression_operator.api.status import CompressionRunStatus
 from compression_pipeline.config import (
@@ -187,6 +187,12 @@ def plan_of(
 def runs_on_gpus(run: CompressionRun) -> bool:
     """Whether phases of the run that ask for GPUs get them: a machine may have none."""
     return run.metadata.annotations.get(DEVICES_ANNOTATION) != CPU
+
+
+def gpus_of(run: CompressionRun) -> int | None:
+    """GPUs of the one machine that runs all; None on a cluster, which has what the phases ask for."""
+    noted = run.metadata.annotations.get(GPUS_ANNOTATION)
+    return int(noted) if noted is not None else None
 
 
 def discovered_in(status: CompressionRunStatus) -> Discovered:

@@ -110,7 +110,7 @@ def searches(
         flops = search_flops(
             teacher, best, student.prune, sequence_length=length, validation=spec.validation, distill=distill
         )
-        on_gpu = hardware.gpus and step.settings.gpus_per_node > 0
+        on_gpu = hardware.gpus != 0 and step.settings.gpus_per_node > 0
         gpu = (hardware.gpu or named_gpu(spec, step.settings)) if on_gpu else None
         # The search computes in float32 where the weights that it cuts are not bfloat16.
         precision = arithmetic(on_gpu and dtype in (None, "bfloat16"))

@@ -14,7 +14,6 @@ from compression_pipeline.config import (
     Architecture,
     DistillConfig,
     DocumentAttention,
-    ParallelLayout,
     Precision,
     Recomputation,
     Shape,
@@ -33,7 +32,7 @@ from compression_pipeline.sizing import (
     training_memory,
 )
 
-from .plan import Plan, PlannedStep, runs_on_gpus
+from .plan import Plan, PlannedStep, gpus_of
 from .room import NOTHING_SEARCHED, bytes_stored, searched_in, shapes_of
 
 MFU = 0.4
@@ -55,8 +54,8 @@ FLOAT32, BFLOAT16 = 4, 2
 class Hardware:
     """What the trainings are assumed to run on."""
 
-    gpus: bool = True
-    """Whether phases that ask for GPUs get them."""
+    gpus: int | None = None
+    """GPUs of the one machine that runs all; None: a cluster, which has what the phases ask for."""
     gpu: Gpu | None = None
     """Their kind; None: the one that the phase's node selector names."""
     mfu: float = MFU
@@ -109,7 +108,7 @@ def with_sizes(status: CompressionRunStatus, run: CompressionRun, planned: Plan)
     teacher, trainings, shapes = status.teacher, dict[str, PlannedTraining](), dict[str, ShapeStatus]()
     if teacher is not None and status.resolved is not None:
         found = searched_in(status)
-        sizes = run_sizes(run.spec, planned, teacher, Hardware(gpus=runs_on_gpus(run)), found)
+        sizes = run_sizes(run.spec, planned, teacher, Hardware(gpus=gpus_of(run)), found)
         trainings = sizes.trainings
         by_target = [one for one in run.spec.students if one.prune.target and one.name in sizes.shapes]
         for one in by_target:
@@ -144,9 +143,10 @@ def _planned(
     student: Architecture | None,
     hardware: Hardware,
 ) -> PlannedTraining:
-    settings, length, layout = step.settings, spec.dataset.sequence_length, _layout(step.settings, hardware)
+    settings, length = step.settings, spec.dataset.sequence_length
+    layout = settings.layout_on(hardware.gpus, training.global_batch_size // training.micro_batch_size)
     trained, taught = (teacher, None) if student is None else (student, teacher)
-    on_gpu = hardware.gpus and settings.gpus_per_node > 0
+    on_gpu = hardware.gpus != 0 and settings.gpus_per_node > 0
     distill = training if isinstance(training, DistillConfig) else None
     losses = resolved_losses(distill.losses, teacher, trained) if distill else []
     gpu = (hardware.gpu or named_gpu(spec, settings)) if on_gpu else None
@@ -203,15 +203,6 @@ def _idle_warnings(step: PlannedStep, stages: int, micro_batches: int) -> Sequen
         f"{step.name} has {passes} in each copy for {stages} pipeline stages, so each stage idles {idle:.0%} of the "
         f"time; lower microBatchSize or phases.{step.phase}.parallelism.pipeline, or raise globalBatchSize"
     ]
-
-
-def _layout(settings: PhaseSettings, hardware: Hardware) -> ParallelLayout:
-    """The ranks of a phase's jobs; a machine without GPUs is one node, and splits a copy over what it has."""
-    if hardware.gpus:
-        return settings.layout
-    ranks = settings.processes_per_node
-    split = settings.split.within(ranks)
-    return split.over(nodes=1, per_node=ranks // split.per_copy * split.per_copy)
 
 
 def arithmetic(on_gpu: bool) -> Precision:

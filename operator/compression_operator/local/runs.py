@@ -8,6 +8,7 @@ from compression_operator.api.run import (
     CPU,
     DEVICES_ANNOTATION,
     GPU,
+    GPUS_ANNOTATION,
     RETRY_ANNOTATION,
     CompressionRun,
     ObjectMeta,
@@ -61,19 +62,19 @@ def submit(
     manifest: CompressionRun,
     *,
     sources: Mapping[str, str],
-    gpus: bool,
+    gpus: int,
     now: datetime,
     uid: str,
     retry: str,
 ) -> CompressionRun:
     """Apply a manifest to the directory, as `kubectl apply` would; returns the run as stored.
 
-    `sources` has by annotation digests of the local files that it names, `gpus` says whether this machine has any. A
+    `sources` has by annotation digests of the local files that it names, `gpus` is how many this machine has. A
     changed spec, changed files or another kind of machine raise the generation. What failed before is tried again
     (`retry` becomes the retry annotation's value). Nothing is written where nothing changed. Raises WorkdirError where
     the directory belongs to another run, or cannot be written.
     """
-    found = {**sources, DEVICES_ANNOTATION: GPU if gpus else CPU}
+    found = {**sources, DEVICES_ANNOTATION: GPU if gpus else CPU, GPUS_ANNOTATION: str(gpus)}
     stored = workdir.read()
     if stored is None:
         metadata = manifest.metadata.model_copy(
@@ -148,7 +149,7 @@ def _applied(
     kept = {k: v for k, v in stored.metadata.annotations.items() if k == RETRY_ANNOTATION}
     annotations = {**kept, **manifest.metadata.annotations, **found}
     noted = stored.metadata.annotations  # one that an older version did not note has not changed
-    found_changed = any(noted.get(name, new) != new for name, new in found.items())
+    found_changed = any(noted.get(name, new) != new for name, new in found.items() if name != GPUS_ANNOTATION)
     edited = stored.spec != manifest.spec or found_changed
     if stored.status.phase is RunPhase.FAILED and not edited:
         annotations[RETRY_ANNOTATION] = retry

@@ -10,8 +10,8 @@ from tests.support.runs import a_run as build
 
 from compression_operator.api.planned import PlannedTraining
 from compression_operator.api.resolved import Resolved
-from compression_operator.api.run import CompressionRun
-from compression_operator.api.status import CompressionRunStatus, StepState, TeacherStatus
+from compression_operator.api.run import GPUS_ANNOTATION, CompressionRun
+from compression_operator.api.status import CompressionRunStatus, StepState, StudentStatus, TeacherStatus
 from compression_operator.core.events_diff import events_between
 from compression_operator.core.plan import plan
 from compression_operator.core.reconcile import reconcile
@@ -121,8 +121,36 @@ def test_on_a_cpu_the_pod_holds_everything() -> None:
     assert found.gpu is None and found.ranks == 2
     assert found.memory_per_gpu.weights == 4 * 4_512_746_496
     assert len(found.warnings) == 1
-    here = distillation(a_run(), gpus=False)
+    here = distillation(a_run(), gpus=0)
     assert here.ranks == 1, "a machine without GPUs has no eight ranks"
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "planned"),
+    [
+        ({"gpusPerNode": 2, "parallelism": {"tensor": 4}}, 16, (2, 2, 1)),
+        ({"gpusPerNode": 8, "parallelism": {"tensor": 8}}, 2, (2, 2, 1)),
+        ({"gpusPerNode": 8, "parallelism": {"tensor": 2, "pipeline": 4}}, 6, (6, 2, 3)),
+        ({"nodes": 2, "gpusPerNode": 8}, 8, (8, 1, 1)),
+        ({"gpusPerNode": 8}, 5, (4, 1, 1)),  # over which the batch splits evenly
+        ({"gpusPerNode": 8, "parallelism": {"tensor": 8}}, 0, (1, 1, 1)),
+    ],
+)
+def test_a_machine_splits_a_copy_over_the_gpus_that_it_has(
+    settings: dict[str, Any], gpus: int, planned: tuple[int, int, int]
+) -> None:
+    """As its jobs do; the rules of a cluster's layout do not hold there."""
+    found = distillation(a_run(phases={"distill": settings}), gpus=gpus, gpu=GPUS["H100"])
+    assert (found.ranks, found.tensor, found.pipeline) == planned
+
+
+def test_the_status_of_a_local_run_tells_what_its_machine_does() -> None:
+    run = known(a_run(phases={"distill": {"gpusPerNode": 2, "parallelism": {"tensor": 4}}}))
+    noted = run.metadata.model_copy(update={"annotations": {GPUS_ANNOTATION: "2"}})
+    here = run.model_copy(update={"metadata": noted})
+    status = here.status.model_copy(update={"students": [StudentStatus(name="width")]})
+    planned = with_sizes(status, here, plan(here.spec)).students
+    assert [(one.planned.ranks, one.planned.tensor) for one in planned if one.planned] == [(2, 2)]
 
 
 def test_a_student_that_cannot_be_is_left_out() -> None:

@@ -272,7 +272,7 @@ def test_the_space_that_a_step_takes(tmp_path: Path) -> None:
         return space.bytes_needed(run, a_job(run, phase), store, source_root=tmp_path) - space.FLOOR
 
     run = at(a_run())
-    planned = run_sizes(run.spec, plan(run.spec, gpus=False), teacher, Hardware(gpus=False))
+    planned = run_sizes(run.spec, plan(run.spec, gpus=False), teacher, Hardware(gpus=0))
     width = planned.shapes["width"].parameters
     assert needed(Phase.PREPARE, a_run()) == 1500 and needed(Phase.FINETUNE, a_run()) == 0, "what is not known yet"
     all_of_it = teacher.parameters * (4 + 3 * 14)
