@@ -95,10 +95,16 @@ def load_run(file: Path, arguments: argparse.Namespace) -> CompressionRun:
 
 
 def faults_of_students(
-    file: Path, run: CompressionRun, teacher: Architecture, searched: Mapping[str, Architecture] | None = None
+    file: Path,
+    run: CompressionRun,
+    teacher: Architecture,
+    searched: Mapping[str, Architecture] | None = None,
+    *,
+    gpus: int | None,
 ) -> Iterator[Fault]:
-    """Why students cannot be made of this teacher. `searched`: shapes that were found for targets."""
-    found = [fault for faults in faults_by_student(run.spec, teacher, searched).values() for fault in faults]
+    """Why students cannot be made of this teacher. `searched` and `gpus`: see `faults_by_student`."""
+    by_student = faults_by_student(run.spec, teacher, searched, gpus=gpus)
+    found = [fault for faults in by_student.values() for fault in faults]
     for field, sentence in dict.fromkeys(found):  # what is wrong with spec.distill is so for several
         yield Fault(str(file), field, sentence)
 

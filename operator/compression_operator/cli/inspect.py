@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from compression_operator.api.run import CompressionRun
 from compression_operator.api.status import RunPhase
 from compression_operator.core.jobs import MOUNTED_CLAIMS
 from compression_operator.core.plan import Plan, maker_of, plan
+from compression_operator.local import machine
 from compression_operator.local.workdir import to_yaml
 from compression_pipeline.sizing.teacher import TeacherRefused, TeacherUnknown, find_teacher
 
@@ -41,7 +43,7 @@ def validate(arguments: argparse.Namespace) -> int:
         except InvalidManifest as error:
             faults += error.faults
             continue
-        of_teacher = list(_faults_of_teacher(file, run))
+        of_teacher = list(_faults_of_teacher(file, run, cluster=arguments.cluster))
         if not of_teacher:
             print(f"{file}: {run.metadata.name} is valid")
         faults += of_teacher
@@ -50,7 +52,7 @@ def validate(arguments: argparse.Namespace) -> int:
     return Code.SUCCEEDED
 
 
-def _faults_of_teacher(file: Path, run: CompressionRun) -> Iterator[Fault]:
+def _faults_of_teacher(file: Path, run: CompressionRun, *, cluster: bool) -> Iterator[Fault]:
     """What `compression plan` says of the teacher and of students that cannot be made of it; nothing of a teacher that
     only the network has.
     """
@@ -68,7 +70,8 @@ def _faults_of_teacher(file: Path, run: CompressionRun) -> Iterator[Fault]:
     except TeacherRefused as refused:
         yield Fault(str(file), "spec.teacher.model", str(refused))
         return
-    yield from faults_of_students(file, run, teacher.architecture)
+    gpus = None if cluster else len(machine.visible_gpus(os.environ))
+    yield from faults_of_students(file, run, teacher.architecture, gpus=gpus)
 
 
 def render(arguments: argparse.Namespace) -> int:

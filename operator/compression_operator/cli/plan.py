@@ -73,7 +73,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
     if found is not None:
         done = found_by_searches(stored.status, planned) if stored is not None else NOTHING_FOUND
         shapes = {name: chosen(candidates, found.architecture) for name, candidates in done.items()}
-        faults += faults_of_students(arguments.file, run, found.architecture, shapes)
+        faults += faults_of_students(arguments.file, run, found.architecture, shapes, gpus=hardware.gpus)
         sizes = run_sizes(run.spec, planned, found.architecture, hardware, shapes)
         searched = searches(run.spec, planned, found.architecture, hardware, done, dtype=found.dtype)
         warnings = [*_warnings(sizes, searched), *_room(run, arguments, workdir, sizes.peak)]

@@ -25,7 +25,7 @@ from .events_diff import events_between
 from .gates import is_open, judged, missed
 from .jobs import Action, CreateJob, Decision, DeleteJob, JobState, ObservedJob, Wait
 from .phase_steps import STEPS
-from .plan import NOTHING_SPARED, Plan, PlannedStep, discovered_in, phases_that_were_planned, plan_of
+from .plan import NOTHING_SPARED, Plan, PlannedStep, discovered_in, gpus_of, phases_that_were_planned, plan_of
 from .problems import REASONS as PROBLEMS
 from .results import figures_that_stand, record
 from .retention import Retention, expiries
@@ -279,7 +279,7 @@ class _Pass:
             for one in self._status.students
             if one.candidates and one.name in done
         }
-        found = faults_by_student(self._run.spec, teacher, shapes)
+        found = faults_by_student(self._run.spec, teacher, shapes, gpus=gpus_of(self._run))
         return {name: "; ".join(f"{field}: {sentence}" for field, sentence in faults) for name, faults in found.items()}
 
     def _text_fault(self) -> str | None:

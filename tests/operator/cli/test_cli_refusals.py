@@ -251,3 +251,19 @@ def test_validate_tells_what_the_teacher_of_this_machine_does_not_allow(
     (tmp_path / "teacher" / "config.json").unlink()
     (tmp_path / "teacher" / "model.safetensors").write_text("prepare tells what is missing")
     assert bench.call("validate", bench.file) == 0
+
+
+def test_a_machine_is_judged_by_the_gpus_that_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs split a model over those: no GPUs, one rank."""
+    bench = Bench(tmp_path, phases={"distill": {"gpusPerNode": 8, "parallelism": {"tensor": 8}}})
+    for gpus, code in (((), 0), (tuple("01"), 0), (tuple("01234567"), 2)):
+        monkeypatch.setattr(machine, "visible_gpus", lambda _, found=gpus: found)
+        for command in (["validate"], ["plan", "--workdir", bench.workdir]):
+            assert bench.call(*command, bench.file) == code
+        assert ("spec.phases.distill.parallelism.tensor: 8 does not" in capsys.readouterr().err) == (code == 2)
+    too_few = ["--set", "phases.distill.gpusPerNode=2"]
+    monkeypatch.setattr(machine, "visible_gpus", lambda _: ())
+    assert bench.call("plan", bench.file, "--workdir", bench.workdir, "--gpu", "H100", *too_few) == 0
+    assert "2 (tensor 2)" in capsys.readouterr().out

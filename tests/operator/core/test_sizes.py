@@ -13,6 +13,7 @@ from compression_operator.api.resolved import Resolved
 from compression_operator.api.run import GPUS_ANNOTATION, CompressionRun
 from compression_operator.api.status import CompressionRunStatus, StepState, StudentStatus, TeacherStatus
 from compression_operator.core.events_diff import events_between
+from compression_operator.core.jobs import Decision
 from compression_operator.core.plan import plan
 from compression_operator.core.reconcile import reconcile
 from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes, with_sizes
@@ -20,6 +21,7 @@ from compression_operator.core.student_faults import faults_by_student
 from compression_pipeline.config import Recomputation, ResolvedSource
 from compression_pipeline.sizing import GPUS
 
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
 ARCHITECTURE: dict[str, Any] = {
     "family": "Llama",
     "layers": 32,
@@ -49,6 +51,18 @@ def known(run: CompressionRun) -> CompressionRun:
     resolved = Resolved(key="0" * 32, teacher=source, dataset=source)
     teacher = TeacherStatus(**ARCHITECTURE, parameter_count=8_030_261_248)
     return run.model_copy(update={"status": CompressionRunStatus(teacher=teacher, resolved=resolved)})
+
+
+def first_pass(run: CompressionRun) -> Decision:
+    return reconcile(run.model_copy(update={"status": CompressionRunStatus()}), [], NOW)
+
+
+def after_prepare(run: CompressionRun) -> CompressionRun:
+    """The `known` run once it has been seen, and prepare has ended."""
+    [prepare, *others] = first_pass(run).status.steps
+    done = prepare.model_copy(update={"state": StepState.SUCCEEDED, "attempt": 1, "artifact": "prepare-" + "0" * 32})
+    seen = {"steps": [done, *others], "observed_generation": run.metadata.generation}
+    return run.model_copy(update={"status": run.status.model_copy(update=seen)})
 
 
 def sizes(run: CompressionRun, **hardware: Any) -> Sizes:
@@ -170,14 +184,9 @@ def test_the_store_needs_all_artifacts_and_the_checkpoints_of_what_runs_at_once(
 
 def test_the_status_tells_it_once_the_teacher_is_known() -> None:
     run = known(a_run(phases={"distill": {"resources": {"limits": {"memory": "16Gi"}}}}))
-    at = datetime(2026, 11, 28, tzinfo=UTC)
-    before = run.model_copy(update={"status": CompressionRunStatus()})
-    first = reconcile(before, [], at).status
-    assert first.students[0].planned is None
-    [prepare, *others] = first.steps
-    done = prepare.model_copy(update={"state": StepState.SUCCEEDED, "attempt": 1, "artifact": "prepare-" + "0" * 32})
-    status = run.status.model_copy(update={"steps": [done, *others], "observed_generation": run.metadata.generation})
-    decision = reconcile(run.model_copy(update={"status": status}), [], at)
+    assert first_pass(run).status.students[0].planned is None
+    run = after_prepare(run)
+    decision = reconcile(run, [], NOW)
     planned = decision.status.students[0].planned
     assert planned is not None and planned.parameters == 4_512_746_496
     told = [event for event in decision.events if event.reason == "MayNotFit"]
@@ -185,7 +194,7 @@ def test_the_status_tells_it_once_the_teacher_is_known() -> None:
     # An older CRD drops it from what is written: it is no news in the next pass.
     kept = [student.model_copy(update={"planned": None}) for student in decision.status.students]
     dropped = decision.status.model_copy(update={"students": kept})
-    again = reconcile(run.model_copy(update={"status": dropped}), [], at)
+    again = reconcile(run.model_copy(update={"status": dropped}), [], NOW)
     assert again.status.students[0].planned == planned
     assert not [event for event in again.events if event.reason == "MayNotFit"]
 
@@ -299,3 +308,22 @@ def test_a_layout_that_the_models_do_not_divide_by_is_a_fault_of_its_field() -> 
     )
     said = "16 does not divide the teacher's 8 key/value heads, nearest: 8"
     assert faults_by_student(wrong.spec, teacher) == {"width": [("spec.phases.finetune.parallelism.tensor", said)]}
+
+
+def test_a_machine_is_judged_by_how_its_jobs_split_a_model() -> None:
+    teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
+    spec = a_run(phases={"distill": {"gpusPerNode": 16, "parallelism": {"tensor": 16}}}).spec
+    assert faults_by_student(spec, teacher)["width"], "a cluster has 16 GPUs on a node"
+    assert faults_by_student(spec, teacher, gpus=16)["width"]
+    assert not faults_by_student(spec, teacher, gpus=2), "tensor 2"
+    assert not faults_by_student(spec, teacher, gpus=0), "one rank on CPU"
+    cached = {"steps": 100, "globalBatchSize": 1152, "teacherLogits": "Cached"}
+    split = a_run(distill=cached, phases={"distill": {"parallelism": {"tensor": 8}}}).spec
+    assert faults_by_student(split, teacher) and not faults_by_student(split, teacher, gpus=1)
+
+
+def test_a_local_run_goes_on_with_a_split_that_its_machine_does_not_do() -> None:
+    wide = after_prepare(known(a_run(phases={"distill": {"gpusPerNode": 16, "parallelism": {"tensor": 16}}})))
+    here = wide.metadata.model_copy(update={"annotations": {GPUS_ANNOTATION: "0"}})
+    cluster, local = (str(reconcile(run, [], NOW).status) for run in (wide, wide.model_copy(update={"metadata": here})))
+    assert "16 does not divide the teacher's" in cluster and "does not divide" not in local
