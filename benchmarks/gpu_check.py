@@ -3,13 +3,13 @@
     python benchmarks/gpu_check.py --output DIR [--budget 360] [--part demo ...]
     python benchmarks/gpu_check.py --output DIR --cpu       # the same parts at toy sizes where there is no GPU
 
-1. demo: the demo's run in bfloat16 through every phase beside the same in float32 on the CPU; losses within `TOLERANCE`
+1. step: a distillation step of 8B to 4B at 8,192 tokens with random weights: speed, MFU, memory; with layers
+   recomputed, too. Then with fewer layers, so that all variants fit, beside ModelOpt's loss and the naive loop.
+2. importance: on all axes, beside a plain forward pass.
+3. profile: the dearest operations of a step.
+4. demo: the demo's run in bfloat16 through every phase beside the same in float32 on the CPU; losses within `TOLERANCE`
    of each other, and export's own proof. Then twice with `deterministic`, once of them interrupted: equal to the last
    bit.
-2. step: a distillation step of 8B to 4B at 8,192 tokens with random weights: speed, MFU, memory; with layers
-   recomputed, too. Then with fewer layers, so that all variants fit, beside ModelOpt's loss and the naive loop.
-3. importance: on all axes, beside a plain forward pass.
-4. profile: the dearest operations of a step.
 
 Each part is a process of its own, and one that fails leaves the others their turn. `DIR/results.json` has everything,
 `DIR/table.md` what `benchmarks/README.md` quotes. Exit code 1: something failed, or the time was over.
@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,10 @@ TOY = {"layers": 1, "vocabulary": 512, "sequence": 32, "micro-batch": 2, "rounds
 
 
 Running: TypeAlias = "Iterator[subprocess.Popen[bytes]]"
+
+
+INTERRUPTED = 130
+"""Exit code of a run that Ctrl-C stopped."""
 
 
 class Failed(Exception):
@@ -112,6 +117,9 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; default: all")
     parser.add_argument("--cpu", action="store_true", help="toy sizes on the CPU: shows that the script works")
     chosen = parser.parse_args()
+    if lacks := missing():
+        sys.stderr.write(f"not installed here: {lacks}; bring it along by `make gpu-wheels`\n")
+        return 2
     if not chosen.cpu and not has_gpu():
         sys.stderr.write("torch finds no GPU here; --cpu tries the script at toy sizes\n")
         return 2
@@ -133,6 +141,16 @@ def main() -> int:
     return int(any("failed" in found for found in results.values()))
 
 
+def missing() -> str:
+    """The first package that cannot be imported, of those that a run or a benchmark needs; empty if there is none."""
+    asked = (
+        "from compression_pipeline.megatron.engine import preload; preload(); "
+        "import compression_operator.cli.run, liger_kernel, transformers"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False, env=environment())  # noqa: S603
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
 def has_gpu() -> bool:
     """Whether torch finds one; it is asked in a process of its own, which leaves no memory taken on the GPU."""
     asked = "import sys, torch; sys.exit(not torch.cuda.is_available())"
@@ -147,6 +165,7 @@ def demo(check: Check) -> dict[str, Any]:
     furthest = max((abs(a / b - 1), name) for name, (a, b) in losses.items())
     if furthest[0] > TOLERANCE:
         raise Failed(f"{furthest[1]} is {losses[furthest[1]]} on GPU and CPU: {furthest[0]:.1%} apart")
+    clean(check, "whole")
     whole = finished(check, "whole", deterministic=True)
     broken = interrupted(check)
     if whole != broken:
@@ -156,6 +175,7 @@ def demo(check: Check) -> dict[str, Any]:
 
 def demo_losses(check: Check) -> dict[str, tuple[float, float]]:
     """By student and what is measured: the loss on the GPU, and on the CPU."""
+    clean(check, "gpu", "cpu")
     with ExitStack() as stack:
         runs = {device: stack.enter_context(started(check, device, gpu=device == "gpu")) for device in ("gpu", "cpu")}
         for device, process in runs.items():
@@ -170,6 +190,12 @@ def demo_losses(check: Check) -> dict[str, tuple[float, float]]:
     }
 
 
+def clean(check: Check, *names: str) -> None:
+    """Remove what an earlier check has left: a run of the same name takes its artifacts, whatever code made them."""
+    for name in names:
+        shutil.rmtree(check.output / name, ignore_errors=True)
+
+
 def finished(check: Check, name: str, **settings: Any) -> dict[str, str]:
     """SHA-256 of the students of a run that nothing interrupts."""
     with started(check, name, **settings) as process:
@@ -180,6 +206,7 @@ def finished(check: Check, name: str, **settings: Any) -> dict[str, str]:
 def interrupted(check: Check) -> dict[str, str]:
     """SHA-256 of the students of one that is interrupted after the first checkpoint of its training, and goes on."""
     folder = check.output / "broken" / "store" / "work"
+    clean(check, "broken")
     with started(check, "broken", deterministic=True) as process:
         while process.poll() is None and not any(folder.glob("*/*/checkpoints/step-????????")):
             check.clock.left()
@@ -187,7 +214,9 @@ def interrupted(check: Check) -> dict[str, str]:
         if process.poll() is not None:
             raise Failed("the run that was to be interrupted ended before its first checkpoint")
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=check.clock.left())
+        code = process.wait(timeout=check.clock.left())
+    if code != INTERRUPTED or students(check, "broken"):
+        raise Failed(f"the run that was to be interrupted ended with {code}, not {INTERRUPTED}")
     return finished(check, "broken", deterministic=True)
 
 
@@ -278,11 +307,12 @@ def profile(check: Check) -> dict[str, Any]:
 
 
 PARTS: Mapping[str, Callable[[Check], dict[str, Any]]] = {
-    "demo": demo,
     "step": step,
     "importance": importance,
     "profile": profile,
+    "demo": demo,
 }
+"""In their order: what is asked first comes first, and what may last longest comes last."""
 
 
 if __name__ == "__main__":

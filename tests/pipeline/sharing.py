@@ -1,11 +1,13 @@
 """Work of real ranks, which share one interpreter's imports, for tests of layouts."""
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from typing import Any
 
 from engine_models import python
 from meeting import Meeting
+from torch import Tensor
 
 CODE = """
     import json, os, shutil, signal, sys, traceback, warnings
@@ -73,3 +75,17 @@ def run(works: list[dict[str, Any]]) -> None:
         child = python(CODE, **meetings[0].environment)
         _, errors = child.communicate(json.dumps(told), timeout=540)
     assert child.returncode == 0, errors
+
+
+def assert_weights_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rate: float) -> None:
+    """Weights after a few steps of AdamW at this rate differ by what float32 sums in another order make of them.
+
+    AdamW makes a step of about the rate of any gradient, however small: where that is rounding alone, as now and then
+    of a single weight, so is the step's sign. A gradient that is wrong moves many.
+    """
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        apart = (found[name] - weight).abs()
+        assert apart.max() <= rate, name
+        # A bias of keys moves all scores of a row alike, so its gradient is rounding alone.
+        assert name.endswith("k_proj.bias") or apart.mean() < 1e-5, name

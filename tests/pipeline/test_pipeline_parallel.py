@@ -8,7 +8,7 @@ import torch
 from checkpoints import save_model
 from pruned import PRUNED
 from safetensors.torch import load_file
-from sharing import run
+from sharing import assert_weights_alike, run
 from stores import DATA, TEACHER, common, make_store, publish
 
 from compression_pipeline.artifact import Store
@@ -82,12 +82,7 @@ def assert_alike(store: Store, reference: Store, phase: str) -> None:
         ), what
     losses = [[entry["loss"] for entry in history["validation"]] for history in (found, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    assert weights.keys() == others.keys()
-    for name, weight in weights.items():
-        # Adam makes a step of about the learning rate of any gradient, however small: of what is rounding alone, too,
-        # as of a bias of keys, which moves all scores of a row alike.
-        atol = SETTINGS["learningRate"] * (1 if name.endswith("k_proj.bias") else 0.1)
-        torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=atol)
+    assert_weights_alike(weights, others, SETTINGS["learningRate"])
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ class Objective(Criterion):
     def unpacked(self, received: Tensor) -> tuple[Tensor, Tensor]:
         """What goes into both models, of what a stage received; the rest of it counts as captured here."""
         mine, theirs = received.split([self._student.widths[0], self._teacher.widths[0]], dim=-1)
-        return self._student.received(mine), self._teacher.received(theirs)
+        return self._student.received(mine), self._teacher.received(theirs.detach())  # nothing learns of its gradient
 
     @contextlib.contextmanager
     def captured(self, labels: Tensor, weights: Tensor | None = None, known: Likeliest | None = None) -> Iterator[None]:

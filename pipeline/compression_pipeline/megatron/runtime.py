@@ -49,7 +49,6 @@ class Runtime:
 
     rank: int
     """Among all ranks of the job. Rank 0 writes, publishes and reports; every rank owns a share of a checkpoint."""
-    """Among the ranks of this node."""
     layout: ParallelLayout
     data_rank: int
     """Which copy of the model this rank has a part of: the copy takes its own part of the batch."""

@@ -1,4 +1,4 @@
-"""The training loop of both training phases: Megatron's data-parallel training of any loss.
+"""The training loop of both training phases: any loss, on any layout of ranks.
 
 Stopping: SIGTERM only raises a flag. A collective of each step, and of each batch of a validation, tells all ranks of
 it, and they checkpoint after the same step; a validation that was broken off is made when the run goes on. A loss or

@@ -1,12 +1,13 @@
 """Memory of one rank while it trains, by what it is of, for the engine as it is.
 
-Megatron's data parallelism: every rank has all weights and all float32 gradients, and a share of the optimizer's state
-(`megatron/optimizer.py`). What the backward pass needs is kept, but for what it computes again
-(`megatron/recomputation.py`). The attention never holds its scores (`megatron/attention.py`); on a GPU this holds for
-BF16 alone.
+Every rank has the weights and float32 gradients of its part of the model, and of the optimizer's state for these a
+share among the copies of the model (`megatron/optimizer.py`). What the backward pass needs is kept, but for what it
+computes again (`megatron/recomputation.py`). The attention never holds its scores (`megatron/attention.py`); on a GPU
+this holds for BF16 alone.
 
 The figures are sums of tensors. What a device needs beside them (CUDA's context, NCCL's buffers, fragments) is not
-among them. `tests/pipeline/test_memory.py` holds them against what torch's allocator was asked for.
+among them. `tests/pipeline/test_memory.py` holds them against what torch's allocator was asked for, on one rank; for
+parts of a model they are arithmetic.
 """
 
 from collections.abc import Callable, Sequence
