@@ -10,6 +10,7 @@ from engine_models import architecture
 from interested import Interested
 from training_bench import LENGTH, LLAMA, NARROW, NEMOTRON, QWEN, TIED, Bench, settings
 
+from compression_pipeline import teacher_logits
 from compression_pipeline.config import (
     Architecture,
     DistillConfig,
@@ -21,7 +22,7 @@ from compression_pipeline.config import (
 )
 from compression_pipeline.config.losses import LOSSES
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.sizing import Memory, find_gpu, training_memory
+from compression_pipeline.sizing import Memory, find_gpu, forward_memory, training_memory
 
 TOLERANCE = 0.15
 
@@ -110,6 +111,22 @@ def test_a_distillation_in_bfloat16(tmp_path: Path, engine: Runtime) -> None:
     measured = bench.peak(student, chosen, teacher)
     of_bfloat16 = planned(student, 4, Precision.BF16, teacher=teacher, losses=chosen.losses)
     assert of_bfloat16.total == pytest.approx(measured, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "micro", "isolated"), [(4096, 8, False), (4096, 1, False), (512, 8, False), (512, 4, True)]
+)
+def test_a_teacher_that_runs_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, vocabulary: int, micro: int, isolated: bool
+) -> None:
+    monkeypatch.setattr(teacher_logits, "CHUNK", 2**12)  # few of so many logits, as of real ones
+    bench.attention = DocumentAttention.ISOLATED if isolated else DocumentAttention.SHARED
+    teacher = architecture(**LLAMA | {"vocabulary_size": vocabulary})
+    measured = bench.peak_of_teacher(teacher, micro)
+    told: dict[str, Any] = {"micro_batch_size": micro, "sequence_length": LENGTH, "precision": Precision.FP32}
+    found = forward_memory(teacher, **told, isolated=isolated)
+    assert found.total - found.teacher == pytest.approx(measured, rel=TOLERANCE)
+    assert found.teacher == 4 * teacher.parameters
 
 
 def test_ranks_share_the_state_of_the_optimizer_alone() -> None:

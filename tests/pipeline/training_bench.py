@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmarks.peak import peak_of
 from engine_models import randomize
 from stores import context, save_text
@@ -19,7 +20,8 @@ from compression_pipeline.engines import State, Training
 from compression_pipeline.engines.history import History
 from compression_pipeline.megatron.engine import MegatronEngine
 from compression_pipeline.megatron.runtime import Runtime
-from compression_pipeline.text.batches import TrainingData, ValidationData
+from compression_pipeline.teacher_logits import Likeliest
+from compression_pipeline.text.batches import TrainingData, TrainingSequences, ValidationData
 
 LENGTH = 128
 
@@ -75,6 +77,18 @@ class Bench:
         assert isinstance(settings, DistillConfig)
         losses = resolved_losses(settings.losses, teacher, trained)
         return self._engine.distill(model, self._model(teacher), training, of=teacher, losses=losses)
+
+    def peak_of_teacher(self, teacher: Architecture, micro: int) -> int:
+        """Beside its weights, of one micro-batch of the phase logits."""
+        model = self._model(teacher)
+        return peak_of(lambda: self._teach(model, micro))
+
+    def _teach(self, model: Any, micro: int) -> Likeliest:
+        text = TrainingSequences(
+            self._text, 1, torch.device("cpu"), sequence_length=self.length, attention=self.attention
+        )
+        found = self._engine.logits(model, text.batch(range(micro)))
+        return Likeliest.of(found, 8, (1.0,))
 
     def _model(self, of: Architecture) -> Any:
         model = self._engine.build(of, sequence_length=self.length)

@@ -125,14 +125,14 @@ class PhaseSettings(ConfigModel):
         """
         return self.split if gpus is None else self.split.within(self._most(gpus))
 
-    def layout_on(self, gpus: int | None, micro_batches: int) -> ParallelLayout:
-        """The ranks of jobs whose copies share so many micro-batches, as `local/concurrency.py` starts them. `gpus`:
-        see `split_on`.
+    def layout_on(self, gpus: int | None, micro_batches: int | None = None) -> ParallelLayout:
+        """The ranks of jobs, as `local/concurrency.py` starts them. `gpus`: see `split_on`. `micro_batches`: those of a
+        step, which the copies share evenly; None: any number of copies will do.
         """
         if gpus is None:
             return self.layout
-        split = self.split_on(gpus)
-        return split.over(nodes=1, per_node=split.most_ranks(self._most(gpus), micro_batches))
+        split, most = self.split_on(gpus), self._most(gpus)
+        return split.over(nodes=1, per_node=most if micro_batches is None else split.most_ranks(most, micro_batches))
 
     def _most(self, gpus: int) -> int:
         gpus_per_node = min(self.gpus_per_node, gpus)

@@ -259,7 +259,7 @@ def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
     print("\nper GPU (of one rank if a phase runs on CPU):")
     rows = [[name, _ranks(one), *_memory(one)] for name, one in sizes.trainings.items()]
     memory = ("weights", "gradients", "optimizer", "teacher", "activations", "logits", "sum")
-    headings = ("training", "ranks", *memory, "recomputes")
+    headings = ("step", "ranks", *memory, "recomputes")
     print_table(out, headings, rows)
     print()
     rows = [
@@ -274,7 +274,7 @@ def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
         for name, one in sizes.trainings.items()
     ]
     hours = f"GPU hours at {hardware.mfu:.0%}"
-    print_table(out, ("training", "tokens", "FLOPs", "GPU", hours, "its store"), rows)
+    print_table(out, ("step", "tokens", "FLOPs", "GPU", hours, "its store"), rows)
     print(f"the store needs about {human_bytes(sizes.peak)} at most, text not counted")
 
 

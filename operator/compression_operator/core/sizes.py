@@ -14,6 +14,7 @@ from compression_pipeline.config import (
     Architecture,
     DistillConfig,
     DocumentAttention,
+    LogitsConfig,
     Precision,
     Recomputation,
     Shape,
@@ -27,6 +28,8 @@ from compression_pipeline.sizing import (
     USABLE,
     Gpu,
     find_gpu,
+    forward_flops,
+    forward_memory,
     least_recomputation,
     training_flops,
     training_memory,
@@ -68,7 +71,9 @@ class Sizes:
     shapes: Mapping[str, Architecture]
     """By student."""
     trainings: Mapping[str, PlannedTraining]
-    """By step."""
+    """By step: of those that train, and of those that run the teacher in place of them. Steps that make the same are
+    there once.
+    """
     store: Mapping[str, tuple[int, int]]
     """By step: bytes of its artifact, and of its checkpoints, which go when it has ended. Text is not counted."""
     peak: int
@@ -88,15 +93,17 @@ def run_sizes(
     shapes = shapes_of(spec, teacher, searched)
     steps = [step for step in planned.steps if step.student is None or step.student in shapes]
     store = {step.name: _stored(step, teacher, shapes) for step in steps}
-    trainings = {
-        step.name: _planned(step, config, spec, teacher, shapes.get(step.student or ""), hardware)
-        for step in steps
-        if (config := _training(step)) is not None
-    }
+    trainings, made = dict[str, PlannedTraining](), dict[tuple[object, ...], int]()
+    for step in steps:
+        known, made[_what(step)] = _what(step) in made, store[step.name][0]
+        logits = step.configuration.get("logits")
+        if (config := _training(step)) is not None:
+            trainings[step.name] = _planned(step, config, spec, teacher, shapes.get(step.student or ""), hardware)
+        elif isinstance(logits, LogitsConfig) and not known:
+            trainings[step.name] = _planned_logits(step, logits, spec, teacher, hardware)
     for name, training in trainings.items():
         trainings[name] = training.model_copy(update={"store_bytes": _beside(name, steps, store)})
     checkpoints = sorted((beside for _, beside in store.values()), reverse=True)
-    made = {_what(step): store[step.name][0] for step in steps}
     peak = sum(made.values()) + sum(checkpoints[: spec.max_parallel_jobs])
     return Sizes(shapes, trainings, store, peak)
 
@@ -114,7 +121,12 @@ def with_sizes(status: CompressionRunStatus, run: CompressionRun, planned: Plan)
         for one in by_target:
             if one.name in found or not one.prune.searches:
                 shapes[one.name] = ShapeStatus(**Shape.of(sizes.shapes[one.name])._asdict())
-    of = {step.student: trainings.get(step.name) for step in planned.steps if PHASES[step.phase].trains}
+    of = dict[str | None, PlannedTraining]()
+    for step in planned.steps:  # what reads logits comes after what writes them, whose warnings it takes over
+        training, before = trainings.get(step.name), of.get(step.student)
+        if training is not None:
+            warnings = [*(before.warnings if before else []), *training.warnings]
+            of[step.student] = training.model_copy(update={"warnings": warnings})
     return status.model_copy(
         update={
             "teacher": teacher and teacher.model_copy(update={"planned": of.get(None)}),
@@ -194,6 +206,39 @@ def _planned(
     return planned.model_copy(update={"warnings": warnings})
 
 
+def _planned_logits(
+    step: PlannedStep, logits: LogitsConfig, spec: CompressionRunSpec, teacher: Architecture, hardware: Hardware
+) -> PlannedTraining:
+    """What it takes to run the teacher once: every rank holds all of it."""
+    settings, length = step.settings, spec.dataset.sequence_length
+    on_gpu = hardware.gpus != 0 and settings.gpus_per_node > 0
+    gpu = (hardware.gpu or named_gpu(spec, settings)) if on_gpu else None
+    memory = forward_memory(
+        teacher,
+        micro_batch_size=logits.micro_batch_size,
+        sequence_length=length,
+        precision=logits.precision if logits.precision is not Precision.AUTO else arithmetic(on_gpu),
+        isolated=spec.dataset.document_attention is DocumentAttention.ISOLATED,
+    )
+    tokens, layout = logits.sequences * length, settings.layout_on(hardware.gpus)
+    flops = tokens * forward_flops(teacher, length)
+    planned = PlannedTraining(
+        parameters=teacher.parameters,
+        ranks=layout.ranks,
+        tokens=tokens,
+        flops=flops,
+        memory_per_gpu=PlannedMemory(total=memory.total, **asdict(memory)),
+        store_bytes=0,
+        gpu=gpu.name if gpu else None,
+        gpu_hours=hours_on(flops, gpu, hardware),
+    )
+    warnings = [
+        *_gpu_warnings(step, planned, gpu),
+        *_pod_warnings(step, planned, layout.per_node, on_gpu=on_gpu),
+    ]
+    return planned.model_copy(update={"warnings": warnings})
+
+
 def _idle_warnings(step: PlannedStep, stages: int, micro_batches: int) -> Sequence[str]:
     if micro_batches >= stages:
         return []
@@ -219,13 +264,15 @@ def _gpu_warnings(step: PlannedStep, planned: PlannedTraining, gpu: Gpu | None) 
     needed = planned.memory_per_gpu
     if gpu is None or needed.total <= gpu.memory * USABLE:
         return []
-    fixed = needed.total - needed.activations - needed.logits
-    ways = [] if planned.recomputation is Recomputation.FULL else ["set activationRecomputation: Full"]
+    fixed, trains = needed.total - needed.activations - needed.logits, PHASES[step.phase].trains
+    ways = [] if planned.recomputation is Recomputation.FULL or not trains else ["set activationRecomputation: Full"]
     ways += ["lower microBatchSize or dataset.sequenceLength"]
-    if fixed > gpu.memory * USABLE:
+    if fixed > gpu.memory * USABLE and not trains:
+        ways = ["set distill.teacherLogits: Live and phases.distill.parallelism, which splits the teacher"]
+    elif fixed > gpu.memory * USABLE:
         smallest = fixed - needed.optimizer * (1 - 1 / 64)
         ways = ["use more GPUs, which share the optimizer's state"] if smallest < gpu.memory * USABLE else []
-    if step.settings.split.tensor < step.settings.per_node:
+    if trains and step.settings.split.tensor < step.settings.per_node:
         ways.append(f"raise phases.{step.phase}.parallelism.tensor, so that GPUs of a node share the weights")
     advice = ", or ".join([*ways, "use larger GPUs"])
     return [
@@ -238,7 +285,7 @@ def _pod_warnings(step: PlannedStep, planned: PlannedTraining, ranks: int, *, on
     limits = (step.settings.resources or {}).get("limits", {})
     limit = quantity_bytes(limits["memory"]) if "memory" in limits else None
     needed = ranks * (PROCESS if on_gpu else CPU_PROCESS + planned.memory_per_gpu.total)
-    if on_gpu and step.student is not None:
+    if on_gpu and step.student is not None and PHASES[step.phase].trains:
         needed += planned.parameters * FLOAT32  # the first rank gathers the trained weights
     if limit is None or limit >= needed:
         return []

@@ -6,7 +6,7 @@ The control plane imports it too.
 from .candidates import candidate, importance_flops, search_flops
 from .flops import forward_flops, training_flops
 from .gpus import GPUS, Gpu, find_gpu
-from .memory import USABLE, Memory, least_recomputation, logits_memory, loss_parameters, training_memory
+from .memory import USABLE, Memory, forward_memory, least_recomputation, logits_memory, loss_parameters, training_memory
 
 __all__ = [
     "GPUS",
@@ -16,6 +16,7 @@ __all__ = [
     "candidate",
     "find_gpu",
     "forward_flops",
+    "forward_memory",
     "importance_flops",
     "least_recomputation",
     "logits_memory",

@@ -142,6 +142,36 @@ def training_memory(
     return max(map(of_stage, range(count)), key=lambda memory: memory.total)
 
 
+def forward_memory(
+    model: Architecture,
+    *,
+    micro_batch_size: int,
+    sequence_length: int,
+    precision: Precision,
+    isolated: bool = False,
+) -> Memory:
+    """What a rank needs that runs a whole teacher alone and looks at all logits of a micro-batch (`phases/logits.py`).
+    Arguments as of `training_memory`. A block's values are gone before the logits come: the larger of both counts.
+    """
+    size = 2 if precision is Precision.BF16 else _F32
+    tokens, ffn = micro_batch_size * sequence_length, model.ffn_hidden_size
+    queries, keys = model.attention_heads * model.head_dim, model.query_groups * model.head_dim
+    # Queries, keys and values, the former two rotated, and the result; what the first matrix gave, and its products.
+    attention, inner = 3 * queries + 3 * keys, (4 if model.activation is Activation.SWIGLU else 3) * ffn
+    block = tokens * (2 * model.hidden_size + max(attention, inner)) * size
+    # In float32 beside the model's own; or in float32 in two orders, of which those of one sequence are the same.
+    apart = size + _F32 if size != _F32 or micro_batch_size > 1 else size
+    logits, mask = tokens * model.vocabulary_size * apart, tokens * sequence_length * size if isolated else 0
+    return Memory(
+        weights=0,
+        gradients=0,
+        optimizer=0,
+        teacher=model.parameters * size,
+        activations=max(block - logits, 0) + mask,
+        logits=logits,
+    )
+
+
 def _passed(trained: Architecture, teacher: Architecture | None, needs: Sequence[Needs]) -> int:
     """Channels of a token that go from stage to stage at most (`megatron/objective.py`)."""
     if teacher is None:
