@@ -73,7 +73,7 @@ def run(works: list[dict[str, Any]]) -> None:
         meetings = [stack.enter_context(closing(Meeting(one.get("ranks", 1)))) for one in works]
         told = [{**one, "port": meeting.port} for one, meeting in zip(works, meetings, strict=True)]
         child = python(CODE, **meetings[0].environment)
-        _, errors = child.communicate(json.dumps(told), timeout=540)
+        _, errors = child.communicate(json.dumps(told))
     assert child.returncode == 0, errors
 
 

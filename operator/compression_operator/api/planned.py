@@ -27,7 +27,8 @@ class PlannedTraining(Record):
     tokens: int = Field(description="Tokens of all steps, but for accept.extendSteps.")
     flops: float = Field(description="Floating-point operations of all steps, those of the teacher included.")
     memory_per_gpu: PlannedMemory = Field(
-        description="Bytes on one GPU, or of one rank on CPU. CUDA's context, NCCL's buffers and fragments come on top."
+        description="Bytes on one GPU, or of one rank on CPU. Of several stages (pipeline) it is the one that needs "
+        "most. CUDA's context, NCCL's buffers and fragments come on top."
     )
     recomputation: Recomputation = Field(
         default=Recomputation.NONE,
