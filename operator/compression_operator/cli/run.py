@@ -89,10 +89,11 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _without_gpu(run: CompressionRun, file: Path, gpus: Sequence[str]) -> Iterator[Fault]:
     """What needs a GPU and would get none: the engine refuses it too, but only after prepare and prune."""
     for path, training in run.spec.trainings().items():
-        phase = path.rpartition(".")[2]
-        wanted = run.spec.phases.of(phase).gpus_per_node
-        if training.precision is Precision.BF16 and not (gpus and wanted):
-            why = f"spec.phases.{phase}.gpusPerNode is 0" if gpus else "none was found on this machine"
+        phases = path.rpartition(".")[2], *training.computes_also_in
+        wanted = {phase: run.spec.phases.of(phase).gpus_per_node for phase in phases}
+        without = [phase for phase, count in wanted.items() if not (gpus and count)]
+        if training.precision is Precision.BF16 and without:
+            why = f"spec.phases.{without[0]}.gpusPerNode is 0" if gpus else "none was found on this machine"
             yield Fault(str(file), f"spec.{path}.precision", f"BF16 needs a GPU and {why}; set Auto or FP32")
 
 

@@ -163,6 +163,11 @@ class TrainingConfig(ConfigModel):
         """Whether the validation loss is measured after this step, though it is not the last one."""
         return step % self.validation_interval == 0
 
+    @property
+    def computes_also_in(self) -> tuple[str, ...]:
+        """Phases beside its own that compute something for it, in its precision."""
+        return ()
+
 
 VALIDATION_LOSS = "validationLoss"
 """What `keepBest` calls the figure that is no task."""
@@ -322,6 +327,10 @@ class DistillConfig(TrainingConfig):
     def cached(self) -> bool:
         """Whether the teacher's logits are read from an artifact."""
         return self.teacher_logits == TeacherLogits.CACHED  # rules are asked of what was not read yet, too
+
+    @property
+    def computes_also_in(self) -> tuple[str, ...]:
+        return ("logits",) if self.cached else ()
 
     @property
     def likeliest(self) -> int | None:

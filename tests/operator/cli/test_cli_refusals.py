@@ -83,6 +83,12 @@ def test_arithmetic_that_needs_a_gpu_is_refused_where_there_is_none(
     assert line.endswith(
         "spec.finetune.precision: BF16 needs a GPU and spec.phases.finetune.gpusPerNode is 0; set Auto or FP32"
     )
+    teacherless = ["--set", "students[1].distill.teacherLogits=Cached", "--set", "phases.logits.gpusPerNode=0"]
+    assert bench.run(*teacherless) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "spec.students[1].distill.precision: BF16 needs a GPU and spec.phases.logits.gpusPerNode is 0; set Auto or FP32"
+    )
     assert bench.run(*wanted) == 0
 
 
