@@ -103,6 +103,9 @@ class Written(Record):
 
     sha256: str
     size: int
+    made_of: str
+    """Digest of the files that it was computed from: what is made again under its name may be another teacher."""
+    sequences: int
     mass: float
     """Sum over its tokens of the probability of those that are kept."""
 
@@ -133,7 +136,7 @@ class Parts:
         return folder / f"{number:06}.safetensors"
 
 
-def write(path: Path, found: Likeliest) -> Written:
+def write(path: Path, found: Likeliest, made_of: str) -> Written:
     """Write a part, whole or not at all: [sequences, tokens, ...]. Raises OSError."""
     from safetensors.torch import save
 
@@ -147,19 +150,26 @@ def write(path: Path, found: Likeliest) -> Written:
             "rest": found.rest.float().cpu().contiguous(),
         }
     )
-    written = Written(sha256=hashlib.sha256(content).hexdigest(), size=len(content), mass=float(found.logs.exp().sum()))
+    written = Written(
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        made_of=made_of,
+        sequences=len(tokens),
+        mass=float(found.logs.exp().sum()),
+    )
     _put(path, content)
     _put(path.with_suffix(".json"), written.model_dump_json().encode())
     return written
 
 
-def written(path: Path) -> Written | None:
-    """What is known of a part that is there and whole."""
+def written(path: Path, made_of: str, sequences: int) -> Written | None:
+    """What is known of a part that is there, whole, and what `write` would make of so many sequences."""
     try:
         told = Written.model_validate_json(path.with_suffix(".json").read_bytes())
-        return told if path.stat().st_size == told.size else None
+        same = (path.stat().st_size, made_of, sequences) == (told.size, told.made_of, told.sequences)
     except (OSError, ValueError):
         return None
+    return told if same else None
 
 
 def _put(path: Path, content: bytes) -> None:

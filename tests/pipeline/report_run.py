@@ -21,10 +21,12 @@ from compression_pipeline.config import (
     ExportResult,
     Family,
     FinetuneResult,
+    LogitsResult,
     Phase,
     PrepareResult,
     PruneResult,
     ResolvedSource,
+    TeacherMeasured,
     digest,
 )
 from compression_pipeline.config.base import ConfigModel
@@ -59,6 +61,8 @@ class Student:
     scores: Sequence[float] = ()
     """In the task `calls`, over its distillation."""
     teacher_sample: str | None = "The function returns the name of the file that is read <now>."
+    kept: float | None = None
+    """Share of the teacher's probability in the logits that it learnt from; None where the teacher ran beside it."""
 
 
 WIDTH = Student(
@@ -130,6 +134,8 @@ class Run:
             pruned_loss=student.pruned,
             distilled_loss=student.distilled,
             tokens_per_second=4410.0,
+            losses="forward KL divergence",
+            read_in_place=None if student.kept is None else "the teacher's 64 likeliest tokens",
         )
         exported = ExportResult(
             parameters=parameters,
@@ -142,6 +148,7 @@ class Run:
         curve = {"history.json": history(student.pruned, student.distilled, DISTILL_STEPS, student.scores)}
         made: list[tuple[Phase, ConfigModel, Mapping[str, bytes], int]] = [
             (Phase.PRUNE, pruned, importance(student), 9),
+            *([(Phase.LOGITS, logits_of(student.kept), {}, 7)] if student.kept is not None else []),
             (Phase.DISTILL, distilled, curve, 71),
             (Phase.EXPORT, exported, weights, 11),
         ]
@@ -226,6 +233,12 @@ class Run:
             "tokensPerSecond": 4410.0,
             **({"sample": student.sample} if student.until is Phase.EXPORT else {}),
         }
+
+
+def logits_of(kept: float) -> LogitsResult:
+    """Of a teacher of which this share of the probability is kept."""
+    measured = TeacherMeasured(loss=CORRECTED_LOSS, validation_sequences=256)
+    return LogitsResult(tokens=245_760, top_k=64, mass_kept=kept, bytes_per_token=324, teacher=measured)
 
 
 def history(first: float, last: float, steps: int, scores: Sequence[float] = ()) -> bytes:

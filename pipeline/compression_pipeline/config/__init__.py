@@ -97,7 +97,7 @@ from .stages import Stage, stages, stages_fault
 from .students import student_architecture, student_faults
 from .targets import MOST_CANDIDATES, Ranking, SearchedAxis, SizeBounds, TargetConfig
 from .tasks import EvaluateConfig, GenerationConfig, GenerationFigures, TaskConfig, TaskScore
-from .teacher_logits import LogitsConfig, LogitsJob, LogitsResult
+from .teacher_logits import LogitsConfig, LogitsJob, LogitsResult, TeacherMeasured
 from .training import (
     LEAST_FIRST,
     VALIDATION_LOSS,
@@ -214,6 +214,7 @@ __all__ = [
     "TasksJob",
     "TasksResult",
     "TeacherConfig",
+    "TeacherMeasured",
     "Termination",
     "TextConfig",
     "TrainingConfig",

@@ -105,6 +105,9 @@ class DistillResult(TrainingResult):
         "those of another version), in the arithmetic of training; a type that can't hold them is left out.",
     )
     losses: str | None = Field(default=None, description="What the student was trained to match, in words.")
+    read_in_place: str | None = Field(
+        default=None, description="What was read in place of the teacher, in words. Unset where the teacher ran."
+    )
     extended_steps: int | None = Field(
         default=None, description="Steps beyond distill.steps, because the student missed accept after these."
     )

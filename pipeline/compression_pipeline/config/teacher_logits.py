@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ConfigModel, Operational
+from .base import ConfigModel, Operational, Record
 from .gates import AcceptConfig
 from .jobs import EngineJob, StepResult
 from .results import BY_SOURCE, MEASURED_OVER, SourceLosses
@@ -65,14 +65,22 @@ class LogitsJob(EngineJob):
         return self.logits.sequences * self.sequence_length * self.logits.bytes_per_token
 
 
+class TeacherMeasured(Record):
+    """What a distillation tells of its teacher, which does not run there."""
+
+    loss: float = Field(description="Its validation loss.")
+    validation_sequences: int = Field(description=MEASURED_OVER)
+    source_losses: list[SourceLosses] = Field(default=[], description=BY_SOURCE)
+
+
 class LogitsResult(StepResult):
     """What logits reports."""
 
-    tokens: int = Field(description="Tokens whose logits are kept.")
-    top_k: int = Field(description="Number of the teacher's likeliest tokens that are kept for each of them.")
-    bytes_per_token: int = Field(description="Bytes of the artifact for each of them.")
-    mass_kept: float = Field(description="Mean probability that the teacher gives to the tokens that are kept.")
-    tokens_per_second: float | None = None
-    teacher_loss: float = Field(description="The teacher's validation loss.")
-    validation_sequences: int | None = Field(default=None, description=MEASURED_OVER)
-    source_losses: list[SourceLosses] = Field(default=[], description=BY_SOURCE)
+    tokens: int = Field(description="Tokens of the text after each of which the teacher's likeliest ones are kept.")
+    top_k: int = Field(description="Number of the likeliest tokens that are kept (distill.cachedTopK).")
+    mass_kept: float = Field(description="Mean share of the teacher's probability that they have.")
+    bytes_per_token: int = Field(description="Bytes in the store for each token of the text.")
+    tokens_per_second: float | None = Field(
+        default=None, description="Tokens of the text that the teacher ran over in a second."
+    )
+    teacher: TeacherMeasured

@@ -36,7 +36,15 @@ from compression_pipeline.phases.watching import TaskScores
 from compression_pipeline.reference_logits import SEQUENCES, TOKENS, Reference, kept_positions
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, ValidationLoss, sequences_per_pass
 
-OF_TRAINING = ("tokens_per_second", "losses", "extended_steps", "best_step", "best_score", "task_scores")
+OF_TRAINING = (
+    "tokens_per_second",
+    "losses",
+    "read_in_place",
+    "extended_steps",
+    "best_step",
+    "best_score",
+    "task_scores",
+)
 """Figures of a result that stay what they were where the student is measured otherwise."""
 
 
@@ -103,7 +111,8 @@ def distill(
             },
         ),
         tokens_per_second=history.tokens_per_second,
-        losses=describe_losses(job.distill.losses, teacher, student) + in_words(job, context),
+        losses=describe_losses(job.distill.losses, teacher, student),
+        read_in_place=in_words(job, context),
         extended_steps=history.total_steps - job.distill.steps or None,
         best_step=trained.kept.step if job.distill.keep_best else None,
         best_score=history.scores_at(trained.kept.step).get(job.distill.best_task or ""),

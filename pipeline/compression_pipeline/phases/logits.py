@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import LogitsJob, LogitsResult, SourceLosses
+from compression_pipeline.config import LogitsJob, LogitsResult, SourceLosses, TeacherMeasured, digest
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model, start_engine
 from compression_pipeline.errors import Interrupted, TransientError, UserError
@@ -54,18 +54,18 @@ def _cached(job: LogitsJob, context: Context, engine: Engine) -> LogitsResult:
         sequence_length=job.sequence_length,
         attention=job.document_attention,
     )
-    parts, folder = Parts.of(settings, job.sequence_length), context.folder / FOLDER
+    parts, folder, made_of = Parts.of(settings, job.sequence_length), context.folder / FOLDER, _files(job, context)
     make_folder(folder)
     if engine.rank == 0:
-        _take_over(job, context, parts, folder)
+        _take_over(job, context, parts, folder, made_of)
     engine.agree(None)  # the others look for parts once they are all there
     started, rounds = time.monotonic(), -(-len(parts) // engine.data_size)
     computed = 0
     for number in range(rounds):
         part = number * engine.data_size + engine.data_rank
         path = parts.file(folder, part)
-        if part < len(parts) and written(path) is None:
-            write(path, _computed(job, engine, model, sequences, parts.sequences(part)))
+        if part < len(parts) and written(path, made_of, len(parts.sequences(part))) is None:
+            write(path, _computed(job, engine, model, sequences, parts.sequences(part)), made_of)
             computed += len(parts.sequences(part))
         done = parts.sequences(min((number + 1) * engine.data_size, len(parts)) - 1).stop
         rate = computed * engine.data_size / (time.monotonic() - started)
@@ -81,7 +81,7 @@ def _cached(job: LogitsJob, context: Context, engine: Engine) -> LogitsResult:
     seconds = time.monotonic() - started
     del model
     engine.free()
-    found: list[Written] = engine.agree(_whole(parts, folder) if engine.rank == 0 else [])
+    found: list[Written] = engine.agree(_whole(parts, folder, made_of) if engine.rank == 0 else [])
     tokens = settings.sequences * job.sequence_length
     result = _result(
         job,
@@ -167,21 +167,27 @@ def _computed(job: LogitsJob, engine: Engine, model: Model, sequences: TrainingS
     return Likeliest.joined(found)
 
 
-def _take_over(job: LogitsJob, context: Context, parts: Parts, folder: Path) -> None:
-    """Take the parts that earlier attempts have written."""
+def _files(job: LogitsJob, context: Context) -> str:
+    """Digest of the files that the logits are computed from."""
+    return digest({name: context.store.open(name).content for name in job.inputs})
+
+
+def _take_over(job: LogitsJob, context: Context, parts: Parts, folder: Path, made_of: str) -> None:
+    """Take the parts that earlier attempts have written of the same files."""
     earlier = [one / FOLDER for one in context.store.earlier_attempts(job.fingerprint) if one != context.folder]
     for number in range(len(parts)):
-        target = parts.file(folder, number)
-        source = next((one for other in earlier if written(one := parts.file(other, number)) is not None), None)
-        if source is not None and written(target) is None:
+        target, sequences = parts.file(folder, number), len(parts.sequences(number))
+        found = (parts.file(other, number) for other in earlier)
+        source = next((one for one in found if written(one, made_of, sequences) is not None), None)
+        if source is not None and written(target, made_of, sequences) is None:
             for one, other in ((source, target), (source.with_suffix(".json"), target.with_suffix(".json"))):
                 if not link(one, other):
                     shutil.copyfile(one, other)
 
 
-def _whole(parts: Parts, folder: Path) -> list[Written]:
+def _whole(parts: Parts, folder: Path, made_of: str) -> list[Written]:
     """What is known of every part."""
-    found = [written(parts.file(folder, number)) for number in range(len(parts))]
+    found = [written(parts.file(folder, number), made_of, len(parts.sequences(number))) for number in range(len(parts))]
     if None in found:
         raise TransientError(f"{parts.file(folder, found.index(None))} is not there, which another rank has written")
     return [one for one in found if one is not None]
@@ -197,7 +203,5 @@ def _result(
         bytes_per_token=job.logits.bytes_per_token,
         mass_kept=mass,
         tokens_per_second=rate,
-        teacher_loss=measured.loss,
-        validation_sequences=len(validation),
-        source_losses=sources,
+        teacher=TeacherMeasured(loss=measured.loss, validation_sequences=len(validation), source_losses=sources),
     )

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 
 from compression_pipeline.artifact import Artifact
-from compression_pipeline.config import Architecture, DistillJob, LogitsConfig, LogitsResult
+from compression_pipeline.config import (
+    FORMER_NAMES,
+    Architecture,
+    DistillJob,
+    LogitsConfig,
+    LogitsResult,
+    Phase,
+)
+from compression_pipeline.config import measuring as step_measuring
 from compression_pipeline.config.members import LENIENT
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model
@@ -31,7 +39,7 @@ def teaching(
     Raises UserError where it computes no numbers.
     """
     written = context.store.open(job.logits) if job.logits is not None else None
-    known = _told(written, validation) if written is not None else None
+    known = _told(job, context, engine, written, validation) if written is not None else None
     if written is not None and known is not None:
         return Teaching(known, None, _cached(written))
     model, loss = _loaded(job, context, engine, teacher, validation)
@@ -66,12 +74,21 @@ def _loaded(
     return model, measured
 
 
-def _told(written: Artifact, validation: ValidationData) -> ValidationLoss | None:
-    """The teacher's loss over the same sequences, where the step that wrote the logits has measured it."""
-    told = written.result(LogitsResult)
-    if told.validation_sequences != len(validation):
-        return None
-    return ValidationLoss(told.teacher_loss, tuple(one.teacher for one in told.source_losses))
+def _told(
+    job: DistillJob, context: Context, engine: Engine, written: Artifact, validation: ValidationData
+) -> ValidationLoss | None:
+    """The teacher's loss over the same sequences, where a step has measured it that wrote these logits or found them:
+    that of this run is known by what it measured. Every rank calls it: a volume may show the note to some of them.
+    """
+    known: ValidationLoss | None = None
+    if engine.rank == 0:
+        key = written.manifest.key
+        step = step_measuring(key, {FORMER_NAMES["validation"]: job.validation})
+        steps = written, context.store.find_published(Phase.LOGITS, step, key)
+        told = (one.result(LogitsResult).teacher for one in steps if one is not None)
+        same = next((one for one in told if one.validation_sequences == len(validation)), None)
+        known = same and ValidationLoss(same.loss, tuple(one.teacher for one in same.source_losses))
+    return engine.agree(known)
 
 
 def _cached(written: Artifact) -> CachedLogits:
@@ -80,12 +97,13 @@ def _cached(written: Artifact) -> CachedLogits:
     return CachedLogits(written.path / logits.FOLDER, of, per_part)
 
 
-def in_words(job: DistillJob, context: Context) -> str:
-    """What is read in place of the teacher, for report and card: a clause that goes on behind the losses."""
+def in_words(job: DistillJob, context: Context) -> str | None:
+    """What is read in place of the teacher, for report and card: a sentence without its full stop."""
     if job.logits is None:
-        return ""
+        return None
     told = context.store.open(job.logits).result(LogitsResult)
+    summed = any(loss.rest_temperature is not None for loss in job.distill.losses)
     return (
-        f", of the teacher's {told.top_k} likeliest tokens, which have {told.mass_kept:.2%} of its probability; all "
-        "others count as one (teacherLogits: Cached)"
+        f"the teacher's {told.top_k:,} likeliest tokens after each token, which have {100 * told.mass_kept:.1f} % of "
+        f"its probability{'; all others count as one' if summed else ''} (teacherLogits: Cached)"
     )

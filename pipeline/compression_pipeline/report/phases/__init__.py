@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from compression_pipeline.config import Phase
 from compression_pipeline.report.data import Measured, Results
 
-from . import distill, evaluate, export, finetune, prepare, prune, search
+from . import distill, evaluate, export, finetune, logits, prepare, prune, search
 from .base import PhaseReport, Row, plain
 
 REPORTS: Mapping[Phase, PhaseReport] = {
@@ -16,6 +16,7 @@ REPORTS: Mapping[Phase, PhaseReport] = {
     Phase.FINETUNE: finetune.REPORT,
     Phase.SEARCH: search.REPORT,
     Phase.PRUNE: prune.REPORT,
+    Phase.LOGITS: logits.REPORT,
     Phase.DISTILL: distill.REPORT,
     Phase.TASKS: evaluate.TOLD_WITH_THE_STUDENT,
     Phase.EXPORT: export.REPORT,

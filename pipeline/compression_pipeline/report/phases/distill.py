@@ -1,6 +1,6 @@
 """distill: what a student won back, over the steps."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +13,6 @@ from compression_pipeline.config import (
     EvaluateResult,
     GateFigures,
     Phase,
-    StepResult,
     losses_in_words,
     verdicts,
 )
@@ -91,6 +90,8 @@ def _facts(run: RunData) -> Iterator[Fact]:
         used = {student.precision for student in theirs}
         said = training.in_words(run, settings, used.pop() if len(used) == 1 else None)
         yield f"Distillation{whose}", f"{said}. Loss: {_losses(settings, theirs)}"
+        if read := _told(theirs, lambda result: result.read_in_place):
+            yield f"Read in place of the teacher{whose}", read
         if every := settings.get("exportEvery"):
             folders = [
                 f"work/{step.fingerprint}/exports{_newest(step.progress)}"
@@ -123,10 +124,8 @@ def _won(result: DistillResult) -> str:
 
 def _losses(settings: Mapping[str, Any], students: Sequence[StudentData]) -> str:
     """What students were trained to match: as distill told, else by a spec that another version may have written."""
-    told = {student.name: words for student in students if (words := _losses_of(student.results.get(Phase.DISTILL)))}
-    if told:
-        same = len(set(told.values())) == 1
-        return next(iter(told.values())) if same else "; ".join(f"{name}: {words}" for name, words in told.items())
+    if told := _told(students, lambda result: result.losses):
+        return told
     given = {"losses": settings["losses"]} if "losses" in settings else {}
     try:
         return losses_in_words(DistillConfig.model_validate({"steps": 1, "warmupSteps": 0, **given}).losses)
@@ -134,8 +133,12 @@ def _losses(settings: Mapping[str, Any], students: Sequence[StudentData]) -> str
         return ", ".join(str(loss.get("type")) for loss in settings["losses"])
 
 
-def _losses_of(result: StepResult | None) -> str | None:
-    return result.losses if isinstance(result, DistillResult) else None
+def _told(students: Sequence[StudentData], of: Callable[[DistillResult], str | None]) -> str:
+    """What distill told of each student; once where it is the same of all, and empty where it is nothing."""
+    results = ((student.name, student.results.get(Phase.DISTILL)) for student in students)
+    told = {name: words for name, one in results if isinstance(one, DistillResult) and (words := of(one))}
+    same = len(set(told.values())) == 1
+    return next(iter(told.values())) if same else "; ".join(f"{name}: {words}" for name, words in told.items())
 
 
 def _distillations(spec: Spec) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -175,8 +178,9 @@ def _warnings(run: RunData) -> Iterator[str]:
 def _card(ancestry: Ancestry) -> Iterator[str]:
     job, result = ancestry.distill
     yield (
-        f"**Distillation.** {_losses_text(job, result)}. Sequences of "
-        f"{job.sequence_length} tokens; {ENGINES[job.engine].trains_with}."
+        f"**Distillation.** {_losses_text(job, result)}."
+        + (f" Read in place of the teacher: {result.read_in_place}." if result.read_in_place else "")
+        + f" Sequences of {job.sequence_length} tokens; {ENGINES[job.engine].trains_with}."
     )
     if result.extended_steps and job.accept is not None:
         asked = " and ".join(f"{verdict.criterion} {verdict.limit:g}" for verdict in verdicts(job.accept, NOTHING))
