@@ -15,6 +15,7 @@ from compression_pipeline.config import (
     DistillConfig,
     DocumentAttention,
     LogitsConfig,
+    ParallelLayout,
     Precision,
     Recomputation,
     Shape,
@@ -163,13 +164,14 @@ def _planned(
     losses = resolved_losses(distill.losses, teacher, trained) if distill else []
     gpu = (hardware.gpu or named_gpu(spec, settings)) if on_gpu else None
 
+    precision = training.precision if training.precision is not Precision.AUTO else arithmetic(on_gpu)
     micro_batches = max(1, training.global_batch_size // (training.micro_batch_size * layout.data))
     memory_of = partial(
         training_memory,
         trained,
         micro_batch_size=training.micro_batch_size,
         sequence_length=length,
-        precision=training.precision if training.precision is not Precision.AUTO else arithmetic(on_gpu),
+        precision=precision,
         copies=layout.data,
         tensor=layout.tensor,
         pipeline=layout.pipeline,
@@ -198,9 +200,10 @@ def _planned(
         gpu=gpu.name if gpu else None,
         gpu_hours=hours_on(flops, gpu, hardware),
     )
+    gathered = trained.parameters * _bytes_gathered(precision, layout, on_gpu=on_gpu, distilled=distill is not None)
     warnings = [
         *_gpu_warnings(step, planned, gpu),
-        *_pod_warnings(step, planned, layout.per_node, on_gpu=on_gpu),
+        *_pod_warnings(step, planned, layout.per_node, on_gpu=on_gpu, gathered=gathered),
         *_idle_warnings(step, layout.pipeline, micro_batches),
     ]
     return planned.model_copy(update={"warnings": warnings})
@@ -281,12 +284,24 @@ def _gpu_warnings(step: PlannedStep, planned: PlannedTraining, gpu: Gpu | None) 
     ]
 
 
-def _pod_warnings(step: PlannedStep, planned: PlannedTraining, ranks: int, *, on_gpu: bool) -> Sequence[str]:
+def _bytes_gathered(precision: Precision, layout: ParallelLayout, *, on_gpu: bool, distilled: bool) -> int:
+    """Of each trained weight in the main memory of a pod, as the first rank publishes them (`megatron/gathering.py`).
+    Those of a distillation are in float32: where a model's own are rounded, the ranks of a copy have their parts of
+    those there, too.
+    """
+    rounded, split = precision is Precision.BF16, layout.per_copy > 1
+    if distilled and on_gpu:
+        return FLOAT32 * (2 if rounded and split else 1)
+    return (BFLOAT16 if rounded else FLOAT32) if split else 0
+
+
+def _pod_warnings(
+    step: PlannedStep, planned: PlannedTraining, ranks: int, *, on_gpu: bool, gathered: int = 0
+) -> Sequence[str]:
+    """`gathered`: bytes of weights in the main memory of a pod."""
     limits = (step.settings.resources or {}).get("limits", {})
     limit = quantity_bytes(limits["memory"]) if "memory" in limits else None
-    needed = ranks * (PROCESS if on_gpu else CPU_PROCESS + planned.memory_per_gpu.total)
-    if on_gpu and step.student is not None and PHASES[step.phase].trains:
-        needed += planned.parameters * FLOAT32  # the first rank gathers the trained weights
+    needed = ranks * (PROCESS if on_gpu else CPU_PROCESS + planned.memory_per_gpu.total) + gathered
     if limit is None or limit >= needed:
         return []
     return [

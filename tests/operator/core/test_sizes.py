@@ -129,6 +129,35 @@ def test_a_pod_s_limit_is_compared_with_what_it_needs() -> None:
     assert not distillation(a_run(phases={"distill": {"resources": {"limits": {"memory": "41Gi"}}}})).warnings
 
 
+@pytest.mark.parametrize(
+    ("split", "needed"),
+    [
+        ({}, {"finetune": 24, "distill": 41}),
+        # A whole teacher in bfloat16; a whole student in float32, beside the parts of it that the ranks have.
+        ({"tensor": 8}, {"finetune": 39, "distill": 58}),
+        ({"pipeline": 2}, {"finetune": 39, "distill": 58}),
+    ],
+)
+def test_a_pod_whose_gpus_share_a_model_holds_all_of_its_weights(split: dict[str, int], needed: dict[str, int]) -> None:
+    limited = {"resources": {"limits": {"memory": "16Gi"}}, "parallelism": split}
+    run = a_run(finetune={"steps": 100, "warmupSteps": 1}, phases={"finetune": limited, "distill": limited})
+    for phase, training in zip(needed, sizes(run).trainings.values(), strict=True):
+        [warning] = training.warnings
+        assert warning.endswith(f"raise it to {needed[phase]}Gi")
+    on_cpu = {"gpusPerNode": 0, "processesPerNode": 2, "resources": {"limits": {"memory": "1Gi"}}}
+    plain, shared = (
+        distillation(a_run(phases={"distill": on_cpu | {"parallelism": {"tensor": tensor}}})) for tensor in (1, 2)
+    )
+
+    def beside(training: PlannedTraining) -> float:
+        """GiB that are not of the ranks themselves."""
+        [warning] = training.warnings
+        return int(warning.rpartition(" ")[2][:-2]) - 2 * (1 + training.memory_per_gpu.total / 2**30)
+
+    assert 0 <= beside(plain) <= 1
+    assert 0 <= beside(shared) - training.parameters * 4 / 2**30 <= 1
+
+
 def test_on_a_cpu_the_pod_holds_everything() -> None:
     on_cpu = {"distill": {"gpusPerNode": 0, "processesPerNode": 2, "resources": {"limits": {"memory": "64Gi"}}}}
     found = distillation(a_run(phases=on_cpu), gpu=GPUS["H100"])
