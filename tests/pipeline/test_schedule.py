@@ -8,7 +8,7 @@ from engine_models import architecture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compression_pipeline.config import FinetuneConfig
+from compression_pipeline.config import FinetuneConfig, Recomputation
 from compression_pipeline.engines.history import MOST_ENTRIES, History, StepEntry, ValidationEntry
 from compression_pipeline.engines.schedule import learning_rate
 from compression_pipeline.sizing import GPUS, find_gpu, forward_flops, training_flops
@@ -58,6 +58,11 @@ def test_operations_of_llama_3_1_8b() -> None:
     assert forward_flops(shape, 8192) == pytest.approx(2 * weights + 32 * 4 * 4096 * 4096.5)
     assert training_flops(shape, 8192) == 3 * forward_flops(shape, 8192)
     assert training_flops(shape, 8192, shape) == 4 * forward_flops(shape, 8192)
+    again = {what: training_flops(shape, 8192, None, what) - training_flops(shape, 8192) for what in Recomputation}
+    words = 2 * shape.vocabulary_size * shape.hidden_size
+    assert again[Recomputation.FULL] == forward_flops(shape, 8192) - words, "a forward pass without the output layer"
+    mlps = 2 * shape.layers * 3 * shape.hidden_size * shape.ffn_hidden_size
+    assert again[Recomputation.SELECTIVE] == mlps and again[Recomputation.NONE] == 0
     tied = shape.model_copy(update={"tied_embeddings": True})
     assert forward_flops(tied, 8192) == forward_flops(shape, 8192)
 

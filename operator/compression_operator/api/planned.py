@@ -25,7 +25,9 @@ class PlannedTraining(Record):
     tensor: int = Field(default=1, description="GPUs, or processes, that share each matrix of one copy of the models.")
     pipeline: int = Field(default=1, description="Stages that the layers of one copy of the models are split over.")
     tokens: int = Field(description="Tokens of all steps, but for accept.extendSteps.")
-    flops: float = Field(description="Floating-point operations of all steps, those of the teacher included.")
+    flops: float = Field(
+        description="Floating-point operations of all steps, those of the teacher and of recomputation included."
+    )
     memory_per_gpu: PlannedMemory = Field(
         description="Bytes on one GPU, or of one rank on CPU. Of several stages (pipeline) it is the one that needs "
         "most. CUDA's context, NCCL's buffers and fragments come on top."
@@ -38,7 +40,9 @@ class PlannedTraining(Record):
     store_bytes: int = Field(description="Bytes in the store while it runs: artifacts of the student and checkpoints.")
     gpu: str | None = Field(default=None, description="GPU that the node selector names by nvidia.com/gpu.product.")
     gpu_hours: float | None = Field(
-        default=None, description="Hours of that GPU, times their number, at 40 % of its dense bfloat16 peak."
+        default=None,
+        description="Hours of that GPU, times their number, at 40 % of its dense bfloat16 peak while it computes; the "
+        "time for which pipeline stages wait is counted.",
     )
     warnings: list[str] = Field(
         default=[],

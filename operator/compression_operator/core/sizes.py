@@ -186,7 +186,9 @@ def _planned(
     recomputed = least_recomputation(training.activation_recomputation, memory_of, room)
     memory = memory_of(recomputation=recomputed)
     tokens = training.steps * training.global_batch_size * length
-    flops = tokens * training_flops(trained, length, None if distill and distill.cached else taught)
+    running = None if distill and distill.cached else taught
+    flops = tokens * training_flops(trained, length, running, recomputed)
+    worked = 1 - _idle(layout.pipeline, micro_batches)
     planned = PlannedTraining(
         parameters=trained.parameters,
         ranks=layout.ranks,
@@ -198,7 +200,7 @@ def _planned(
         recomputation=recomputed,
         store_bytes=0,
         gpu=gpu.name if gpu else None,
-        gpu_hours=hours_on(flops, gpu, hardware),
+        gpu_hours=hours_on(flops / worked, gpu, hardware),
     )
     gathered = trained.parameters * _bytes_gathered(precision, layout, on_gpu=on_gpu, distilled=distill is not None)
     warnings = [
@@ -246,10 +248,10 @@ def _idle_warnings(step: PlannedStep, stages: int, micro_batches: int) -> Sequen
     if micro_batches >= stages:
         return []
     passes = f"{micro_batches} micro-batch{'es' if micro_batches > 1 else ''}"
-    idle = (stages - 1) / (micro_batches + stages - 1)
     return [
-        f"{step.name} has {passes} in each copy for {stages} pipeline stages, so each stage idles {idle:.0%} of the "
-        f"time; lower microBatchSize or phases.{step.phase}.parallelism.pipeline, or raise globalBatchSize"
+        f"{step.name} has {passes} in each copy for {stages} pipeline stages, so each stage idles "
+        f"{_idle(stages, micro_batches):.0%} of the time; lower microBatchSize or "
+        f"phases.{step.phase}.parallelism.pipeline, or raise globalBatchSize"
     ]
 
 
@@ -282,6 +284,11 @@ def _gpu_warnings(step: PlannedStep, planned: PlannedTraining, gpu: Gpu | None) 
         f"{step.name} needs about {human_bytes(needed.total)} on each GPU, and {gpu.name} has "
         f"{human_bytes(gpu.memory)}; {advice}"
     ]
+
+
+def _idle(stages: int, micro_batches: int) -> float:
+    """Share of a step for which a stage waits for the others, of Megatron's schedule 1F1B."""
+    return (stages - 1) / (micro_batches + stages - 1)
 
 
 def _bytes_gathered(precision: Precision, layout: ParallelLayout, *, on_gpu: bool, distilled: bool) -> int:

@@ -19,7 +19,7 @@ from compression_operator.core.reconcile import reconcile
 from compression_operator.core.sizes import Hardware, Sizes, quantity_bytes, run_sizes, with_sizes
 from compression_operator.core.student_faults import faults_by_student
 from compression_pipeline.config import Recomputation, ResolvedSource
-from compression_pipeline.sizing import GPUS
+from compression_pipeline.sizing import GPUS, training_flops
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 ARCHITECTURE: dict[str, Any] = {
@@ -288,6 +288,22 @@ def test_a_gpu_has_one_stage_of_each_model() -> None:
         "distill-width has 1 micro-batch in each copy for 4 pipeline stages, so each stage idles 75% of the time; "
         "lower microBatchSize or phases.distill.parallelism.pipeline, or raise globalBatchSize"
     )
+
+
+def test_hours_count_what_is_computed_again_and_that_stages_wait() -> None:
+    def of(what: str = "None", **split: int) -> PlannedTraining:
+        training = {"steps": 100, "globalBatchSize": 64, "microBatchSize": 1, "activationRecomputation": what}
+        return distillation(a_run(distill=training, phases={"distill": {"parallelism": split}}), gpu=GPUS["H100"])
+
+    plain, full, staged = of(), of("Full"), of(pipeline=4)
+    assert plain.gpu_hours and full.gpu_hours and staged.gpu_hours
+    student = sizes(a_run()).shapes["width"]
+    again = training_flops(student, 8192, None, Recomputation.FULL) - training_flops(student, 8192)
+    assert full.flops - plain.flops == pytest.approx(again * plain.tokens) and again > 0
+    assert full.gpu_hours / plain.gpu_hours == pytest.approx(full.flops / plain.flops, rel=0.001)
+    assert staged.flops == plain.flops, "waiting computes nothing"
+    # 32 micro-batches in each of two copies, four stages: three of 35 parts of the time.
+    assert staged.gpu_hours / plain.gpu_hours == pytest.approx(35 / 32, rel=0.001)
 
 
 def test_more_stages_than_layers_are_a_fault_of_their_field() -> None:
