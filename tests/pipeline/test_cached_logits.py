@@ -256,6 +256,10 @@ def test_another_number_of_validation_samples_writes_nothing_anew(tmp_path: Path
     lose_teacher(store)
     found = distill.run(job.model_copy(update={"validation": fewer}), context(store, DISTILLED)[0])
     assert found.teacher_loss == second.teacher.loss
+    # Nor is it loaded where the student was distilled before and is measured alone.
+    made = job.model_copy(update={"fingerprint": "6" * 32, "key": DISTILLED})
+    measured = distill.run(made, context(store, "6" * 32)[0])
+    assert measured.teacher_loss == first.teacher.loss and measured.read_in_place == found.read_in_place
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from compression_pipeline.losses import tensor_faults
 from compression_pipeline.phases import measuring
 from compression_pipeline.phases.best import BestWeights
 from compression_pipeline.phases.intermediate import IntermediateExports
-from compression_pipeline.phases.teaching import in_words, teaching
+from compression_pipeline.phases.teaching import in_words, teaching, told_loss
 from compression_pipeline.phases.watching import TaskScores
 from compression_pipeline.reference_logits import SEQUENCES, TOKENS, Reference, kept_positions
 from compression_pipeline.text.batches import Batch, TrainingData, ValidationData, ValidationLoss, sequences_per_pass
@@ -149,9 +149,12 @@ def _measured(job: DistillJob, context: Context, engine: Engine, made: Artifact)
     known = measuring.own(job, context, engine, made, DistillResult)
     if known is not None:
         return known
-    models = {"teacher": job.teacher, "pruned": job.pruned, "distilled": made.name}
+    models = {"pruned": job.pruned, "distilled": made.name}
     validation = measuring.validation_of(job, context)
-    found = measuring.losses(job, context, engine, models, validation)
+    known = told_loss(job, context, engine, validation)
+    teacher = {"teacher": job.teacher} if known is None else {}
+    found = measuring.losses(job, context, engine, {**teacher, **models}, validation)
+    found |= {"teacher": known} if known is not None else {}
     student = read_architecture(made.model)
     state = engine.read(student, made.model)
     told = made.result(DistillResult)

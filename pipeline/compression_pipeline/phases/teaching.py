@@ -39,7 +39,7 @@ def teaching(
     Raises UserError where it computes no numbers.
     """
     written = context.store.open(job.logits) if job.logits is not None else None
-    known = _told(job, context, engine, written, validation) if written is not None else None
+    known = told_loss(job, context, engine, validation)
     if written is not None and known is not None:
         return Teaching(known, None, _cached(written))
     model, loss = _loaded(job, context, engine, teacher, validation)
@@ -74,13 +74,13 @@ def _loaded(
     return model, measured
 
 
-def _told(
-    job: DistillJob, context: Context, engine: Engine, written: Artifact, validation: ValidationData
-) -> ValidationLoss | None:
-    """The teacher's loss over the same sequences, where a step has measured it that wrote these logits or found them:
-    that of this run is known by what it measured. Every rank calls it: a volume may show the note to some of them.
+def told_loss(job: DistillJob, context: Context, engine: Engine, validation: ValidationData) -> ValidationLoss | None:
+    """The teacher's loss over the same sequences, where its logits are read and a step has measured it that wrote or
+    found these: that of this run is known by what it measured. Every rank calls it: a volume may show the note to some.
     """
-    known: ValidationLoss | None = None
+    if job.logits is None:
+        return None
+    written, known = context.store.open(job.logits), None
     if engine.rank == 0:
         key = written.manifest.key
         step = step_measuring(key, {FORMER_NAMES["validation"]: job.validation})
