@@ -15,6 +15,11 @@ class PlannedMemory(Record):
     teacher: int = Field(description="Weights of the teacher.")
     activations: int = Field(description="Values that the backward pass needs.")
     logits: int = Field(description="Logits, and what the losses make of them.")
+    scoring: int = Field(
+        default=0,
+        description="With taskInterval: what the copy of the whole student that rank 0 scores between steps takes "
+        "beyond activations and logits, which are not there meanwhile.",
+    )
 
 
 class PlannedTraining(Record):

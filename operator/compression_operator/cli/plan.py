@@ -258,7 +258,7 @@ def _print_sizes(found: FoundTeacher, sizes: Sizes, hardware: Hardware) -> None:
     print_table(out, ("model", "layers", "hidden", "FFN", "heads", "KV heads", "parameters", "ratio"), rows)
     print("\nper GPU (of one rank if a phase runs on CPU):")
     rows = [[name, _ranks(one), *_memory(one)] for name, one in sizes.trainings.items()]
-    memory = ("weights", "gradients", "optimizer", "teacher", "activations", "logits", "sum")
+    memory = ("weights", "gradients", "optimizer", "teacher", "activations", "logits", "scoring", "sum")
     headings = ("step", "ranks", *memory, "recomputes")
     print_table(out, headings, rows)
     print()
@@ -290,6 +290,6 @@ def _ranks(one: PlannedTraining) -> str:
 
 def _memory(one: PlannedTraining) -> Iterator[str]:
     of = one.memory_per_gpu
-    for size in (of.weights, of.gradients, of.optimizer, of.teacher, of.activations, of.logits, of.total):
+    for size in (of.weights, of.gradients, of.optimizer, of.teacher, of.activations, of.logits, of.scoring, of.total):
         yield human_bytes(size)
     yield one.recomputation.words

@@ -184,7 +184,7 @@ def _planned(
     )
     room = gpu.memory if gpu is not None else None
     recomputed = least_recomputation(training.activation_recomputation, memory_of, room)
-    memory = memory_of(recomputation=recomputed)
+    memory = memory_of(recomputation=recomputed, scored=distill is not None and distill.task_interval is not None)
     tokens = training.steps * training.global_batch_size * length
     running = None if distill and distill.cached else taught
     flops = tokens * training_flops(trained, length, running, recomputed)
@@ -269,11 +269,14 @@ def _gpu_warnings(step: PlannedStep, planned: PlannedTraining, gpu: Gpu | None) 
     needed = planned.memory_per_gpu
     if gpu is None or needed.total <= gpu.memory * USABLE:
         return []
-    fixed, trains = needed.total - needed.activations - needed.logits, PHASES[step.phase].trains
+    training, trains = needed.total - needed.scoring, PHASES[step.phase].trains
+    fixed = training - needed.activations - needed.logits
     ways = [] if planned.recomputation is Recomputation.FULL or not trains else ["set activationRecomputation: Full"]
     ways += ["lower microBatchSize or dataset.sequenceLength"]
     if fixed > gpu.memory * USABLE and not trains:
         ways = ["set distill.teacherLogits: Live and phases.distill.parallelism, which splits the teacher"]
+    elif training <= gpu.memory * USABLE:
+        ways = ["remove taskInterval, by which rank 0 scores a copy of the whole student between steps"]
     elif fixed > gpu.memory * USABLE:
         smallest = fixed - needed.optimizer * (1 - 1 / 64)
         ways = ["use more GPUs, which share the optimizer's state"] if smallest < gpu.memory * USABLE else []

@@ -49,6 +49,8 @@ class Memory:
     """Logits, and what is made of them: by the output layers and the losses, some tokens at a time; without a teacher
     the softmax of all.
     """
+    scoring: int = 0
+    """Of the whole student that rank 0 scores by tasks between steps: what activations and logits leave no room for."""
 
     @property
     def total(self) -> int:
@@ -72,6 +74,7 @@ def training_memory(
     pipeline: int = 1,
     micro_batches: int | None = None,
     likeliest: int | None = None,
+    scored: bool = False,
 ) -> Memory:
     """What a rank needs to train a model; of several pipeline stages one of that which needs most.
 
@@ -87,6 +90,8 @@ def training_memory(
         micro_batches: of a copy in a step; None: at least as many as there are stages. A stage keeps the activations of
             as many as there are stages from it to the last.
         likeliest: of a distillation whose teacher is not there: tokens of which it reads what the teacher gives them.
+        scored: whether tasks are scored meanwhile (`tasks/live.py`), of a copy of the whole model on rank 0, which has
+            part of the first stage. Activations and logits are gone by then.
     """
     size = 2 if precision is Precision.BF16 else _F32
     tokens = micro_batch_size * sequence_length
@@ -137,6 +142,7 @@ def training_memory(
             teacher=of_teacher,
             activations=activations,
             logits=logits,
+            scoring=max(trained.parameters * size - activations - logits, 0) if scored and stage.first else 0,
         )
 
     return max(map(of_stage, range(count)), key=lambda memory: memory.total)

@@ -306,6 +306,27 @@ def test_hours_count_what_is_computed_again_and_that_stages_wait() -> None:
     assert staged.gpu_hours / plain.gpu_hours == pytest.approx(35 / 32, rel=0.001)
 
 
+def test_the_student_that_is_scored_between_steps_is_planned_where_activations_leave_no_room() -> None:
+    def of(interval: int | None, gpu: str, precision: str = "BF16", **split: int) -> PlannedTraining:
+        tasks = {"evaluate": {"tasks": [{"name": "gsm8k"}]}} if interval else {}
+        training = {"steps": 100, "globalBatchSize": 1152, "precision": precision}
+        training |= {"taskInterval": interval} if interval else {}
+        return distillation(a_run(distill=training, phases={"distill": {"parallelism": split}}, **tasks), gpu=GPUS[gpu])
+
+    plain, scored = of(None, "H100", tensor=8), of(10, "H100", tensor=8)
+    memory = scored.memory_per_gpu
+    copy = 2 * scored.parameters
+    assert 0 < memory.scoring == copy - memory.activations - memory.logits
+    assert memory.total == plain.memory_per_gpu.total + memory.scoring and not scored.warnings
+    assert of(10, "H200").memory_per_gpu == of(None, "H200").memory_per_gpu, "the copy takes the room of activations"
+    assert not of(None, "L4", "FP32", tensor=8).warnings
+    [warning] = of(10, "L4", "FP32", tensor=8).warnings
+    assert "; remove taskInterval, by which rank 0 scores a copy of the whole student" in warning
+    # Rank 0 is in the first stage, and another stage may need more than it does with the copy.
+    staged = of(10, "H100", pipeline=2)
+    assert staged.memory_per_gpu.total >= of(None, "H100", pipeline=2).memory_per_gpu.total
+
+
 def test_more_stages_than_layers_are_a_fault_of_their_field() -> None:
     teacher = TeacherStatus(**ARCHITECTURE, parameter_count=1)
     wrong = a_run(phases={"distill": {"nodes": 8, "parallelism": {"pipeline": 64}}})
