@@ -48,7 +48,8 @@ def test_an_image_from_before_any_field_runs_what_does_not_use_it(phase: Phase) 
     scored = PHASES[phase].program in (Phase.TASKS, Phase.EVALUATE, Phase.REPORT)
     evaluate = {"tasks": [{"name": "hellaswag"}]} if scored else None
     searched = [{"name": "small", "prune": {"target": {"ratio": 2}}}] if phase is Phase.SEARCH else None
-    spec = {"evaluate": evaluate, **({"students": searched} if searched else {})}
+    cached = {"distill": {"steps": 10, "teacherLogits": "Cached"}} if phase is Phase.LOGITS else {}
+    spec = {"evaluate": evaluate, **({"students": searched} if searched else {}), **cached}
     text, model = told(**spec)[phase], PHASES[phase].job
     unused = 0
     for path in fields_with_defaults(model):
