@@ -312,7 +312,8 @@ class DistillConfig(TrainingConfig):
         "cachedTopK likeliest tokens after each token, with their log-probabilities and that of all others together. "
         "Distillations read these, with no teacher in memory: also restarts, other runs in the storage, and students "
         "that share steps x globalBatchSize, seed, precision and the temperature of LogitsKL. They do not depend on "
-        "micro-batch and ranks. LogitsKL then counts all tokens that are not kept as one. Only for losses that need "
+        "micro-batch and ranks, but phases.distill.parallelism has to be 1, and each GPU of that step holds the whole "
+        "teacher. LogitsKL then counts all tokens that are not kept as one. Only for losses that need "
         f"no more: {', '.join(OF_LIKELIEST)}.",
     )
     cached_top_k: int = Field(
