@@ -117,17 +117,22 @@ def measure(job: DistillJob, chosen: argparse.Namespace, current: Runtime) -> di
             for name, value in values.items()
         }
         found["step"] = in_turn(steps, chosen.rounds, tokens, current)
+    return {**measured_on(chosen, teacher, student, current), "tokensPerStep": tokens, "rounds": chosen.rounds, **found}
+
+
+def measured_on(
+    chosen: argparse.Namespace, teacher: Architecture, student: Architecture, current: Runtime
+) -> dict[str, Any]:
+    """The machine, the models and the versions of a measurement."""
     return {
         "device": torch.cuda.get_device_name(current.device) if current.on_gpu else "CPU",
         "threads": current.threads,
         "load": round(os.getloadavg()[0], 1),
         "dtype": str(current.dtype).removeprefix("torch."),
         "vocabulary": chosen.vocabulary,
+        "sequence": chosen.sequence,
         "teacherParameters": teacher.parameters,
         "studentParameters": student.parameters,
-        "tokensPerStep": tokens,
-        "rounds": chosen.rounds,
-        **found,
         "versions": {name: version(name) for name in LIBRARIES},
     }
 

@@ -14,7 +14,6 @@ device at each boundary; the speed comes from steps that do not.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -22,12 +21,11 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 from unittest import mock
 
 import torch
-from distill import LIBRARIES, Combined, Step, data, job_of, plain, synchronize
+from distill import Combined, Step, data, job_of, measured_on, plain, synchronize
 from distill_losses import losses
 from llama import llama, parser_of
 from peak import peak_of
@@ -67,21 +65,7 @@ def measure(chosen: argparse.Namespace, current: Runtime) -> dict[str, Any]:
     for name in chosen.variant or ["chunked", RECOMPUTED]:
         found[name] = alone(name, teacher, student, chosen, current, rate)
         free(current)
-    return {
-        "device": torch.cuda.get_device_name(current.device) if current.on_gpu else "CPU",
-        "threads": current.threads,
-        "load": round(os.getloadavg()[0], 1),
-        "dtype": str(current.dtype).removeprefix("torch."),
-        "vocabulary": chosen.vocabulary,
-        "sequence": chosen.sequence,
-        "teacherParameters": teacher.parameters,
-        "studentParameters": student.parameters,
-        "matrixTeraflops": rate / 1e12,
-        "variants": found,
-        "versions": {
-            name: version(name) for name in LIBRARIES if name != "liger-kernel" or "liger" in str(list(found))
-        },
-    }
+    return {**measured_on(chosen, teacher, student, current), "matrixTeraflops": rate / 1e12, "variants": found}
 
 
 def matrix_rate(current: Runtime) -> float:

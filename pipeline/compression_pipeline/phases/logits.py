@@ -16,7 +16,6 @@ from compression_pipeline.engines import Engine, Model, start_engine
 from compression_pipeline.errors import Interrupted, TransientError, UserError
 from compression_pipeline.huggingface.files import read_architecture
 from compression_pipeline.phases import measuring
-from compression_pipeline.phases.remembering import Measured, remembered
 from compression_pipeline.store.files import link, make_folder
 from compression_pipeline.teacher_logits import Likeliest, Parts, Written, write, written
 from compression_pipeline.text.batches import TrainingSequences, ValidationData, ValidationLoss
@@ -130,26 +129,14 @@ def _teacher(
     job: LogitsJob, context: Context, engine: Engine, validation: ValidationData
 ) -> tuple[Model, ValidationLoss]:
     """The teacher, sound, and its validation loss."""
-    artifact = context.store.open(job.teacher)
-    architecture = read_architecture(artifact.model)
+    architecture = read_architecture(context.store.open(job.teacher).model)
     if job.logits.top_k > architecture.vocabulary_size:
         raise UserError(
             f"distill.cachedTopK: {job.logits.top_k} is more than the {architecture.vocabulary_size} tokens of the "
             "teacher's vocabulary; lower it"
         )
-    model = measuring.loaded(engine, architecture, artifact.model, sequence_length=job.sequence_length)
     per_pass = job.logits.micro_batch_size
-    on = {"teacher": artifact.content, "sequences": len(validation), "perPass": per_pass, "ranks": engine.world_size}
-    measured = remembered(
-        context,
-        job.fingerprint,
-        engine,
-        "teacher-loss",
-        on,
-        lambda: Measured(engine.validate(model, validation, sequences_per_pass=per_pass)),
-    ).loss
-    measuring.check_loss(engine, lambda: engine.state(model), architecture, measured.loss, whose="the teacher")
-    return model, measured
+    return measuring.measured_teacher(job, context, engine, architecture, validation, per_pass=per_pass)
 
 
 def _computed(job: LogitsJob, engine: Engine, model: Model, sequences: TrainingSequences, wanted: range) -> Likeliest:

@@ -23,6 +23,7 @@ from compression_pipeline.engines import Engine, Model, State
 from compression_pipeline.engines.soundness import check_sound
 from compression_pipeline.errors import Interrupted, UserError
 from compression_pipeline.huggingface.files import read_architecture
+from compression_pipeline.phases.remembering import Measured, remembered
 from compression_pipeline.store.published import Published
 from compression_pipeline.text.batches import ValidationData, ValidationLoss, sequences_per_pass
 
@@ -156,3 +157,33 @@ def note(job: _Measuring, context: Context, artifact: Artifact, result: Record) 
 
 def _measured_otherwise(artifact: Artifact, job: _Measuring) -> bool:
     return artifact.manifest.config.get("fingerprint", job.fingerprint) != job.fingerprint
+
+
+def measured_teacher(
+    job: DistillJob | LogitsJob,
+    context: Context,
+    engine: Engine,
+    architecture: Architecture,
+    validation: ValidationData,
+    *,
+    per_pass: int,
+) -> tuple[Model, ValidationLoss]:
+    """The job's teacher, sound, and its validation loss, `per_pass` sequences at a time."""
+    artifact = context.store.open(job.teacher)
+    model = loaded(engine, architecture, artifact.model, sequence_length=job.sequence_length)
+    measured_on = {
+        "teacher": artifact.content,
+        "sequences": len(validation),
+        "sequencesPerPass": per_pass,
+        "ranks": engine.world_size,
+    }
+    found = remembered(
+        context,
+        job.fingerprint,
+        engine,
+        "teacher-loss",
+        measured_on,
+        lambda: Measured(engine.validate(model, validation, sequences_per_pass=per_pass)),
+    ).loss
+    check_loss(engine, lambda: engine.state(model), architecture, found.loss, whose="the teacher")
+    return model, found

@@ -16,7 +16,6 @@ from compression_pipeline.config.members import LENIENT
 from compression_pipeline.context import Context
 from compression_pipeline.engines import Engine, Model
 from compression_pipeline.phases import logits, measuring
-from compression_pipeline.phases.remembering import Measured, remembered
 from compression_pipeline.teacher_logits import CachedLogits
 from compression_pipeline.text.batches import ValidationData, ValidationLoss, sequences_per_pass
 
@@ -42,36 +41,13 @@ def teaching(
     known = told_loss(job, context, engine, validation)
     if written is not None and known is not None:
         return Teaching(known, None, _cached(written))
-    model, loss = _loaded(job, context, engine, teacher, validation)
+    per_pass = sequences_per_pass(job.distill, engine)
+    model, loss = measuring.measured_teacher(job, context, engine, teacher, validation, per_pass=per_pass)
     if written is None:
         return Teaching(loss, model, None)
     del model
     engine.free()
     return Teaching(loss, None, _cached(written))
-
-
-def _loaded(
-    job: DistillJob, context: Context, engine: Engine, teacher: Architecture, validation: ValidationData
-) -> tuple[Model, ValidationLoss]:
-    artifact = context.store.open(job.teacher)
-    model = measuring.loaded(engine, teacher, artifact.model, sequence_length=job.sequence_length)
-    per_pass = sequences_per_pass(job.distill, engine)
-    measured_on = {
-        "teacher": artifact.content,
-        "sequences": len(validation),
-        "sequencesPerPass": per_pass,
-        "ranks": engine.world_size,
-    }
-    measured = remembered(
-        context,
-        job.fingerprint,
-        engine,
-        "teacher-loss",
-        measured_on,
-        lambda: Measured(engine.validate(model, validation, sequences_per_pass=per_pass)),
-    ).loss
-    measuring.check_loss(engine, lambda: engine.state(model), teacher, measured.loss, whose="the teacher")
-    return model, measured
 
 
 def told_loss(job: DistillJob, context: Context, engine: Engine, validation: ValidationData) -> ValidationLoss | None:
